@@ -1,0 +1,45 @@
+# Every target makes what it needs first. PYTHON names the Python that the environment is built from.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A machine with an NVIDIA GPU gets the packages for it.
+ACCELERATOR := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: env env-dev train test lint bench docs clean
+
+env: $(VENV)/.installed
+env-dev: $(VENV)/.installed-dev
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Sonoscribe needs Python 3.10 or newer; name one: make env PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.cfg constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(ACCELERATOR)]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(ACCELERATOR),dev]'
+	@touch $@
+
+train: env
+	$(BIN)/accelerate launch launch.py recipes/breast.yaml
+
+test: env-dev
+	$(BIN)/python -m pytest tests
+
+lint: env-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/mypy
+
+bench: env
+	$(BIN)/python benchmarks/loop.py
+
+docs: env
+	$(BIN)/python benchmarks/phantom_sheet.py
+
+clean:
+	rm -rf $(VENV) .cache build *.egg-info

@@ -1,0 +1,183 @@
+"""From a recipe to the objects of a run; the only caller of the registry's `load`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from framework.data import ExamSet
+from framework.distill import Topics, distill
+from framework.exam import Exam, ExamSource
+from framework.image_cache import ImageCache, build_image_cache
+from framework.progress import say
+from framework.recipe import Choice, Recipe, load_recipe
+from framework.registry import KINDS, PluginError, find, load
+from framework.report_space import ReportSpace
+from framework.scoring import Scorer
+from framework.task import ReportTask
+
+SPACE_DIMENSIONS = 64  # where no distiller brings a space of its own
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a run is made of, ready to train or evaluate."""
+
+    exams: dict[str, ExamSet]
+    tokenizer: Any
+    topics: Topics | None
+    task: ReportTask
+    augment: Any | None
+    scorer: Scorer
+    left_out: int  # exams with a broken view, under data.broken: skip
+
+
+def build_plugin(recipe: Recipe, kind: str, choice: Choice, **given: Any) -> Any:
+    """The plugin that a recipe names, made from its keys and from those run-time values that its signature names."""
+    plugin = find(kind, choice.name, recipe.plugin_files)
+    arguments = plugin.arguments
+    wanted = {argument.arg for argument in [*arguments.args, *arguments.kwonlyargs]} & KINDS[kind].given
+    absent = sorted(wanted - set(given))
+    if absent:
+        raise PluginError(f"{kind} '{choice.name}' ({plugin.where}) needs {', '.join(absent)}, which this run has not")
+    return load(plugin)(**choice.keys, **{name: given[name] for name in wanted})
+
+
+def build_dataset(recipe: Recipe) -> ExamSource:
+    return build_plugin(recipe, "dataset", recipe.data.dataset)
+
+
+def load_exams(source: ExamSource) -> dict[str, list[Exam]]:
+    """The exams of each split.
+
+    Raises:
+        ValueError: a split is missing or empty, an exam stands twice, or two splits share a patient.
+    """
+    splits = {name: list(exams) for name, exams in source.splits().items()}
+    for name in ("train", "val", "test"):
+        if not splits.get(name):
+            raise ValueError(f"The data set has no exam in split '{name}'. Its splits: {', '.join(splits)}")
+    home: dict[str, str] = {}
+    seen: set[str] = set()
+    for name, exams in splits.items():
+        for exam in exams:
+            if exam.id in seen:
+                raise ValueError(f"exam {exam.id} stands twice in the data set; every exam needs an id of its own")
+            seen.add(exam.id)
+            if home.setdefault(exam.patient, name) != name:
+                raise ValueError(f"patient {exam.patient} is in both {home[exam.patient]} and {name} (exam {exam.id})")
+    return splits
+
+
+def build_tokenizer(recipe: Recipe, training_reports: Sequence[str], trained: Path | None) -> Any:
+    """A tokenizer fitted on the training reports, or a trained model's own."""
+    if trained is None:
+        tokenizer = build_plugin(recipe, "tokenizer", recipe.data.tokenizer)
+        tokenizer.fit(training_reports)
+        return tokenizer
+    return load(find("tokenizer", recipe.data.tokenizer.name, recipe.plugin_files)).load(trained / "tokenizer.json")
+
+
+def build_topics(
+    recipe: Recipe, tokenizer: Any, texts: dict[str, list[str]], folder: Path | None
+) -> tuple[Topics | None, ReportSpace]:
+    """Topics of the reports, and the space in which reports are compared: the distiller's own, if it has one."""
+    seed, topics = recipe.train.seed, None
+    if recipe.has_topics:
+        distiller = build_plugin(recipe, "distiller", recipe.distiller, segment=tokenizer.segment, seed=seed)
+        topics = distill(distiller, texts, folder, Path(recipe.data.cache), _topics_key(recipe, tokenizer))
+        if topics.space is not None:
+            return topics, topics.space
+    space = ReportSpace(SPACE_DIMENSIONS, seed)
+    space.fit([tokenizer.segment(text) for text in texts["train"]])
+    return topics, space
+
+
+def _topics_key(recipe: Recipe, tokenizer: Any) -> str:
+    return repr((recipe.distiller.name, sorted(recipe.distiller.keys.items()), recipe.train.seed, tokenizer.segmentation))
+
+
+def build_task(
+    recipe: Recipe, tokenizer: Any, topic_count: int | None, space: ReportSpace | None, *, trained: bool
+) -> ReportTask:
+    """Encoder, decoder and losses. A trained model gets its weights later, so none are fetched for it here.
+
+    Without `space` (for `predict`) the task has no losses.
+    """
+    torch.manual_seed(recipe.train.seed)
+    encoder_choice = recipe.model.encoder
+    if trained and "weights" in encoder_choice.keys:
+        encoder_choice = Choice(name=encoder_choice.name, keys={**encoder_choice.keys, "weights": None})
+    encoder = build_plugin(recipe, "encoder", encoder_choice, channels=recipe.data.channels)
+    decoder = build_plugin(
+        recipe,
+        "decoder",
+        recipe.model.decoder,
+        vocabulary_size=len(tokenizer),
+        feature_width=encoder.width,
+        max_tokens=recipe.evaluate.max_tokens,
+    )
+    losses: dict[str, Any] = {}
+    if space is not None:
+        given: dict[str, Any] = {"vocabulary_size": len(tokenizer), "feature_width": encoder.width}
+        given["word_vectors_WD"] = torch.from_numpy(space.word_vectors(tokenizer.vocabulary))
+        if topic_count is not None:
+            given["topic_count"] = topic_count
+        losses = {name: build_plugin(recipe, "loss", loss, **given) for name, loss in recipe.active_losses.items()}
+    return ReportTask(encoder, decoder, losses)
+
+
+def build_scorer(recipe: Recipe, tokenizer: Any) -> Scorer:
+    return Scorer([build_plugin(recipe, "metric", metric) for metric in recipe.evaluate.metrics], tokenizer)
+
+
+def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path, trained: Path | None = None) -> Parts:
+    """All parts of a run. The main process decodes images and finds topics first; the others read what it cached."""
+    source = build_dataset(recipe)
+    splits = load_exams(source)
+    tokenizer = build_tokenizer(recipe, [exam.report for exam in splits["train"]], trained)
+    with accelerator.main_process_first():
+        cache, problems = build_image_cache(
+            [exam for exams in splits.values() for exam in exams],
+            source_key=source.cache_key,
+            size=recipe.data.image_size,
+            channels=recipe.data.channels,
+            folder=Path(recipe.data.cache),
+            broken=recipe.data.broken,
+        )
+        splits = {name: [exam for exam in exams if exam.id in cache.rows] for name, exams in splits.items()}
+        texts = {name: [exam.report for exam in exams] for name, exams in splits.items()}
+        topics, space = build_topics(recipe, tokenizer, texts, run if accelerator.is_main_process else None)
+    for problem in problems:
+        say(f"left out: {problem}")
+    exams = {name: _exam_set(recipe, rows, cache, tokenizer, topics, name) for name, rows in splits.items()}
+    if len(exams["train"]) < recipe.train.batch_size:
+        raise ValueError(
+            f"train.batch_size: {recipe.train.batch_size} is more than the {len(exams['train'])} training exams"
+        )
+    task = build_task(recipe, tokenizer, topics.count if topics else None, space, trained=trained is not None)
+    augment = None if recipe.data.augment is None else build_plugin(recipe, "augment", recipe.data.augment)
+    left_out = len({problem.exam_id for problem in problems})
+    return Parts(exams, tokenizer, topics, task, augment, build_scorer(recipe, tokenizer), left_out)
+
+
+def _exam_set(
+    recipe: Recipe, exams: list[Exam], cache: ImageCache, tokenizer: Any, topics: Topics | None, split: str
+) -> ExamSet:
+    tokens = [tokenizer.encode(exam.report, recipe.evaluate.max_tokens) for exam in exams]
+    return ExamSet(exams, cache, tokens, None if topics is None else topics.labels[split])
+
+
+def run_recipe(run: Path) -> Recipe:
+    """The recipe that a run's exported model was trained with."""
+    path = run / "model" / "recipe.yaml"
+    if not path.is_file():
+        raise ValueError(
+            f"{run}: not a run with a model (no {path}). Expected a folder such as runs/breast/20260101-120000-ab12cd34"
+        )
+    return load_recipe(path)

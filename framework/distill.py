@@ -1,0 +1,200 @@
+"""Runs a distiller once for all processes and runs: its topics are kept by what they were made from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import inspect
+import io
+import json
+import logging
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from framework.report_space import ReportSpace
+from framework.topic_measures import TopicCard, different_reports
+from framework.topic_picture import draw_topics
+
+log = logging.getLogger(__name__)
+TRAIN = "train"  # the one split that topics are fitted on
+# Part of the key, beside the distiller's own file: another version may find other topics.
+CODE = ("distill", "report_space", "topic_measures", "topic_picture")
+LIBRARIES = ("faiss-cpu", "faiss-gpu", "numpy", "scikit-learn", "scipy")
+
+
+class Distiller(Protocol):
+    """What a `distiller` plugin is. n reports, K topics."""
+
+    topic_count: int
+    space: ReportSpace | None  # set by `fit`; None for a distiller whose topics lie in no space
+
+    def fit(self, texts: Sequence[str]) -> None:
+        """Finds topics in training reports. Raises `ValueError` where there are too few."""
+
+    def assign(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The topic of each report, int64 [n], and its weights, float32 [n, K]."""
+
+    def positions(self, texts: Sequence[str]) -> np.ndarray:
+        """Where reports lie, float32 [n, D], for a map of them."""
+
+    def describe(self) -> list[TopicCard]:
+        """The topics, by number."""
+
+    def quality(self) -> dict[str, float | None]:
+        """Measures on the training reports, see `framework.topic_measures.measure`."""
+
+
+@dataclass(frozen=True)
+class Topics:
+    """What a distiller found."""
+
+    labels: dict[str, np.ndarray]  # by split, int64 [n], in the order of the texts
+    weights: dict[str, np.ndarray]  # by split, float32 [n, K]
+    count: int
+    words: list[list[str]]  # of each topic, the most characteristic first
+    sizes: list[int]  # training reports of each topic
+    examples: list[str]  # a training report of each topic
+    quality: dict[str, float | None]
+    space: ReportSpace | None
+
+
+def distill(
+    distiller: Distiller, texts_by_split: Mapping[str, Sequence[str]], folder: Path | None, cache: Path, key: str
+) -> Topics:
+    """The topics of every split, fitted on `train` alone, from the cache where they stand there.
+
+    With several processes, let the first run this before the others: they then read what it kept.
+
+    Args:
+        distiller: not fitted yet; it stays so if the cache knows the answer, so use what is returned.
+        folder: a run's folder, which gets `topics.json` and `topics.png`; None to write neither.
+        cache: a folder; results go to `cache/topics`.
+        key: whatever else decides the topics: the distiller's settings, its seed, the tokenizer's segmentation.
+
+    Raises:
+        ValueError: there is no split `train`, or the distiller cannot work on its reports.
+    """
+    texts = {split: list(reports) for split, reports in texts_by_split.items()}
+    if not texts.get(TRAIN):
+        raise ValueError(f"topics are found in the split '{TRAIN}', which has no reports; splits: {list(texts)}")
+    name = _fingerprint(distiller, texts, key)
+    place = cache / "topics"
+    place.mkdir(parents=True, exist_ok=True)
+    topics = _read(place, name)
+    if topics is None:
+        topics = _find(distiller, texts)
+        _replace(place / f"{name}.png", _picture(distiller, topics, texts[TRAIN]))
+        _write(place, name, topics)
+    else:
+        log.info("topics read from %s", place / f"{name}.json")
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(place / f"{name}.png", folder / "topics.png")
+        _replace(folder / "topics.json", _as_json(topics))
+    return topics
+
+
+def _fingerprint(distiller: Distiller, texts: Mapping[str, Sequence[str]], key: str) -> str:
+    versions = {}
+    for library in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[library] = importlib.metadata.version(library)
+    code = [Path(__file__).with_name(f"{part}.py") for part in CODE]
+    code.append(Path(str(inspect.getsourcefile(type(distiller)))))
+    sources = [hashlib.sha256(path.read_bytes()).hexdigest() for path in code]
+    made_from = [key, type(distiller).__qualname__, versions, sources, texts]
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _find(distiller: Distiller, texts: Mapping[str, Sequence[str]]) -> Topics:
+    distiller.fit(texts[TRAIN])
+    assigned = {split: distiller.assign(reports) for split, reports in texts.items()}
+    cards = distiller.describe()
+    return Topics(
+        labels={split: labels.astype(np.int64) for split, (labels, _) in assigned.items()},
+        weights={split: weights.astype(np.float32) for split, (_, weights) in assigned.items()},
+        count=distiller.topic_count,
+        words=[card.words for card in cards],
+        sizes=[card.size for card in cards],
+        examples=[card.example for card in cards],
+        quality=distiller.quality(),
+        space=distiller.space,
+    )
+
+
+def _write(place: Path, name: str, topics: Topics) -> None:
+    """Numbers first, under a name that holds their hash, then the JSON that names them: no reader sees a half."""
+    arrays = {f"labels/{split}": labels for split, labels in topics.labels.items()}
+    arrays |= {f"weights/{split}": weights for split, weights in topics.weights.items()}
+    told: dict[str, Any] = {part.name: getattr(topics, part.name) for part in fields(topics)}
+    del told["labels"], told["weights"]
+    if topics.space is not None:
+        arrays["space"] = topics.space.vectors_WD
+        told["space"] = {"words": topics.space.words, "seed": topics.space.seed}
+    packed = io.BytesIO()
+    np.savez(packed, **arrays)  # type: ignore[arg-type]
+    told["sha256"] = hashlib.sha256(packed.getvalue()).hexdigest()
+    _replace(place / f"{name}-{told['sha256'][:16]}.npz", packed.getvalue())
+    _replace(place / f"{name}.json", json.dumps(told, ensure_ascii=False).encode())
+
+
+def _read(place: Path, name: str) -> Topics | None:
+    """What the cache holds under this name; None if nothing, or if it is damaged (which the log tells)."""
+    try:
+        told = json.loads((place / f"{name}.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        log.warning("topics in %s cannot be read (%s); they are found anew", place / f"{name}.json", error)
+        return None
+    sha256 = told.pop("sha256")
+    numbers = place / f"{name}-{sha256[:16]}.npz"
+    packed = numbers.read_bytes() if numbers.is_file() else b""
+    if hashlib.sha256(packed).hexdigest() != sha256 or not (place / f"{name}.png").is_file():
+        log.warning("%s or its picture is damaged or gone; the topics are found anew", numbers)
+        return None
+    arrays = dict(np.load(io.BytesIO(packed), allow_pickle=False))
+    if told["space"] is not None:
+        told["space"] = ReportSpace.restore(told["space"]["words"], arrays["space"], told["space"]["seed"])
+    for part in ("labels", "weights"):
+        told[part] = {k.split("/", 1)[1]: array for k, array in arrays.items() if k.startswith(f"{part}/")}
+    return Topics(**told)
+
+
+def _picture(distiller: Distiller, topics: Topics, train: list[str]) -> bytes:
+    once = different_reports(train)
+    copies = Counter(train)
+    return draw_topics(
+        distiller.positions([train[place] for place in once]),
+        np.array([copies[train[place]] for place in once]),
+        topics.labels[TRAIN][once],
+        topics.words,
+        topics.sizes,
+        topics.quality,
+    )
+
+
+def _as_json(topics: Topics) -> bytes:
+    cards = zip(topics.words, topics.sizes, topics.examples)
+    told = {
+        "count": topics.count,
+        "quality": topics.quality,
+        "topics": [{"topic": k, "size": size, "words": w, "example": e} for k, (w, size, e) in enumerate(cards)],
+        "labels": {split: labels.tolist() for split, labels in topics.labels.items()},
+    }
+    return json.dumps(told, ensure_ascii=False, indent=1).encode()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    part.write_bytes(content)
+    part.replace(path)

@@ -1,0 +1,72 @@
+"""The one place that configures Accelerate."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list, gather_object
+
+from framework.recipe import Recipe
+
+
+def start_accelerator(recipe: Recipe) -> Accelerator:
+    """An Accelerator that takes precision from the recipe, and processes from the launcher.
+
+    Raises:
+        ValueError: the launcher sets what the recipe owns, or this machine cannot do what the recipe asks for.
+    """
+    accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if accumulation != "1":
+        raise ValueError(
+            f"The launcher sets gradient_accumulation_steps={accumulation}, but accumulation follows from the recipe: "
+            f"train.batch_size {recipe.train.batch_size}, train.micro_batch {recipe.train.micro_batch}. "
+            "Leave the flag out and set train.micro_batch."
+        )
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise ValueError(
+            "The launcher asks for DeepSpeed or FSDP, but distributed.strategy is "
+            f"'{recipe.distributed.strategy}' and offers auto and ddp. Launch with --multi_gpu."
+        )
+    cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU") == "true"
+    options: dict[str, Any] = {"timeout": timedelta(hours=2)}  # the first process may simulate or decode for long
+    if cpu:
+        options["backend"] = "gloo"  # left to itself, accelerate believes that a CPU world has one process
+    return Accelerator(mixed_precision=_precision(recipe, cpu), kwargs_handlers=[InitProcessGroupKwargs(**options)])
+
+
+def _precision(recipe: Recipe, cpu: bool) -> str:
+    """Accelerate's word for the recipe's precision. `auto` is bf16 on a GPU that has it, else fp32."""
+    asked = recipe.train.precision
+    if asked == "auto":
+        return "bf16" if not cpu and torch.cuda.is_bf16_supported() else "no"
+    if asked == "fp16" and cpu:
+        raise ValueError("train.precision: fp16 needs a GPU; expected auto, fp32 or bf16 on this machine")
+    return {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[asked]
+
+
+def from_main(accelerator: Accelerator, value: Any) -> Any:
+    """The main process's value, on every process: what one process decides must be decided once."""
+    if accelerator.num_processes == 1:
+        return value
+    return broadcast_object_list([value])[0]
+
+
+def gather(accelerator: Accelerator, values: list[Any]) -> list[Any]:
+    """The lists of all processes, one after the other, on every process."""
+    return values if accelerator.num_processes == 1 else gather_object(values)
+
+
+def describe_launch(accelerator: Accelerator) -> dict[str, Any]:
+    """The effective settings, which are printed once and stored with the run."""
+    device = accelerator.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": accelerator.num_processes,
+        "distributed": str(accelerator.distributed_type.value),
+        "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,297 @@
+"""Checks a merged recipe against the schema and the plugins' signatures, and tells every mistake at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from framework.recipe.merge import Merged, origin, resolve, slots, value_at
+from framework.recipe.schema import NO_TOPICS, SLOTS, Recipe
+from framework.recipe.source import Key, RecipeError, dotted
+from framework.registry import KINDS, NEEDS_TOPICS, Plugin, PluginError, catalogue, did_you_mean, find, short
+from framework.signature import RESERVED, class_texts, given, keys_of, model_of
+
+ALWAYS_KNOWN = ("loss",)  # what every validation measures beside its metrics
+UNREADABLE = {"name": "?"}  # stands for a block that was complained of, so that the rest can be checked
+EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping (key: value)",
+    "model_type": "a mapping (key: value)",
+    "none_required": "null",
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "string_pattern_mismatch": "letters, digits, '.', '_', '-' and '+', no path",
+    "too_short": "at least {min_length} items",
+    "too_long": "at most {max_length} items",
+}
+
+
+@dataclass
+class Check:
+    merged: Merged
+    name: str  # of the file, where nothing else is known
+    problems: list[tuple[Key, str]] = field(default_factory=list)
+    plugins: dict[Key, Plugin] = field(default_factory=dict)
+
+    def note(self, key: Key, problem: str) -> None:
+        self.problems.append((key, problem))
+
+    def lines(self) -> list[str]:
+        told = []
+        for key, problem in self.problems:
+            where = origin(self.merged, key, self.name)
+            if where.startswith("override: "):
+                same = where.removeprefix("override: ").partition("=")[0].strip() == dotted(key)
+                told.append(f"{where}: {problem}" if same else f"{where}: {dotted(key)}: {problem}")
+            else:
+                told.append(f"{where}: {dotted(key)}: {problem}" if key else f"{where}: {problem}")
+        return list(dict.fromkeys(told))
+
+
+def found(value: Any) -> str:
+    """A value as its author wrote it."""
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    if isinstance(value, (dict, list)) and len(repr(value)) > 60:
+        return "a list" if isinstance(value, list) else f"a mapping of {', '.join(map(str, value))}"
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def looks_like_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return isinstance(value, str)
+
+
+def explain(
+    error: ValidationError, tree: Any, base: Key, known: Callable[[Key], list[str]]
+) -> Iterable[tuple[Key, str]]:
+    """pydantic's findings in our words: one a place, however many types a union has.
+
+    Args:
+        tree: what was validated.
+        base: where it stands in the recipe.
+        known: gives the keys that are known at a place.
+    """
+    wanted: dict[Key, list[str]] = {}
+    for item in error.errors(include_url=False):
+        place: Key = ()
+        for part in item["loc"]:
+            if item["type"] in ("missing", "extra_forbidden"):
+                place = item["loc"]
+                break
+            try:
+                value_at(tree, (*place, part))
+            except KeyError:
+                break  # the rest names a member of a union, not a place
+            place = (*place, part)
+        if item["type"] == "missing":
+            yield (*base, *place), "is missing"
+        elif item["type"] == "extra_forbidden":
+            names = known(place[:-1])
+            yield (
+                (*base, *place),
+                f"unknown key.{did_you_mean(str(place[-1]), names)} Known: {', '.join(names) or 'none'}",
+            )
+        else:
+            limits = {k: f"{v:g}" if isinstance(v, float) else v for k, v in item.get("ctx", {}).items()}
+            text = EXPECTED[item["type"]].format(**limits) if item["type"] in EXPECTED else item["msg"]
+            if text not in wanted.setdefault(place, []):
+                wanted[place].append(text)
+    for place, texts in wanted.items():
+        value = value_at(tree, place)
+        advice = ""
+        if looks_like_number(value) and any("number" in text or "at " in text for text in texts):
+            advice = "; take the quotes away"
+        elif isinstance(value, str):
+            options = [word for text in texts for word in text.replace(" or ", ", ").split(", ") if word[:1] == "'"]
+            advice = (did_you_mean(value, [word.strip("'") for word in options]) if options else "").rstrip()
+            advice = f".{advice}" if advice else ""
+        yield (*base, *place), f"found {found(value)}, expected {' or '.join(texts)}{advice}"
+
+
+def _fields(model: Any, place: Key) -> list[str]:
+    """The keys that the schema knows at a place."""
+    for part in place:
+        fields = getattr(model, "model_fields", {})
+        model = fields[part].annotation if part in fields else None
+    return list(getattr(model, "model_fields", {}))
+
+
+def _schema_keys(place: Key) -> list[str]:
+    return [name for name in _fields(Recipe, place) if not (place == () and name == "plugins")] + (
+        ["_base_", "plugins"] if place == () else []
+    )
+
+
+def _block(check: Check, key: Key, kind: str, block: Any) -> Any:
+    """Checks one plugin's block; gives it as the schema wants it."""
+    files = check.merged.plugin_files
+    if not isinstance(block, dict):
+        nothing_is_fine = block is None and key == ("data", "augment")
+        if not nothing_is_fine:
+            example = "weight: 1.0" if kind == "loss" else "name: ..."
+            check.note(key, f"found {found(block)}, expected a {kind}: {{{example}}}")
+        return None if nothing_is_fine else dict(UNREADABLE)
+    words = RESERVED.get(kind, frozenset())
+    own = {name: value for name, value in block.items() if name in words}
+    keys = {name: value for name, value in block.items() if name not in words | {"name"}}
+    if kind == "loss":
+        if "name" in block:
+            check.note((*key, "name"), "a loss is named by its key in losses; take name out")
+        name: Any = key[-1]
+    else:
+        name = block.get("name")
+    if not isinstance(name, str):
+        names = sorted(n for k, n in catalogue(files) if k == kind)
+        what = "is missing" if "name" not in block else f"found {found(name)}, expected a text"
+        check.note((*key, "name"), f"{what}. Known: {', '.join(names)}")
+        return {**UNREADABLE, **own}
+    if kind == "distiller" and name == NO_TOPICS:
+        for extra in keys:
+            check.note((*key, extra), "the distiller 'none' has no keys")
+        return {"name": name}
+    try:
+        plugin = find(kind, name, files)
+        model = model_of(plugin)
+    except PluginError as error:
+        text = str(error)
+        if kind == "distiller" and text.startswith("Unknown"):
+            text += f", {NO_TOPICS}"
+        check.note(key if kind == "loss" else (*key, "name"), text)
+        return {"name": name, **own}
+    check.plugins[key] = plugin
+    return {"name": name, "keys": _keys(check, key, keys, plugin, model), **own}
+
+
+def _keys(check: Check, key: Key, keys: dict[str, Any], plugin: Plugin, model: type[BaseModel]) -> dict[str, Any]:
+    """Checks one plugin's own keys; gives all of them, defaults filled in."""
+    for run_time in [n for n in keys if n in KINDS[plugin.kind].given]:
+        check.note((*key, run_time), "only the run knows this value and hands it over; take it out")
+        del keys[run_time]
+    try:
+        # As JSON: strict about types, yet a list may fill a tuple.
+        return model.model_validate_json(json.dumps(keys), strict=True).model_dump(by_alias=True)
+    except ValidationError as error:
+        types = {known.name: known.type_text for known in keys_of(plugin)}
+        names = [*sorted(RESERVED.get(plugin.kind, ())), *types]
+        for place, problem in explain(error, keys, key, lambda place: names if place == () else []):
+            if problem == "is missing" and place[-1] in types:
+                problem = f"is missing, expected {types[str(place[-1])]}"
+            check.note(place, problem)
+    return keys
+
+
+def _whole(check: Check, tree: dict[str, Any]) -> Recipe | None:
+    try:
+        return Recipe.model_validate(tree, strict=True)
+    except ValidationError as error:
+        told = {key for key, _ in check.problems}
+        for place, problem in explain(error, tree, (), _schema_keys):
+            if place in told or any(place[: len(key)] == key for key in told):
+                continue
+            if problem == "is missing" and place in SLOTS:
+                names = sorted(n for k, n in catalogue(check.merged.plugin_files) if k == SLOTS[place])
+                problem = f"is missing, expected {{name: ...}}. Known: {', '.join(names)}"
+            elif problem == "is missing":
+                problem = f"is missing, expected a mapping of {', '.join(_fields(Recipe, place)) or 'names'}"
+            elif problem.startswith("unknown key") and "Did you mean" not in problem:
+                homes = [s for s in Recipe.model_fields if place[-1] in _fields(Recipe, (s,))]
+                problem += f". It stands in: {', '.join(homes)}" if homes else ""
+            check.note(place, problem)
+    return None
+
+
+def _together(check: Check, recipe: Recipe) -> None:
+    """What no single key can tell."""
+    if not recipe.active_losses:
+        check.note(("losses",), "no loss has a weight above 0, so there is nothing to learn")
+    for name, loss in recipe.active_losses.items():
+        plugin = check.plugins.get(("losses", name))
+        if plugin and not recipe.has_topics and loss.weight and NEEDS_TOPICS & set(given(plugin)):
+            check.note(
+                ("losses", name),
+                "needs topics, but distiller is none; choose a distiller, or set its weight to 0",
+            )
+    train = recipe.train
+    if isinstance(train.micro_batch, int) and train.batch_size % train.micro_batch:
+        fits = [n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0]
+        check.note(
+            ("train", "micro_batch"),
+            f"found {train.micro_batch}, expected a divisor of train.batch_size = {train.batch_size}: "
+            f"{', '.join(map(str, fits))}",
+        )
+    names = [metric.name for metric in recipe.evaluate.metrics]
+    for index, name in enumerate(names):
+        if name in names[:index] and name != UNREADABLE["name"]:
+            check.note(("evaluate", "metrics", index), f"'{name}' stands twice")
+    _monitor(check, recipe)
+
+
+def _monitor(check: Check, recipe: Recipe) -> None:
+    key, monitor = ("evaluate", "monitor"), recipe.evaluate.monitor
+    split, _, score = monitor.partition("/")
+    if split != "val" or not score:
+        check.note(key, f"found {monitor!r}, expected val/<score>: the best checkpoint is chosen on val alone")
+        return
+    known: list[str] = [*ALWAYS_KNOWN]
+    for index in range(len(recipe.evaluate.metrics)):
+        plugin = check.plugins.get(("evaluate", "metrics", index))
+        names = class_texts(plugin, "names") if plugin else None
+        if names is None:
+            return  # unknown, which was said, or it names its scores at run time
+        known += names
+    if score in known:
+        return
+    others = [p.name for (kind, _), p in catalogue(recipe.plugin_files).items() if kind == "metric"]
+    home = [n for n in others if score in (class_texts(find("metric", n, recipe.plugin_files), "names") or ())]
+    advice = f" Metric '{home[0]}' gives it: add it to evaluate.metrics." if home else did_you_mean(score, known)
+    check.note(key, f"no chosen metric gives '{score}'.{advice} Known: {', '.join('val/' + n for n in known)}")
+
+
+def check_recipe(merged: Merged, path: Path) -> Recipe:
+    """The recipe that a merged tree spells. Raises RecipeError with all mistakes."""
+    check = Check(merged, short(path))
+    for key, problem in resolve(merged):
+        check.note(key, problem)
+    if check.problems:
+        raise RecipeError(*check.lines())
+    try:
+        catalogue(merged.plugin_files)
+    except PluginError as error:
+        raise RecipeError(*str(error).split("\n")) from None
+    tree: Any = deepcopy(merged.tree)
+    for key, kind, block in list(slots(merged.tree)):
+        value_at(tree, key[:-1])[key[-1]] = _block(check, key, kind, block)
+    metrics = tree["evaluate"].get("metrics") if isinstance(tree.get("evaluate"), dict) else None
+    if isinstance(metrics, list):
+        tree["evaluate"]["metrics"] = tuple(metrics)
+    recipe = _whole(check, {**tree, "plugins": merged.plugin_files})
+    if recipe is not None:
+        _together(check, recipe)
+    if check.problems:
+        raise RecipeError(*check.lines())
+    assert recipe is not None
+    recipe._origins = {dotted(key): where for key, where in merged.origins.items()}
+    recipe._notices = tuple(merged.notices)
+    recipe._path = path
+    return recipe

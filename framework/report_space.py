@@ -1,0 +1,124 @@
+"""A space where reports about the same findings lie close: distillers cluster in it, a loss measures in it.
+
+Latent semantic analysis (Deerwester et al. 1990): TF-IDF of words, then a truncated singular value decomposition.
+The map from word counts to the space is linear, so it also takes the *expected* counts of a decoder's soft output.
+
+Shapes: n reports, W words, D dimensions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import sparse
+
+log = logging.getLogger(__name__)
+# Directions with less than this share of the largest singular value are rounding noise, not structure.
+NOISE = 1e-5
+
+
+def count_words(word_lists: Sequence[Sequence[str]], index: Mapping[str, int]) -> sparse.csr_matrix:
+    """How often each word of `index` stands in each report: float64 [n, W]. Words that are not in it are left out."""
+    columns = [[index[word] for word in words if word in index] for words in word_lists]
+    starts = np.cumsum([0, *map(len, columns)])
+    flat = np.fromiter((column for row in columns for column in row), dtype=np.int64, count=int(starts[-1]))
+    counts = sparse.csr_matrix((np.ones(len(flat)), flat, starts), shape=(len(word_lists), len(index)))
+    counts.sum_duplicates()
+    return counts
+
+
+class ReportSpace:
+    """TF-IDF (raw counts, smooth idf) and truncated SVD over segmented words.
+
+    Args:
+        dimensions: how many dimensions to keep at most; fewer where the reports do not span as many.
+        seed: of the randomized SVD. The same seed and reports give the same space.
+
+    Attributes:
+        words: the words of the training reports, sorted.
+        vectors_WD: float32, what one count of each word adds to a report's position.
+    """
+
+    def __init__(self, dimensions: int, seed: int) -> None:
+        if dimensions < 1:
+            raise ValueError(f"a report space needs at least 1 dimension, found {dimensions}")
+        self.dimensions = dimensions
+        self.seed = seed
+        self.words: list[str] = []
+        self.vectors_WD = np.zeros((0, dimensions), dtype=np.float32)
+        self._index: dict[str, int] = {}
+
+    @classmethod
+    def restore(cls, words: Sequence[str], vectors_WD: np.ndarray, seed: int) -> ReportSpace:
+        """A fitted space from what `words` and `vectors_WD` held."""
+        space = cls(vectors_WD.shape[1], seed)
+        space._hold(list(words), vectors_WD)
+        return space
+
+    def _hold(self, words: list[str], vectors_WD: np.ndarray) -> None:
+        assert vectors_WD.shape == (len(words), self.dimensions), (vectors_WD.shape, len(words), self.dimensions)
+        self.words = words
+        self.vectors_WD = np.ascontiguousarray(vectors_WD, dtype=np.float32)
+        self._index = {word: row for row, word in enumerate(words)}
+
+    def fit(self, word_lists: Sequence[Sequence[str]]) -> ReportSpace:
+        """Learns the space from training reports, each a list of words. `dimensions` becomes what could be kept.
+
+        Raises:
+            ValueError: there is no report, or no word in any.
+        """
+        from sklearn.decomposition import TruncatedSVD  # takes a second to import, and a restored space needs none
+
+        words = sorted({word for report in word_lists for word in report})
+        if not words:
+            raise ValueError(
+                f"cannot fit a report space: {len(word_lists)} training reports without a single word; "
+                "check the reports and the tokenizer's segmentation"
+            )
+        counts = count_words(word_lists, {word: row for row, word in enumerate(words)})
+        reports_with_word = np.bincount(counts.indices, minlength=len(words))
+        idf = np.log((1 + len(word_lists)) / (1 + reports_with_word)) + 1
+        weighted = counts @ sparse.diags(idf)
+        length = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
+        # Unit rows for the fit alone: a long report must not pull the axes. `embed` needs no such step, since the
+        # direction of a report does not depend on its length.
+        unit = sparse.diags(1 / np.maximum(length, 1e-12)) @ weighted
+
+        different = len({tuple(sorted(report)) for report in word_lists})
+        kept = min(self.dimensions, len(words), different)
+        svd = TruncatedSVD(n_components=kept, n_iter=7, random_state=self.seed).fit(unit)
+        real = svd.singular_values_ > NOISE * svd.singular_values_[0]
+        kept = int(real.sum())
+        if kept < self.dimensions:
+            log.warning(
+                "the report space has %d dimensions, not %d: %d different reports of %d words span no more",
+                kept,
+                self.dimensions,
+                different,
+                len(words),
+            )
+        self.dimensions = kept
+        self._hold(words, (svd.components_[real] * idf).T)
+        return self
+
+    def embed(self, word_lists: Sequence[Sequence[str]]) -> np.ndarray:
+        """Positions of reports, float32 [n, D], each of length 1; zeros where no word of a report is known."""
+        assert self.words, "fit the report space first"
+        raw = count_words(word_lists, self._index) @ self.vectors_WD.astype(np.float64)
+        length = np.linalg.norm(raw, axis=1, keepdims=True)
+        return (raw / np.where(length > 0, length, 1)).astype(np.float32)
+
+    def word_vectors(self, vocabulary: Sequence[str]) -> np.ndarray:
+        """The linear map from counts over `vocabulary` to the space, float32 [W, D]; zeros for words not known.
+
+        For a report whose known words all stand in the vocabulary, `counts @ word_vectors` points exactly where
+        `embed` does.
+        """
+        assert self.words, "fit the report space first"
+        vectors = np.zeros((len(vocabulary), self.dimensions), dtype=np.float32)
+        for row, word in enumerate(vocabulary):
+            if word in self._index:
+                vectors[row] = self.vectors_WD[self._index[word]]
+        return vectors

@@ -1,0 +1,102 @@
+"""What a run writes down as it goes: metrics.jsonl, TensorBoard, and the run's own files."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PACKAGES = ("torch", "accelerate", "transformers", "faiss-cpu", "faiss-gpu", "scikit-learn", "numpy", "rjieba", "sonoscribe")
+
+
+class Tracker:
+    """One line a record in metrics.jsonl, and the same in TensorBoard. Only the main process has one that writes."""
+
+    def __init__(self, run: Path, *, writes: bool, resumed_at: int | None) -> None:
+        self.run, self.writes = run, writes
+        if not writes:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = run / "metrics.jsonl"
+        if resumed_at is not None and self.path.is_file():
+            self._forget_after(resumed_at)
+        self.file = self.path.open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(run), purge_step=None if resumed_at is None else resumed_at + 1)
+
+    def _forget_after(self, step: int) -> None:
+        """Records of steps that a resumed run takes again would stand twice."""
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        self.path.write_text("".join(kept), encoding="utf-8")
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        if not self.writes:
+            return
+        for name, value in values.items():
+            self.file.write(json.dumps({"step": step, "name": name, "value": value}) + "\n")
+            self.board.add_scalar(name, value, step)
+        self.file.flush()
+
+    def sample(self, step: int, exam_id: str, image_VCHW: np.ndarray, reference: str, prediction: str) -> None:
+        """A generated report beside its reference and its views."""
+        if not self.writes:
+            return
+        views_CHW = np.concatenate(list(image_VCHW), axis=-1)
+        self.board.add_image(f"samples/{exam_id}", views_CHW, step)
+        self.board.add_text(f"samples/{exam_id}", f"**reference** {reference}\n\n**prediction** {prediction}", step)
+
+    def picture(self, name: str, path: Path) -> None:
+        if self.writes and path.is_file():
+            from PIL import Image
+
+            self.board.add_image(name, np.asarray(Image.open(path).convert("RGB")), 0, dataformats="HWC")
+
+    def close(self) -> None:
+        if self.writes:
+            self.file.close()
+            self.board.close()
+
+
+def write_environment(run: Path, launch: dict[str, Any]) -> None:
+    """Versions, git state and launch of a run, in environment.json."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # one of faiss-cpu and faiss-gpu is always absent
+    write_json(
+        run / "environment.json",
+        {
+            "command": sys.argv,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": versions,
+            "git": _git_state(),
+            "launch": launch,
+        },
+    )
+
+
+def _git_state() -> str | None:
+    """The commit of the code that runs, marked where files differ from it; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+    part.replace(path)

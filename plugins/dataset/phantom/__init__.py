@@ -1,0 +1,180 @@
+"""Ultrasound exams with known truth, made on the spot: the framework learns and is tested with no download."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, overload
+
+import numpy as np
+from pydantic import NonNegativeInt, PositiveInt
+
+from framework.exam import Exam
+from framework.registry import register
+from framework.values import Fraction
+
+from .anatomy import Plan, draw_view
+from .chinese import write_chinese
+from .english import write_english
+from .marks import draw_marks
+from .simulate import Probe
+from .truth import ORGANS, Truth, draw_truth
+
+VERSION = 1  # raise it when the images or texts of a seed change
+SPLITS = ("train", "val", "test")
+PLANES = {"breast": ("radial", "antiradial"), "thyroid": ("transverse", "longitudinal")}
+WRITERS = {"en": write_english, "zh": write_chinese}
+# Streams of an exam's random numbers; views follow from VIEWS on.
+TRUTH, VIEW_PLAN, REPORT, REWORDING, VIEWS = range(5)
+
+
+@dataclass(frozen=True)
+class PhantomView:
+    """One image, made when asked for."""
+
+    name: str
+    truth: Truth = field(repr=False)
+    plan: Plan
+    size: int
+    difficulty: float
+    key: tuple[int, ...]
+
+    def load(self) -> np.ndarray:
+        """Grey values, uint8, size x size."""
+        scan = draw_view(self.truth, self.plan, self.size, self.difficulty, self.key)[0]
+        probe = Probe(self.size, self.truth.setup.field_mm, self.truth.organ == "liver")
+        plan = self.plan
+        grey = np.round(scan).astype(np.uint8)
+        return draw_marks(grey, probe, self.truth.organ, plan.side, plan.place, plan.clock, plan.plane)
+
+    def lesion_mask(self) -> np.ndarray:
+        """Where the lesion is, bool, size x size; all False in a view without one."""
+        return draw_view(self.truth, self.plan, self.size, self.difficulty, self.key)[1]
+
+
+class PhantomSplit(Sequence[Exam]):
+    """The exams of one split, each written when asked for and then kept."""
+
+    def __init__(self, source: Phantom, split: int, count: int) -> None:
+        self.source, self.split, self.count = source, split, count
+        self._kept: dict[int, Exam] = {}
+
+    def __len__(self) -> int:
+        return self.count
+
+    @overload
+    def __getitem__(self, index: int) -> Exam: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Exam]: ...
+    def __getitem__(self, index: int | slice) -> Exam | list[Exam]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(self.count))]
+        place = index + self.count if index < 0 else index
+        if not 0 <= place < self.count:
+            raise IndexError(f"phantom {SPLITS[self.split]} has {self.count} exams, there is no exam {index}")
+        if place not in self._kept:
+            self._kept[place] = self.source.make(self.split, place)
+        return self._kept[place]
+
+
+@register("dataset", "phantom")
+class Phantom:
+    """Simulated breast, thyroid or liver exams with known truth, in English or Chinese; no download.
+
+    Every exam comes from (seed, organ, split, index) alone, whatever the order, machine or number of processes.
+
+    Args:
+        organ: What is examined.
+        exams: Exams in `train`.
+        val_exams: Exams in `val`.
+        test_exams: Exams in `test`.
+        language: Of the reports.
+        measures: `written` out ("18 x 12 mm"), or `masked` as in published data (`_2DS_`, `_Loc_`).
+        unseen: Share of exams whose report tells what no view shows (Doppler, lymph nodes).
+        difficulty: 0 clear and even images, 1 noisy ones with strongly varying gain and faint lesions.
+        size: Pixels of the square images; every texture is simulated at this size.
+        seed: Of all random numbers.
+    """
+
+    def __init__(
+        self,
+        *,
+        organ: Literal["breast", "thyroid", "liver"] = "breast",
+        exams: PositiveInt = 1200,
+        val_exams: PositiveInt = 150,
+        test_exams: PositiveInt = 300,
+        language: Literal["en", "zh"] = "en",
+        measures: Literal["written", "masked"] = "written",
+        unseen: Fraction = 0.25,
+        difficulty: Fraction = 0.5,
+        size: PositiveInt = 160,
+        seed: NonNegativeInt = 9233,
+    ) -> None:
+        if size < 48:
+            raise ValueError(f"phantom: size is {size} pixels; lesions and marks need at least 48")
+        self.organ, self.language, self.measures = organ, language, measures
+        self.counts = (exams, val_exams, test_exams)
+        self.unseen, self.difficulty, self.size, self.seed = unseen, difficulty, size, seed
+
+    def splits(self) -> dict[str, Sequence[Exam]]:
+        return {name: PhantomSplit(self, number, self.counts[number]) for number, name in enumerate(SPLITS)}
+
+    @property
+    def cache_key(self) -> str:
+        settings: dict[str, Any] = {**vars(self), "version": VERSION}
+        return "phantom-" + hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+    def make(self, split: int, index: int) -> Exam:
+        """One exam of a split (0 train, 1 val, 2 test)."""
+        base = (self.seed, ORGANS.index(self.organ), split, index)
+
+        def stream(number: int) -> np.random.Generator:
+            return np.random.default_rng([*base, number])
+
+        truth = draw_truth(self.organ, self.unseen, self.difficulty, stream(TRUTH))
+        write, masked = WRITERS[self.language], self.measures == "masked"
+        views = []
+        for number, plan in enumerate(_plans(truth, stream(VIEW_PLAN))):
+            name = " ".join(filter(None, (plan.side, plan.place, _plane(self.organ, plan))))
+            key = (*base, VIEWS + number)
+            views.append(PhantomView(name, truth, plan, self.size, self.difficulty, key))
+        exam_id = f"{self.organ}-{self.seed}-{SPLITS[split]}-{index:05d}"
+        return Exam(
+            id=exam_id,
+            patient=exam_id,  # a patient comes once
+            views=tuple(views),
+            report=write(truth, masked, stream(REPORT)),
+            attributes=truth.attributes(),
+            rewording=write(truth, masked, stream(REWORDING)),
+        )
+
+
+def _plane(organ: str, plan: Plan) -> str:
+    lesion_of_breast = organ == "breast" and plan.clock is not None
+    return PLANES["breast" if lesion_of_breast else "thyroid"][plan.plane]
+
+
+def _plans(truth: Truth, rng: np.random.Generator) -> list[Plan]:
+    """Two planes of one lesion; of several, two of the largest and one or two of each other, up to four views.
+
+    A normal exam shows both sides. The scar of an operation is in the first view of its side.
+    """
+    shown: list[tuple[int | None, int, str | None]] = []  # lesion, plane, side
+    if truth.lesions:
+        room = 4 - 2 - (len(truth.lesions) - 1)
+        for number, lesion in enumerate(truth.lesions):
+            twice = number == 0 or (room > 0 and rng.random() < 0.5)
+            shown += [(number, plane, lesion.side) for plane in ((0, 1) if twice else (int(rng.integers(2)),))]
+            room -= number > 0 and twice
+    else:
+        plane = int(rng.random() < 0.35)
+        shown = [(None, plane, side) for side in ("left", "right")]
+    plans, scarred = [], False
+    for number, plane, side in shown:
+        lesion = None if number is None else truth.lesions[number]
+        scar = truth.surgery is not None and side == truth.surgery and not scarred
+        scarred = scarred or scar
+        plans.append(Plan(side, lesion and lesion.place, lesion and lesion.clock, plane, number, scar))
+    return plans

@@ -1,0 +1,36 @@
+"""A small convolutional encoder for tests and first tries: group norm, so no result depends on the batch."""
+
+from __future__ import annotations
+
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from framework.exam import Features
+from framework.registry import register
+from framework.views import encode_views, view_positions
+
+
+@register("encoder", "tiny_cnn")
+class TinyCnn(nn.Module):
+    """Four strided convolutions with group norm.
+
+    Args:
+        width: Channels of the last layer, a multiple of 8; the first has an eighth of them.
+        max_views: The most views an exam may have.
+    """
+
+    def __init__(self, *, channels: int, width: PositiveInt = 64, max_views: PositiveInt = 4) -> None:
+        super().__init__()
+        if width % 8:
+            raise ValueError(f"model.encoder.width: {width} is not a multiple of 8")
+        self.width = width
+        layers: list[nn.Module] = []
+        before = channels
+        for after in (width // 8, width // 4, width // 2, width):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.ReLU()]
+            before = after
+        self.layers = nn.Sequential(*layers)
+        self.position_VD = view_positions(max_views, width)
+
+    def forward(self, image_BVCHW: Tensor, view_mask_BV: Tensor) -> Features:
+        return encode_views(lambda image: self.layers(image - 0.5), image_BVCHW, view_mask_BV, self.position_VD)

@@ -1,0 +1,68 @@
+"""ROUGE-L: how much of the reference a report tells in the same order, even with other words between."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from framework.exam import Pair
+from framework.registry import register
+
+BETA = 1.2  # recall counts a little more than precision: the value of the COCO captions' scorer
+
+
+def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
+    """Its length, with one bit for each word of `first` (Hyyrö 2004, "Bit-parallel LCS-length computation revisited").
+
+    About 60 operations on integers for two reports of 60 words, against 3600 cells of the usual table.
+    """
+    places: dict[str, int] = {}
+    for place, word in enumerate(first):
+        places[word] = places.get(word, 0) | 1 << place
+    everywhere = (1 << len(first)) - 1
+    open_places = everywhere  # a bit falls to 0 where the subsequence grows
+    for word in second:
+        matched = open_places & places.get(word, 0)
+        open_places = (open_places + matched | open_places - matched) & everywhere
+    return len(first) - bin(open_places).count("1")
+
+
+@register("metric", "rouge_l")
+class RougeL:
+    """Longest common subsequence of words with the reference, as a mean over reports.
+
+    Lin, 2004, section 3: F = (1 + beta²) P R / (R + beta² P) with beta 1.2, where P and R divide the length of the
+    longest common subsequence by that of the prediction and of the reference. 0 to 1.
+    """
+
+    names = ("rouge_l",)
+    by_words = True
+    higher_is_better = True
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        """Raises `ValueError` for no pairs, or a reference without words."""
+        if not pairs:
+            raise ValueError("ROUGE-L of no reports: the split is empty")
+        total = 0.0
+        empty = 0
+        for pair in pairs:
+            if not pair.reference_words:
+                raise ValueError(f"ROUGE-L: the reference of exam {pair.exam_id} has no words")
+            common = longest_common_subsequence(pair.prediction_words, pair.reference_words)
+            empty += not pair.prediction_words
+            if common:
+                precision = common / len(pair.prediction_words)
+                recall = common / len(pair.reference_words)
+                total += (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
+        if empty:
+            warnings.warn(f"ROUGE-L: {empty} of {len(pairs)} predictions are empty; each counts as 0", stacklevel=2)
+        if not total:
+            warnings.warn(
+                f"ROUGE-L is 0: no prediction of {len(pairs)} shares a word with its reference. Compare the two texts' "
+                "language and segmentation",
+                stacklevel=2,
+            )
+        return {"rouge_l": total / len(pairs)}

@@ -1,0 +1,34 @@
+"""The default optimizer."""
+
+from __future__ import annotations
+
+from pydantic import NonNegativeFloat
+from torch.optim import AdamW
+
+from framework.optim import Group
+from framework.registry import register
+from framework.values import Fraction
+
+
+@register("optimizer", "adamw")
+def adamw(
+    *,
+    groups: list[Group],
+    weight_decay: NonNegativeFloat = 0.01,
+    beta1: Fraction = 0.9,
+    beta2: Fraction = 0.999,
+    amsgrad: bool = False,
+) -> AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101).
+
+    Args:
+        weight_decay: Decay of matrices and filters; biases and norms have none.
+        beta1: Memory of the mean of gradients.
+        beta2: Memory of the mean of their squares.
+        amsgrad: Keep the largest of these (Reddi et al. 2018), as the published recipes do.
+    """
+    rows = [
+        {"params": group.parameters, "lr": group.lr, "weight_decay": weight_decay if group.decay else 0.0}
+        for group in groups
+    ]
+    return AdamW(rows, betas=(beta1, beta2), amsgrad=amsgrad)

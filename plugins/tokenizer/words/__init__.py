@@ -1,0 +1,298 @@
+"""Words for reports in English and Chinese: one segmentation, shared by training, topics and scores."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+from pydantic import PositiveInt
+
+from framework.registry import register
+
+if TYPE_CHECKING:
+    import rjieba
+
+TERMS = Path(__file__).with_name("ultrasound_zh.txt")
+FORMAT = "sonoscribe words 1"
+CJK = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"
+LETTER = rf"(?:(?![{CJK}])[^\W\d_])"
+
+# Tried from top to bottom at each place of a text.
+TOKEN = re.compile(
+    rf"""
+      _[A-Za-z0-9]+_                                   # a masked measure, such as _2DS_
+    | (?:BI|TI|LI)-?RADS                               # without the category, so that BI-RADS4A is two words
+    | \d+[A-Da-d](?!{LETTER}|\d)                       # 4A, 3D
+    | \d+(?:st|nd|rd|th)(?!{LETTER})
+    | \d+(?:[.:]\d+)*                                  # 1.8, 10:30
+    | (?<=\d)[xX](?=\d)                                # 1.8x0.7
+    | {LETTER}(?:{LETTER}|\d)*(?:[-'’](?:{LETTER}|\d)+)*   # well-defined, o'clock, T1
+    | [{CJK}]+
+    | \S
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+MASKED = re.compile(r"_[A-Za-z0-9]+_")
+SENTENCE_END = frozenset(".!?。！？")
+# Where English leaves out the space: before these, after those.
+CLOSING = frozenset(".,;:!?%)]}>°’”、，。；：！？）》】")
+OPENING = frozenset("([{<‘“（《【、，。；：！？）》】")
+BETWEEN = frozenset("-/_~～")
+
+
+@cache
+def _terms() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(TERMS.read_text(encoding="utf-8").split()))
+
+
+@cache
+def _jieba() -> rjieba.Jieba:
+    """One segmenter a process: it does not pickle, takes 0.1 s to build and 20 MB, and is only needed for Chinese."""
+    import rjieba
+
+    jieba = rjieba.Jieba()
+    for term in _terms():
+        jieba.add_word(term, None, None)
+    return jieba
+
+
+def _is_cjk(character: str) -> bool:
+    return re.match(f"[{CJK}]", character) is not None
+
+
+def language_of(texts: Iterable[str]) -> Literal["en", "zh"]:
+    """Chinese where more than half of the letters are; masked measures have none."""
+    letters = chinese = 0
+    for text in texts:
+        for character in MASKED.sub("", text):
+            if character.isalpha():
+                letters += 1
+                chinese += _is_cjk(character)
+    return "zh" if chinese * 2 > letters else "en"
+
+
+@register("tokenizer", "words")
+class Words:
+    """Words and punctuation; Chinese by rjieba with a dictionary of ultrasound terms.
+
+    Masked measures (`_2DS_`, `_Loc_` ...), numbers such as 1.8, and BI-RADS are one word in every language. Unknown
+    Chinese words fall apart into characters, so the words do not depend on statistics of other texts.
+
+    Args:
+        min_count: how often a word must stand in the training reports to get an id of its own.
+        language: how words are put together again; `auto` takes Chinese where over half of the letters are.
+        lowercase: hold `Mass` and `mass` for one word; `decode` writes sentence starts and BI-RADS in capitals again.
+    """
+
+    pad: ClassVar[int] = 0
+    bos: ClassVar[int] = 1
+    eos: ClassVar[int] = 2
+    unk: ClassVar[int] = 3
+    specials: ClassVar[tuple[str, ...]] = ("<pad>", "<bos>", "<eos>", "<unk>")  # no text segments into these
+
+    def __init__(
+        self, *, min_count: PositiveInt = 1, language: Literal["auto", "en", "zh"] = "auto", lowercase: bool = True
+    ) -> None:
+        self.min_count = min_count
+        self._asked_language = language
+        self._language: Literal["en", "zh"] | None = None if language == "auto" else language
+        self.lowercase = lowercase
+        self.vocabulary: list[str] = []  # by id, with the four specials first; empty before `fit`
+        self._ids: dict[str, int] = {}
+        self._surface: dict[str, str] = {}  # lower-case word to its usual spelling, where that differs
+
+    def fit(self, reports: Sequence[str]) -> None:
+        """Takes the vocabulary from training reports: most frequent words first, equal counts by alphabet.
+
+        Raises:
+            ValueError: no report has a word.
+        """
+        if self._asked_language == "auto":
+            self._language = language_of(reports)
+        counts: Counter[str] = Counter()
+        spellings: dict[str, Counter[str]] = {}
+        for report in reports:
+            starts = True
+            for word in self._split(report):
+                key = self._key(word)
+                counts[key] += 1
+                # A capital at the start of a sentence says nothing; BI-RADS or CDFI does, wherever it stands.
+                if not starts or word[1:] != word[1:].lower():
+                    spellings.setdefault(key, Counter())[word] += 1
+                starts = word in SENTENCE_END
+        if not counts:
+            raise ValueError(f"No words in the {len(reports)} training reports, so there is no vocabulary to fit")
+        kept = sorted((word for word in counts if counts[word] >= self.min_count), key=lambda w: (-counts[w], w))
+        if not kept:
+            raise ValueError(
+                f"min_count: {self.min_count} leaves no word: the most frequent of {len(reports)} training reports, "
+                f"'{counts.most_common(1)[0][0]}', stands there {max(counts.values())} times"
+            )
+        surface = {}
+        for key in kept:
+            if key in spellings:
+                usual = min(spellings[key].items(), key=lambda item: (-item[1], item[0]))[0]
+                if usual != key:
+                    surface[key] = usual
+        self._adopt([*self.specials, *kept], surface)
+
+    def _adopt(self, vocabulary: list[str], surface: dict[str, str]) -> None:
+        self.vocabulary = vocabulary
+        self._ids = {word: id for id, word in enumerate(vocabulary)}
+        self._surface = surface
+
+    def __len__(self) -> int:
+        return len(self.vocabulary)
+
+    @property
+    def language(self) -> Literal["en", "zh"]:
+        """Raises `RuntimeError` before `fit` where the recipe says `auto`."""
+        if self._language is None:
+            raise RuntimeError("The language is known only after fit(), since the recipe says language: auto")
+        return self._language
+
+    @property
+    def segmentation(self) -> str:
+        """What scores depend on; stored beside them, since scores of different words are not comparable."""
+        case = ", lower case" if self.lowercase else ""
+        if self.language == "zh":
+            return f"words: rjieba {version('rjieba')} + {TERMS.stem} ({len(_terms())} terms){case}"
+        return f"words: words and punctuation{case}"
+
+    def _split(self, text: str) -> list[str]:
+        words: list[str] = []
+        for token in TOKEN.findall(text):
+            if _is_cjk(token[0]):
+                words += _jieba().cut(token, hmm=False)
+            else:
+                words.append(token)
+        return words
+
+    def _key(self, word: str) -> str:
+        return word.lower() if self.lowercase and not MASKED.fullmatch(word) else word
+
+    def segment(self, text: str) -> list[str]:
+        """The words of a text, in order. Needs no `fit`."""
+        return [self._key(word) for word in self._split(text)]
+
+    def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
+        """Ids from BOS to EOS; at most `max_tokens` of them, both included.
+
+        Raises:
+            RuntimeError: before `fit`.
+            ValueError: `max_tokens` leaves no room for BOS and EOS.
+        """
+        if not self.vocabulary:
+            raise RuntimeError("encode() needs a vocabulary: call fit() or load() first")
+        if max_tokens is not None and max_tokens < 2:
+            raise ValueError(f"max_tokens is {max_tokens}; BOS and EOS alone need 2")
+        words = [self._ids.get(word, self.unk) for word in self.segment(text)]
+        if max_tokens is not None:
+            words = words[: max_tokens - 2]
+        return [self.bos, *words, self.eos]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids up to the first EOS; BOS, padding and unknown words are left out.
+
+        Raises:
+            ValueError: an id outside the vocabulary.
+        """
+        words = []
+        for id in ids:
+            id = int(id)
+            if id == self.eos:
+                break
+            if not 0 <= id < len(self.vocabulary):
+                raise ValueError(f"id {id} is outside the vocabulary of {len(self.vocabulary)} words")
+            if id >= len(self.specials):
+                words.append(self.vocabulary[id])
+        return self.join(words)
+
+    def normalise(self, text: str) -> str:
+        """A text as `decode` would write it, had every word an id."""
+        return self.join(self.segment(text))
+
+    def join(self, words: Sequence[str]) -> str:
+        """Words as running text: Chinese without spaces, English with the usual ones."""
+        spaced = _space_zh if self.language == "zh" else _space_en
+        text = ""
+        last = ""
+        for word in words:
+            written = self._surface.get(word, word)
+            if self.lowercase and (not last or last in SENTENCE_END) and written == written.lower():
+                written = written[:1].upper() + written[1:] if not MASKED.fullmatch(written) else written
+            text += f" {written}" if last and spaced(last, word) else written
+            last = word
+        return text
+
+    def save(self, path: Path) -> None:
+        """Writes settings and vocabulary as JSON."""
+        known = {
+            "format": FORMAT,
+            "min_count": self.min_count,
+            "asked_language": self._asked_language,
+            "language": self.language,
+            "lowercase": self.lowercase,
+            "segmentation": self.segmentation,
+            "vocabulary": self.vocabulary,
+            "spelling": self._surface,
+        }
+        path.write_text(json.dumps(known, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Words:
+        """What `save` wrote.
+
+        Raises:
+            ValueError: not such a file, or one that was changed by hand into something impossible.
+        """
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: not JSON: {error}") from None
+        problem = _problem(known)
+        if problem:
+            raise ValueError(f"{path}: not a vocabulary of the tokenizer 'words': {problem}")
+        words = cls(min_count=known["min_count"], language=known["asked_language"], lowercase=known["lowercase"])
+        words._language = cast(Literal["en", "zh"], known["language"])
+        words._adopt(known["vocabulary"], known["spelling"])
+        return words
+
+
+def _problem(known: Any) -> str | None:
+    """What is wrong with a loaded file, or None."""
+    if not isinstance(known, dict) or known.get("format") != FORMAT:
+        return f'expected "format": "{FORMAT}"'
+    vocabulary, spelling, min_count = known.get("vocabulary"), known.get("spelling"), known.get("min_count")
+    if not (isinstance(vocabulary, list) and all(isinstance(word, str) for word in vocabulary)):
+        return "vocabulary is not a list of words"
+    if tuple(vocabulary[:4]) != Words.specials:
+        return f"vocabulary does not start with {', '.join(Words.specials)}"
+    if len(set(vocabulary)) != len(vocabulary):
+        twice = next(word for word, count in Counter(vocabulary).items() if count > 1)
+        return f"vocabulary holds '{twice}' twice"
+    if not (isinstance(spelling, dict) and all(isinstance(word, str) for word in spelling.values())):
+        return "spelling is not a table of words"
+    if known.get("language") not in ("en", "zh") or known.get("asked_language") not in ("auto", "en", "zh"):
+        return f"language is {known.get('language')!r}; en or zh expected"
+    if not isinstance(known.get("lowercase"), bool) or type(min_count) is not int or min_count < 1:
+        return "lowercase must be true or false, and min_count a whole number from 1"
+    return None
+
+
+def _space_en(last: str, word: str) -> bool:
+    return not (word in CLOSING or last in OPENING or word in BETWEEN or last in BETWEEN)
+
+
+def _space_zh(last: str, word: str) -> bool:
+    """A space only where two Latin words would run together: `BI-RADS 4A`, but `1.8cm`."""
+    if MASKED.fullmatch(last) or MASKED.fullmatch(word):
+        return False
+    latin = last[-1].isalnum() and word[0].isalnum() and not _is_cjk(last[-1]) and not _is_cjk(word[0])
+    return latin and not (last[-1].isdigit() and word[0].isalpha())
