@@ -32,10 +32,13 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
             f"'{recipe.distributed.strategy}' and offers auto and ddp. Launch with --multi_gpu."
         )
     cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU") == "true"
-    options: dict[str, Any] = {"timeout": timedelta(hours=2)}  # the first process may simulate or decode for long
-    if cpu:
-        options["backend"] = "gloo"  # left to itself, accelerate believes that a CPU world has one process
-    return Accelerator(mixed_precision=_precision(recipe, cpu), kwargs_handlers=[InitProcessGroupKwargs(**options)])
+    handlers = []
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # On a CPU accelerate must be told of gloo, or it may believe in one process; a single process must not be
+        # told. The others wait while the first simulates or decodes images, which may take long.
+        backend = "gloo" if cpu else "nccl"
+        handlers = [InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=2))]
+    return Accelerator(mixed_precision=_precision(recipe, cpu), kwargs_handlers=handlers)
 
 
 def _precision(recipe: Recipe, cpu: bool) -> str:

@@ -88,7 +88,8 @@ class ReportSpace:
 
         different = len({tuple(sorted(report)) for report in word_lists})
         kept = min(self.dimensions, len(words), different)
-        svd = TruncatedSVD(n_components=kept, n_iter=7, random_state=self.seed).fit(unit)
+        with np.errstate(invalid="ignore"):  # its explained variance, not used here, is 0 / 0 where all reports agree
+            svd = TruncatedSVD(n_components=kept, n_iter=7, random_state=self.seed).fit(unit)
         real = svd.singular_values_ > NOISE * svd.singular_values_[0]
         kept = int(real.sum())
         if kept < self.dimensions:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from framework.exam import Pair
+from framework.progress import say
 
 # A character, or a whole masked measure such as _2DS_: half of one means nothing.
 CHARACTER = re.compile(r"_[A-Za-z0-9]+_|\S")
@@ -17,6 +19,7 @@ class Scorer:
 
     def __init__(self, metrics: Sequence[Any], tokenizer: Any) -> None:
         self.metrics, self.tokenizer = list(metrics), tokenizer
+        self.warned: set[str] = set()
 
     @property
     def segmentation(self) -> str:
@@ -30,24 +33,32 @@ class Scorer:
 
     def score(self, rows: Sequence[tuple[str, str, str]]) -> dict[str, float]:
         """Values by name, of rows (exam id, prediction, reference)."""
-        words = self.tokenizer.segment
-        pairs = [Pair(i, p, r, tuple(words(p)), tuple(words(r))) for i, p, r in rows]
+        pairs = _pairs(rows, self.tokenizer.segment)
         values: dict[str, float] = {}
         for metric in self.metrics:
-            values |= metric(pairs)
+            values |= self._call(metric, pairs)
         if self._also_characters:
-            letters = CHARACTER.findall
-            pairs = [Pair(i, p, r, tuple(letters(p)), tuple(letters(r))) for i, p, r in rows]
+            pairs = _pairs(rows, CHARACTER.findall)
             for metric in self.metrics:
                 if metric.by_words:
-                    values |= {f"{name}_char": value for name, value in metric(pairs).items()}
+                    values |= {f"{name}_char": value for name, value in self._call(metric, pairs).items()}
         return {name: round(float(value), 6) for name, value in values.items()}
 
     def one(self, name: str, rows: Sequence[tuple[str, str, str]]) -> float:
         """A single value, without the cost of the other metrics."""
-        words = self.tokenizer.segment
-        pairs = [Pair(i, p, r, tuple(words(p)), tuple(words(r))) for i, p, r in rows]
-        return float(self.metric_of(name)(pairs)[name])
+        return float(self._call(self.metric_of(name), _pairs(rows, self.tokenizer.segment))[name])
+
+    def _call(self, metric: Any, pairs: Sequence[Pair]) -> dict[str, float]:
+        """A metric's values; what it warns of is said once a run, not once an epoch."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            values = metric(pairs)
+        for warning in caught:
+            kind = str(warning.message).split(":")[0]
+            if kind not in self.warned:
+                self.warned.add(kind)
+                say(f"warning: {warning.message}")
+        return values
 
     def metric_of(self, name: str) -> Any:
         """The metric that gives a value of this name, and says whether higher is better."""
@@ -56,3 +67,7 @@ class Scorer:
                 return metric
         known = [each for metric in self.metrics for each in metric.names]
         raise ValueError(f"evaluate.monitor: no metric gives '{name}'. The recipe's metrics give: {', '.join(known)}")
+
+
+def _pairs(rows: Sequence[tuple[str, str, str]], segment: Callable[[str], list[str]]) -> list[Pair]:
+    return [Pair(name, p, r, tuple(segment(p)), tuple(segment(r))) for name, p, r in rows]

@@ -116,7 +116,9 @@ def _told(name: str, value: float | None) -> str:
 def _draw_map(axes: Axes, plane: np.ndarray, copies: np.ndarray, labels: np.ndarray, colours: list[Any]) -> None:
     from matplotlib.patheffects import withStroke
 
-    axes.scatter(plane[:, 0], plane[:, 1], s=6 + 3 * copies, c=[colours[label] for label in labels], alpha=0.75, linewidths=0)
+    axes.scatter(
+        plane[:, 0], plane[:, 1], s=6 + 3 * copies, c=[colours[label] for label in labels], alpha=0.75, linewidths=0
+    )
     for topic in np.unique(labels):
         members = plane[labels == topic]
         middle = np.median(members, axis=0)
@@ -129,11 +131,11 @@ def _draw_map(axes: Axes, plane: np.ndarray, copies: np.ndarray, labels: np.ndar
 
 def _draw_sizes(axes: Axes, sizes: Sequence[int], words: Sequence[Sequence[str]] | None, colours: list[Any]) -> None:
     rows = np.arange(len(sizes))
-    axes.barh(rows, sizes, color=colours)
+    axes.barh(rows, sizes, color=colours, alpha=0.5)  # pale, so that the words on them can be read
     for row, size in enumerate(sizes):
-        note = f" {size}   " + (" ".join(words[row][:6]) if words is not None else f"topic {row}")
+        note = f" {size}   " + (" ".join(words[row][:6]) if words is not None else "")
         axes.text(0, row, note, va="center", fontsize=9)
     axes.set_yticks(rows, [str(row) for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("training reports, and the most characteristic words")
+    axes.set_xlabel("training reports" + (", and the most characteristic words" if words is not None else ""))
     axes.set_xlim(0, 1.05 * max([1, *sizes]))

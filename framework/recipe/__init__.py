@@ -27,6 +27,7 @@ __all__ = [
     "Optimizer",
     "Recipe",
     "RecipeError",
+    "explain_rows",
     "load_recipe",
     "recipe_hash",
     "save",
@@ -135,6 +136,14 @@ def where_from(recipe: Recipe, key: str) -> tuple[Any, str]:
             if (kind, name) in catalogue(recipe.plugin_files) and parts[-1] != "name":
                 return value, f"default of {kind}/{name} ({find(kind, name, recipe.plugin_files).where})"
     return value, "default of framework/recipe/schema.py"
+
+
+def explain_rows(recipe: Recipe, key: str) -> list[tuple[str, str, str]]:
+    """Key, value and origin of a value, or of every value in a block."""
+    value, where = where_from(recipe, key)
+    if not isinstance(value, dict):
+        return [(key, json.dumps(value, ensure_ascii=False), where)]
+    return [row for name in value for row in explain_rows(recipe, f"{key}.{name}")]
 
 
 def _dotted_keys(value: Any, above: str = "") -> list[str]:

@@ -214,9 +214,9 @@ def _whole(check: Check, tree: dict[str, Any]) -> Recipe | None:
                 problem = f"is missing, expected {{name: ...}}. Known: {', '.join(names)}"
             elif problem == "is missing":
                 problem = f"is missing, expected a mapping of {', '.join(_fields(Recipe, place)) or 'names'}"
-            elif problem.startswith("unknown key") and "Did you mean" not in problem:
+            elif problem.startswith("unknown key"):
                 homes = [s for s in Recipe.model_fields if place[-1] in _fields(Recipe, (s,))]
-                problem += f". It stands in: {', '.join(homes)}" if homes else ""
+                problem = f"unknown key here; it belongs in {' or '.join(homes)}" if homes else problem
             check.note(place, problem)
     return None
 

@@ -156,7 +156,10 @@ def _drop_keys(merged: Merged, key: Key, kind: str, block: Any, layer: Layer) ->
 
 
 def origin(merged: Merged, key: Key, otherwise: str) -> str:
-    """Where a value, or else the block around it, was written."""
+    """Where a value was written, or else something in it, or the block around it."""
+    inside = [place for place in merged.origins if place[: len(key)] == key]
+    if key and inside and key not in merged.origins:
+        return merged.origins[inside[0]]
     for end in range(len(key), 0, -1):
         if key[:end] in merged.origins:
             return merged.origins[key[:end]]

@@ -27,6 +27,8 @@ class LDA:
 
     Args:
         topics: number of topics.
+        restarts: fits from different starting points; the one with the highest bound on the likelihood is kept, since
+            single fits often end with two topics in one.
         passes: over the training reports.
         batch: reports an update.
         min_reports: words in fewer training reports than this are left out.
@@ -39,6 +41,7 @@ class LDA:
         segment: Callable[[str], list[str]],
         seed: int,
         topics: PositiveInt = 18,
+        restarts: PositiveInt = 3,
         passes: PositiveInt = 10,
         batch: PositiveInt = 128,
         min_reports: PositiveInt = 2,
@@ -47,6 +50,7 @@ class LDA:
         self.segment = segment
         self.seed = seed
         self.topic_count = topics
+        self.restarts = restarts
         self.passes = passes
         self.batch = batch
         self.min_reports = min_reports
@@ -82,14 +86,18 @@ class LDA:
         self._order = by_size(self._weigh(self._counts)[0], self.topic_count)
 
     def _fitted(self, seed: int) -> LatentDirichletAllocation:
-        return LatentDirichletAllocation(
-            n_components=self.topic_count,
-            learning_method="online",
-            max_iter=self.passes,
-            batch_size=self.batch,
-            random_state=seed % 2**32,
-            n_jobs=1,  # more jobs change the result and have not been quicker
-        ).fit(self._counts)
+        fits = []
+        for start in range(self.restarts):
+            model = LatentDirichletAllocation(
+                n_components=self.topic_count,
+                learning_method="online",
+                max_iter=self.passes,
+                batch_size=self.batch,
+                random_state=(seed * 1_000_003 + start) % 2**32,  # seeds next to each other share no start
+                n_jobs=1,  # more jobs change the result and have not been quicker
+            )
+            fits.append(model.fit(self._counts))
+        return max(fits, key=lambda model: model.score(self._counts))
 
     def _weigh(self, counts: object) -> tuple[np.ndarray, np.ndarray]:
         weights = self._model.transform(counts)[:, self._order]

@@ -35,9 +35,6 @@ class Bleu:
     by_words = True
     higher_is_better = True
 
-    def __init__(self) -> None:
-        pass
-
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs, or a reference without words."""
         if not pairs:

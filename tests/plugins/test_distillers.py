@@ -2,6 +2,7 @@ import random
 
 import numpy as np
 import pytest
+from sklearn.decomposition import LatentDirichletAllocation
 from sklearn.metrics import adjusted_rand_score
 
 from plugins.distiller.faiss_kmeans import FaissKMeans
@@ -33,7 +34,7 @@ def kmeans(**keys) -> FaissKMeans:
 
 
 def lda(**keys) -> LDA:
-    return LDA(segment=str.split, seed=9233, **{"topics": 4, **keys})
+    return LDA(segment=str.split, seed=9233, **{"topics": 4, "batch": 32, "passes": 6, **keys})
 
 
 both = pytest.mark.parametrize("make", [kmeans, lda])
@@ -132,6 +133,22 @@ def test_kmeans_says_what_it_runs_on(caplog):
     with caplog.at_level("INFO"):
         kmeans().fit(corpus(40, seed=1)[0])
     assert "clusters 40 reports on the" in caplog.text
+
+
+def test_lda_keeps_the_likeliest_of_its_starts(monkeypatch):
+    texts, _ = corpus(60, seed=1)
+    distiller = lda(restarts=4, passes=4)
+    fit, bounds = LatentDirichletAllocation.fit, []
+
+    def noted(model, counts):
+        fit(model, counts)
+        bounds.append(model.score(counts))
+        return model
+
+    monkeypatch.setattr(LatentDirichletAllocation, "fit", noted)
+    distiller.fit(texts)
+    assert len(set(bounds)) == 4, "four different starts"
+    assert distiller._model.score(distiller._counts) == max(bounds)
 
 
 def test_lda_says_when_no_word_is_left():

@@ -1,0 +1,261 @@
+"""BUS-BRA, the public breast ultrasound archive, as exams whose reports are composed from its annotation."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from framework.data_check import listing
+from framework.exam import Exam, ExamError
+from framework.image_file import FileView, inside
+from framework.registry import register
+from plugins.dataset.busbra import compose
+from plugins.dataset.busbra import measure as measuring
+
+log = logging.getLogger("sonoscribe")
+
+LAYOUT = """\
+  Images/bus_0001-l.png ...   1875 images
+  Masks/mask_0001-l.png ...   one contour an image
+  bus_data.csv  5-fold-cv.csv  10-fold-cv.csv
+It is published at https://zenodo.org/records/8231412 (Gomez-Flores, Gregorio-Calas, Coelho de Albuquerque Pereira,
+"BUS-BRA: A breast ultrasound dataset for assessing computer-aided diagnosis systems", Medical Physics 51(4), 2024).
+Unpack it and set data.dataset.root to the folder that holds bus_data.csv."""
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One image of the archive and what is written about it."""
+
+    id: str
+    patient: str
+    birads: str
+    pathology: str
+    histology: str
+    device: str
+    image: FileView
+    mask: FileView
+
+
+@register("dataset", "busbra")
+class Busbra:
+    """BUS-BRA: 1064 breast exams with one or two views; its reports are composed, not written by a physician.
+
+    A report is the experts' annotation (BI-RADS category, on request histology) and words for what is measured on their
+    contour and on the image (docs/data.md). It is English.
+
+    Test patients are those of the official fold. The official validation column draws images, and so tears patients
+    with two views apart; here a patient follows the first image.
+
+    Args:
+        root: folder of the unpacked archive, which holds bus_data.csv.
+        fold: the fold to test on, from 1.
+        folds: which official partition, of 5 or of 10 folds.
+        histology: whether the impression names the biopsy's result, which no image shows for certain.
+        cache: folder to keep the measures in, so that the 1875 images are measured once (about a minute).
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        fold: PositiveInt = 1,
+        folds: Literal[5, 10] = 5,
+        histology: bool = False,
+        cache: str = ".cache/sonoscribe",
+    ) -> None:
+        if fold > folds:
+            raise ValueError(f"fold {fold} of {folds}: write 1 to {folds}, or folds: 10")
+        self.root, self.fold, self.folds, self.histology = Path(root), fold, folds, histology
+        self.cache = Path(cache)
+
+    def splits(self) -> dict[str, Sequence[Exam]]:
+        """`train`, `val` and `test` by patient. The first call on a machine measures every image.
+
+        Raises:
+            ValueError: the archive is not there, not complete, or not as it was published; lists every bad exam.
+        """
+        return self._splits
+
+    @cached_property
+    def _splits(self) -> dict[str, Sequence[Exam]]:
+        measures = self._measures()
+        views = defaultdict(list)
+        for lesion in self._lesions:
+            views[lesion.patient].append(lesion)
+        found: dict[str, list[Exam]] = {"train": [], "val": [], "test": []}
+        for patient, lesions in views.items():
+            found[self._home(lesions[0])].append(self._exam(patient, lesions, [measures[v.id] for v in lesions]))
+        return {split: tuple(exams) for split, exams in found.items()}
+
+    def _exam(self, patient: str, lesions: list[Lesion], measures: list[measuring.Measures]) -> Exam:
+        truth = compose.describe(
+            measuring.Measures.mean(measures),
+            birads=max(lesion.birads for lesion in lesions),  # one patient has 4 and 5: the graver one leads
+            pathology=lesions[0].pathology,
+            histology=lesions[0].histology,
+            device=lesions[0].device,
+        )
+        if self.histology:
+            truth["histology"] = truth["pathology"]
+        return Exam(
+            id=patient,
+            patient=patient,
+            views=tuple(lesion.image for lesion in lesions),
+            report=compose.compose(truth, patient, self.histology),
+            attributes=truth,
+            rewording=compose.compose(truth, f"{patient} again", self.histology),
+        )
+
+    def _home(self, lesion: Lesion) -> str:
+        row = self._partition.get(lesion.id)
+        if row is None:
+            raise ValueError(f"{self._partition_file}: no row for {lesion.id}, which bus_data.csv lists")
+        if row["kFold"] == str(self.fold):
+            return "test"
+        drawn = row[f"valid_{self.fold}"]
+        if drawn not in {"0", "1"}:
+            raise ValueError(f"{self._partition_file}: {lesion.id} has valid_{self.fold} = '{drawn}', expected 0 or 1")
+        return "train" if drawn == "1" else "val"  # 1 stands for training: it is four in five
+
+    @property
+    def _partition_file(self) -> Path:
+        return self.root / f"{self.folds}-fold-cv.csv"
+
+    @cached_property
+    def _partition(self) -> dict[str, dict[str, str]]:
+        rows = _read(self._partition_file, {"ID", "kFold", f"valid_{self.fold}"})
+        return {row["ID"]: row for row in rows}
+
+    @cached_property
+    def _lesions(self) -> tuple[Lesion, ...]:
+        missing = [
+            name
+            for name in ("bus_data.csv", self._partition_file.name, "Images", "Masks")
+            if not (self.root / name).exists()
+        ]
+        if missing:
+            raise ValueError(f"{self.root}: no BUS-BRA archive here, {', '.join(missing)} missing. Expected:\n{LAYOUT}")
+        rows = _read(self.root / "bus_data.csv", {"ID", "Case", "Histology", "Pathology", "BIRADS", "Device"})
+        found, problems = [], []
+        for row in rows:
+            try:
+                found.append(self._lesion(row))
+            except ValueError as error:
+                problems.append(ExamError(row["ID"], str(error)))
+        if problems:
+            raise ValueError(f"{self.root / 'bus_data.csv'}: {len(problems)} rows cannot be used\n{listing(problems)}")
+        return tuple(found)
+
+    def _lesion(self, row: dict[str, str]) -> Lesion:
+        exam, sign, _ = row["ID"].partition("-")
+        if not sign or not exam.startswith("bus_"):
+            raise ValueError("expected an ID such as bus_0001-l")
+        if row["BIRADS"] not in {"2", "3", "4", "5"}:
+            raise ValueError(f"BIRADS is '{row['BIRADS']}', expected 2 to 5")
+        if row["Pathology"] not in {"benign", "malignant"}:
+            raise ValueError(f"Pathology is '{row['Pathology']}', expected benign or malignant")
+        image, mask = f"{row['ID']}.png", f"mask_{row['ID'].removeprefix('bus_')}.png"
+        return Lesion(
+            id=row["ID"],
+            patient=exam,
+            birads=row["BIRADS"],
+            pathology=row["Pathology"],
+            histology=row["Histology"],
+            device=row["Device"],
+            image=FileView(str(inside(self.root / "Images", image)), image),
+            mask=FileView(str(inside(self.root / "Masks", mask)), mask),
+        )
+
+    @property
+    def cache_key(self) -> str:
+        """From the sizes and times of all images and contours, and from the fold."""
+        return f"busbra-{self.folds}-{self.fold}-{self._files}"
+
+    @cached_property
+    def _files(self) -> str:
+        seen = hashlib.sha256(f"{measuring.VERSION}".encode())
+        problems = []
+        for lesion in self._lesions:
+            for view in (lesion.image, lesion.mask):
+                try:
+                    stat = Path(view.path).stat()
+                except OSError as error:
+                    problems.append(ExamError(lesion.id, f"{view.path}: {error.strerror}"))
+                else:
+                    seen.update(f"{view.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        if problems:
+            raise ValueError(
+                f"{self.root}: {len(problems)} files that bus_data.csv names are not there; unpack the archive again\n"
+                f"{listing(problems)}"
+            )
+        return seen.hexdigest()[:20]
+
+    def _measures(self) -> dict[str, measuring.Measures]:
+        """Every image's measures, from the cache where it fits."""
+        file = self.cache / f"busbra-measures-{self._files}.json"
+        names = [field.name for field in fields(measuring.Measures)]
+        if file.is_file():
+            try:
+                rows = json.loads(file.read_text(encoding="utf-8"))
+                return {v.id: measuring.Measures(*(float(rows[v.id][name]) for name in names)) for v in self._lesions}
+            except (ValueError, KeyError, TypeError) as error:
+                log.warning("%s is damaged (%s: %s); measuring again", file, type(error).__name__, error)
+        log.info("Measuring %d lesions, once (about a minute); kept in %s", len(self._lesions), file)
+        found, problems = {}, []
+        for lesion in self._lesions:
+            try:
+                image = lesion.image.load()
+                grey = image if image.ndim == 2 else image.mean(2).astype("uint8")
+                found[lesion.id] = measuring.measure(grey, lesion.mask.load() > 127)
+            except (OSError, ValueError) as error:
+                problems.append(ExamError(lesion.id, str(error)))
+        if problems:
+            raise ValueError(f"{self.root}: {len(problems)} images cannot be measured\n{listing(problems)}")
+        try:
+            _write(file, json.dumps({key: asdict(value) for key, value in found.items()}))
+        except OSError as error:
+            log.warning("%s cannot be written (%s): the next run measures again", file, error.strerror)
+        return found
+
+
+def _read(file: Path, columns: set[str]) -> list[dict[str, str]]:
+    """Rows of a CSV file, in which all `columns` have a value."""
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream)
+        lacking = columns - set(reader.fieldnames or ())
+        if lacking:
+            raise ValueError(
+                f"{file}: no column {', '.join(sorted(lacking))}; it is not as published. Expected:\n{LAYOUT}"
+            )
+        rows = []
+        for row in reader:
+            if any(row[column] is None for column in columns):
+                raise ValueError(f"{file}:{reader.line_num}: the line is cut short")
+            rows.append(row)
+    return rows
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all, since several processes may write at once."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        Path(name).replace(file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

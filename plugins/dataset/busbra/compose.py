@@ -14,7 +14,6 @@ from typing import Any
 
 from plugins.dataset.busbra.measure import Measures
 
-VERSION = 1  # raise it when a composed text could change
 ROUND = 1.2  # largest elongation that is still round
 TALL = 0.9  # height / width from which a lesion is not parallel: a round one is not (BI-RADS)
 DENTED = 0.88  # solidity below which a contour is irregular
@@ -85,7 +84,7 @@ def attributes(measures: Measures) -> dict[str, str]:
         "orientation": "not parallel" if m.ratio >= TALL else "parallel",
         "margin": _margin(m),
         "echogenicity": _echogenicity(m),
-        "hypoechogenicity": "marked" if m.echo < MARKED else "moderate",  # said of hypoechoic lesions alone
+        "hypoechogenicity": _degree(m),
         "posterior": "enhancement" if m.posterior > BEHIND else "shadow" if m.posterior < -BEHIND else "none",
         "place": "superficial" if m.depth < DEPTHS[0] else "central depth" if m.depth < DEPTHS[1] else "deep",
         "size": next((words for limit, words in SIZES if m.width < limit), LARGE),
@@ -113,6 +112,12 @@ def _echogenicity(m: Measures) -> str:
     if m.unevenness >= UNEVEN or (PARTLY_FLUID <= m.fluid < FLUID and m.unevenness >= STREAKED):
         return "mixed"
     return "hypoechoic" if m.echo < ISO[0] else "isoechoic" if m.echo <= ISO[1] else "hyperechoic"
+
+
+def _degree(m: Measures) -> str:
+    if _echogenicity(m) != "hypoechoic":
+        return "none"
+    return "marked" if m.echo < MARKED else "moderate"
 
 
 def describe(measures: Measures, birads: str, pathology: str, histology: str, device: str) -> dict[str, Any]:
@@ -144,7 +149,7 @@ def compose(truth: Mapping[str, Any], seed: str, histology: bool) -> str:
         "histology": f"{truth['pathology']} ({truth['tissue']})",
     }
     echo = truth["echogenicity"]
-    if echo == "hypoechoic" and truth["hypoechogenicity"] == "marked":
+    if truth["hypoechogenicity"] == "marked":
         echo = "markedly hypoechoic"
     words["article"] = "an" if words["shape"][0] in "aeiou" else "a"
     words["Article"], words["Place"] = words["article"].capitalize(), words["place"].capitalize()

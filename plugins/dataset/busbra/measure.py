@@ -1,8 +1,9 @@
 """Numbers that describe a lesion on one breast image, from the experts' contour and the grey values.
 
 The archive has no text, so its reports are composed from these numbers (see compose.py). Each one follows a feature of
-the ACR BI-RADS ultrasound lexicon (5th edition, 2013) and has no unit: lengths are shares of the frame or of the lesion,
-since the archive does not give the size of a pixel; grey values are ratios, since gain differs from scan to scan.
+the ACR BI-RADS ultrasound lexicon (5th edition, 2013) and has no unit: lengths are shares of the frame or of the
+lesion, since the archive does not give the size of a pixel; grey values are ratios, since gain differs from scan to
+scan.
 """
 
 from __future__ import annotations
@@ -125,12 +126,16 @@ def _roughness(mask: np.ndarray) -> float:
     no contour has to be traced.
     """
     coarse = max(2.0, 0.1 * _diameter(mask))
-    margin = int(3 * coarse) + 2
-    shape = mask[_crop(mask, 0)]
-    padded = np.pad(shape.astype(np.float32), margin)
+    shape = mask[_crop(mask, 0)].astype(np.float32)
 
     def length(scale: float) -> float:
-        return float(np.hypot(*np.gradient(ndimage.gaussian_filter(padded, scale, truncate=3))).sum())
+        step = max(1, int(scale / 3))  # a coarse contour needs few pixels: this is most of the time saved
+        margin = int(3 * scale) + 2
+        padded = np.pad(shape, [(margin, margin + -(side + 2 * margin) % step) for side in shape.shape])
+        rows, cols = (side // step for side in padded.shape)
+        small = padded.reshape(rows, step, cols, step).mean((1, 3))
+        blurred = ndimage.gaussian_filter(small, scale / step, truncate=3)
+        return step * float(np.hypot(*np.gradient(blurred)).sum())
 
     return length(1.0) / length(coarse)
 
@@ -149,8 +154,10 @@ class _Near:
         size = _diameter(mask)
         crop = _crop(mask, int(REACH * size) + 2)
         inside = mask[crop]
-        edt = ndimage.distance_transform_edt
-        depth = (edt(inside) - edt(~inside)) / size
+        depth = -ndimage.distance_transform_edt(~inside)
+        box = _crop(inside, 1)
+        depth[box] += ndimage.distance_transform_edt(np.pad(inside[box], 1))[1:-1, 1:-1]
+        depth /= size
         return _Near(image[crop].astype(np.float32), inside, depth, size)
 
 
@@ -203,7 +210,7 @@ def _posterior(image: np.ndarray, mask: np.ndarray) -> float:
     Behind: the middle 60 % of the lesion's columns, from below the contour down by half a diameter. Medians, so that
     burnt-in text and calipers do not count.
     """
-    height, width = image.shape
+    height = image.shape[0]
     size = _diameter(mask)
     columns = np.flatnonzero(mask.any(0))
     left, right = columns[0], columns[-1] + 1

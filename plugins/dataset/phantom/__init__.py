@@ -20,7 +20,7 @@ from .chinese import write_chinese
 from .english import write_english
 from .marks import draw_marks
 from .simulate import Probe
-from .truth import ORGANS, Truth, draw_truth
+from .truth import ORGANS, Truth, draw_spots, draw_truth
 
 VERSION = 1  # raise it when the images or texts of a seed change
 SPLITS = ("train", "val", "test")
@@ -162,6 +162,7 @@ def _plans(truth: Truth, rng: np.random.Generator) -> list[Plan]:
     A normal exam shows both sides. The scar of an operation is in the first view of its side.
     """
     shown: list[tuple[int | None, int, str | None]] = []  # lesion, plane, side
+    spots = draw_spots(truth.organ, rng)
     if truth.lesions:
         room = 4 - 2 - (len(truth.lesions) - 1)
         for number, lesion in enumerate(truth.lesions):
@@ -176,5 +177,7 @@ def _plans(truth: Truth, rng: np.random.Generator) -> list[Plan]:
         lesion = None if number is None else truth.lesions[number]
         scar = truth.surgery is not None and side == truth.surgery and not scarred
         scarred = scarred or scar
-        plans.append(Plan(side, lesion and lesion.place, lesion and lesion.clock, plane, number, scar))
+        # A probe rests somewhere in a normal gland too: its place must not tell that there is a lesion.
+        place, clock = (lesion.place, lesion.clock) if lesion else spots[str(side)]
+        plans.append(Plan(side, place, clock, plane, number, scar))
     return plans

@@ -10,7 +10,8 @@ from .lesions import paint_lesion
 from .simulate import Probe, Scene, render
 from .truth import Lesion, Truth
 
-UNIFORM_DB = {"homogeneous": 1.3, "heterogeneous": 6.0}
+UNIFORM_DB = {"homogeneous": 1.3, "heterogeneous": 4.8}
+FATTY_DB = 5.0  # how much brighter steatosis makes a liver
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ def draw_view(truth: Truth, plan: Plan, size: int, difficulty: float, key: tuple
     lesion = None if plan.lesion is None else truth.lesions[plan.lesion]
     centre = {"breast": _breast, "thyroid": _thyroid, "liver": _liver}[truth.organ](scene, truth, plan, lesion)
     if lesion is not None:
-        paint_lesion(scene, lesion, plan.plane, centre, difficulty)
+        base_db = FATTY_DB if truth.steatosis else 0.0
+        paint_lesion(scene, lesion, plan.plane, centre, base_db, difficulty)
     if plan.scar:
         _scar(scene, centre[0])
     _lose_contact(scene, difficulty)
@@ -72,16 +74,16 @@ def _breast(scene: Scene, truth: Truth, plan: Plan, lesion: Lesion | None) -> tu
     chest = lower + 1.5 + 2.5 * body[3]
 
     uneven = UNIFORM_DB[truth.gland]
-    scene.paint(np.ones_like(scene.z, bool), scene.texture(9, 7) * uneven + scene.texture(26, 9) * 1.4)
+    scene.paint(np.ones_like(scene.z, bool), scene.texture(9, 7) * uneven + scene.texture(34, 7) * 2.2)
     if truth.gland == "heterogeneous":  # islands of fat between the glandular cords
         islands = 1 / (1 + np.exp(-(scene.texture(11, 8) - 0.9) * 7))
         scene.echo_db -= 9 * islands
     _fat(scene, scene.z < upper, -10.0, 4)
     _fat(scene, scene.z > lower, -10.0, 6)
     _muscle(scene, scene.z > chest, -7.0, 2.6)
-    scene.interface(scene.z - chest, 0.45, 9.0)
+    scene.interface(scene.z - chest, 0.4, 7.0)
     scene.interface(scene.z - upper, 0.25, 4.0, mirror=0.3)
-    if scene.rng.random() < 0.3:
+    if scene.rng.random() < 0.4:
         _rib(scene, chest + 4.0 + 2 * scene.rng.random())
     _skin(scene, skin)
     share = lesion.depth if lesion else 0.5
@@ -140,23 +142,23 @@ def _lobe(scene: Scene, truth: Truth, centre: tuple[float, float], half: tuple[f
     if truth.gland == "heterogeneous":
         level = level - 3.0
     scene.paint(radius < 1, level, loss=0.0)
-    scene.interface((radius - 1) * half[1], 0.35, 6.0, mirror=0.4)
+    scene.interface((radius - 1) * half[1], 0.25, 3.5, mirror=0.3)
 
 
 def _trachea(scene: Scene, across: float, top: float) -> None:
     """A bright curve; behind it only echoes of echoes, which fade."""
     wall = top + ((scene.x - across) / 9.0) ** 2 * 5.0
     behind = (np.abs(scene.x - across) < 9.5) & (scene.z > wall)
-    rings = 8 * np.sin((scene.z - wall) * 2.0) - 10 - 0.9 * (scene.z - wall)
+    rings = 4 * np.sin((scene.z - wall) * 2.4) - 8 - 1.1 * (scene.z - wall) + scene.texture(12, 8) * 4
     scene.paint(behind, rings, loss=0.2)
-    scene.interface(np.where(np.abs(scene.x - across) < 9.5, scene.z - wall, 99.0), 0.5, 13.0)
+    scene.interface(np.where(np.abs(scene.x - across) < 9.5, scene.z - wall, 99.0), 0.45, 10.0)
 
 
 def _carotid(scene: Scene, across: float, deep: float) -> None:
     distance = np.hypot(scene.x - across, scene.z - deep)
     radius = scene.rng.uniform(2.6, 3.4)
     scene.paint(distance < radius, -38.0, loss=-0.6)
-    scene.interface(distance - radius, 0.35, 6.0, mirror=0.5)
+    scene.interface(distance - radius, 0.3, 4.0, mirror=0.3)
 
 
 def _liver(scene: Scene, truth: Truth, plan: Plan, lesion: Lesion | None) -> tuple[float, float]:
@@ -169,12 +171,12 @@ def _liver(scene: Scene, truth: Truth, plan: Plan, lesion: Lesion | None) -> tup
     fatty = truth.steatosis
     coarse = truth.gland == "heterogeneous"
     level = scene.texture(22, 20) * (4.5 if coarse else 0.5) + scene.texture(7, 6) * (2.5 if coarse else 0.8)
-    scene.paint(np.ones_like(scene.z, bool), level + (5.0 if fatty else 0.0), loss=0.20 if fatty else 0.0)
+    scene.paint(np.ones_like(scene.z, bool), level + (FATTY_DB if fatty else 0.0), loss=0.20 if fatty else 0.0)
     for _ in range(int(rng.integers(3, 6))):
         _vessel(scene, portal=bool(rng.random() < 0.5), dim=fatty, top=wall + 12, bottom=reach - 6)
     dome = reach - ((scene.x - 12) / 70.0) ** 2 * 22 + scene.curve(0.8)
     scene.paint(scene.z > dome, -11.0 + scene.texture(8, 8) * 3, loss=0.15)
-    scene.interface(scene.z - dome, 1.5, 13.0)
+    scene.interface(scene.z - dome, 1.2, 10.0)
     if plan.side == "right" and plan.lesion is None and rng.random() < 0.5:
         (_gallbladder if rng.random() < 0.5 else _kidney)(scene, reach)
     _fat(scene, scene.z < wall * 0.5, -7.0, 3)
@@ -194,9 +196,9 @@ def _vessel(scene: Scene, portal: bool, dim: bool, top: float, bottom: float) ->
     turn, length = rng.uniform(-0.9, 0.9) + (np.pi if rng.random() < 0.5 else 0), rng.uniform(25, 55)
     along = (scene.x - start[0]) * np.cos(turn) + (scene.z - start[1]) * np.sin(turn)
     beside = (scene.z - start[1]) * np.cos(turn) - (scene.x - start[0]) * np.sin(turn)
-    beside = beside + 5 * rng.uniform(-1, 1) * (along / length) ** 2
+    beside = beside + 9 * rng.uniform(-1, 1) * (along / length) ** 2
     share = np.clip(along / length, 0, 1)
-    radius = rng.uniform(2.0, 4.2) * (1 - 0.7 * share)
+    radius = rng.uniform(2.4, 5.0) * (1 - 0.65 * share) * np.sqrt(np.clip(4 * share * (1 - share) + 0.25, 0, 1))
     distance = np.hypot(beside, along - share * length) - radius
     level = -12.0 if dim else -32.0
     scene.paint(1 / (1 + np.exp(np.clip(distance / 0.4, -30, 30))), level)
@@ -246,6 +248,7 @@ def _lose_contact(scene: Scene, difficulty: float) -> None:
     """Where the probe lifts off at an edge of the skin, the lines below fade; normal and lesion exams alike."""
     if scene.rng.random() < 0.2 + 0.5 * difficulty:
         lines = scene.x.shape[1]
-        width = scene.rng.uniform(0.03, 0.18) * lines
+        width = scene.rng.uniform(0.03, 0.22) * lines
+        depth = scene.rng.uniform(10, 36)
         edge = np.arange(lines) if scene.rng.random() < 0.5 else np.arange(lines)[::-1]
-        scene.echo_db -= (30 / (1 + np.exp(np.clip((edge - width) / (0.02 * lines), -30, 30)))).astype(np.float32)
+        scene.echo_db -= (depth / (1 + np.exp(np.clip((edge - width) / (0.035 * lines), -30, 30)))).astype(np.float32)

@@ -143,11 +143,12 @@ class Scene:
         if loss is not None:
             self.loss += (loss - self.loss) * cover
 
-    def interface(self, distance_mm: np.ndarray, thickness_mm: float, echo_db: float, mirror: float = 0.7) -> None:
-        """A bright line where `distance_mm` is zero."""
+    def interface(self, distance_mm: np.ndarray, thickness_mm: float, echo_db: float, mirror: float = 0.45) -> None:
+        """A bright line where `distance_mm` is zero, brighter here and fainter there."""
         thin = max(thickness_mm, 0.6 * self.probe.pixel_mm)
         cover = np.exp(-((distance_mm / thin) ** 2))
-        self.echo_db += np.clip(echo_db - self.echo_db, 0, None) * cover
+        level = echo_db + self.curve(1.0, 11) * 3.0  # no interface lies square to the beam all along
+        self.echo_db += np.clip(level - self.echo_db, 0, None) * cover
         self.mirror = np.maximum(self.mirror, mirror * cover)
 
 
@@ -170,8 +171,9 @@ def render(scene: Scene, setup: Setup) -> np.ndarray:
     envelope = np.hypot(*(field_iq + noise))
     envelope = envelope.reshape(shape[0] // OVERSAMPLE, OVERSAMPLE, shape[1]).mean(axis=1)
     level_db = 20 * np.log10(envelope + 1e-6) + setup.gain_db
-    grey = 0.46 + level_db / setup.range_db
-    return scene.probe.to_image(np.clip(grey, 0, 1) * 255)
+    # Machines smooth what they show: neighbouring frames and steered beams are averaged.
+    grey = gaussian_filter1d(gaussian_filter1d(0.46 + level_db / setup.range_db, 0.55, axis=0), 0.55, axis=1)
+    return scene.probe.to_image(np.clip(grey, 0, 1) ** setup.curve * 255)
 
 
 def _unit_power(width: float) -> float:

@@ -65,6 +65,7 @@ class Setup:
     field_mm: float  # what the width of the image spans
     gain_db: float
     range_db: float
+    curve: float  # exponent of the grey map
     gain_slope_db: float  # what the time-gain compensation gets wrong from top to bottom
     noise_db: float
     focus: float  # depth of the focus, 0 to 1
@@ -235,10 +236,11 @@ def _setup(organ: str, difficulty: float, rng: np.random.Generator) -> Setup:
     body = rng.random(4)
     return Setup(
         field_mm=float(rng.uniform(*FIELD_MM[organ])),
-        gain_db=float(rng.uniform(-6, 6) * spread),
+        gain_db=float(rng.uniform(-8, 8) * spread),
         range_db=float(58 + rng.uniform(-9, 9) * spread),
+        curve=float(np.exp(rng.uniform(-0.28, 0.28) * spread)),
         gain_slope_db=float(rng.uniform(-5, 5) * spread),
-        noise_db=float(-44 + 10 * (difficulty - 0.5) + rng.uniform(-4, 4) * spread),
+        noise_db=float(-40 + 10 * (difficulty - 0.5) + rng.uniform(-8, 8) * spread),
         focus=float(rng.uniform(0.25, 0.6)),
         body=(float(body[0]), float(body[1]), float(body[2]), float(body[3])),
     )
@@ -257,6 +259,22 @@ def _measure(
     return round(width), round(length), max(1, round(width * ratio))
 
 
+def _spot(side: str, rng: np.random.Generator, places: Mapping[str, float]) -> tuple[str, int | None]:
+    """A place, and in the breast its hour as seen by someone facing the patient."""
+    place = choose(rng, places)
+    hours = HOURS.get(place)
+    if hours is None:
+        return place, None
+    hour = int(rng.choice(hours))
+    return place, 12 - hour if side == "left" else hour
+
+
+def draw_spots(organ: str, rng: np.random.Generator) -> dict[str, tuple[str | None, int | None]]:
+    """Where the probe rests in a normal gland, by side: place and hour."""
+    places = {place: share for place, share in PLACES.get(organ, {}).items() if place != "isthmus"}
+    return {side: _spot(side, rng, places) if places else (None, None) for side in ("left", "right")}
+
+
 def _lesion(organ: str, side: str, enlarged: bool, field_mm: float, largest: float, rng: np.random.Generator) -> Lesion:
     kinds = KINDS[organ]
     name = choose(rng, {name: kind.weight for name, kind in kinds.items()})
@@ -264,15 +282,13 @@ def _lesion(organ: str, side: str, enlarged: bool, field_mm: float, largest: flo
     shape = choose(rng, kind.shape)
     upright = bool(rng.random() < kind.upright) and shape != "round"
     width, length, height = _measure(organ, shape, upright, enlarged, field_mm * largest, rng)
-    place = choose(rng, PLACES[organ]) if organ in PLACES else None
-    hours = HOURS.get(place or "")
-    clock = int(rng.choice(hours)) if hours and organ == "breast" else None
+    place, clock = _spot(side, rng, PLACES[organ]) if organ in PLACES else (None, None)
     orientation = None if organ == "liver" else "not parallel" if upright else "parallel"
     return Lesion(
         kind=name,
         side=None if place == "isthmus" else side,
         place=place,
-        clock=12 - clock if clock and side == "left" else clock,
+        clock=clock,
         echogenicity=choose(rng, kind.echogenicity),
         shape=shape,
         margin=choose(rng, kind.margin),

@@ -1,0 +1,6 @@
+"""The door: `python launch.py RECIPE [key=value ...]`, or under `accelerate launch`; framework/cli.py has the verbs."""
+
+from framework.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Exams listed in one JSON file beside a folder of images: the format of the published report sets, and of R2Gen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from framework.data_check import SPLITS, listing
+from framework.exam import Exam, ExamError
+from framework.image_file import FileView, inside
+from framework.registry import did_you_mean, register
+
+
+@register("dataset", "manifest")
+class Manifest:
+    """Your own exams: a JSON file of reports, and a folder of images.
+
+    The file holds `{"train": [...], "val": [...], "test": [...]}`; an exam is `{"uid": 7, "finding": "...",
+    "image_path": ["7_1.jpeg", "7_2.jpeg"]}`, or in R2Gen's words `{"id": ..., "report": ..., "image_path": [...]}`. One
+    view may be a plain string. Optional: `patient` (else each exam is a patient of its own) and `labels`, kept among
+    the attributes. Other keys are left alone.
+
+    Args:
+        file: the JSON file, in UTF-8.
+        images: the folder that `image_path` starts from.
+        report_key: the key that holds the report, where it is neither `finding` nor `report`.
+    """
+
+    def __init__(self, *, file: str, images: str, report_key: str | None = None) -> None:
+        self.file, self.images = Path(file), Path(images)
+        self.report_keys = (report_key,) if report_key else ("finding", "report")
+
+    def splits(self) -> dict[str, Sequence[Exam]]:
+        """The exams as listed; that the images are there is checked, their content is not.
+
+        Raises:
+            ValueError: file or folder missing, not JSON (with line and column), a split missing, or exams that cannot
+                be used, all of them listed.
+        """
+        return self._splits
+
+    @property
+    def cache_key(self) -> str:
+        """From the manifest's own bytes, and from name, size and time of every image."""
+        seen = hashlib.sha256(self.file.read_bytes())
+        for exams in self._splits.values():
+            for exam in exams:
+                for view in exam.views:
+                    assert isinstance(view, FileView)
+                    stat = Path(view.path).stat()
+                    seen.update(f"{exam.id} {view.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        return f"manifest-{seen.hexdigest()[:20]}"
+
+    @cached_property
+    def _splits(self) -> dict[str, Sequence[Exam]]:
+        listed = self._read()
+        if not self.images.is_dir():
+            raise ValueError(f"{self.images}: no such folder of images (data.dataset.images)")
+        found: dict[str, Sequence[Exam]] = {}
+        problems: list[ExamError] = []
+        home: dict[str, str] = {}
+        patients: dict[str, str] = {}
+        for split in SPLITS:
+            exams = []
+            for number, entry in enumerate(listed[split], 1):
+                name = f"number {number} of {split}"
+                try:
+                    exam = self._exam(entry, split, name, problems)
+                    _once(exam, split, home, patients, problems)
+                    exams.append(exam)
+                except ExamError as error:
+                    problems.append(error)
+            found[split] = tuple(exams)
+        if problems:
+            raise ValueError(f"{self.file}: {len(problems)} problems\n{listing(problems)}")
+        return found
+
+    def _read(self) -> Mapping[str, list[Any]]:
+        try:
+            text = self.file.read_text(encoding="utf-8-sig")
+        except FileNotFoundError:
+            raise ValueError(f"{self.file}: no such manifest (data.dataset.file)") from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.file}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+        try:
+            found = json.loads(text, object_pairs_hook=_unique)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.file}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
+        except RecursionError:
+            raise ValueError(f"{self.file}: nested too deeply for a manifest") from None
+        except ValueError as error:
+            raise ValueError(f"{self.file}: {error}") from None
+        if not isinstance(found, dict):
+            raise ValueError(f"{self.file}: holds a {_kind(found)}, expected {{train: [...], val: [...], test: [...]}}")
+        lacking = [split for split in SPLITS if split not in found]
+        if lacking:
+            near = did_you_mean(lacking[0], [name for name in found if name not in SPLITS])
+            raise ValueError(
+                f"{self.file}: no split {', '.join(lacking)}; found {', '.join(found) or 'nothing'}.{near}"
+                f" Expected {', '.join(SPLITS)}"
+            )
+        for split in SPLITS:
+            if not isinstance(found[split], list) or not found[split]:
+                what = "is empty" if found[split] == [] else f"is a {_kind(found[split])}"
+                raise ValueError(f"{self.file}: split {split} {what}, expected a list of exams")
+        return found
+
+    def _exam(self, entry: Any, split: str, name: str, problems: list[ExamError]) -> Exam:
+        """An exam, with what is wrong with it added to `problems`; raises `ExamError` where it has no id."""
+        if not isinstance(entry, dict):
+            raise ExamError(name, f"is a {_kind(entry)}, expected {{uid, finding, image_path}}")
+        found = entry.get("uid", entry.get("id"))
+        if isinstance(found, bool) or not isinstance(found, (str, int)) or found == "":
+            what = "has no uid or id" if found is None else f"its uid is {found!r}, expected a number or text"
+            raise ExamError(name, what)
+        exam_id = str(found)
+        key = next((key for key in self.report_keys if key in entry), None)
+        report = entry[key] if key is not None else None
+        if key is None:
+            problems.append(ExamError(exam_id, f"has no {' or '.join(self.report_keys)} ({split})"))
+        elif not isinstance(report, str) or not report.strip():
+            what = "is empty" if isinstance(report, str) else f"is a {_kind(report)}, expected text"
+            problems.append(ExamError(exam_id, f"{key} {what} ({split})"))
+        if entry.get("split", split) != split:
+            problems.append(ExamError(exam_id, f"says split {entry['split']}, but is listed in {split}"))
+        patient = entry.get("patient", exam_id)
+        if isinstance(patient, bool) or not isinstance(patient, (str, int)):
+            problems.append(ExamError(exam_id, f"patient is a {_kind(patient)}, expected a number or text ({split})"))
+        views = self._views(exam_id, entry.get("image_path"), split, problems)
+        attributes = {"labels": entry["labels"]} if "labels" in entry else {}
+        return Exam(exam_id, str(patient), views, report if isinstance(report, str) else "", attributes)
+
+    def _views(self, exam_id: str, paths: Any, split: str, problems: list[ExamError]) -> tuple[FileView, ...]:
+        paths = [paths] if isinstance(paths, str) else paths
+        if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
+            problems.append(ExamError(exam_id, f"image_path is {str(paths)[:80]}, expected file names ({split})"))
+            return ()
+        views = []
+        for path in paths:
+            try:
+                file = inside(self.images, path)
+                if not file.is_file():
+                    raise ValueError(f"no image {path} in {self.images}")
+            except (ValueError, OSError) as error:
+                problems.append(ExamError(exam_id, f"{error} ({split})"))
+                continue
+            views.append(FileView(str(file), path))
+        return tuple(views)
+
+
+def _once(exam: Exam, split: str, home: dict[str, str], patients: dict[str, str], problems: list[ExamError]) -> None:
+    """Notes where an exam stands, and whether it or its patient stood elsewhere before."""
+    if exam.id in home:
+        where = f"twice in {split}" if home[exam.id] == split else f"in {home[exam.id]} and in {split}"
+        problems.append(ExamError(exam.id, f"is listed {where}"))
+    elif patients.get(exam.patient, split) != split:
+        problems.append(ExamError(exam.id, f"patient {exam.patient} is in {patients[exam.patient]} and in {split}"))
+    home.setdefault(exam.id, split)
+    patients.setdefault(exam.patient, split)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key that stands twice would silently drop exams."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key '{twice}' stands twice in one object")
+    return found
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "object", list: "list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "number")

@@ -1,0 +1,170 @@
+"""The door: verbs, exit codes, and that the quick ones stay quick."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from framework import cli
+from framework.listing import snippet
+from framework.registry import catalogue
+
+ROOT = Path(__file__).parents[2]
+TOYS = Path(__file__).parent / "toys.py"
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+    def call(*words):
+        with pytest.raises(SystemExit) as done:
+            cli.main(words)
+        out, err = capsys.readouterr()
+        return done.value.code, out, err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["ls"], ["describe", "encoder/resnet"], ["validate", "breast", "train.epochs=1"], ["explain", "smoke", "train"]],
+    ids=lambda words: words[0],
+)
+def test_quick_verbs_import_nothing_heavy(words):
+    code = f"""
+import sys
+from framework.cli import main
+try:
+    main({words!r})
+finally:
+    heavy = {{"torch", "transformers", "accelerate", "sklearn", "numpy", "faiss", "matplotlib"}} & set(sys.modules)
+    assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "with_verb"),
+    [
+        (["breast", "a=1"], ["train", "breast", "a=1"]),
+        (["train", "breast"], ["train", "breast"]),
+        (["ls"], ["ls"]),
+        (["data", "check", "x"], ["data", "check", "x"]),
+        (["--help"], ["--help"]),
+        ([], []),
+    ],
+)
+def test_a_recipe_alone_means_train(words, with_verb):
+    assert cli.with_verb(words) == with_verb
+
+
+def test_ls_names_plugins_and_recipes_in_plain_columns(run):
+    code, out, _ = run("ls")
+    rows = [line.split() for line in out.splitlines()]
+    assert code == 0
+    assert ["encoder", "tiny_cnn"] in [row[:2] for row in rows]
+    assert ["recipe", "breast"] in [row[:2] for row in rows]
+    assert not set(out) & set("│┃─━"), "lines are for terminals"
+
+
+def test_ls_of_a_kind_shows_that_kind_and_plugins_of_a_file(run):
+    _, out, _ = run("ls", "encoders", "--plugins", str(TOYS))
+    assert {line.split()[0] for line in out.splitlines()[1:]} == {"encoder"}
+    assert "toy_eyes" in out
+
+
+def test_ls_of_an_unknown_kind_says_what_is_known(run):
+    code, _, err = run("ls", "encodr")
+    assert (code, err.splitlines()) == (2, [err.strip()])
+    assert err.startswith("Unknown kind 'encodr'. Did you mean 'encoder'? Known: ")
+
+
+def test_describe_shows_keys_docs_and_a_piece_of_recipe(run):
+    _, out, _ = run("describe", "dataset/toy_exams", "--plugins", str(TOYS))
+    assert "dataset/toy_exams: Exams that are not there." in out
+    assert "exams  PositiveInt                 8        how many, in all splits." in out
+    assert "\nMore about them.\n" in out and "Args:" not in out
+    assert out.endswith("data:\n  dataset: {name: toy_exams, organ: breast, exams: 8}\n")
+
+
+def test_describe_finds_a_name_without_its_kind(run):
+    _, out, _ = run("describe", "toy_topic", "--plugins", str(TOYS))
+    assert out.startswith("loss/toy_topic: Of topics.") and "losses:\n  toy_topic: {weight: 1.0}" in out
+
+
+@pytest.mark.parametrize("plugin", list(catalogue().values()), ids=lambda p: f"{p.kind}/{p.name}")
+def test_the_piece_of_recipe_is_good(plugin, tmp_path):
+    from framework.recipe import load_recipe
+
+    text = snippet(plugin).replace("???", "x")
+    (tmp_path / "r.yaml").write_text(f"_base_: {ROOT}/recipes/smoke.yaml\n{text}\n" + (
+        "evaluate: {monitor: val/loss}\n" if plugin.kind != "metric" else "  monitor: val/loss\n"
+    ))  # fmt: skip
+    load_recipe(tmp_path / "r.yaml")
+
+
+def test_validate_tells_all_mistakes_of_all_recipes_and_fails(run):
+    code, out, err = run("validate", "breast", "thyroid", "model.encoder.dpth=3")
+    assert code == 2 and out == ""
+    assert err.startswith("override: model.encoder.dpth=3: unknown key. Did you mean 'depth'? Known: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_validate_of_good_recipes_ends_well(run):
+    code, out, err = run("validate", "breast", "recipes/thyroid.yaml")
+    assert (code, err) == (0, "")
+    assert [line.split(":")[0] for line in out.splitlines()] == ["breast", "recipes/thyroid.yaml"]
+
+
+def test_explain_names_the_file_and_line(run):
+    code, out, _ = run("explain", "thyroid", "distiller.topics")
+    assert code == 0 and out.splitlines()[1].split() == ["distiller.topics", "5", "recipes/thyroid.yaml:8"]
+
+
+def test_a_mistake_ends_in_code_2_without_a_traceback_and_every_rank_but_one_is_silent(run, monkeypatch):
+    code, _, err = run("smoke", "train.epochs=x")
+    assert (code, err) == (2, "override: train.epochs=x: found the text 'x', expected a whole number\n")
+    monkeypatch.setenv("RANK", "1")
+    assert run("smoke", "train.epochs=x") == (2, "", "")
+
+
+def test_a_mistake_that_one_rank_alone_may_meet_names_the_rank(run, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    _, _, err = run("predict", "no/such/run", "x.png")
+    assert err.startswith("rank 3: no/such/run: no such run folder.")
+
+
+def test_the_traceback_is_there_when_asked_for(monkeypatch):
+    monkeypatch.setenv(cli.TRACEBACK, "1")
+    with pytest.raises(ValueError, match="no such recipe"):
+        cli.main(["validate", "nothing_like_it"])
+
+
+def test_data_make_writes_a_manifest_that_data_check_accepts(run, tmp_path, monkeypatch):
+    out = tmp_path / "made"
+    code, said, err = run("data", "make", "smoke", str(out), "data.dataset.exams=12")
+    assert code == 0, err
+    assert (out / "manifest.json").is_file() and str(out / "manifest.json") in said
+    manifest = f"data.dataset={{name: manifest, file: {out}/manifest.json, images: {out}}}"
+    assert run("data", "check", "smoke", manifest)[0] == 0
+    assert "not an empty folder" in run("data", "make", "smoke", str(out))[2]
+
+
+def test_data_check_fails_on_a_broken_image(run, tmp_path):
+    out = tmp_path / "made"
+    run("data", "make", "smoke", str(out), "data.dataset.exams=12")
+    next((out / "images").iterdir()).write_bytes(b"no image")
+    manifest = f"data.dataset={{name: manifest, file: {out}/manifest.json, images: {out}}}"
+    code, said, _ = run("data", "check", "smoke", manifest)
+    assert code == 2 and "1 problems" in said
+
+
+def test_launch_is_a_door_of_its_own():
+    environment = {**os.environ, "PYTHONPATH": ""}
+    done = subprocess.run(
+        [sys.executable, "launch.py", "ls", "encoder"], cwd=ROOT, env=environment, capture_output=True
+    )
+    assert done.returncode == 0 and b"tiny_cnn" in done.stdout

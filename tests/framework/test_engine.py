@@ -1,0 +1,144 @@
+"""The loop as users meet it: a run from the command line, its files, resuming, learning."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, launch
+from safetensors.torch import load_file
+
+SMOKE = str(ROOT / "recipes" / "smoke.yaml")
+
+
+def records(run: Path, name: str) -> dict[int, float]:
+    """Values by step; a step that stands twice fails here."""
+    found: dict[int, float] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row["name"] == name:
+            assert row["step"] not in found, f"{name} stands twice at step {row['step']}"
+            found[row["step"]] = row["value"]
+    return found
+
+
+def test_a_run_leaves_all_its_files(smoke_run: Path) -> None:
+    expected = {
+        "recipe.yaml", "overrides.txt", "environment.json", "topics.json", "topics.png", "metrics.jsonl",
+        "checkpoints", "model", "predictions", "scores.json", "report.html",
+    }  # fmt: skip
+    assert expected <= {path.name for path in smoke_run.iterdir()}
+    assert list(smoke_run.glob("events.out.tfevents*"))
+    assert {path.name for path in (smoke_run / "model").iterdir()} == {"model.safetensors", "tokenizer.json", "recipe.yaml"}
+
+
+def test_the_loss_is_written_every_step_and_falls(smoke_run: Path) -> None:
+    losses = records(smoke_run, "train/loss")
+    assert sorted(losses) == list(range(1, len(losses) + 1)) and len(losses) == 24
+    values = list(losses.values())
+    assert sum(values[-5:]) < 0.8 * sum(values[:5])
+    assert len(records(smoke_run, "val/bleu_4")) == 3
+
+
+def test_scores_stand_beside_floors_and_ceilings(smoke_run: Path) -> None:
+    scores = json.loads((smoke_run / "scores.json").read_text())
+    rows = {"model", "fixed_report", "random_report", "nearest_image", "topic_oracle", "retrieval_oracle", "rewording"}
+    assert rows <= set(scores["test"])
+    assert scores["test"]["retrieval_oracle"]["bleu_4"] > scores["test"]["random_report"]["bleu_4"]
+    assert scores["segmentation"].startswith("words")
+
+
+def test_every_test_exam_is_written_about_once(smoke_run: Path) -> None:
+    rows = [json.loads(line) for line in (smoke_run / "predictions" / "test.jsonl").read_text().splitlines()]
+    scores = json.loads((smoke_run / "scores.json").read_text())
+    assert len({row["id"] for row in rows}) == len(rows) == scores["test"]["model"]["exams"]
+
+
+def test_evaluate_gives_the_same_scores_from_the_model_alone(smoke_run: Path, work: Path) -> None:
+    alone = work / "runs" / "smoke" / "alone"
+    alone.mkdir(parents=True)
+    shutil.copytree(smoke_run / "model", alone / "model")
+    launch("evaluate", str(alone), "--split", "test", cwd=work)
+    one, two = (json.loads((run / "scores.json").read_text())["test"] for run in (smoke_run, alone))
+    assert one == two
+
+
+def test_predict_writes_what_evaluation_wrote(smoke_run: Path, work: Path) -> None:
+    launch("data", "make", SMOKE, str(work / "made"), cwd=work)
+    manifest = json.loads(next((work / "made").glob("*.json")).read_text())
+    key = "uid"
+    written = {r["id"]: r for r in map(json.loads, (smoke_run / "predictions" / "test.jsonl").read_text().splitlines())}
+    exam = manifest["test"][0]
+    images = [str(next((work / "made").rglob(Path(name).name))) for name in exam["image_path"]]
+    done = launch("predict", str(smoke_run), *images, cwd=work)
+    assert done.stdout.strip().endswith(written[exam[key]]["prediction"])
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(smoke_run: Path, work: Path) -> None:
+    stopped = work / "runs" / "smoke" / "stopped"
+    keep_all = ["checkpoint.every_steps=3", "checkpoint.keep_last=99", "model.decoder.dropout=0.1", "train.epochs=2"]
+    launch(SMOKE, "run.name=whole", *keep_all, cwd=work)
+    whole = work / "runs" / "smoke" / "whole"
+    # A run that died in the middle of its second epoch, after more steps than its last checkpoint holds.
+    shutil.copytree(whole, stopped)
+    for name in ("scores.json", "report.html"):
+        (stopped / name).unlink()
+    shutil.rmtree(stopped / "model")
+    for path in (stopped / "checkpoints").glob("step-*"):
+        if int(path.name.split("-")[1]) > 12:
+            shutil.rmtree(path)
+    assert (stopped / "checkpoints" / "step-12").is_dir() and not (stopped / "checkpoints" / "step-15").exists()
+    launch(SMOKE, "run.name=stopped", "resume=auto", *keep_all, cwd=work)
+    assert records(stopped, "train/loss") == records(whole, "train/loss")
+    assert records(stopped, "val/bleu_4") == records(whole, "val/bleu_4")
+    one, two = (load_file(run / "checkpoints" / "step-16" / "task.safetensors") for run in (whole, stopped))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_saved_recipe_trains_to_the_same_losses(smoke_run: Path, work: Path) -> None:
+    launch(str(smoke_run / "recipe.yaml"), "run.name=again", cwd=work)
+    again = next((work / "runs").glob("*/again"))
+    assert records(again, "train/loss") == records(smoke_run, "train/loss")
+
+
+def test_a_run_is_never_written_over(smoke_run: Path, work: Path) -> None:
+    done = launch(SMOKE, "run.name=first", cwd=work, check=False)
+    assert done.returncode == 2 and "holds a run already" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_tiny_run_learns_its_reports(work: Path) -> None:
+    keys = [
+        "data.dataset.exams=16", "train.epochs=60", "train.batch_size=8", "evaluate.every_epochs=60", "distiller.topics=2",
+        "optimizer.lr=3e-3", "model.decoder.width=128", "run.name=learns", "losses.topic.weight=0.1",
+    ]  # fmt: skip
+    launch(SMOKE, *keys, cwd=work)
+    run = work / "runs" / "smoke" / "learns"
+    launch("evaluate", str(run), "--split", "train", cwd=work)
+    scores = json.loads((run / "scores.json").read_text())["train"]
+    assert scores["model"]["bleu_4"] > 0.95 > scores["fixed_report"]["bleu_4"]
+
+
+def test_early_stopping_ends_a_run_that_gets_no_better(work: Path) -> None:
+    keys = ["train.early_stop=2", "optimizer.lr=1e-9", "train.epochs=9", "run.name=stops"]
+    done = launch(SMOKE, *keys, cwd=work)
+    assert "stopped early: 2 validations" in done.stdout
+    assert len(records(work / "runs" / "smoke" / "stops", "val/bleu_4")) == 3
+
+
+def test_a_loss_of_ones_own_in_a_file_outside_trains(work: Path, tmp_path: Path) -> None:
+    plugin = (ROOT / "docs" / "examples" / "short_reports.py").read_text()
+    (tmp_path / "short_reports.py").write_text(plugin)
+    recipe = (ROOT / "docs" / "examples" / "short_reports.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(recipe.replace("../../recipes", str(ROOT / "recipes")))
+    launch(str(tmp_path / "mine.yaml"), "run.name=own", cwd=work)
+    values = records(work / "runs" / "mine" / "own", "train/short_reports")
+    assert len(values) == 24 and all(value > 0 for value in values.values())
+
+
+@pytest.mark.parametrize("key", ["distributed.strategy=zero9", "train.batch_size=1000"])
+def test_what_cannot_be_run_ends_without_a_traceback(work: Path, key: str) -> None:
+    done = launch(SMOKE, key, cwd=work, check=False)
+    assert done.returncode == 2 and key.split("=")[0] in done.stderr and "Traceback" not in done.stderr
