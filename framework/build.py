@@ -138,10 +138,10 @@ def build_scorer(recipe: Recipe, tokenizer: Any) -> Scorer:
 
 def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path, trained: Path | None = None) -> Parts:
     """All parts of a run. The main process decodes images and finds topics first; the others read what it cached."""
-    source = build_dataset(recipe)
-    splits = load_exams(source)
-    tokenizer = build_tokenizer(recipe, [exam.report for exam in splits["train"]], trained)
     with accelerator.main_process_first():
+        source = build_dataset(recipe)
+        splits = load_exams(source)
+        tokenizer = build_tokenizer(recipe, [exam.report for exam in splits["train"]], trained)
         cache, problems = build_image_cache(
             [exam for exams in splits.values() for exam in exams],
             source_key=source.cache_key,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import inspect
@@ -85,8 +84,7 @@ def distill(
     texts = {split: list(reports) for split, reports in texts_by_split.items()}
     if not texts.get(TRAIN):
         raise ValueError(f"topics are found in the split '{TRAIN}', which has no reports; splits: {list(texts)}")
-    name = _fingerprint(distiller, texts, key)
-    place = cache / "topics"
+    name, place = _fingerprint(distiller, texts, key), cache / "topics"
     place.mkdir(parents=True, exist_ok=True)
     topics = _read(place, name)
     if topics is None:
@@ -103,10 +101,7 @@ def distill(
 
 
 def _fingerprint(distiller: Distiller, texts: Mapping[str, Sequence[str]], key: str) -> str:
-    versions = {}
-    for library in LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[library] = importlib.metadata.version(library)
+    versions = {found.name: found.version for found in importlib.metadata.distributions() if found.name in LIBRARIES}
     code = [Path(__file__).with_name(f"{part}.py") for part in CODE]
     code.append(Path(str(inspect.getsourcefile(type(distiller)))))
     sources = [hashlib.sha256(path.read_bytes()).hexdigest() for path in code]
@@ -118,6 +113,8 @@ def _find(distiller: Distiller, texts: Mapping[str, Sequence[str]]) -> Topics:
     distiller.fit(texts[TRAIN])
     assigned = {split: distiller.assign(reports) for split, reports in texts.items()}
     cards = distiller.describe()
+    if empty := sum(card.size == 0 for card in cards):
+        log.warning("%d of %d topics hold no training report; fewer topics would do", empty, len(cards))
     return Topics(
         labels={split: labels.astype(np.int64) for split, (labels, _) in assigned.items()},
         weights={split: weights.astype(np.float32) for split, (_, weights) in assigned.items()},

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 
+from framework.image_cache import usable_cores
 from framework.recipe import Recipe
 
 
@@ -32,6 +33,9 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
             f"'{recipe.distributed.strategy}' and offers auto and ddp. Launch with --multi_gpu."
         )
     cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU") == "true"
+    if cpu:
+        # `accelerate launch` grants one thread unless told otherwise, which would leave the other cores idle.
+        torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     handlers = []
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # On a CPU accelerate must be told of gloo, or it may believe in one process; a single process must not be

@@ -20,7 +20,7 @@ from framework.tracking import write_json
 
 
 def write_reports(
-    accelerator: Accelerator, task: torch.nn.Module, tokenizer: Any, exams: ExamSet, recipe: Recipe, beam: int
+    accelerator: Accelerator, task: Any, tokenizer: Any, exams: ExamSet, recipe: Recipe, beam: int
 ) -> Rows:
     """Rows (exam id, prediction, reference) of all exams, in their order, the same on every process.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from framework.exam import Features
 from framework.special_tokens import BOS, EOS, PAD, UNK
@@ -40,7 +40,7 @@ def forbid_repeats(scores_RW: Tensor, words_RT: Tensor, ngram: int) -> Tensor:
 
 @torch.no_grad()
 def generate(
-    decoder: nn.Module,
+    decoder: Any,
     features: Features,
     *,
     max_tokens: int,

@@ -36,6 +36,11 @@ class ImageCache:
         return np.load(self.path, mmap_mode="r")[list(self.rows[exam_id])]
 
 
+def usable_cores() -> int:
+    """Cores that this process may use, which on a shared machine are fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
     """Scales into a square of `size` pixels, proportions kept, black around. Returns uint8 [C, size, size]."""
     picture = Image.fromarray(image).convert("L" if channels == 1 else "RGB")
@@ -93,10 +98,9 @@ def _make(jobs: list[tuple[str, View, int, int]], path: Path, notes: Path, size:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
     problems: list[ExamError] = []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         images = np.lib.format.open_memmap(part, "w+", np.uint8, (len(jobs), channels, size, size))
-        with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool:
             loaded = pool.map(_load, jobs, chunksize=16) if len(jobs) > 64 else map(_load, jobs)
             for row, image in enumerate(progress_bar(loaded, total=len(jobs), text="images")):
                 if isinstance(image, ExamError):

@@ -33,9 +33,9 @@ def predict(run: Path, images: list[Path], beam: int | None = None) -> str:
     views = []
     for path in images:
         try:
-            views.append(fit(FileView(path).load(), recipe.data.image_size, recipe.data.channels))
+            views.append(fit(FileView(str(path), path.name).load(), recipe.data.image_size, recipe.data.channels))
         except OSError as error:
-            raise ValueError(f"{path}: not an image that can be read: {error}") from error
+            raise ValueError(str(error)) from error
     image_BVCHW = torch.from_numpy(np.stack(views)).float()[None].to(device) / 255
     view_mask_BV = torch.ones(image_BVCHW.shape[:2], dtype=torch.bool, device=device)
     task.to(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -24,7 +24,7 @@ def say(text: str) -> None:
         sys.stdout.flush()
 
 
-def progress_bar(items: Iterable[T], *, total: int, text: str, done: int = 0) -> Iterator[T] | Any:
+def progress_bar(items: Iterable[T], *, total: int, text: str, done: int = 0) -> Any:
     """Shows how far `items` are; in a log file, a line a minute instead of a moving bar."""
     return tqdm(
         items,

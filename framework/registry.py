@@ -129,8 +129,9 @@ def _marked(path: Path, module: str | None) -> list[Plugin]:
         for mark in node.decorator_list:
             if not (isinstance(mark, ast.Call) and ast.unparse(mark.func).split(".")[-1] == "register"):
                 continue
-            words = [arg.value for arg in mark.args if isinstance(arg, ast.Constant)]
-            if len(words) != 2 or not all(isinstance(word, str) for word in words):
+            constants = [arg.value for arg in mark.args if isinstance(arg, ast.Constant)]
+            words = [word for word in constants if isinstance(word, str)]
+            if len(words) != 2:
                 raise PluginError(
                     f"{short(path)}:{node.lineno}: write @register(\"kind\", \"name\") with two plain strings"
                 )
@@ -157,10 +158,10 @@ def _shipped() -> tuple[Plugin, ...]:
 
 @cache
 def _installed() -> tuple[Plugin, ...]:
-    """Plugins of other packages, by entry points `sonoscribe.<kind>s`: found and read, not imported."""
+    """Plugins of other packages, by entry points in `sonoscribe.<kind>`: found and read, not imported."""
     found = []
     for kind in KINDS:
-        for point in importlib.metadata.entry_points(group=f"sonoscribe.{kind}s"):
+        for point in importlib.metadata.entry_points(group=f"sonoscribe.{kind}"):
             spec = importlib.util.find_spec(point.module)
             if spec is None or spec.origin is None:
                 raise PluginError(f"Entry point {point.name} = {point.value}: no module {point.module}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,10 @@ class ReportTask(nn.Module):
     that are (`count`). The engine divides by the count over all processes and micro-batches of a step. Sums and counts
     apart make a step's loss the same however the step is cut; a mean of means would not be.
     """
+
+    encoder: Any  # an nn.Module that offers what its kind promises, which no type of torch's can say
+    decoder: Any
+    losses: Any
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, losses: Mapping[str, nn.Module]) -> None:
         super().__init__()

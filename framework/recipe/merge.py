@@ -188,7 +188,7 @@ def resolve(merged: Merged) -> list[tuple[Key, str]]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    while waiting:
+    while waiting and not problems:  # what refers to a mistake is not followed further
         pending = {dotted(key) for key in waiting}
         ready = [key for key, text in waiting.items() if not pending & set(REFERENCE.findall(text))]
         if not ready:

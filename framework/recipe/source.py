@@ -114,6 +114,8 @@ def parse(text: str, name: str) -> yaml.Node | None:
         problem = error.problem or str(error)
         if "'\\t'" in problem:
             problem = "found a tab where YAML wants spaces; indent with spaces"
+        if mark and "got '{'" in problem and "${" in (text.splitlines() or [""])[mark.line]:
+            problem += "; inside { } or [ ] a reference stands in quotes: '${a.b}'"
         raise RecipeError(f"{place}: {problem}") from None
     except yaml.YAMLError as error:
         problem = re.sub(r"\s+", " ", str(error)).replace('in "<unicode string>", ', "")

@@ -25,6 +25,9 @@ MEASURED_IN = 64
 class LDA:
     """Latent Dirichlet allocation on word counts, fitted online (scikit-learn; Hoffman, Blei and Bach 2010).
 
+    On short reports that repeat each other some topics stay empty: of 18, 9 were the strongest of any among 1,200
+    phantom reports. `faiss_kmeans` fills every topic there, is steadier, and takes 0.7 s of CPU time instead of 42.
+
     Args:
         topics: number of topics.
         restarts: fits from different starting points; the one with the highest bound on the likelihood is kept, since
@@ -42,7 +45,7 @@ class LDA:
         seed: int,
         topics: PositiveInt = 18,
         restarts: PositiveInt = 3,
-        passes: PositiveInt = 10,
+        passes: PositiveInt = 5,
         batch: PositiveInt = 128,
         min_reports: PositiveInt = 2,
         max_share: Fraction = 0.9,

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from framework import cli
 from framework.listing import snippet
 from framework.registry import catalogue

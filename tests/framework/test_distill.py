@@ -114,6 +114,20 @@ def test_a_run_folder_gets_topics_and_their_picture(tmp_path):
     assert not list(tmp_path.rglob(".*")), "a part of a file is left"
 
 
+def test_empty_topics_are_told(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        topics = distill(ByFirstWord(), {"train": ["oval mass", "mass"]}, None, tmp_path, "a")
+    assert "1 of 2 topics hold no training report" in caplog.text and topics.sizes == [2, 0] and topics.words[1] == []
+
+
+def test_a_cache_from_other_libraries_is_not_used(tmp_path, monkeypatch):
+    distill(ByFirstWord(), TEXTS, None, tmp_path, "a")
+    monkeypatch.setattr("framework.distill.LIBRARIES", ("numpy",))
+    again = ByFirstWord()
+    distill(again, TEXTS, None, tmp_path, "a")
+    assert again.fits == 1
+
+
 def test_no_training_reports_say_so(tmp_path):
     with pytest.raises(ValueError, match="'train', which has no reports; splits: \\['val'\\]"):
         distill(ByFirstWord(), {"val": ["cyst"]}, None, tmp_path, "a")

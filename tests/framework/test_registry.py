@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from framework.registry import KINDS, Plugin, PluginError, catalogue, find, load, register
 from framework.signature import REQUIRED, argument_docs, class_texts, given, keys_of, model_of
 

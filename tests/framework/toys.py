@@ -3,9 +3,10 @@
 from typing import Literal
 
 import a_module_that_is_not_there
+from pydantic import NonNegativeFloat, PositiveInt
+
 from framework.registry import register
 from framework.values import Fraction
-from pydantic import NonNegativeFloat, PositiveInt
 
 
 @register("dataset", "toy_exams")
@@ -37,7 +38,7 @@ class ToyEyes:
         channels: int,
         width: PositiveInt = 4,
         sizes: tuple[int, ...] = (1, 2),
-        words: list[str] = ["a"],  # noqa: B006: read as text
+        words: list[str] = ["a"],  # noqa: B006
         options: dict[str, float] = {},  # noqa: B006
         cut: Fraction | None = None,
         deep: bool = False,

@@ -1,8 +1,8 @@
 """Words of the BI-RADS lexicon for a lesion's measures, and a report composed of them.
 
 The archive has no reports. What stands in a composed report is either the experts' annotation (category, histology) or
-a rule below over a measure; docs/data.md gives the literature for each rule. Thresholds come from the lexicon's
-definitions and from how measures spread over all lesions, never from a label or from a model.
+a rule below over a measure; docs/data.md gives the literature for each rule. Thresholds were set by
+the lexicon's definitions, by how measures spread over all lesions, and by looking at images with their pathology.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from plugins.dataset.busbra.measure import Measures
 
 ROUND = 1.2  # largest elongation that is still round
-TALL = 0.9  # height / width from which a lesion is not parallel: a round one is not (BI-RADS)
+TALL = 0.9  # height / width from which a lesion is not parallel; nor is a round one (BI-RADS)
 DENTED = 0.88  # solidity below which a contour is irregular
 LOBED = 0.92  # solidity below which it is lobulated
 TOOTHED, SCALLOPED = 1.2, 1.11  # roughness from which a margin is spiculated, or microlobulated
@@ -81,7 +81,7 @@ def attributes(measures: Measures) -> dict[str, str]:
     return {
         "lesion": "present",
         "shape": _shape(m),
-        "orientation": "not parallel" if m.ratio >= TALL else "parallel",
+        "orientation": "not parallel" if m.ratio >= TALL or _shape(m) == "round" else "parallel",
         "margin": _margin(m),
         "echogenicity": _echogenicity(m),
         "hypoechogenicity": _degree(m),
@@ -146,7 +146,6 @@ def compose(truth: Mapping[str, Any], seed: str, histology: bool) -> str:
         "margin": pick(MARGIN[truth["margin"]]),
         "size": truth["size"],
         "birads": truth["birads"],
-        "histology": f"{truth['pathology']} ({truth['tissue']})",
     }
     echo = truth["echogenicity"]
     if truth["hypoechogenicity"] == "marked":
@@ -157,6 +156,10 @@ def compose(truth: Mapping[str, Any], seed: str, histology: bool) -> str:
         pick(OPENING).format(**words),
         pick(SIZE).format(**words),
         f"{pick(ECHO[echo])} {pick(POSTERIOR[truth['posterior']])}.",
-        pick(IMPRESSION).format(**words) + (f", {pick(HISTOLOGY)}".format(**words) if histology else "") + ".",
+        pick(IMPRESSION).format(**words),
     ]
+    if histology:
+        biopsy = f"{truth['pathology']} ({truth['tissue']})"
+        sentences[-1] += f", {pick(HISTOLOGY).format(histology=biopsy)}"
+    sentences[-1] += "."
     return " ".join(sentences)

@@ -24,7 +24,6 @@ from .truth import ORGANS, Truth, draw_spots, draw_truth
 
 VERSION = 1  # raise it when the images or texts of a seed change
 SPLITS = ("train", "val", "test")
-PLANES = {"breast": ("radial", "antiradial"), "thyroid": ("transverse", "longitudinal")}
 WRITERS = {"en": write_english, "zh": write_chinese}
 # Streams of an exam's random numbers; views follow from VIEWS on.
 TRUTH, VIEW_PLAN, REPORT, REWORDING, VIEWS = range(5)
@@ -152,8 +151,10 @@ class Phantom:
 
 
 def _plane(organ: str, plan: Plan) -> str:
-    lesion_of_breast = organ == "breast" and plan.clock is not None
-    return PLANES["breast" if lesion_of_breast else "thyroid"][plan.plane]
+    """Planes of the breast are named after the nipple, but for those behind it."""
+    return (("radial", "antiradial") if organ == "breast" and plan.clock else ("transverse", "longitudinal"))[
+        plan.plane
+    ]
 
 
 def _plans(truth: Truth, rng: np.random.Generator) -> list[Plan]:
@@ -167,11 +168,12 @@ def _plans(truth: Truth, rng: np.random.Generator) -> list[Plan]:
         room = 4 - 2 - (len(truth.lesions) - 1)
         for number, lesion in enumerate(truth.lesions):
             twice = number == 0 or (room > 0 and rng.random() < 0.5)
-            shown += [(number, plane, lesion.side) for plane in ((0, 1) if twice else (int(rng.integers(2)),))]
+            shown += [(number, plane, lesion.side) for plane in rng.permutation(2).tolist()[: 1 + twice]]
             room -= number > 0 and twice
     else:
-        plane = int(rng.random() < 0.35)
-        shown = [(None, plane, side) for side in ("left", "right")]
+        # Which side and plane comes first, and both planes coming up, must not tell a normal exam from another.
+        sides = ("left", "right") if rng.random() < 0.5 else ("right", "left")
+        shown = [(None, plane, side) for plane, side in zip(rng.permutation(2).tolist(), sides)]
     plans, scarred = [], False
     for number, plane, side in shown:
         lesion = None if number is None else truth.lesions[number]

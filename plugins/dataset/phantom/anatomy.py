@@ -177,7 +177,7 @@ def _liver(scene: Scene, truth: Truth, plan: Plan, lesion: Lesion | None) -> tup
     dome = reach - ((scene.x - 12) / 70.0) ** 2 * 22 + scene.curve(0.8)
     scene.paint(scene.z > dome, -11.0 + scene.texture(8, 8) * 3, loss=0.15)
     scene.interface(scene.z - dome, 1.2, 10.0)
-    if plan.side == "right" and plan.lesion is None and rng.random() < 0.5:
+    if plan.side == "right" and rng.random() < 0.45:
         (_gallbladder if rng.random() < 0.5 else _kidney)(scene, reach)
     _fat(scene, scene.z < wall * 0.5, -7.0, 3)
     _muscle(scene, (scene.z >= wall * 0.5) & (scene.z < wall), -6.0, 3.5)

@@ -76,9 +76,10 @@ def _pockets(lesion: Lesion, plane: int, across: np.ndarray, deep: np.ndarray) -
     """Cover, 0 to 1, of the fluid in a lesion that is part solid: balls inside it, cut by the plane."""
     rng = np.random.default_rng([lesion.form, 2])
     cover = np.zeros_like(across)
-    for turn in rng.uniform(0, 2 * np.pi) + np.arange(4) * np.pi / 2:  # far enough apart to leave walls between them
-        reach, off, radius = rng.uniform(0.48, 0.58), rng.uniform(-0.15, 0.15), rng.uniform(0.24, 0.36)
-        distance = np.hypot(across - reach * np.cos(turn), deep - reach * np.sin(turn))
+    for turn in rng.uniform(0, 2 * np.pi) + np.array([0, 1.3, 2.9, 4.6]):  # apart, to leave walls between them
+        reach, off, radius = rng.uniform(0.42, 0.58), rng.uniform(-0.15, 0.15), rng.uniform(0.18, 0.38)
+        stretch = rng.uniform(0.8, 1.4)
+        distance = np.hypot((across - reach * np.cos(turn)) / stretch, deep - reach * np.sin(turn))
         shown = np.sqrt(max(radius**2 - (off + 0.1 * plane) ** 2, 0.0))
         if shown > 0.1:
             cover = np.maximum(cover, 1 / (1 + np.exp(np.clip((distance - shown) / 0.035, -30, 30))))

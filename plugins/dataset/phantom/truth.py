@@ -226,9 +226,12 @@ HOURS = {"upper outer": (10, 11), "upper inner": (1, 2), "lower inner": (4, 5), 
 
 def choose(rng: np.random.Generator, weights: Mapping[str, float]) -> str:
     """A key of `weights`, as often as its weight says."""
-    names = list(weights)
-    share = np.cumsum([weights[name] for name in names])
-    return names[int(np.searchsorted(share, rng.random() * share[-1], side="right"))]
+    rest = rng.random() * sum(weights.values())
+    for name, weight in weights.items():
+        rest -= weight
+        if rest < 0:
+            return name
+    return name  # rounding left a crumb
 
 
 def _setup(organ: str, difficulty: float, rng: np.random.Generator) -> Setup:
