@@ -33,8 +33,8 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
             f"'{recipe.distributed.strategy}' and offers auto and ddp. Launch with --multi_gpu."
         )
     cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU") == "true"
-    if cpu:
-        # `accelerate launch` grants one thread unless told otherwise, which would leave the other cores idle.
+    if cpu and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        # Only `accelerate launch` exports that. It grants one thread unless told otherwise, which leaves cores idle.
         torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     handlers = []
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

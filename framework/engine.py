@@ -89,7 +89,7 @@ def train(recipe: Recipe) -> Path:
             lr = {"train/lr": optimizer.param_groups[-1]["lr"], "train/gradient_norm": norm}
             tracker.scalars(progress.step, {"train/loss": loss, **each, **lr})
             bar.update()
-            bar.set_postfix(epoch=progress.epoch + 1, loss=f"{loss:.3f}")
+            bar.set_postfix(epoch=progress.epoch + 1, loss=f"{loss:.3f}", refresh=False)
             every = recipe.checkpoint.every_steps
             if every and progress.step % every == 0 and progress.step_in_epoch < slices.steps(len(train_set)):
                 _save(accelerator, run, task, optimizer, progress, recipe, parts)

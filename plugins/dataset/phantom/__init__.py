@@ -22,9 +22,11 @@ from .marks import draw_marks
 from .simulate import Probe
 from .truth import ORGANS, Truth, draw_spots, draw_truth
 
-VERSION = 1  # raise it when the images or texts of a seed change
+VERSION = 2  # raise it when the images or texts of a seed change
 SPLITS = ("train", "val", "test")
 WRITERS = {"en": write_english, "zh": write_chinese}
+MOST_VIEWS = 4
+BOTH_PLANES = 0.4  # share of exams that show a side in two orthogonal planes
 # Streams of an exam's random numbers; views follow from VIEWS on.
 TRUTH, VIEW_PLAN, REPORT, REWORDING, VIEWS = range(5)
 
@@ -158,22 +160,28 @@ def _plane(organ: str, plan: Plan) -> str:
 
 
 def _plans(truth: Truth, rng: np.random.Generator) -> list[Plan]:
-    """Two planes of one lesion; of several, two of the largest and one or two of each other, up to four views.
+    """Both sides of every exam, so that the marks never tell whether there is a lesion; 2 to 4 views.
 
-    A normal exam shows both sides. The scar of an operation is in the first view of its side.
+    A share of exams shows one side in both planes: that of the lesion, or in a normal exam either. Of several lesions
+    each is shown. The scar of an operation is in the first view of its side.
     """
     shown: list[tuple[int | None, int, str | None]] = []  # lesion, plane, side
     spots = draw_spots(truth.organ, rng)
+    both_planes = rng.random() < BOTH_PLANES
+    sides = rng.permutation(["left", "right"]).tolist()
     if truth.lesions:
-        room = 4 - 2 - (len(truth.lesions) - 1)
+        unseen = [side for side in sides if side not in {lesion.side for lesion in truth.lesions}]
+        unseen = unseen[: MOST_VIEWS - len(truth.lesions)]
+        room = MOST_VIEWS - len(truth.lesions) - len(unseen)
         for number, lesion in enumerate(truth.lesions):
-            twice = number == 0 or (room > 0 and rng.random() < 0.5)
+            twice = number == 0 and both_planes and room > 0
             shown += [(number, plane, lesion.side) for plane in rng.permutation(2).tolist()[: 1 + twice]]
-            room -= number > 0 and twice
+        shown += [(None, int(rng.integers(2)), side) for side in unseen]
     else:
-        # Which side and plane comes first, and both planes coming up, must not tell a normal exam from another.
-        sides = ("left", "right") if rng.random() < 0.5 else ("right", "left")
-        shown = [(None, plane, side) for plane, side in zip(rng.permutation(2).tolist(), sides)]
+        shown = [(None, plane, sides[0]) for plane in rng.permutation(2).tolist()[: 1 + both_planes]]
+        shown.append((None, int(rng.integers(2)), sides[1]))
+    if rng.random() < 0.5:
+        shown.reverse()  # neither may the first view's side
     plans, scarred = [], False
     for number, plane, side in shown:
         lesion = None if number is None else truth.lesions[number]
