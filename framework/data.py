@@ -100,7 +100,7 @@ class Slices:
         micro = micro_batch or batch_size // processes
         unit = micro * processes
         if micro < 1 or batch_size % unit:
-            unit = max(1, unit)
+            unit = unit if micro_batch else processes
             fits = sorted({max(1, batch_size // unit) * unit, (batch_size // unit + 1) * unit})
             raise ValueError(
                 f"train.batch_size: {batch_size} exams do not divide into {processes} processes x micro-batches of "

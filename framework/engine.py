@@ -157,7 +157,7 @@ def validate(
 ) -> str:
     """Writes reports for the validation split, scores them, and keeps the model if it is the best so far."""
     exams = parts.exams["val"]
-    rows = write_reports(accelerator, task, parts.tokenizer, exams, recipe, recipe.evaluate.val_beam)
+    rows = write_reports(accelerator, task, parts.tokenizer, exams, recipe, recipe.evaluate.val_beam, bar=False)
     # Scored once and handed out: what decides about stopping must be the same on every process.
     scores = from_main(accelerator, parts.scorer.score(rows) if accelerator.is_main_process else None)
     tracker.scalars(progress.step, {f"val/{name}": value for name, value in scores.items()})

@@ -20,7 +20,7 @@ from framework.tracking import write_json
 
 
 def write_reports(
-    accelerator: Accelerator, task: Any, tokenizer: Any, exams: ExamSet, recipe: Recipe, beam: int
+    accelerator: Accelerator, task: Any, tokenizer: Any, exams: ExamSet, recipe: Recipe, beam: int, bar: bool = True
 ) -> Rows:
     """Rows (exam id, prediction, reference) of all exams, in their order, the same on every process.
 
@@ -33,7 +33,8 @@ def write_reports(
     mine = list(range(accelerator.process_index, len(exams), accelerator.num_processes))
     batches = [mine[i : i + settings.batch_size] for i in range(0, len(mine), settings.batch_size)]
     written: list[tuple[str, str]] = []
-    for batch in progress_bar(load_batches(exams, batches, recipe.data.workers), total=len(batches), text="reports"):
+    loader = load_batches(exams, batches, recipe.data.workers)
+    for batch in progress_bar(loader, total=len(batches), text="reports", shown=bar):
         with accelerator.autocast(), torch.no_grad():
             features = task.features(batch.to(accelerator.device))
             reports = generate(

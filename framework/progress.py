@@ -24,14 +24,14 @@ def say(text: str) -> None:
         sys.stdout.flush()
 
 
-def progress_bar(items: Iterable[T], *, total: int, text: str, done: int = 0) -> Any:
+def progress_bar(items: Iterable[T], *, total: int, text: str, done: int = 0, shown: bool = True) -> Any:
     """Shows how far `items` are; in a log file, a line a minute instead of a moving bar."""
     return tqdm(
         items,
         total=total,
         initial=done,
         desc=text,
-        disable=not is_main_process(),
+        disable=not (shown and is_main_process()),
         mininterval=0.2 if sys.stderr.isatty() else 60,
         dynamic_ncols=True,
         leave=False,

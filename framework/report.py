@@ -40,7 +40,8 @@ def write_page(run: Path, parts: Parts) -> Path:
     body.append(f"<p class=who>Words of the scores: {html.escape(scores['segmentation'])}</p>")
     if "test" in scores:
         body += ["<h2>Findings on test, by attribute</h2>", _attributes(scores["test"])]
-    body += ["<h2>Curves</h2>", _curves(run / "metrics.jsonl")]
+    if (run / "metrics.jsonl").is_file():  # not beside a model that was copied to another place
+        body += ["<h2>Curves</h2>", _curves(run / "metrics.jsonl")]
     if (run / "topics.png").is_file():
         picture = base64.b64encode((run / "topics.png").read_bytes()).decode()
         body += ["<h2>Topics of the training reports</h2>", f"<img class=wide src=data:image/png;base64,{picture}>"]

@@ -69,7 +69,9 @@ def test_orders_differ_between_epochs_and_seeds_and_miss_nobody() -> None:
 def test_sizes_that_do_not_divide_name_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"10 exams do not divide into 2 processes x micro-batches of 4.*: 8, 16"):
         Slices.plan(10, 4, 0, 2)
-    with pytest.raises(ValueError, match="do not divide"):
+    with pytest.raises(ValueError, match=r"nearest sizes that do: 6, 8"):
+        Slices.plan(7, None, 0, 2)
+    with pytest.raises(ValueError, match=r"nearest sizes that do: 2, 2|: 2$"):
         Slices.plan(1, None, 0, 2)
 
 
