@@ -99,7 +99,9 @@ def build_topics(
 
 
 def _topics_key(recipe: Recipe, tokenizer: Any) -> str:
-    return repr((recipe.distiller.name, sorted(recipe.distiller.keys.items()), recipe.train.seed, tokenizer.segmentation))
+    return repr(
+        (recipe.distiller.name, sorted(recipe.distiller.keys.items()), recipe.train.seed, tokenizer.segmentation)
+    )
 
 
 def build_task(

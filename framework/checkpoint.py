@@ -36,14 +36,23 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(
-    folder: Path, task: nn.Module, optimizer: Any, progress: Progress, keep_last: int, keep_best: int, best_is_higher: bool
+    folder: Path,
+    task: nn.Module,
+    optimizer: Any,
+    progress: Progress,
+    keep_last: int,
+    keep_best: int,
+    best_is_higher: bool,
 ) -> Path:
     """Writes `folder/step-N`: first under another name, with sizes and hashes, then renamed; prunes afterwards."""
     final = folder / f"step-{progress.step}"
     part = folder / f".step-{progress.step}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in task.state_dict().items()}, part / "task.safetensors")
+    save_file(
+        {name: value.detach().cpu().contiguous().clone() for name, value in task.state_dict().items()},
+        part / "task.safetensors",
+    )
     torch.save(optimizer.state_dict(), part / "optimizer.pt")
     (part / "trainer.json").write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
     manifest = {path.name: [path.stat().st_size, _digest(path)] for path in sorted(part.iterdir())}

@@ -15,7 +15,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from framework.build import Parts, build_parts, build_plugin
-from framework.checkpoint import Progress, export_model, latest_checkpoint, load_checkpoint, load_weights, save_checkpoint
+from framework.checkpoint import (
+    Progress,
+    export_model,
+    latest_checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from framework.data import Slices, exam_seed, load_batches, step_seed, steps_of
 from framework.distributed import describe_launch, from_main, start_accelerator
 from framework.evaluation import evaluate_split, print_scores, write_reports
@@ -216,7 +223,9 @@ def _open_run(recipe: Recipe) -> tuple[Path, Path | None]:
         run = named.parent.parent if named.parent.name == "checkpoints" else named
         checkpoint = named if named is not run else latest_checkpoint(run / "checkpoints")
         if checkpoint is None or not (checkpoint / "manifest.json").is_file():
-            raise ValueError(f"resume: {named} is no checkpoint and no run with one; expected RUN or RUN/checkpoints/step-N")
+            raise ValueError(
+                f"resume: {named} is no checkpoint and no run with one; expected RUN or RUN/checkpoints/step-N"
+            )
         return run, checkpoint
     run.mkdir(parents=True, exist_ok=True)
     return run, latest_checkpoint(run / "checkpoints")

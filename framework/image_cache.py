@@ -83,9 +83,7 @@ def build_image_cache(
     if problems and broken == "stop":
         notes.unlink()  # so that a mended file is looked at again
         listed = "\n".join(f"  {problem}" for problem in problems)
-        raise ValueError(
-            f"{len(problems)} views cannot be read (data.broken: skip leaves their exams out):\n{listed}"
-        )
+        raise ValueError(f"{len(problems)} views cannot be read (data.broken: skip leaves their exams out):\n{listed}")
     left_out = {problem.exam_id for problem in problems}
     rows: dict[str, tuple[int, ...]] = {}
     for row, (exam_id, *_) in enumerate(jobs):

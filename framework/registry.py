@@ -133,7 +133,7 @@ def _marked(path: Path, module: str | None) -> list[Plugin]:
             words = [word for word in constants if isinstance(word, str)]
             if len(words) != 2:
                 raise PluginError(
-                    f"{short(path)}:{node.lineno}: write @register(\"kind\", \"name\") with two plain strings"
+                    f'{short(path)}:{node.lineno}: write @register("kind", "name") with two plain strings'
                 )
             if words[0] not in KINDS:
                 raise PluginError(
@@ -187,7 +187,7 @@ def catalogue(files: tuple[Path, ...] = ()) -> dict[tuple[str, str], Plugin]:
             raise PluginError(f"{short(path)}: no such plugin file")
         here = _marked(path, None)
         if not here:
-            raise PluginError(f"{short(path)}: registers no plugin; put @register(\"kind\", \"name\") over a class")
+            raise PluginError(f'{short(path)}: registers no plugin; put @register("kind", "name") over a class')
         found += here
     known: dict[tuple[str, str], Plugin] = {}
     for plugin in found:

@@ -12,7 +12,17 @@ from typing import Any
 
 import numpy as np
 
-PACKAGES = ("torch", "accelerate", "transformers", "faiss-cpu", "faiss-gpu", "scikit-learn", "numpy", "rjieba", "sonoscribe")
+PACKAGES = (
+    "torch",
+    "accelerate",
+    "transformers",
+    "faiss-cpu",
+    "faiss-gpu",
+    "scikit-learn",
+    "numpy",
+    "rjieba",
+    "sonoscribe",
+)
 
 
 class Tracker:

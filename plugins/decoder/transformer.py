@@ -51,7 +51,9 @@ class Transformer(nn.Module):
             raise ValueError(f"model.decoder: {heads} heads do not divide a width of {width}")
         self.max_tokens = max_tokens
         self.project = nn.Sequential(nn.Linear(feature_width, width), nn.ReLU(), nn.Dropout(feature_dropout))
-        self.encoder = nn.ModuleList(_Layer(width, heads, feedforward, dropout, cross=False) for _ in range(encoder_layers))
+        self.encoder = nn.ModuleList(
+            _Layer(width, heads, feedforward, dropout, cross=False) for _ in range(encoder_layers)
+        )
         self.encoder_norm = nn.LayerNorm(width)
         self.embed = nn.Embedding(vocabulary_size, width)
         self.layers = nn.ModuleList(_Layer(width, heads, feedforward, dropout, cross=True) for _ in range(layers))

@@ -13,7 +13,14 @@ from framework.exam import Features
 from framework.registry import register
 from framework.views import encode_views, view_positions
 
-DEPTHS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+DEPTHS = {
+    10: (1, 1, 1, 1),
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 # The mean over the three channels of the ImageNet statistics that published weights were trained with.
 MEAN, STD = 0.449, 0.226
 

@@ -71,7 +71,7 @@ def test_sizes_that_do_not_divide_name_the_nearest() -> None:
         Slices.plan(10, 4, 0, 2)
     with pytest.raises(ValueError, match=r"nearest sizes that do: 6, 8"):
         Slices.plan(7, None, 0, 2)
-    with pytest.raises(ValueError, match=r"nearest sizes that do: 2, 2|: 2$"):
+    with pytest.raises(ValueError, match=r"nearest sizes that do: 2$"):
         Slices.plan(1, None, 0, 2)
 
 

@@ -32,7 +32,11 @@ def test_a_run_leaves_all_its_files(smoke_run: Path) -> None:
     }  # fmt: skip
     assert expected <= {path.name for path in smoke_run.iterdir()}
     assert list(smoke_run.glob("events.out.tfevents*"))
-    assert {path.name for path in (smoke_run / "model").iterdir()} == {"model.safetensors", "tokenizer.json", "recipe.yaml"}
+    assert {path.name for path in (smoke_run / "model").iterdir()} == {
+        "model.safetensors",
+        "tokenizer.json",
+        "recipe.yaml",
+    }
 
 
 def test_the_loss_is_written_every_step_and_falls(smoke_run: Path) -> None:
@@ -111,8 +115,8 @@ def test_a_run_is_never_written_over(smoke_run: Path, work: Path) -> None:
 
 def test_a_tiny_run_learns_its_reports(work: Path) -> None:
     keys = [
-        "data.dataset.exams=16", "train.epochs=60", "train.batch_size=8", "evaluate.every_epochs=60", "distiller.topics=2",
-        "optimizer.lr=3e-3", "model.decoder.width=128", "run.name=learns", "losses.topic.weight=0.1",
+        "data.dataset.exams=16", "train.epochs=60", "train.batch_size=8", "evaluate.every_epochs=60",
+        "distiller.topics=2", "optimizer.lr=3e-3", "model.decoder.width=128", "run.name=learns", "losses.topic.weight=0.1",
     ]  # fmt: skip
     launch(SMOKE, *keys, cwd=work)
     run = work / "runs" / "smoke" / "learns"

@@ -77,7 +77,12 @@ def test_chinese_is_scored_on_words_and_on_characters() -> None:
     tokenizer = Words()
     tokenizer.fit(["左乳见一低回声结节，大小_2DS_。", "双乳未见明显肿块。"])
     scorer = Scorer([Bleu()], tokenizer)
-    values = scorer.score([("a", "左乳见一低回声结节。", "左乳见一低回声结节，大小_2DS_。"), ("b", "双乳未见肿块。", "双乳未见明显肿块。")])
+    values = scorer.score(
+        [
+            ("a", "左乳见一低回声结节。", "左乳见一低回声结节，大小_2DS_。"),
+            ("b", "双乳未见肿块。", "双乳未见明显肿块。"),
+        ]
+    )
     assert 0 < values["bleu_4"] != values["bleu_4_char"] > 0
     assert "character" in scorer.segmentation
 

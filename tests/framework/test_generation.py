@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -80,9 +82,9 @@ def test_cached_search_equals_a_search_without_cache(beam: int, penalty: float, 
 def test_no_ngram_comes_twice() -> None:
     decoder, features = make_decoder(1), make_features(4)
     plain = generate(decoder, features, max_tokens=LONGEST)
-    assert any(len(set(zip(r, r[1:]))) < len(r) - 1 for r in plain), "the plain reports must repeat for this to test"
+    assert any(len(set(pairwise(r))) < len(r) - 1 for r in plain), "the plain reports must repeat for this to test"
     for report in generate(decoder, features, max_tokens=LONGEST, no_repeat=2):
-        assert len(set(zip(report, report[1:]))) == max(0, len(report) - 1)
+        assert len(set(pairwise(report))) == max(0, len(report) - 1)
 
 
 def test_a_wider_beam_finds_likelier_reports_on_the_whole() -> None:

@@ -52,7 +52,9 @@ def test_every_parameter_gets_a_gradient(make) -> None:
     encoder = make(1)
     features = encoder(*views())
     (features.pooled_BD.square().sum() + features.patches_BND.square().sum()).backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in encoder.named_parameters() if "position" not in n)
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for n, p in encoder.named_parameters() if "position" not in n
+    )
 
 
 def test_an_image_and_its_neighbours_do_not_mix_outside_training(make) -> None:
@@ -73,7 +75,7 @@ def test_weights_survive_saving(make) -> None:
 
 
 def test_more_views_than_the_encoder_is_built_for_are_refused() -> None:
-    with pytest.raises(ValueError, match="5 views, the encoder is built for 4: raise model.encoder.max_views"):
+    with pytest.raises(ValueError, match=r"5 views, the encoder is built for 4: raise model.encoder.max_views"):
         TinyCnn(channels=1)(torch.rand(1, 5, 1, 32, 32), torch.ones(1, 5, dtype=torch.bool))
 
 

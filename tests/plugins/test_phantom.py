@@ -307,7 +307,9 @@ def test_the_first_view_s_side_and_plane_do_not_tell_a_lesion() -> None:
 def test_sides_and_planes_shown_do_not_tell_a_lesion() -> None:
     exams = [exam for exam in texts("breast", 1000, unseen=1.0) if exam.attributes.get("count") != "multiple"]
     for shown in (lambda exam: len(exam.views), lambda exam: len({view.plan.side for view in exam.views})):
-        means = [np.mean([shown(e) for e in exams if e.attributes["lesion"] == found]) for found in ("present", "absent")]
+        means = [
+            np.mean([shown(e) for e in exams if e.attributes["lesion"] == found]) for found in ("present", "absent")
+        ]
         assert means[0] == pytest.approx(means[1], abs=0.12)
 
 
