@@ -116,7 +116,7 @@ def test_a_run_is_never_written_over(smoke_run: Path, work: Path) -> None:
 def test_a_tiny_run_learns_its_reports(work: Path) -> None:
     keys = [
         "data.dataset.exams=16", "train.epochs=60", "train.batch_size=8", "evaluate.every_epochs=60",
-        "distiller.topics=2", "optimizer.lr=3e-3", "model.decoder.width=128", "run.name=learns", "losses.topic.weight=0.1",
+        "distiller.topics=2", "optimizer.lr=3e-3", "model.decoder.width=128", "run.name=learns",
     ]  # fmt: skip
     launch(SMOKE, *keys, cwd=work)
     run = work / "runs" / "smoke" / "learns"

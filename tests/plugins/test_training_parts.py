@@ -63,4 +63,6 @@ def test_jitter_of_nothing_changes_nothing_and_black_stays_black() -> None:
     image = torch.rand(1, 1, 1, 16, 16)
     still = Jitter(shift=0.0, scale=0.0, degrees=0.0, gain=0.0, contrast=0.0)(image, [1])
     assert torch.allclose(still, image, atol=1e-5)
+    mirrored = Jitter(shift=0.0, scale=0.0, degrees=0.0, gain=0.0, contrast=0.0, flip=1.0)(image, [1])
+    assert torch.allclose(mirrored, image.flip(-1), atol=1e-5)
     assert Jitter()(torch.zeros(1, 1, 1, 16, 16), [1]).max() == 0
