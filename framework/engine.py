@@ -248,3 +248,6 @@ def _say_sizes(parts: Parts, steps: int, slices: Slices) -> None:
     say(f"exams {exams}{left_out}; {len(parts.tokenizer)} words{topics}; {parameters:.1f} M parameters")
     cut = f"{slices.micro_batch} x {slices.processes} processes x {slices.accumulation} accumulated"
     say(f"{steps} steps of {slices.batch_size} exams = {cut}")
+    normalized = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in parts.task.modules())
+    if normalized and slices.processes * slices.accumulation > 1:
+        say(f"notice: batch normalization sees {slices.micro_batch} exams at a time, so results depend on this cut")
