@@ -36,10 +36,10 @@ lint: env-dev
 	$(BIN)/mypy
 
 bench: env
-	$(BIN)/python benchmarks/loop.py
+	$(BIN)/python -m benchmarks.parts
 
 docs: env
-	$(BIN)/python benchmarks/phantom_sheet.py
+	$(BIN)/python -m benchmarks.phantom_sheet
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info

@@ -1,12 +1,12 @@
 """BUS-BRA: what is measured on drawn lesions, what is composed of it, and how patients are split."""
 
-import csv
 import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mini_busbra import COLS, ROWS, draw, ellipse, scan
 from PIL import Image
 
 from framework.data_check import check
@@ -15,27 +15,11 @@ from plugins.dataset.busbra.compose import attributes, compose, describe
 from plugins.dataset.busbra.measure import Measures, measure
 
 ARCHIVE = Path(__file__).resolve().parents[3] / "shared" / "data" / "BUSBRA"
-ROWS, COLS = np.mgrid[:240, :260]
-
-
-def ellipse(height, width, row=90, col=130):
-    return ((ROWS - row) / (height / 2)) ** 2 + ((COLS - col) / (width / 2)) ** 2 <= 1
 
 
 def star(radius=40, teeth=12, depth=0.35):
     angle, far = np.arctan2(ROWS - 90, COLS - 130), np.hypot(ROWS - 90, COLS - 130)
     return far <= radius * (1 - depth * (0.5 + 0.5 * np.cos(teeth * angle)))
-
-
-def scan(mask, inside=60, outside=110, behind=None, seed=0):
-    """Speckled tissue with a lesion, and another grey below it where asked."""
-    grey = np.full(mask.shape, outside, float)
-    if behind is not None:
-        below = np.cumsum(mask, axis=0) >= mask.sum(0)
-        grey[below & mask.any(0) & ~mask] = behind
-    grey[mask] = inside
-    speckle = np.random.default_rng(seed).normal(1, 0.15, mask.shape)
-    return np.clip(grey * speckle, 0, 255).astype(np.uint8)
 
 
 def words(mask, **greys):
@@ -147,23 +131,6 @@ def test_a_report_says_all_that_is_true_in_words_that_only_the_seed_changes():
         assert "{" not in text and text.endswith(".")
     assert compose(truth, "7", True) == compose(truth, "7", True)
     assert "histology" not in compose(truth, "7", False) and "malignant" not in compose(truth, "7", False)
-
-
-def draw(root, rows):
-    """A tiny archive: (id, BI-RADS, fold, valid_1, mask)."""
-    (root / "Images").mkdir(parents=True)
-    (root / "Masks").mkdir()
-    data = [["ID", "Case", "Histology", "Pathology", "BIRADS", "Device", "Width", "Height", "Side", "BBOX"]]
-    folds = [["ID", "Pathology", "kFold", "valid_1"]]
-    for number, (name, birads, fold, valid, mask) in enumerate(rows):
-        Image.fromarray(scan(mask, seed=number)).save(root / "Images" / f"bus_{name}.png")
-        Image.fromarray(mask).save(root / "Masks" / f"mask_{name}.png")
-        data.append([f"bus_{name}", int(name[:4]), "cyst", "benign", birads, "GE", 260, 240, "left", "[1,2,3,4]"])
-        folds.append([f"bus_{name}", "benign", fold, valid])
-    for file, table in (("bus_data.csv", data), ("5-fold-cv.csv", folds)):
-        with (root / file).open("w", newline="") as stream:
-            csv.writer(stream).writerows(table)
-    return root
 
 
 @pytest.fixture
