@@ -97,7 +97,7 @@ class Evaluate(Section):
     metrics: tuple[Choice, ...]
     monitor: str = "val/bleu_4"
     every_epochs: PositiveInt = 1
-    beam: PositiveInt = 3  # at the end, on val and test
+    beam: PositiveInt = 1  # at the end, on val and test
     val_beam: PositiveInt = 1  # while training
     length_penalty: float = 1.0
     no_repeat: NonNegativeInt = 0  # length of the word sequences that may not come twice; 0: all may
