@@ -261,7 +261,7 @@ def test_the_truth_is_in_the_picture_within_the_known_mask(organ: str) -> None:
     for exam, scan, mask in scans(organ):
         if mask.any():
             around = binary_dilation(mask, iterations=4) & ~binary_dilation(mask)
-            echo = exam.attributes["lesions"][0]["echogenicity"]
+            echo = exam.attributes["lesions"][exam.views[0].plan.lesion]["echogenicity"]
             contrast.setdefault(echo, []).append(float(scan[mask].mean()) - float(scan[around].mean()))
     middle = {echo: np.median(values) for echo, values in contrast.items()}
     assert middle["anechoic"] < middle["hypoechoic"] - 20 < middle["isoechoic"] - 30
