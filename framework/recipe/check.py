@@ -17,7 +17,6 @@ from framework.recipe.source import Key, RecipeError, dotted
 from framework.registry import KINDS, NEEDS_TOPICS, Plugin, PluginError, catalogue, did_you_mean, find, short
 from framework.signature import RESERVED, class_texts, given, keys_of, model_of
 
-ALWAYS_KNOWN = ("loss",)  # what every validation measures beside its metrics
 UNREADABLE = {"name": "?"}  # stands for a block that was complained of, so that the rest can be checked
 EXPECTED = {
     "int_type": "a whole number",
@@ -253,7 +252,7 @@ def _monitor(check: Check, recipe: Recipe) -> None:
     if split != "val" or not score:
         check.note(key, f"found {monitor!r}, expected val/<score>: the best checkpoint is chosen on val alone")
         return
-    known: list[str] = [*ALWAYS_KNOWN]
+    known: list[str] = []
     for index in range(len(recipe.evaluate.metrics)):
         plugin = check.plugins.get(("evaluate", "metrics", index))
         names = class_texts(plugin, "names") if plugin else None

@@ -10,6 +10,7 @@ import pytest
 from framework import cli
 from framework.listing import snippet
 from framework.registry import catalogue
+from framework.signature import class_texts
 
 ROOT = Path(__file__).parents[2]
 TOYS = Path(__file__).parent / "toys.py"
@@ -98,13 +99,14 @@ def test_describe_finds_a_name_without_its_kind(run):
 
 @pytest.mark.parametrize("plugin", list(catalogue().values()), ids=lambda p: f"{p.kind}/{p.name}")
 def test_the_piece_of_recipe_is_good(plugin, tmp_path):
-    from framework.recipe import load_recipe
+    from framework.recipe import load_recipe, save
 
     text = snippet(plugin).replace("???", "x")
-    (tmp_path / "r.yaml").write_text(f"_base_: {ROOT}/recipes/smoke.yaml\n{text}\n" + (
-        "evaluate: {monitor: val/loss}\n" if plugin.kind != "metric" else "  monitor: val/loss\n"
-    ))  # fmt: skip
-    load_recipe(tmp_path / "r.yaml")
+    if plugin.kind == "metric":
+        text += f"\n  monitor: val/{class_texts(plugin, 'names')[0]}"
+    (tmp_path / "r.yaml").write_text(f"_base_: {ROOT}/recipes/smoke.yaml\n{text}\n")
+    recipe = load_recipe(tmp_path / "r.yaml")
+    assert f"name: {plugin.name}" in save(recipe) or plugin.name in recipe.losses
 
 
 def test_validate_tells_all_mistakes_of_all_recipes_and_fails(run):

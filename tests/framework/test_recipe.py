@@ -194,13 +194,13 @@ IN_FILE = {
         "val/toy_1",
         "val/toy_one",
         "r.yaml:10: evaluate.monitor: no chosen metric gives 'toy_one'. Did you mean 'toy_2'? "
-        "Known: val/loss, val/toy_1, val/toy_2",
+        "Known: val/toy_1, val/toy_2",
     ),
     "monitor of a metric not chosen": (
         "val/toy_1",
         "val/other",
         "r.yaml:10: evaluate.monitor: no chosen metric gives 'other'. Metric 'toy_other' gives it: add it to "
-        "evaluate.metrics. Known: val/loss, val/toy_1, val/toy_2",
+        "evaluate.metrics. Known: val/toy_1, val/toy_2",
     ),
     "metric twice": (
         "[toy_score]",
