@@ -11,14 +11,16 @@ import torch
 from accelerate import Accelerator
 
 from framework.data import ExamSet
+from framework.data_check import ExamWarning, check_splits, listing
 from framework.distill import Topics, distill
 from framework.exam import Exam, ExamSource
 from framework.image_cache import ImageCache, build_image_cache
 from framework.progress import say
 from framework.recipe import Choice, Recipe, load_recipe
-from framework.registry import KINDS, PluginError, find, load
+from framework.registry import PluginError, find, load
 from framework.report_space import ReportSpace
 from framework.scoring import Scorer
+from framework.signature import given
 from framework.task import ReportTask
 
 SPACE_DIMENSIONS = 64  # where no distiller brings a space of its own
@@ -37,15 +39,14 @@ class Parts:
     left_out: int  # exams with a broken view, under data.broken: skip
 
 
-def build_plugin(recipe: Recipe, kind: str, choice: Choice, **given: Any) -> Any:
+def build_plugin(recipe: Recipe, kind: str, choice: Choice, **known: Any) -> Any:
     """The plugin that a recipe names, made from its keys and from those run-time values that its signature names."""
     plugin = find(kind, choice.name, recipe.plugin_files)
-    arguments = plugin.arguments
-    wanted = {argument.arg for argument in [*arguments.args, *arguments.kwonlyargs]} & KINDS[kind].given
-    absent = sorted(wanted - set(given))
+    wanted = given(plugin)
+    absent = sorted(set(wanted) - set(known))
     if absent:
         raise PluginError(f"{kind} '{choice.name}' ({plugin.where}) needs {', '.join(absent)}, which this run has not")
-    return load(plugin)(**choice.keys, **{name: given[name] for name in wanted})
+    return load(plugin)(**choice.keys, **{name: known[name] for name in wanted})
 
 
 def build_dataset(recipe: Recipe) -> ExamSource:
@@ -56,21 +57,12 @@ def load_exams(source: ExamSource) -> dict[str, list[Exam]]:
     """The exams of each split.
 
     Raises:
-        ValueError: a split is missing or empty, an exam stands twice, or two splits share a patient.
+        ValueError: a split is empty, an exam stands twice, or two splits share a patient; all of these at once.
     """
     splits = {name: list(exams) for name, exams in source.splits().items()}
-    for name in ("train", "val", "test"):
-        if not splits.get(name):
-            raise ValueError(f"The data set has no exam in split '{name}'. Its splits: {', '.join(splits)}")
-    home: dict[str, str] = {}
-    seen: set[str] = set()
-    for name, exams in splits.items():
-        for exam in exams:
-            if exam.id in seen:
-                raise ValueError(f"exam {exam.id} stands twice in the data set; every exam needs an id of its own")
-            seen.add(exam.id)
-            if home.setdefault(exam.patient, name) != name:
-                raise ValueError(f"patient {exam.patient} is in both {home[exam.patient]} and {name} (exam {exam.id})")
+    problems = [problem for problem in check_splits(splits) if not isinstance(problem, ExamWarning)]
+    if problems:
+        raise ValueError(f"{len(problems)} problems of the data set\n{listing(problems)}")
     return splits
 
 
@@ -126,11 +118,11 @@ def build_task(
     )
     losses: dict[str, Any] = {}
     if space is not None:
-        given: dict[str, Any] = {"vocabulary_size": len(tokenizer), "feature_width": encoder.width}
-        given["word_vectors_WD"] = torch.from_numpy(space.word_vectors(tokenizer.vocabulary))
+        known: dict[str, Any] = {"vocabulary_size": len(tokenizer), "feature_width": encoder.width}
+        known["word_vectors_WD"] = torch.from_numpy(space.word_vectors(tokenizer.vocabulary))
         if topic_count is not None:
-            given["topic_count"] = topic_count
-        losses = {name: build_plugin(recipe, "loss", loss, **given) for name, loss in recipe.active_losses.items()}
+            known["topic_count"] = topic_count
+        losses = {name: build_plugin(recipe, "loss", loss, **known) for name, loss in recipe.active_losses.items()}
     return ReportTask(encoder, decoder, losses)
 
 

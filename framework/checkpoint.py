@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from framework.whole_file import write_whole
+
 EXPORTED = ("encoder.", "decoder.")  # losses and their heads stay in the checkpoints
 
 
@@ -61,9 +63,9 @@ def save_checkpoint(
         _sync(path)
     shutil.rmtree(final, ignore_errors=True)
     part.replace(final)
-    _point(folder / "latest", final.name)
+    write_whole(folder / "latest", final.name + "\n")
     if progress.best_step == progress.step:
-        _point(folder / "best", final.name)
+        write_whole(folder / "best", final.name + "\n")
     _prune(folder, progress, keep_last, keep_best, best_is_higher)
     return final
 
@@ -79,12 +81,6 @@ def _digest(path: Path) -> str:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _point(pointer: Path, name: str) -> None:
-    part = pointer.with_suffix(".part")
-    part.write_text(name + "\n", encoding="utf-8")
-    part.replace(pointer)
 
 
 def _steps(folder: Path) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +42,7 @@ def check(source: ExamSource, progress: Callable[[int, int], None] | None = None
         ValueError: the source cannot list its exams at all; its own message says why.
     """
     splits = source.splits()
-    problems = [*_splits(splits), *_shared(splits)]
+    problems = check_splits(splits)
     total = sum(len(exams) for exams in splits.values())
     first: dict[bytes, tuple[str, str, str]] = {}  # pixels -> split, exam, view that showed them first
     done = 0
@@ -57,7 +57,12 @@ def check(source: ExamSource, progress: Callable[[int, int], None] | None = None
     return problems
 
 
-def _splits(splits: dict[str, Sequence[Exam]]) -> Iterator[ExamError]:
+def check_splits(splits: Mapping[str, Sequence[Exam]]) -> list[ExamError]:
+    """What is wrong with the splits themselves, before any view is loaded: empty ones, and what two of them share."""
+    return [*_splits(splits), *_shared(splits)]
+
+
+def _splits(splits: Mapping[str, Sequence[Exam]]) -> Iterator[ExamError]:
     for name in SPLITS:
         if not splits.get(name):
             yield ExamError("(none)", f"the split '{name}' has no exams")
@@ -66,7 +71,7 @@ def _splits(splits: dict[str, Sequence[Exam]]) -> Iterator[ExamError]:
             yield ExamWarning("(none)", f"the split '{name}' is never used; known: {', '.join(SPLITS)}")
 
 
-def _shared(splits: dict[str, Sequence[Exam]]) -> Iterator[ExamError]:
+def _shared(splits: Mapping[str, Sequence[Exam]]) -> Iterator[ExamError]:
     """Ids that stand twice, and patients whom splits share."""
     home: dict[str, str] = {}
     patients: dict[str, str] = {}

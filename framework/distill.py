@@ -8,7 +8,6 @@ import inspect
 import io
 import json
 import logging
-import secrets
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 from framework.report_space import ReportSpace
 from framework.topic_measures import TopicCard, different_reports
 from framework.topic_picture import draw_topics
+from framework.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 TRAIN = "train"  # the one split that topics are fitted on
@@ -89,14 +89,14 @@ def distill(
     topics = _read(place, name)
     if topics is None:
         topics = _find(distiller, texts)
-        _replace(place / f"{name}.png", _picture(distiller, topics, texts[TRAIN]))
+        write_whole(place / f"{name}.png", _picture(distiller, topics, texts[TRAIN]))
         _write(place, name, topics)
     else:
         log.info("topics read from %s", place / f"{name}.json")
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(place / f"{name}.png", folder / "topics.png")
-        _replace(folder / "topics.json", _as_json(topics))
+        write_whole(folder / "topics.json", _as_json(topics))
     return topics
 
 
@@ -139,8 +139,8 @@ def _write(place: Path, name: str, topics: Topics) -> None:
     packed = io.BytesIO()
     np.savez(packed, **arrays)  # type: ignore[arg-type]
     told["sha256"] = hashlib.sha256(packed.getvalue()).hexdigest()
-    _replace(place / f"{name}-{told['sha256'][:16]}.npz", packed.getvalue())
-    _replace(place / f"{name}.json", json.dumps(told, ensure_ascii=False).encode())
+    write_whole(place / f"{name}-{told['sha256'][:16]}.npz", packed.getvalue())
+    write_whole(place / f"{name}.json", json.dumps(told, ensure_ascii=False).encode())
 
 
 def _read(place: Path, name: str) -> Topics | None:
@@ -188,10 +188,3 @@ def _as_json(topics: Topics) -> bytes:
         "labels": {split: labels.tolist() for split, labels in topics.labels.items()},
     }
     return json.dumps(told, ensure_ascii=False, indent=1).encode()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    part.write_bytes(content)
-    part.replace(path)

@@ -25,12 +25,13 @@ from framework.checkpoint import (
 )
 from framework.data import Slices, exam_seed, load_batches, step_seed, steps_of
 from framework.distributed import describe_launch, from_main, start_accelerator
-from framework.evaluation import evaluate_split, print_scores, write_reports
+from framework.evaluation import evaluate_split, write_reports
 from framework.exam import Batch
 from framework.optim import parameter_groups
 from framework.progress import progress_bar, say
 from framework.recipe import Recipe, recipe_hash, save
 from framework.report import write_page
+from framework.score_table import print_scores
 from framework.tracking import Tracker, write_environment
 
 SAMPLES = 4  # validation exams whose reports are shown after each validation
@@ -170,10 +171,9 @@ def validate(
     tracker.scalars(progress.step, {f"val/{name}": value for name, value in scores.items()})
     for exam, (exam_id, prediction, reference) in list(zip(exams.exams, rows))[:SAMPLES]:
         tracker.sample(progress.step, exam_id, exams.cache.images(exam.id), reference, prediction)
-    name = recipe.evaluate.monitor.split("/", 1)[1]
-    if name not in scores:
-        raise ValueError(f"evaluate.monitor: no score 'val/{name}'. Known: {', '.join(f'val/{n}' for n in scores)}")
-    value, higher = scores[name], parts.scorer.metric_of(name).higher_is_better
+    name = recipe.evaluate.monitored
+    higher = parts.scorer.metric_of(name).higher_is_better  # tells a monitor that no metric gives
+    value = scores[name]
     progress.kept[f"step-{progress.step}"] = value
     if progress.best is None or (value > progress.best if higher else value < progress.best):
         progress.best, progress.best_step, progress.worse = value, progress.step, 0
@@ -197,7 +197,7 @@ def _save(
 ) -> None:
     if accelerator.is_main_process:
         keep = recipe.checkpoint
-        higher = parts.scorer.metric_of(recipe.evaluate.monitor.split("/", 1)[1]).higher_is_better
+        higher = parts.scorer.metric_of(recipe.evaluate.monitored).higher_is_better
         unwrapped = accelerator.unwrap_model(task)
         save_checkpoint(run / "checkpoints", unwrapped, optimizer, progress, keep.keep_last, keep.keep_best, higher)
 

@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from framework.build import Parts, build_parts, run_recipe
 from framework.checkpoint import load_weights
 from framework.data import ExamSet, load_batches
-from framework.distributed import from_main, gather
+from framework.distributed import from_main, gather, start_accelerator
 from framework.floors import Rows, floor_rows, rows_of, unseen_rows
 from framework.generation import generate
-from framework.progress import progress_bar, say
+from framework.progress import progress_bar
 from framework.recipe import Recipe
+from framework.report import write_page
+from framework.score_table import print_scores
 from framework.tracking import write_json
+from framework.whole_file import write_whole
 
 
 def write_reports(
@@ -54,7 +58,7 @@ def write_reports(
 
 
 def evaluate_split(
-    accelerator: Accelerator, task: torch.nn.Module, parts: Any, recipe: Recipe, split: str, run: Path
+    accelerator: Accelerator, task: torch.nn.Module, parts: Parts, recipe: Recipe, split: str, run: Path
 ) -> dict[str, dict[str, float]]:
     """Scores of the model and of every floor and ceiling on a split; stored in the run, and given to all processes."""
     exams, train, val = parts.exams[split], parts.exams["train"], parts.exams["val"]
@@ -65,15 +69,14 @@ def evaluate_split(
         fresh = unseen_rows(rows, train)
         if fresh:
             named["model_on_unseen_reports"] = fresh
-        monitor = recipe.evaluate.monitor.split("/", 1)[1]
-        named |= floor_rows(exams, train, val, parts.scorer, monitor, recipe.train.seed)
+        named |= floor_rows(exams, train, val, parts.scorer, recipe.evaluate.monitored, recipe.train.seed)
         for name in progress_bar(named, total=len(named), text="scores"):
             scores[name] = {"exams": len(named[name]), **parts.scorer.score(named[name])}
         _store(run, split, scores, named["model"], parts)
     return from_main(accelerator, scores)
 
 
-def _store(run: Path, split: str, scores: dict[str, dict[str, float]], rows: Rows, parts: Any) -> None:
+def _store(run: Path, split: str, scores: dict[str, dict[str, float]], rows: Rows, parts: Parts) -> None:
     path = run / "scores.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_json(path, {**stored, "segmentation": parts.scorer.segmentation, split: scores})
@@ -83,53 +86,11 @@ def _store(run: Path, split: str, scores: dict[str, dict[str, float]], rows: Row
     for exam_id, prediction, reference in rows:
         line = {"id": exam_id, "reference": reference, "prediction": prediction}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    part = folder / f".{split}.part"
-    part.write_text("".join(lines), encoding="utf-8")
-    part.replace(folder / f"{split}.jsonl")
-
-
-ORDER = (
-    "random_report", "fixed_report", "nearest_image", "model", "model_on_unseen_reports",
-    "topic_oracle", "retrieval_oracle", "rewording",
-)  # fmt: skip
-MEANING = {
-    "random_report": "floor: a training report at random",
-    "fixed_report": "floor: the best single report",
-    "nearest_image": "floor: report of the nearest image",
-    "model": "the model",
-    "model_on_unseen_reports": "the model, reports not in training",
-    "topic_oracle": "ceiling: best report of the true topic",
-    "retrieval_oracle": "ceiling: nearest training report",
-    "rewording": "ceiling: the truth, other words",
-}
-
-
-def score_table(scores: dict[str, dict[str, float]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows for people: floors, the model, ceilings; one column a metric (attributes stay in scores.json)."""
-    columns = [name for name in scores["model"] if "/" not in name and name not in ("bleu_2", "bleu_3", "exams")]
-    rows = []
-    for name in ORDER:
-        if name in scores:
-            values = [f"{scores[name][column]:.3f}" for column in columns]
-            rows.append([MEANING[name], str(int(scores[name]["exams"])), *values])
-    return ["reports from", "exams", *columns], rows
-
-
-def print_scores(split: str, scores: dict[str, dict[str, float]], segmentation: str) -> None:
-    header, rows = score_table(scores)
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    say(f"\nScores on {split} (words: {segmentation})")
-    for row in [header, *rows]:
-        cells = [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))]
-        say("  " + "  ".join(cells))
+    write_whole(folder / f"{split}.jsonl", "".join(lines))
 
 
 def evaluate_run(run: Path, split: str) -> dict[str, dict[str, float]]:
     """Scores the exported model of a run on a split, and draws the run's page anew."""
-    from framework.build import build_parts, run_recipe
-    from framework.distributed import start_accelerator
-    from framework.report import write_page
-
     recipe = run_recipe(run)
     accelerator = start_accelerator(recipe)
     parts = build_parts(recipe, accelerator, run=run, trained=run / "model")

@@ -18,8 +18,10 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from framework.data_check import listing
 from framework.exam import Exam, ExamError, View
 from framework.progress import progress_bar
+from framework.whole_file import write_whole
 
 VERSION = 1  # raise it when the same view would come out as other pixels
 
@@ -82,7 +84,7 @@ def build_image_cache(
     problems = [ExamError(*row) for row in json.loads(notes.read_text(encoding="utf-8"))]
     if problems and broken == "stop":
         notes.unlink()  # so that a mended file is looked at again
-        listed = "\n".join(f"  {problem}" for problem in problems)
+        listed = listing(problems, most=len(problems))
         raise ValueError(f"{len(problems)} views cannot be read (data.broken: skip leaves their exams out):\n{listed}")
     left_out = {problem.exam_id for problem in problems}
     rows: dict[str, tuple[int, ...]] = {}
@@ -109,5 +111,5 @@ def _make(jobs: list[tuple[str, View, int, int]], path: Path, notes: Path, size:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    part.write_text(json.dumps([(problem.exam_id, problem.problem) for problem in problems]), encoding="utf-8")
-    part.replace(notes)  # last: it says that the images are whole
+    # Last: it says that the images are whole.
+    write_whole(notes, json.dumps([(problem.exam_id, problem.problem) for problem in problems]))

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from framework.evaluation import score_table
+from framework.score_table import score_table
 
 if TYPE_CHECKING:
     from framework.build import Parts

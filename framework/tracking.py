@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from framework.whole_file import write_whole
+
 PACKAGES = (
     "torch",
     "accelerate",
@@ -107,6 +109,4 @@ def _git_state() -> str | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
-    part.replace(path)
+    write_whole(path, json.dumps(value, ensure_ascii=False, indent=1))

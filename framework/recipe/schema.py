@@ -104,6 +104,11 @@ class Evaluate(Section):
     max_tokens: PositiveInt = 150  # of a report, begin and end included
     batch_size: PositiveInt = 32
 
+    @property
+    def monitored(self) -> str:
+        """The name of the score that the kept model is chosen by, without its split."""
+        return self.monitor.split("/", 1)[1]
+
 
 class Checkpoint(Section):
     every_steps: PositiveInt | None = None  # beside the one at each epoch's end

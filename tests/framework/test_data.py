@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from framework.build import load_exams
 from framework.data import ExamSet, Slices, collate, epoch_order
 from framework.exam import Exam
 from framework.image_cache import build_image_cache, fit
+from framework.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -111,3 +113,25 @@ def test_images_are_made_once(tmp_path: Path) -> None:
 def test_proportions_are_kept() -> None:
     square = fit(np.full((10, 20), 200, np.uint8), 16, 1)[0]
     assert square[8].min() == 200 and square[0].max() == 0
+
+
+def test_splits_that_share_a_patient_are_refused_and_all_is_told_at_once() -> None:
+    class Leaky:
+        cache_key = "k"
+
+        def splits(self) -> dict[str, list[Exam]]:
+            one, two, three = exam(1, 5), exam(2, 5), exam(1, 5)
+            return {"train": [one], "val": [two], "test": [three, Exam("e9", "p2", two.views, "text")]}
+
+    with pytest.raises(ValueError, match=r"3 problems of the data set") as caught:
+        load_exams(Leaky())
+    assert "exam e1: the id stands in splits train and test" in str(caught.value)
+    assert "patient p2 is in splits val and test" in str(caught.value)
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_whole(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "\ud800")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

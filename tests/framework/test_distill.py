@@ -82,15 +82,15 @@ def test_another_key_or_text_is_found_anew(tmp_path, change):
     assert distiller.fits == 1
 
 
-@pytest.mark.parametrize("suffix", ["npz", "json", "png"])
-@pytest.mark.parametrize("damage", ["flip", "gone"])
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [("npz", "flip"), ("npz", "gone"), ("json", "flip"), ("json", "gone"), ("png", "gone")],  # damage to a png is seen
+)
 def test_a_damaged_cache_is_noticed_and_made_anew(tmp_path, caplog, suffix, damage):
     found = distill(ByFirstWord(), TEXTS, None, tmp_path, "a")
     (path,) = (tmp_path / "topics").glob(f"*.{suffix}")
     if damage == "gone":
         path.unlink()
-    elif suffix == "png":
-        pytest.skip("a picture is for people, who see the damage")
     else:
         content = bytearray(path.read_bytes())
         content[len(content) // 2 if suffix == "npz" else 0] ^= 1

@@ -6,8 +6,6 @@ import csv
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -21,6 +19,7 @@ from framework.data_check import listing
 from framework.exam import Exam, ExamError
 from framework.image_file import FileView, inside
 from framework.registry import register
+from framework.whole_file import write_whole
 from plugins.dataset.busbra import compose
 from plugins.dataset.busbra import measure as measuring
 
@@ -225,7 +224,8 @@ class Busbra:
         if problems:
             raise ValueError(f"{self.root}: {len(problems)} images cannot be measured\n{listing(problems)}")
         try:
-            _write(file, json.dumps({key: asdict(value) for key, value in found.items()}))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, json.dumps({key: asdict(value) for key, value in found.items()}))
         except OSError as error:
             log.warning("%s cannot be written (%s): the next run measures again", file, error.strerror)
         return found
@@ -246,16 +246,3 @@ def _read(file: Path, columns: set[str]) -> list[dict[str, str]]:
                 raise ValueError(f"{file}:{reader.line_num}: the line is cut short")
             rows.append(row)
     return rows
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all, since several processes may write at once."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        Path(name).replace(file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

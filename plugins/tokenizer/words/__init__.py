@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from pydantic import PositiveInt
 
 from framework.registry import register
+from framework.special_tokens import BOS, EOS, PAD, UNK
 
 if TYPE_CHECKING:
     import rjieba
@@ -90,10 +91,10 @@ class Words:
         lowercase: hold `Mass` and `mass` for one word; `decode` writes sentence starts and BI-RADS in capitals again.
     """
 
-    pad: ClassVar[int] = 0
-    bos: ClassVar[int] = 1
-    eos: ClassVar[int] = 2
-    unk: ClassVar[int] = 3
+    pad: ClassVar[int] = PAD
+    bos: ClassVar[int] = BOS
+    eos: ClassVar[int] = EOS
+    unk: ClassVar[int] = UNK
     specials: ClassVar[tuple[str, ...]] = ("<pad>", "<bos>", "<eos>", "<unk>")  # no text segments into these
 
     def __init__(

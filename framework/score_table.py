@@ -1,0 +1,40 @@
+"""The scores of a split as people read them: floors first, then the model, then ceilings."""
+
+from __future__ import annotations
+
+from framework.progress import say
+
+ORDER = (
+    "random_report", "fixed_report", "nearest_image", "model", "model_on_unseen_reports",
+    "topic_oracle", "retrieval_oracle", "rewording",
+)  # fmt: skip
+MEANING = {
+    "random_report": "floor: a training report at random",
+    "fixed_report": "floor: the best single report",
+    "nearest_image": "floor: report of the nearest image",
+    "model": "the model",
+    "model_on_unseen_reports": "the model, reports not in training",
+    "topic_oracle": "ceiling: best report of the true topic",
+    "retrieval_oracle": "ceiling: nearest training report",
+    "rewording": "ceiling: the truth, other words",
+}
+
+
+def score_table(scores: dict[str, dict[str, float]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows for people: floors, the model, ceilings; one column a metric (attributes stay in scores.json)."""
+    columns = [name for name in scores["model"] if "/" not in name and name not in ("bleu_2", "bleu_3", "exams")]
+    rows = []
+    for name in ORDER:
+        if name in scores:
+            values = [f"{scores[name][column]:.3f}" for column in columns]
+            rows.append([MEANING[name], str(int(scores[name]["exams"])), *values])
+    return ["reports from", "exams", *columns], rows
+
+
+def print_scores(split: str, scores: dict[str, dict[str, float]], segmentation: str) -> None:
+    header, rows = score_table(scores)
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    say(f"\nScores on {split} (words: {segmentation})")
+    for row in [header, *rows]:
+        cells = [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))]
+        say("  " + "  ".join(cells))
