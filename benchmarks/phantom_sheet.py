@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from framework.exam import Exam
-from plugins.dataset.phantom import Phantom
+from plugins.dataset.phantom import Phantom, telling_view
 
 ROOT = Path(__file__).resolve().parent.parent
 # Per organ and place in the row: what the exam shows, as {attribute: value} of its first lesion (None: normal).
@@ -74,19 +74,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "docs/images/phantom.png")
     parser.add_argument("--size", type=int, default=160)
-    parser.add_argument("--start", type=int, default=0, help="first exam that may be shown")
-    parser.add_argument("--both", action="store_true", help="two rows an organ: both planes of each exam")
+    parser.add_argument("--start", type=int, default=300, help="first exam that may be shown")
     options = parser.parse_args()
-    rows = 2 if options.both else 1
-    figure, axes = plt.subplots(3 * rows, 6, figsize=(12.6, 7.6 * rows), facecolor="white")
+    figure, axes = plt.subplots(3, 6, figsize=(12.6, 7.6), facecolor="white")
     for row, organ in enumerate(WANTED):
         for column, exam in enumerate(choose(organ, options.size, options.start)):
-            for plane in range(rows):
-                view = exam.views[plane]
-                axis = axes[row * rows + plane, column]
-                axis.imshow(view.load(), cmap="gray", vmin=0, vmax=255, interpolation="lanczos")
-                axis.set_title(caption(exam, f"{organ}, {view.name}"), fontsize=7.5)
-                axis.axis("off")
+            view, axis = telling_view(exam), axes[row, column]
+            axis.imshow(view.load(), cmap="gray", vmin=0, vmax=255, interpolation="lanczos")
+            axis.set_title(caption(exam, f"{organ}, {view.name}"), fontsize=7.5)
+            axis.axis("off")
     figure.tight_layout(pad=0.4)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.out, dpi=110)

@@ -19,7 +19,7 @@ from scipy.ndimage import binary_dilation
 
 from framework.exam import Exam
 from framework.registry import find, load
-from plugins.dataset.phantom import Phantom
+from plugins.dataset.phantom import Phantom, telling_view
 from plugins.dataset.phantom.anatomy import draw_view
 from plugins.dataset.phantom.truth import SHARES
 
@@ -34,7 +34,7 @@ ZH_ECHO = {
 }
 PRINT_EXAM = """
 import hashlib, sys
-from plugins.dataset.phantom import Phantom
+from plugins.dataset.phantom import Phantom, telling_view
 exam = Phantom(organ="thyroid", size=64).splits()["test"][7]
 images = b"".join(view.load().tobytes() for view in exam.views)
 print(hashlib.sha256(exam.report.encode() + images).hexdigest())
@@ -49,10 +49,10 @@ def texts(organ: str, exams: int = 400, **settings: object) -> list[Exam]:
 
 @cache
 def scans(organ: str) -> list[tuple[Exam, np.ndarray, np.ndarray]]:
-    """Exam, first view's scan without the marks below it, and the lesion's mask."""
+    """Exam, the scan of its telling view without the marks below it, and the lesion's mask."""
     source, found = Phantom(organ=organ, exams=320, size=64), []
     for exam in source.splits()["train"]:
-        view = exam.views[0]
+        view = telling_view(exam)
         scan, mask = draw_view(view.truth, view.plan, view.size, view.difficulty, view.key)
         found.append((exam, scan[: round(0.84 * 64)], mask[: round(0.84 * 64)]))
     return found
@@ -261,7 +261,7 @@ def test_the_truth_is_in_the_picture_within_the_known_mask(organ: str) -> None:
     for exam, scan, mask in scans(organ):
         if mask.any():
             around = binary_dilation(mask, iterations=4) & ~binary_dilation(mask)
-            echo = exam.attributes["lesions"][exam.views[0].plan.lesion]["echogenicity"]
+            echo = exam.attributes["lesions"][0]["echogenicity"]
             contrast.setdefault(echo, []).append(float(scan[mask].mean()) - float(scan[around].mean()))
     middle = {echo: np.median(values) for echo, values in contrast.items()}
     assert middle["anechoic"] < middle["hypoechoic"] - 20 < middle["isoechoic"] - 30
@@ -311,6 +311,11 @@ def test_sides_and_planes_shown_do_not_tell_a_lesion() -> None:
             np.mean([shown(e) for e in exams if e.attributes["lesion"] == found]) for found in ("present", "absent")
         ]
         assert means[0] == pytest.approx(means[1], abs=0.12)
+
+
+def test_the_telling_view_shows_the_lesion_and_its_mask_is_there() -> None:
+    for exam, _, mask in scans("breast"):
+        assert mask.any() == bool(exam.attributes["lesions"])
 
 
 def test_no_exam_has_more_views_than_encoders_take() -> None:

@@ -152,6 +152,12 @@ class Phantom:
         )
 
 
+def telling_view(exam: Exam) -> PhantomView:
+    """The first view that shows the largest lesion, which need not be the exam's first; of a normal exam, the first."""
+    views = [view for view in exam.views if isinstance(view, PhantomView)]
+    return next((view for view in views if view.plan.lesion == 0), views[0])
+
+
 def _plane(organ: str, plan: Plan) -> str:
     """Planes of the breast are named after the nipple, but for those behind it."""
     return (("radial", "antiradial") if organ == "breast" and plan.clock else ("transverse", "longitudinal"))[
