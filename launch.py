@@ -1,4 +1,4 @@
-"""The door: `python launch.py RECIPE [key=value ...]`, or under `accelerate launch`; framework/cli.py has the verbs."""
+"""The door: `python launch.py RECIPE [key=value ...]`, or under `accelerate launch`; framework/cli/ has the verbs."""
 
 from framework.cli import main
 

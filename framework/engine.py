@@ -51,8 +51,7 @@ def train(recipe: Recipe) -> Path:
         say(f"notice: {notice}")
     if accelerator.is_main_process:
         (run / "recipe.yaml").write_text(save(recipe), encoding="utf-8")
-        overrides = [origin for origin in recipe.origins.values() if origin.startswith("override")]
-        (run / "overrides.txt").write_text("".join(f"{line}\n" for line in dict.fromkeys(overrides)), encoding="utf-8")
+        (run / "overrides.txt").write_text("".join(f"{word}\n" for word in recipe.overrides), encoding="utf-8")
         write_environment(run, launch)
 
     parts = build_parts(recipe, accelerator, run=run)

@@ -26,6 +26,7 @@ EXPECTED = {
     "finite_number": "a finite number",
     "bool_type": "true or false",
     "string_type": "a text",
+    "string_unicode": "a text of whole characters",
     "list_type": "a list",
     "tuple_type": "a list",
     "dict_type": "a mapping (key: value)",
@@ -61,7 +62,7 @@ class Check:
                 told.append(f"{where}: {problem}" if same else f"{where}: {dotted(key)}: {problem}")
             else:
                 told.append(f"{where}: {dotted(key)}: {problem}" if key else f"{where}: {problem}")
-        return list(dict.fromkeys(told))
+        return list(dict.fromkeys([*self.merged.problems, *told]))
 
 
 def found(value: Any) -> str:
@@ -149,7 +150,8 @@ def _block(check: Check, key: Key, kind: str, block: Any) -> Any:
         nothing_is_fine = block is None and key == ("data", "augment")
         if not nothing_is_fine:
             example = "weight: 1.0" if kind == "loss" else "name: ..."
-            check.note(key, f"found {found(block)}, expected a {kind}: {{{example}}}")
+            article = "an" if kind[0] in "aeo" else "a"
+            check.note(key, f"found {found(block)}, expected {article} {kind}: {{{example}}}")
         return None if nothing_is_fine else dict(UNREADABLE)
     words = RESERVED.get(kind, frozenset())
     own = {name: value for name, value in block.items() if name in words}
@@ -272,8 +274,8 @@ def check_recipe(merged: Merged, path: Path) -> Recipe:
     check = Check(merged, short(path))
     for key, problem in resolve(merged):
         check.note(key, problem)
-    if check.problems:
-        raise RecipeError(*check.lines())
+    if lines := check.lines():
+        raise RecipeError(*lines)
     try:
         catalogue(merged.plugin_files)
     except PluginError as error:
@@ -287,10 +289,11 @@ def check_recipe(merged: Merged, path: Path) -> Recipe:
     recipe = _whole(check, {**tree, "plugins": merged.plugin_files})
     if recipe is not None:
         _together(check, recipe)
-    if check.problems:
-        raise RecipeError(*check.lines())
+    if lines := check.lines():
+        raise RecipeError(*lines)
     assert recipe is not None
     recipe._origins = {dotted(key): where for key, where in merged.origins.items()}
+    recipe._chains = {key: tuple(chain) for key, chain in merged.chains.items()}
     recipe._notices = tuple(merged.notices)
     recipe._path = path
     return recipe

@@ -140,6 +140,8 @@ class Recipe(Section):
     resume: str = "never"  # never | auto | a folder of a run or checkpoint
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+    _chains: dict[tuple[str | int, ...], tuple[tuple[Any, str], ...]] = PrivateAttr(default_factory=dict)
+    _overrides: tuple[str, ...] = PrivateAttr(default=())
     _notices: tuple[str, ...] = PrivateAttr(default=())
     _path: Path = PrivateAttr(default=Path("recipe.yaml"))
 
@@ -150,8 +152,18 @@ class Recipe(Section):
 
     @property
     def origins(self) -> dict[str, str]:
-        """Dotted key -> "file:line" or "override: key=value". What is not in it is a default."""
+        """Dotted key -> "file:line:column" or "override: key=value". What is not in it is a default."""
         return self._origins
+
+    @property
+    def chains(self) -> dict[tuple[str | int, ...], tuple[tuple[Any, str], ...]]:
+        """Every value that files and overrides gave a key, in their order, each with its origin."""
+        return self._chains
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """What was typed behind the recipe."""
+        return self._overrides
 
     @property
     def notices(self) -> tuple[str, ...]:

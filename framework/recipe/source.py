@@ -17,6 +17,9 @@ from framework.registry import did_you_mean, short
 
 Key = tuple[str | int, ...]  # where a value stands: ("model", "encoder", "width")
 RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
+SHIPPED = "shipped:"  # `_base_: shipped:breast.yaml`, wherever the package lies
+# Sections that may be a whole file: `data: busbra` is recipes/data/busbra.yaml.
+GROUPS = ("data", "model", "losses", "train", "distributed", "evaluate", "checkpoint", "run")
 MOST_BYTES = 1_000_000
 MOST_LEVELS = 24
 # Any other `${`, and so every resolver (`${oc.env:HOME}` reads the environment), is refused.
@@ -39,15 +42,21 @@ class RecipeError(ValueError):
 
 @dataclass
 class Layer:
-    """One file, or all the overrides: values, and where each of them stands."""
+    """One file, or some of the overrides: values, and where each of them stands."""
 
     tree: dict[str, Any] = field(default_factory=dict)
-    origins: dict[Key, str] = field(default_factory=dict)  # "file:line" or "override: key=value"
+    origins: dict[Key, str] = field(default_factory=dict)  # "file:line:column" or "override: key=value"
     plugin_files: tuple[Path, ...] = ()
+    removals: list[tuple[Key, str]] = field(default_factory=list)  # `~key`, before the values; and where it stands
+    additions: list[tuple[Key, Any, str]] = field(default_factory=list)  # `+key=value`, after them
 
 
 def dotted(key: Key) -> str:
     return ".".join(str(part) for part in key)
+
+
+def place(node: yaml.Node, name: str) -> str:
+    return f"{name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
 
 
 class Loader(yaml.SafeLoader):
@@ -97,7 +106,10 @@ def _scalar(node: yaml.Node) -> Any:
         return int(node.value.replace("_", ""))
     if kind == "float":
         return float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    return node.value
+    try:  # JSON writes a character beyond the first 65,536 as two halves, which YAML's reader leaves apart
+        return node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        return node.value
 
 
 def parse(text: str, name: str) -> yaml.Node | None:
@@ -116,26 +128,30 @@ def parse(text: str, name: str) -> yaml.Node | None:
             problem = "found a tab where YAML wants spaces; indent with spaces"
         if mark and "got '{'" in problem and "${" in (text.splitlines() or [""])[mark.line]:
             problem += "; inside { } or [ ] a reference stands in quotes: '${a.b}'"
+        elif "expected ',' or" in problem:
+            problem += "; is a bracket left open?"
         raise RecipeError(f"{place}: {problem}") from None
-    except yaml.YAMLError as error:
-        problem = re.sub(r"\s+", " ", str(error)).replace('in "<unicode string>", ', "")
-        raise RecipeError(f"{name}: {problem}") from None
+    except yaml.reader.ReaderError as error:
+        read = text[: error.position]
+        at = f"{name}:{read.count(chr(10)) + 1}:{error.position - read.rfind(chr(10))}"
+        raise RecipeError(
+            f"{at}: found the character U+{error.character:04X}, which no text has; take it out"
+        ) from None
 
 
 def read_node(node: yaml.Node, key: Key, name: str, origins: dict[Key, str], problems: list[str]) -> Any:
     """The plain value of a node; notes where every key stands, and what is wrong on the way."""
-    place = f"{name}:{node.start_mark.line + 1}"
     if isinstance(node, yaml.SequenceNode):
         values = []
         for index, item in enumerate(node.value):
             at = (*key, index)
-            origins[at] = f"{name}:{item.start_mark.line + 1}"
+            origins[at] = place(item, name)
             values.append(read_node(item, at, name, origins, problems))
         return values
     if isinstance(node, yaml.MappingNode):
         found: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            here = f"{name}:{key_node.start_mark.line + 1}"
+            here = place(key_node, name)
             if not isinstance(key_node, yaml.ScalarNode) or not isinstance(_scalar(key_node), str):
                 problems.append(
                     f"{here}: {dotted(key) or 'top level'}: a key is a plain text, found {key_node.value!r}"
@@ -143,30 +159,41 @@ def read_node(node: yaml.Node, key: Key, name: str, origins: dict[Key, str], pro
                 continue
             inner = (*key, key_node.value)
             if key_node.value in found:
-                problems.append(f"{here}: {dotted(inner)}: stands twice, first in line {origins[inner].split(':')[-1]}")
+                problems.append(f"{here}: {dotted(inner)}: stands twice, first in line {origins[inner].split(':')[-2]}")
                 continue
             origins[inner] = here
             found[key_node.value] = read_node(value_node, inner, name, origins, problems)
         return found
     value = _scalar(node)
     if isinstance(value, str) and "${" in REFERENCE.sub("", value):
-        problems.append(f"{place}: {dotted(key)}: found {value!r}, expected ${{a.b}} with the key of another value")
+        problems.append(
+            f"{place(node, name)}: {dotted(key)}: found {value!r}, expected ${{a.b}} with the key of another value"
+        )
     return value
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name: `breast`, `base/sgf`."""
+    return {str(p.relative_to(RECIPES).with_suffix("")): p for p in sorted(RECIPES.rglob("*.yaml"))}
+
+
+def find_shipped(named: str) -> Path:
+    """A recipe of the package by its name, with or without .yaml. Raises RecipeError with the nearest match."""
+    shipped = shipped_recipes()
+    name = named.removesuffix(".yaml")
+    if name in shipped:
+        return shipped[name]
+    raise RecipeError(f"{named}: no such recipe file.{did_you_mean(name, shipped)} Shipped: {', '.join(shipped)}")
 
 
 def find_file(named: str | Path) -> Path:
     """The file of a recipe, by path or, where there is none, by its name among the shipped recipes."""
-    path = Path(named)
+    path, text = Path(named), str(named)
+    if text.startswith(SHIPPED):
+        return find_shipped(text.removeprefix(SHIPPED))
     if path.is_dir():
         raise RecipeError(f"{path}: a folder, expected a recipe file (.yaml)")
-    if path.exists():
-        return path
-    shipped = {str(p.relative_to(RECIPES).with_suffix("")): p for p in sorted(RECIPES.rglob("*.yaml"))}
-    wanted = str(path.with_suffix("")) if path.suffix == ".yaml" else str(path)
-    if wanted.removeprefix("recipes/") in shipped:
-        return shipped[wanted.removeprefix("recipes/")]
-    guess = did_you_mean(wanted.removeprefix("recipes/"), shipped)
-    raise RecipeError(f"{named}: no such recipe file.{guess} Shipped: {', '.join(shipped) or 'none'}")
+    return path if path.exists() else find_shipped(text.removeprefix("recipes/"))
 
 
 def read_text(path: Path) -> str:
@@ -180,38 +207,44 @@ def read_text(path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise RecipeError(f"{name}:{line}: not UTF-8 (byte {data[error.start]:#04x}); save the file as UTF-8") from None
+        read = data[: error.start]
+        at = f"{name}:{read.count(10) + 1}:{error.start - read.rfind(10)}"
+        raise RecipeError(f"{at}: not UTF-8 (byte {data[error.start]:#04x}); save the file as UTF-8") from None
 
 
 def read_layers(path: Path, above: tuple[Path, ...] = (), done: set[Path] | None = None) -> list[Layer]:
     """A recipe file behind the files it is based on. A file that two of them share is read once, at its first place."""
     done = set() if done is None else done
     real, name = path.resolve(), short(path)
-    if real in above:
-        circle = " -> ".join(short(p) for p in [*above[above.index(real) :], real])
-        raise RecipeError(f"{name}: based on itself: {circle}")
     if real in done:
         return []
     done.add(real)
     node = parse(read_text(path), name)
     if node is None:
-        raise RecipeError(f"{name}: empty, expected a recipe; `launch.py describe` and recipes/ show how one looks")
+        raise RecipeError(f"{name}: empty, expected a recipe; `launch.py cp breast {path.name}` writes one to edit")
     if not isinstance(node, yaml.MappingNode):
-        raise RecipeError(f"{name}:{node.start_mark.line + 1}: expected a mapping (data: ..., model: ..., losses: ...)")
+        raise RecipeError(f"{place(node, name)}: expected a mapping (data: ..., model: ..., losses: ...)")
     problems: list[str] = []
     layer = Layer()
     layer.tree = read_node(node, (), name, layer.origins, problems)
-    bases = _paths(layer, "_base_", path, problems)
-    layer.plugin_files = tuple(p.resolve() for p in _paths(layer, "plugins", path, problems))
-    layers: list[Layer] = []
     at = layer.origins.get(("_base_",), name)
-    for base in bases:
+    bases = [(at, item) for item in _texts(layer, "_base_", problems)]
+    layer.plugin_files = tuple((path.parent / item).resolve() for item in _texts(layer, "plugins", problems))
+    layers: list[Layer] = []
+    for at, base in bases:
         try:
-            if not base.exists():
-                near = [p.name for p in base.parent.glob("*.yaml")] if base.parent.is_dir() else []
-                raise RecipeError(f"{at}: _base_: no such file: {short(base)}.{did_you_mean(base.name, near)}")
-            layers += read_layers(base, (*above, real), done)
+            below = _base(base, path, at)
+            way = [*above, real, below.resolve()]
+            if way[-1] in way[:-1]:
+                circle = " -> ".join(short(p) for p in way[way.index(way[-1]) :])
+                raise RecipeError(f"{at}: _base_: based on itself: {circle}")
+            layers += read_layers(below, (*above, real), done)
+        except RecipeError as error:
+            problems += error.lines
+    for section in [s for s in GROUPS if isinstance(layer.tree.get(s), str)]:
+        try:
+            at = layer.origins.pop((section,))
+            layers += read_group(section, layer.tree.pop(section), path, f"{at}: {section}")
         except RecipeError as error:
             problems += error.lines
     if problems:
@@ -219,8 +252,48 @@ def read_layers(path: Path, above: tuple[Path, ...] = (), done: set[Path] | None
     return [*layers, layer]
 
 
-def _paths(layer: Layer, key: str, path: Path, problems: list[str]) -> list[Path]:
-    """The files that `_base_` or `plugins` names, relative to the recipe that names them. Takes the key out."""
+def _base(named: str, path: Path, at: str) -> Path:
+    if named.startswith(SHIPPED):
+        try:
+            return find_shipped(named.removeprefix(SHIPPED))
+        except RecipeError as error:
+            raise RecipeError(f"{at}: _base_: {error}") from None
+    base = path.parent / named
+    if not base.exists():
+        near = [p.name for p in base.parent.glob("*.yaml")] if base.parent.is_dir() else []
+        raise RecipeError(f"{at}: _base_: no such file: {short(base)}.{did_you_mean(base.name, near)}")
+    return base
+
+
+def read_group(section: str, named: str, path: Path, at: str) -> list[Layer]:
+    """The layers of `data: NAME`: a file NAME.yaml in the folder `data` beside the recipe, or else among the shipped.
+
+    Args:
+        path: the recipe that names it.
+        at: what a complaint begins with.
+
+    Raises:
+        RecipeError: there is no such file, or it sets more than its section.
+    """
+    known = {
+        str(file.relative_to(folder).with_suffix("")): file
+        for folder in (RECIPES / section, path.parent / section)
+        for file in sorted(folder.rglob("*.yaml"))
+    }
+    if named not in known:
+        files = f" or a file of {section}/: {', '.join(known)}" if known else ""
+        guess = f".{did_you_mean(named, known)}" if known else ""
+        raise RecipeError(f"{at}: found the text {named!r}, expected a mapping (key: value){files}{guess}")
+    layers = read_layers(known[named])
+    own = (section, "_base_", "plugins")
+    strange = [where for layer in layers for key, where in layer.origins.items() if key[0] not in own]
+    if strange:
+        raise RecipeError(f"{strange[0]}: a file of {section}/ sets {section} alone, since `{section}=` chooses it")
+    return layers
+
+
+def _texts(layer: Layer, key: str, problems: list[str]) -> list[str]:
+    """The paths that `_base_` or `plugins` names. Takes the key out."""
     if key not in layer.tree:
         return []
     value = layer.tree.pop(key)
@@ -228,4 +301,4 @@ def _paths(layer: Layer, key: str, path: Path, problems: list[str]) -> list[Path
     if not isinstance(values, list) or not all(isinstance(item, str) and item for item in values):
         problems.append(f"{layer.origins[(key,)]}: {key}: found {value!r}, expected a path or a list of paths")
         return []
-    return [(path.parent / item) for item in values]
+    return values

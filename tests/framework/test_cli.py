@@ -124,7 +124,7 @@ def test_validate_of_good_recipes_ends_well(run):
 
 def test_explain_names_the_file_and_line(run):
     code, out, _ = run("explain", "thyroid", "distiller.topics")
-    assert code == 0 and out.splitlines()[1].split() == ["distiller.topics", "5", "recipes/thyroid.yaml:7"]
+    assert code == 0 and out.splitlines()[1].split() == ["distiller.topics", "5", "recipes/thyroid.yaml:6:13"]
 
 
 def test_a_mistake_ends_in_code_2_without_a_traceback_and_every_rank_but_one_is_silent(run, monkeypatch):

@@ -1,0 +1,83 @@
+"""The door: all verbs, and what becomes of an error. Whatever is heavy is imported inside the verb that needs it.
+
+launch.py RECIPE [key=value ...]     train (under `accelerate launch` as well)
+launch.py VERB ...                   everything else; the verbs stand in runs.py, recipes.py, plugins.py and data.py
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from framework.cli import data, plugins, recipes, runs
+
+TRACEBACK = "SONOSCRIBE_TRACEBACK"
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # brackets in help texts are brackets
+    help="Trains report generation for ultrasound from a recipe. Without a verb: launch.py RECIPE [key=value ...].",
+)
+VERBS = (
+    runs.train,
+    plugins.ls,
+    plugins.describe,
+    recipes.cp,
+    recipes.validate,
+    recipes.explain,
+    recipes.diff,
+    recipes.schema,
+    runs.distill,
+    runs.evaluate,
+    runs.predict,
+)
+for _verb in VERBS:
+    app.command()(_verb)
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: check one, or write one out.")
+data_app.command()(data.check)
+data_app.command()(data.make)
+app.add_typer(data_app, name="data")
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+
+
+def with_verb(words: Sequence[str]) -> list[str]:
+    """Puts `train` before words that begin with a recipe."""
+    verbs = {verb.__name__ for verb in VERBS} | {"data"}
+    if words and words[0] not in verbs and not words[0].startswith("-"):
+        return ["train", *words]
+    return list(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs a command line. What a user got wrong ends in a short message and exit code 2."""
+    words = sys.argv[1:] if words is None else words
+    try:
+        app(args=with_verb(words), prog_name="launch.py")
+    except (ValueError, OSError) as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        _complain(error)
+        sys.exit(2)
+
+
+def _complain(error: ValueError | OSError) -> None:
+    """Tells an error once: what every rank finds alike is left to rank 0."""
+    from framework.exam import ExamError
+    from framework.recipe.source import RecipeError
+    from framework.registry import PluginError
+
+    alike = isinstance(error, (RecipeError, PluginError))
+    if rank() and alike:
+        return
+    who = f"rank {rank()}: " if rank() else ""
+    print(f"{who}{error}", file=sys.stderr)
+    if not (alike or isinstance(error, ExamError)):
+        print(f"({TRACEBACK}=1 shows where in the code)", file=sys.stderr)

@@ -1,0 +1,44 @@
+"""The verbs of data sets: `data check`, `data make`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from framework.cli.words import Overrides, RecipeArgument, load
+
+
+def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Read every exam of a recipe's data set and tell which cannot be used."""
+    loaded = load(recipe, overrides)
+    from framework.build import build_dataset
+    from framework.data_check import ExamWarning
+    from framework.data_check import check as check_exams
+
+    def count(done: int, total: int) -> None:
+        print(f"\r{done} of {total} exams", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    problems = check_exams(build_dataset(loaded), count if sys.stderr.isatty() else None)
+    for problem in problems:
+        print(f"{'warning: ' if isinstance(problem, ExamWarning) else ''}{problem}")
+    errors = sum(not isinstance(problem, ExamWarning) for problem in problems)
+    print(f"{errors} problems, {len(problems) - errors} warnings")
+    if errors:
+        raise typer.Exit(2)
+
+
+def make(
+    recipe: RecipeArgument,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new or empty folder.")],
+    overrides: Overrides = None,
+) -> None:
+    """Write a recipe's data set as a manifest with PNG images."""
+    loaded = load(recipe, overrides)
+    from framework.build import build_dataset
+    from framework.data_make import write_manifest
+
+    path = write_manifest(build_dataset(loaded), folder)
+    print(f"{path}\nIn a recipe:\n\ndata:\n  dataset: {{name: manifest, file: {path}, images: {folder}}}")

@@ -1,0 +1,89 @@
+"""The verbs of recipes: cp, validate, explain, diff, schema, plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from framework.cli.show import show, show_json
+from framework.cli.words import RECIPE_HELP, Files, Json, Overrides, RecipeArgument, files_of, is_override, load
+
+
+def cp(
+    recipe: RecipeArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The copy: a new .yaml file, or a folder.")],
+) -> None:
+    """Copy a recipe, yours to edit; what it is based on is still found."""
+    from framework.recipe.copying import copy_recipe
+
+    print(copy_recipe(recipe, file))
+
+
+def validate(
+    words: Annotated[list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help=RECIPE_HELP)],
+) -> None:
+    """Check recipes without running anything: every mistake, with file, line and column."""
+    from framework.recipe import RecipeError, recipe_hash
+
+    named = [word for word in words if not is_override(word)]
+    overrides = [word for word in words if is_override(word)]
+    if not named:
+        raise typer.BadParameter("name at least one recipe")
+    problems: list[str] = []
+    for name in named:
+        try:
+            recipe = load(name, overrides)
+        except RecipeError as error:
+            problems += error.lines
+            continue
+        print(f"{name}: good ({recipe_hash(recipe)})")
+        for notice in recipe.notices:
+            print(f"  notice: {notice}")
+    if problems:
+        raise RecipeError(*dict.fromkeys(problems))
+
+
+def explain(
+    recipe: RecipeArgument,
+    key: Annotated[str, typer.Argument(help="Such as model.encoder.width; a block shows all its keys.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Show every value a key had, and which file, override or default set it; the first line counts."""
+    from framework.recipe.explain import explain as explain_key
+    from framework.recipe.explain import explain_rows
+
+    loaded = load(recipe, overrides)
+    if as_json:
+        show_json([vars(found) for found in explain_key(loaded, key)])
+    else:
+        show(("key", "value", "from"), explain_rows(loaded, key))
+
+
+def diff(
+    recipe: RecipeArgument,
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="What it is compared with.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="On top of OTHER.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two recipes once all is filled in: each value that differs, and where it was set."""
+    from framework.recipe.explain import diff_rows
+
+    headers = ("key", recipe, other if not overrides else f"{other} {' '.join(overrides)}", "from", "from ")
+    rows = diff_rows(load(recipe, None), load(other, overrides))
+    if as_json:
+        names = ("key", "one", "other", "one_from", "other_from")
+        show_json([dict(zip(names, row)) for row in rows])
+    elif rows:
+        show(headers, rows)
+    else:
+        print("no difference")
+
+
+def schema(plugins: Files = None) -> None:
+    """Print the JSON Schema of recipes, by which editors complete and check."""
+    from framework.recipe.json_schema import as_text, json_schema
+
+    print(as_text(json_schema(files_of(plugins))), end="")

@@ -1,0 +1,63 @@
+"""The verbs that run something: train, distill, evaluate, predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from framework.cli.show import show
+from framework.cli.words import Overrides, RecipeArgument, RunArgument, load, must_exist
+
+
+def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Train, evaluate and report. The verb may be left out."""
+    loaded = load(recipe, overrides)  # before the heavy import: a mistake in a recipe shows at once
+    from framework.engine import train as run_training
+
+    run_training(loaded)
+
+
+def distill(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where to write topics.json and topics.png."),
+    ] = None,
+) -> None:
+    """Find topics alone: their words, sizes and quality."""
+    loaded = load(recipe, overrides)
+    if not loaded.has_topics:
+        raise ValueError(f"{recipe}: its distiller is none; add distiller=faiss_kmeans, or see `ls distiller`")
+    from framework.build import build_dataset, build_tokenizer, build_topics, load_exams
+
+    texts = {split: [exam.report for exam in exams] for split, exams in load_exams(build_dataset(loaded)).items()}
+    topics, _ = build_topics(loaded, build_tokenizer(loaded, texts["train"], None), texts, out)
+    assert topics is not None
+    rows = [(str(i), str(topics.sizes[i]), " ".join(topics.words[i][:8])) for i in range(topics.count)]
+    show(("topic", "training reports", "words"), rows)
+    print("  ".join(f"{name} {value:.3f}" for name, value in topics.quality.items() if value is not None))
+
+
+def evaluate(run: RunArgument, split: Annotated[str, typer.Option(help="train, val or test.")] = "test") -> None:
+    """Score a run's best model on a split."""
+    must_exist(run, "run folder")
+    from framework.evaluation import evaluate_run
+
+    evaluate_run(run, split)
+
+
+def predict(
+    run: RunArgument,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="The views of one exam.")],
+    beam: Annotated[int | None, typer.Option(min=1, help="Beam width; else the recipe's.")] = None,
+) -> None:
+    """Write the report of one exam. Research only, no medical device."""
+    must_exist(run, "run folder")
+    for image in images:
+        must_exist(image, "image")
+    from framework.prediction import predict as write_report
+
+    print(write_report(run, images, beam))

@@ -1,0 +1,70 @@
+"""A recipe written out: as YAML that loads back to an equal recipe, and as a hash of what it computes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from framework.recipe.schema import Choice, Loss, Recipe
+
+# Where a run lies, and how fast it is, but not what it computes.
+NOT_THE_RESULT = (("run",), ("resume",), ("plugins",), ("data", "cache"), ("data", "workers"))
+# Texts that no YAML reader takes for anything else. The others are written in quotes.
+BARE = re.compile(r"[A-Za-z_/][\w./-]*\Z", re.ASCII)
+NOT_BARE = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
+
+
+def plain(value: Any) -> Any:
+    """A recipe as its YAML says it: a plugin's keys stand beside its name."""
+    if isinstance(value, Choice):
+        beside = {name: getattr(value, name) for name in type(value).model_fields if name != "keys"}
+        if isinstance(value, Loss):
+            del beside["name"]  # its key in `losses`
+        return {**beside, **plain(value.keys)}
+    if isinstance(value, BaseModel):
+        return {name: plain(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    bare = BARE.match(value) and value.lower() not in NOT_BARE
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if bare else '"')
+
+
+_Dumper.add_representer(str, _text)
+
+
+def save(recipe: Recipe) -> str:
+    """YAML of the whole recipe, every default written out, which loads back to an equal recipe."""
+    return yaml.dump(plain(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """12 hex digits that change with anything that may change the result.
+
+    Plugin files count by what they say, not by where they lie.
+    """
+    tree = plain(recipe)
+    for key in NOT_THE_RESULT:
+        block = tree
+        for part in key[:-1]:
+            block = block[part]
+        block.pop(key[-1])
+    files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in recipe.plugin_files]
+    text = json.dumps([tree, files], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
