@@ -14,25 +14,53 @@ from framework.exam import Exam, ExamError
 from framework.image_file import FileView, inside
 from framework.registry import did_you_mean, register
 
+# What other data sets call a split.
+ALSO_CALLED = {
+    "training": "train",
+    "validation": "val",
+    "validate": "val",
+    "valid": "val",
+    "dev": "val",
+    "testing": "test",
+}
+
 
 @register("dataset", "manifest")
 class Manifest:
     """Your own exams: a JSON file of reports, and a folder of images.
 
-    The file holds `{"train": [...], "val": [...], "test": [...]}`; an exam is `{"uid": 7, "finding": "...",
-    "image_path": ["7_1.jpeg", "7_2.jpeg"]}`, or in R2Gen's words `{"id": ..., "report": ..., "image_path": [...]}`. One
-    view may be a plain string. Optional: `patient` (else each exam is a patient of its own) and `labels`, kept among
-    the attributes. Other keys are left alone.
+    The file holds `{"train": [...], "val": [...], "test": [...]}`, or a flat list of exams that each say their split:
+    in JSON, or one exam a line in a `.jsonl` file. An exam is `{"uid": 7, "finding": "...", "image_path": ["7_1.jpeg",
+    "7_2.jpeg"]}`, or in R2Gen's words `{"id": ..., "report": ..., "image_path": [...]}`, or in the words that the keys
+    below name. One view may be a plain string. `labels` is kept among the attributes; other keys are left alone.
+    `validation`, `validate`, `valid` and `dev` are read as `val`.
 
     Args:
-        file: the JSON file, in UTF-8.
-        images: the folder that `image_path` starts from.
-        report_key: the key that holds the report, where it is neither `finding` nor `report`.
+        file: the JSON or JSON Lines file, in UTF-8.
+        images: the folder that the images' paths start from.
+        id_key: the key of an exam's id, where it is neither `uid` nor `id`.
+        report_key: the key of its report, where it is none of `finding`, `findings` and `report`.
+        images_key: the key of its images, where it is none of `image_path`, `images` and `image`.
+        patient_key: the key of the patient, whom splits must not share; without it each exam is a patient of its own.
+        split_key: the key of its split, in a flat list.
     """
 
-    def __init__(self, *, file: str, images: str, report_key: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        file: str,
+        images: str,
+        id_key: str | None = None,
+        report_key: str | None = None,
+        images_key: str | None = None,
+        patient_key: str = "patient",
+        split_key: str = "split",
+    ) -> None:
         self.file, self.images = Path(file), Path(images)
-        self.report_keys = (report_key,) if report_key else ("finding", "report")
+        self.id_keys = (id_key,) if id_key else ("uid", "id")
+        self.report_keys = (report_key,) if report_key else ("finding", "findings", "report")
+        self.images_keys = (images_key,) if images_key else ("image_path", "images", "image")
+        self.patient_key, self.split_key = patient_key, split_key
 
     def splits(self) -> dict[str, Sequence[Exam]]:
         """The exams as listed; that the images are there is checked, their content is not.
@@ -80,23 +108,32 @@ class Manifest:
         return found
 
     def _read(self) -> Mapping[str, list[Any]]:
+        """The entries of each split, by the names `train`, `val` and `test`."""
         try:
             text = self.file.read_text(encoding="utf-8-sig")
         except FileNotFoundError:
             raise ValueError(f"{self.file}: no such manifest (data.dataset.file)") from None
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.file}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-        try:
-            found = json.loads(text, object_pairs_hook=_unique)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{self.file}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
-        except RecursionError:
-            raise ValueError(f"{self.file}: nested too deeply for a manifest") from None
-        except ValueError as error:
-            raise ValueError(f"{self.file}: {error}") from None
+        if self.file.suffix == ".jsonl":
+            lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+            found: Any = [self._parse(line, number) for number, line in lines]
+        else:
+            found = self._parse(text, 1)
+        if isinstance(found, list):
+            found = self._by_split(found)
         if not isinstance(found, dict):
-            raise ValueError(f"{self.file}: holds a {_kind(found)}, expected {{train: [...], val: [...], test: [...]}}")
-        lacking = [split for split in SPLITS if split not in found]
+            raise ValueError(
+                f"{self.file}: holds a {_kind(found)}, expected {{train: [...], val: [...], test: [...]}}, or a list "
+                f"of exams that say their {self.split_key}"
+            )
+        named: dict[str, Any] = {}
+        for name, entries in found.items():
+            split = ALSO_CALLED.get(name, name)
+            if split in named:
+                raise ValueError(f"{self.file}: the splits {name} and {split} are both there, and mean the same")
+            named[split] = entries
+        lacking = [split for split in SPLITS if split not in named]
         if lacking:
             near = did_you_mean(lacking[0], [name for name in found if name not in SPLITS])
             raise ValueError(
@@ -104,40 +141,72 @@ class Manifest:
                 f" Expected {', '.join(SPLITS)}"
             )
         for split in SPLITS:
-            if not isinstance(found[split], list) or not found[split]:
-                what = "is empty" if found[split] == [] else f"is a {_kind(found[split])}"
+            if not isinstance(named[split], list) or not named[split]:
+                what = "is empty" if named[split] == [] else f"is a {_kind(named[split])}"
                 raise ValueError(f"{self.file}: split {split} {what}, expected a list of exams")
+        return named
+
+    def _parse(self, text: str, line: int) -> Any:
+        """JSON, where the text begins in this line of the file."""
+        try:
+            return json.loads(text, object_pairs_hook=_unique)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.file}:{line + error.lineno - 1}:{error.colno}: not JSON: {error.msg}") from None
+        except RecursionError:
+            raise ValueError(f"{self.file}: nested too deeply for a manifest") from None
+        except ValueError as error:
+            raise ValueError(f"{self.file}: {error}") from None
+
+    def _by_split(self, entries: list[Any]) -> dict[str, list[Any]]:
+        """A flat list of exams, sorted by the split that each of them says."""
+        found: dict[str, list[Any]] = {}
+        for number, entry in enumerate(entries, 1):
+            split = entry.get(self.split_key) if isinstance(entry, dict) else None
+            if not isinstance(split, str):
+                what = f"has no {self.split_key}" if isinstance(entry, dict) else f"is a {_kind(entry)}"
+                raise ValueError(
+                    f"{self.file}: number {number} of the list {what}; in a flat list every exam says its split, under "
+                    "the key that data.dataset.split_key names"
+                )
+            found.setdefault(split, []).append(entry)
         return found
 
     def _exam(self, entry: Any, split: str, name: str, problems: list[ExamError]) -> Exam:
         """An exam, with what is wrong with it added to `problems`; raises `ExamError` where it has no id."""
         if not isinstance(entry, dict):
             raise ExamError(name, f"is a {_kind(entry)}, expected {{uid, finding, image_path}}")
-        found = entry.get("uid", entry.get("id"))
+        id_key = next((key for key in self.id_keys if key in entry), None)
+        found = None if id_key is None else entry[id_key]
         if isinstance(found, bool) or not isinstance(found, (str, int)) or found == "":
-            what = "has no uid or id" if found is None else f"its uid is {found!r}, expected a number or text"
+            what = f"its {id_key} is {found!r}, expected a number or text"
+            if found is None:
+                what = f"has no {' or '.join(self.id_keys)}"
             raise ExamError(name, what)
         exam_id = str(found)
         key = next((key for key in self.report_keys if key in entry), None)
         report = entry[key] if key is not None else None
         if key is None:
-            problems.append(ExamError(exam_id, f"has no {' or '.join(self.report_keys)} ({split})"))
+            near = did_you_mean(self.report_keys[0], list(entry))
+            problems.append(ExamError(exam_id, f"has no {' or '.join(self.report_keys)} ({split}){near}"))
         elif not isinstance(report, str) or not report.strip():
             what = "is empty" if isinstance(report, str) else f"is a {_kind(report)}, expected text"
             problems.append(ExamError(exam_id, f"{key} {what} ({split})"))
-        if entry.get("split", split) != split:
-            problems.append(ExamError(exam_id, f"says split {entry['split']}, but is listed in {split}"))
-        patient = entry.get("patient", exam_id)
+        said = entry.get(self.split_key, split)
+        if (ALSO_CALLED.get(said, said) if isinstance(said, str) else said) != split:
+            problems.append(ExamError(exam_id, f"says split {said}, but is listed in {split}"))
+        patient = entry.get(self.patient_key, exam_id)
         if isinstance(patient, bool) or not isinstance(patient, (str, int)):
-            problems.append(ExamError(exam_id, f"patient is a {_kind(patient)}, expected a number or text ({split})"))
-        views = self._views(exam_id, entry.get("image_path"), split, problems)
+            what = f"{self.patient_key} is a {_kind(patient)}, expected a number or text ({split})"
+            problems.append(ExamError(exam_id, what))
+        key = next((key for key in self.images_keys if key in entry), self.images_keys[0])
+        views = self._views(exam_id, key, entry.get(key), split, problems)
         attributes = {"labels": entry["labels"]} if "labels" in entry else {}
         return Exam(exam_id, str(patient), views, report if isinstance(report, str) else "", attributes)
 
-    def _views(self, exam_id: str, paths: Any, split: str, problems: list[ExamError]) -> tuple[FileView, ...]:
+    def _views(self, exam_id: str, key: str, paths: Any, split: str, problems: list[ExamError]) -> tuple[FileView, ...]:
         paths = [paths] if isinstance(paths, str) else paths
         if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
-            problems.append(ExamError(exam_id, f"image_path is {str(paths)[:80]}, expected file names ({split})"))
+            problems.append(ExamError(exam_id, f"{key} is {str(paths)[:80]}, expected file names ({split})"))
             return ()
         views = []
         for path in paths:

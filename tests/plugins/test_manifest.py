@@ -138,8 +138,11 @@ def test_ids_and_patients_that_splits_share_are_an_error(listed):
     "text, words",
     [
         ('{"train": [\n  {"uid": 1,, }', r"exams.json:2:13: not JSON"),
-        ("[1]", "holds a list"),
-        ('{"train": [1], "valid": [1], "test": [1]}', "no split val; found train, valid, test. Did you mean 'valid'"),
+        ("1", "holds a number"),
+        ("[1]", "number 1 of the list is a number; in a flat list every exam says its split"),
+        ('[{"uid": 1}]', "number 1 of the list has no split; in a flat list"),
+        ('{"train": [1], "vall": [1], "test": [1]}', "no split val; found train, vall, test. Did you mean 'vall'"),
+        ('{"train": [1], "val": [1], "valid": [1], "test": [1]}', "the splits valid and val are both there"),
         ('{"train": [1], "val": [], "test": [1]}', "split val is empty"),
         ('{"train": [1], "train": [2], "val": [1], "test": [1]}', "the key 'train' stands twice"),
         ('{"train": [3], "val": [[]], "test": [null]}', "exam number 1 of val: is a list"),
@@ -268,3 +271,42 @@ def test_check_names_missing_and_unknown_splits(tmp_path):
         "'test' has no",
         "'valid' is never",
     ]
+
+
+@pytest.mark.parametrize("lines", [False, True], ids=["a list", "json lines"])
+def test_a_flat_list_in_other_words_is_read_by_its_keys(tmp_path, lines):
+    splits = {"train": "train", "validate": "val", "test": "test"}
+    exams = [
+        {"study": f"s{n}", "subject": f"p{n}", "text": f"Report {n}.", "files": f"{n}.png", "part": part}
+        for n, part in enumerate(splits)
+    ]
+    for exam in exams:
+        picture(tmp_path / "images" / exam["files"])
+    file = tmp_path / ("exams.jsonl" if lines else "exams.json")
+    file.write_text("\n".join(map(json.dumps, exams)) + "\n" if lines else json.dumps(exams))
+    keys = {
+        "id_key": "study",
+        "report_key": "text",
+        "images_key": "files",
+        "patient_key": "subject",
+        "split_key": "part",
+    }
+    found = Manifest(file=str(file), images=str(tmp_path / "images"), **keys).splits()
+    assert {split: [(e.id, e.patient, e.report, e.views[0].name) for e in exams] for split, exams in found.items()} == {
+        split: [(f"s{n}", f"p{n}", f"Report {n}.", f"{n}.png")] for n, split in enumerate(splits.values())
+    }
+
+
+def test_a_mistake_in_json_lines_names_its_line(tmp_path):
+    (tmp_path / "exams.jsonl").write_text('{"uid": 1, "split": "train"}\n\n{"uid": 2,}\n')
+    with pytest.raises(ValueError, match=r"exams\.jsonl:3:11: not JSON"):
+        Manifest(file=str(tmp_path / "exams.jsonl"), images=str(tmp_path)).splits()
+
+
+def test_a_report_under_another_key_is_guessed_at(listed):
+    found, save = listed
+    found["train"][0]["findigs"] = found["train"][0].pop("finding")
+    with pytest.raises(
+        ValueError, match=r"exam 1: has no finding or findings or report \(train\) Did you mean 'findigs'\?"
+    ):
+        save().splits()
