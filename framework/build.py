@@ -75,14 +75,19 @@ def build_tokenizer(recipe: Recipe, training_reports: Sequence[str], trained: Pa
     return load(find("tokenizer", recipe.data.tokenizer.name, recipe.plugin_files)).load(trained / "tokenizer.json")
 
 
+def build_distiller(recipe: Recipe, tokenizer: Any) -> Any:
+    return build_plugin(recipe, "distiller", recipe.distiller, segment=tokenizer.segment, seed=recipe.train.seed)
+
+
 def build_topics(
     recipe: Recipe, tokenizer: Any, texts: dict[str, list[str]], folder: Path | None
 ) -> tuple[Topics | None, ReportSpace]:
     """Topics of the reports, and the space in which reports are compared: the distiller's own, if it has one."""
     seed, topics = recipe.train.seed, None
     if recipe.has_topics:
-        distiller = build_plugin(recipe, "distiller", recipe.distiller, segment=tokenizer.segment, seed=seed)
-        topics = distill(distiller, texts, folder, Path(recipe.data.cache), _topics_key(recipe, tokenizer))
+        topics = distill(
+            build_distiller(recipe, tokenizer), texts, folder, Path(recipe.data.cache), _topics_key(recipe, tokenizer)
+        )
         if topics.space is not None:
             return topics, topics.space
     space = ReportSpace(SPACE_DIMENSIONS, seed)
@@ -96,14 +101,8 @@ def _topics_key(recipe: Recipe, tokenizer: Any) -> str:
     )
 
 
-def build_task(
-    recipe: Recipe, tokenizer: Any, topic_count: int | None, space: ReportSpace | None, *, trained: bool
-) -> ReportTask:
-    """Encoder, decoder and losses. A trained model gets its weights later, so none are fetched for it here.
-
-    Without `space` (for `predict`) the task has no losses.
-    """
-    torch.manual_seed(recipe.train.seed)
+def build_model(recipe: Recipe, tokenizer: Any, *, trained: bool) -> tuple[Any, Any]:
+    """Encoder and decoder. A trained model gets its weights later, so none are fetched for it here."""
     encoder_choice = recipe.model.encoder
     if trained and "weights" in encoder_choice.keys:
         encoder_choice = Choice(name=encoder_choice.name, keys={**encoder_choice.keys, "weights": None})
@@ -116,13 +115,30 @@ def build_task(
         feature_width=encoder.width,
         max_tokens=recipe.evaluate.max_tokens,
     )
+    return encoder, decoder
+
+
+def build_losses(
+    recipe: Recipe, tokenizer: Any, feature_width: int, topic_count: int | None, word_vectors_WD: torch.Tensor
+) -> dict[str, Any]:
+    """The losses that count, by name."""
+    known: dict[str, Any] = {"vocabulary_size": len(tokenizer), "feature_width": feature_width}
+    known["word_vectors_WD"] = word_vectors_WD
+    if topic_count is not None:
+        known["topic_count"] = topic_count
+    return {name: build_plugin(recipe, "loss", loss, **known) for name, loss in recipe.active_losses.items()}
+
+
+def build_task(
+    recipe: Recipe, tokenizer: Any, topic_count: int | None, space: ReportSpace | None, *, trained: bool
+) -> ReportTask:
+    """Encoder, decoder and losses. Without `space` (for `predict`) the task has no losses."""
+    torch.manual_seed(recipe.train.seed)
+    encoder, decoder = build_model(recipe, tokenizer, trained=trained)
     losses: dict[str, Any] = {}
     if space is not None:
-        known: dict[str, Any] = {"vocabulary_size": len(tokenizer), "feature_width": encoder.width}
-        known["word_vectors_WD"] = torch.from_numpy(space.word_vectors(tokenizer.vocabulary))
-        if topic_count is not None:
-            known["topic_count"] = topic_count
-        losses = {name: build_plugin(recipe, "loss", loss, **known) for name, loss in recipe.active_losses.items()}
+        word_vectors_WD = torch.from_numpy(space.word_vectors(tokenizer.vocabulary))
+        losses = build_losses(recipe, tokenizer, encoder.width, topic_count, word_vectors_WD)
     return ReportTask(encoder, decoder, losses)
 
 
@@ -150,14 +166,18 @@ def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path, trained:
     for problem in problems:
         say(f"left out: {problem}")
     exams = {name: _exam_set(recipe, rows, cache, tokenizer, topics, name) for name, rows in splits.items()}
-    if len(exams["train"]) < recipe.train.batch_size:
-        raise ValueError(
-            f"train.batch_size: {recipe.train.batch_size} is more than the {len(exams['train'])} training exams"
-        )
+    require_a_batch(recipe, len(exams["train"]))
     task = build_task(recipe, tokenizer, topics.count if topics else None, space, trained=trained is not None)
     augment = None if recipe.data.augment is None else build_plugin(recipe, "augment", recipe.data.augment)
     left_out = len({problem.exam_id for problem in problems})
     return Parts(exams, tokenizer, topics, task, augment, build_scorer(recipe, tokenizer), left_out)
+
+
+def require_a_batch(recipe: Recipe, training_exams: int) -> None:
+    if training_exams < recipe.train.batch_size:
+        raise ValueError(
+            f"train.batch_size: {recipe.train.batch_size} is more than the {training_exams} training exams"
+        )
 
 
 def _exam_set(

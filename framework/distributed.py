@@ -32,7 +32,7 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
             "The launcher asks for DeepSpeed or FSDP, but distributed.strategy is "
             f"'{recipe.distributed.strategy}' and offers auto and ddp. Launch with --multi_gpu."
         )
-    cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU") == "true"
+    cpu = _on_cpu()
     if cpu and "ACCELERATE_MIXED_PRECISION" in os.environ:
         # Only `accelerate launch` exports that. It grants one thread unless told otherwise, which leaves cores idle.
         torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
@@ -42,17 +42,21 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
         # told. The others wait while the first simulates or decodes images, which may take long.
         backend = "gloo" if cpu else "nccl"
         handlers = [InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=2))]
-    return Accelerator(mixed_precision=_precision(recipe, cpu), kwargs_handlers=handlers)
-
-
-def _precision(recipe: Recipe, cpu: bool) -> str:
-    """Accelerate's word for the recipe's precision. `auto` is bf16 on a GPU that has it, else fp32."""
-    asked = recipe.train.precision
-    if asked == "auto":
-        return "bf16" if not cpu and torch.cuda.is_bf16_supported() else "no"
-    if asked == "fp16" and cpu:
+    precision = precision_of(recipe)
+    if precision == "fp16" and cpu:
         raise ValueError("train.precision: fp16 needs a GPU; expected auto, fp32 or bf16 on this machine")
-    return {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[asked]
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=handlers)
+
+
+def _on_cpu() -> bool:
+    return not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU") == "true"
+
+
+def precision_of(recipe: Recipe) -> str:
+    """fp32, bf16 or fp16. `auto` is settled by the machine: bf16 on a GPU that has it, else fp32."""
+    if recipe.train.precision != "auto":
+        return recipe.train.precision
+    return "bf16" if not _on_cpu() and torch.cuda.is_bf16_supported() else "fp32"
 
 
 def from_main(accelerator: Accelerator, value: Any) -> Any:

@@ -25,10 +25,10 @@ def encode_views(
     views, known = view_mask_BV.shape[1], position_VD.shape[0]
     if views > known:
         raise ValueError(f"an exam has {views} views, the encoder is built for {known}: raise model.encoder.max_views")
-    maps_MDhw = backbone(image_BVCHW[view_mask_BV])
+    rows = view_mask_BV.nonzero()  # places, not a mask: their number is the shape of what comes, even of fake images
+    maps_MDhw = backbone(image_BVCHW[rows[:, 0], rows[:, 1]])
     patches_MPD = maps_MDhw.flatten(2).transpose(1, 2)
     batch, (_, per_view, width) = image_BVCHW.shape[0], patches_MPD.shape
-    rows = view_mask_BV.nonzero()
     patches_MPD = patches_MPD + position_VD[rows[:, 1]].unsqueeze(1).to(patches_MPD.dtype)
     flat = patches_MPD.new_zeros(batch * views, per_view, width)
     flat = flat.index_copy(0, rows[:, 0] * views + rows[:, 1], patches_MPD)

@@ -1,0 +1,145 @@
+"""The model without its numbers: parameters on the meta device, activations of a batch of fake tensors."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from framework.build import SPACE_DIMENSIONS, build_distiller, build_losses, build_model
+from framework.exam import Batch
+from framework.plan.material import Material, Tokens, Views
+from framework.recipe import Recipe
+from framework.registry import PluginError, find
+from framework.special_tokens import BOS, EOS, UNK
+from framework.task import ReportTask
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a part of the task owns: numbers of parameters and buffers, and the bytes of each as they are stored."""
+
+    name: str
+    parameters: int
+    trainable: int
+    buffers: int
+    parameter_bytes: int
+    buffer_bytes: int
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What one micro-batch keeps for its backward; `bytes` is None where `unknown` says why.
+
+    The batch is the largest that can come: every exam with the most views and the longest report.
+    """
+
+    bytes: int | None
+    unknown: str
+    exams: int
+    views: int
+    tokens: int
+    precision: str
+
+
+def count_topics(recipe: Recipe, material: Material) -> int | None:
+    """How many topics a recipe's distiller is going to find; it is not run."""
+    if not recipe.has_topics:
+        return None
+    count = getattr(build_distiller(recipe, material.tokenizer), "topic_count", None)
+    if not isinstance(count, int):
+        where = find("distiller", recipe.distiller.name, recipe.plugin_files).where
+        raise PluginError(
+            f"distiller '{recipe.distiller.name}' ({where}): found topic_count {count!r} before `fit`, expected a "
+            "number: set self.topic_count in __init__"
+        )
+    return count
+
+
+def build_meta_task(recipe: Recipe, material: Material, topic_count: int | None) -> ReportTask:
+    """The whole task on the meta device: shapes without numbers, so a model of any size takes no memory."""
+    with torch.device("meta"):
+        # As for a trained model, since weights that are going to be loaded need not be fetched to be counted.
+        encoder, decoder = build_model(recipe, material.tokenizer, trained=True)
+    # Losses look at the values of what they are given, so these are real while they are built; as no space is
+    # fitted, it is one of the usual size in which each word points somewhere.
+    word_vectors_WD = torch.ones(len(material.tokenizer), SPACE_DIMENSIONS)
+    losses = build_losses(recipe, material.tokenizer, encoder.width, topic_count, word_vectors_WD)
+    return ReportTask(encoder, decoder, losses).to("meta")
+
+
+def parts_of(task: ReportTask) -> tuple[Part, ...]:
+    """Encoder, decoder, each loss, and all together. A weight that several share stands in each, and once in all."""
+    rows = {"encoder": task.encoder, "decoder": task.decoder}
+    rows |= {f"losses.{name}": loss for name, loss in task.losses.items()}
+    return tuple(_part(name, module) for name, module in {**rows, "together": task}.items())
+
+
+def _part(name: str, module: nn.Module) -> Part:
+    parameters, buffers = list(module.parameters()), list(module.buffers())
+    return Part(
+        name,
+        parameters=sum(weight.numel() for weight in parameters),
+        trainable=sum(weight.numel() for weight in parameters if weight.requires_grad),
+        buffers=sum(buffer.numel() for buffer in buffers),
+        parameter_bytes=sum(weight.nbytes for weight in parameters),
+        buffer_bytes=sum(buffer.nbytes for buffer in buffers),
+    )
+
+
+def measure_activations(
+    task: ReportTask, recipe: Recipe, micro_batch: int, views: Views, tokens: Tokens, precision: str
+) -> Activations:
+    """Runs the task on the largest micro-batch with fake tensors, which have shapes and types as on a CPU, no numbers.
+
+    The meta device would not do, since it has no autocast. What decides about shapes stays real and small: which views
+    are there, and the tokens.
+    """
+    known, unknown = None, ""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    size = recipe.data.image_size
+    try:
+        copied = copy.deepcopy(task)
+        with mode:
+            fake = copied.to_empty(device="cpu").train()
+            image_BVCHW = torch.empty(micro_batch, views.most, recipe.data.channels, size, size)
+        batch = Batch(
+            exam_ids=[str(number) for number in range(micro_batch)],
+            image_BVCHW=image_BVCHW,
+            view_mask_BV=torch.ones(micro_batch, views.most, dtype=torch.bool),
+            report_BT=torch.tensor([[BOS, *[UNK] * (tokens.longest - 2), EOS]] * micro_batch),
+            topic_B=torch.zeros(micro_batch, dtype=torch.long) if recipe.has_topics else None,
+        )
+        known = saved_bytes(fake, batch, HALF.get(precision))
+    except Exception as error:  # whatever a plugin does that fake tensors cannot follow
+        unknown = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    return Activations(known, unknown, micro_batch, views.most, tokens.longest, precision)
+
+
+def saved_bytes(task: nn.Module, batch: Batch, half: torch.dtype | None) -> int:
+    """Bytes that autograd keeps from `task(batch)` for the backward, each storage once.
+
+    Parameters, buffers and the batch do not count: they are there anyway. Copies of weights in half precision do.
+    """
+    inputs = [value for value in vars(batch).values() if isinstance(value, Tensor)]
+    there = {_storage(tensor) for tensor in [*task.parameters(), *task.buffers(), *inputs]}
+    kept: dict[int, Tensor] = {}  # the tensors themselves, so that no storage's number is given again
+
+    def keep(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in there:
+            kept[_storage(tensor)] = tensor
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", dtype=half, enabled=half is not None):
+        task(batch)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

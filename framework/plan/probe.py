@@ -1,0 +1,175 @@
+"""How long it will take: a few real steps and one real batch of reports, on random images, in half a minute."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from framework.build import SPACE_DIMENSIONS, build_plugin, build_task
+from framework.data import Sample, collate, exam_seed
+from framework.distributed import describe_launch, start_accelerator
+from framework.engine import take_step
+from framework.exam import Batch, Exam
+from framework.generation import generate
+from framework.optim import parameter_groups
+from framework.plan.material import Material, read_material
+from framework.plan.whole import Plan, slices_of
+from framework.progress import progress_bar
+from framework.recipe import Recipe
+from framework.report_space import ReportSpace
+from framework.special_tokens import EOS
+
+WARM_UP, STEPS = 2, 20
+STEPS_S, REPORTS_S = 14.0, 5.0  # seconds to stop after, give or take a step or a few words
+FEW_WORDS = 4
+NOT_COUNTED = (
+    "decoding of images (once; then cached)",
+    "distillation (once; then cached)",
+    "pretrained weights (fetching them)",
+    "scoring and the floors at the end, such as the report of the nearest image",
+    "checkpoints",
+    "talk between processes",
+)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Seconds, measured on one process that does the share of one of `processes`."""
+
+    device: str
+    precision: str
+    processes: int
+    steps_timed: int
+    step_s: float  # the median
+    fastest_s: float  # far from the slowest, others are using the machine
+    slowest_s: float
+    exams_per_s: float  # of all processes
+    training_s: float
+    validations_s: float  # all of them
+    evaluation_s: float  # the end's, on val and test
+    together_s: float
+    not_counted: tuple[str, ...] = NOT_COUNTED
+
+
+def probe(recipe: Recipe, plan: Plan) -> Probe:
+    """Times the recipe's own task on this device, then throws it away. Writes nothing."""
+    accelerator = start_accelerator(recipe)
+    material = read_material(recipe)
+    space = ReportSpace(SPACE_DIMENSIONS, recipe.train.seed)
+    space.fit([material.tokenizer.segment(exam.report) for exam in material.splits["train"]])
+    task: Any = build_task(recipe, material.tokenizer, plan.topics, space, trained=True)  # fetches no weights
+    groups = parameter_groups(task, recipe.optimizer.lr, recipe.optimizer.encoder_lr)
+    optimizer: Any = build_plugin(recipe, "optimizer", recipe.optimizer, groups=groups)
+    task, optimizer = accelerator.prepare(task, optimizer)
+    times = time_steps(accelerator, task, optimizer, recipe, plan, material)
+
+    settings, words = recipe.evaluate, round(plan.tokens.mean) - 1  # nothing writes the begin
+    size = settings.batch_size
+    some = material.splits["val"][:size]
+    batch = collate([_sample(exam, [EOS], None, recipe) for exam in some]).to(accelerator.device)
+    seconds = {
+        beam: _time_reports(accelerator, task, batch, recipe, beam, words) / len(some)
+        for beam in {settings.val_beam, settings.beam}
+    }
+    mine = {split: math.ceil(plan.exams[split] / plan.steps.processes) for split in ("val", "test")}
+    step = statistics.median(times)
+    training = step * plan.steps.total
+    validations = plan.steps.validations * mine["val"] * seconds[settings.val_beam]
+    evaluation = (mine["val"] + mine["test"]) * seconds[settings.beam]
+    launch = describe_launch(accelerator)
+    return Probe(
+        device=launch["device"],
+        precision=launch["precision"],
+        processes=plan.steps.processes,
+        steps_timed=len(times),
+        step_s=step,
+        fastest_s=min(times),
+        slowest_s=max(times),
+        exams_per_s=plan.steps.batch_size / step,
+        training_s=training,
+        validations_s=validations,
+        evaluation_s=evaluation,
+        together_s=training + validations + evaluation,
+    )
+
+
+def time_steps(
+    accelerator: Accelerator, task: Any, optimizer: Any, recipe: Recipe, plan: Plan, material: Material
+) -> list[float]:
+    """Seconds of real steps on the first exams of training: their views and tokens, in their order, random pixels."""
+    slices = slices_of(recipe, plan.steps.processes)
+    augment = None if recipe.data.augment is None else build_plugin(recipe, "augment", recipe.data.augment)
+    weights = torch.tensor([loss.weight for loss in recipe.active_losses.values()], device=accelerator.device)
+    exams = material.splits["train"]
+    topics = itertools.cycle(range(plan.topics)) if plan.topics else itertools.repeat(None)
+    micro_batches = itertools.cycle(slices.epoch(len(exams), recipe.train.seed, 0))
+    began, times = time.monotonic(), []
+    task.train()
+    bar = progress_bar(range(WARM_UP + STEPS), total=WARM_UP + STEPS, text="probing steps")
+    for _ in bar:
+        samples = [
+            [_sample(exams[place], material.tokens[place], next(topics), recipe) for place in next(micro_batches)]
+            for _ in range(slices.accumulation)
+        ]
+        started = time.monotonic()
+        group = [collate(rows) for rows in samples]
+        if augment is not None:
+            for batch in group:
+                seeds = [exam_seed(recipe.train.seed, 0, exam_id) for exam_id in batch.exam_ids]
+                batch.image_BVCHW = augment(batch.image_BVCHW, seeds)
+        take_step(accelerator, task, optimizer, group, weights, recipe.train.clip)
+        times.append(time.monotonic() - started)
+        if len(times) > 1 and time.monotonic() - began > STEPS_S:
+            break
+    bar.close()
+    return times[min(WARM_UP, len(times) - 1) :]
+
+
+def _sample(exam: Exam, tokens: list[int], topic: int | None, recipe: Recipe) -> Sample:
+    shape = (len(exam.views), recipe.data.channels, recipe.data.image_size, recipe.data.image_size)
+    return Sample(exam.id, np.random.default_rng(0).integers(0, 256, shape, np.uint8), tokens, topic)
+
+
+class _Endless:
+    """A decoder that ends no report, so that its untrained one writes as many words as it is asked for."""
+
+    def __init__(self, decoder: Any) -> None:
+        self.decoder, self.start = decoder, decoder.start
+
+    def step(self, tokens_B: Tensor, state: Any) -> tuple[Tensor, Any]:
+        logits_BW, state = self.decoder.step(tokens_B, state)
+        return logits_BW.index_fill(1, torch.tensor([EOS], device=logits_BW.device), float("-inf")), state
+
+
+def _time_reports(accelerator: Accelerator, task: Any, batch: Batch, recipe: Recipe, beam: int, words: int) -> float:
+    """Seconds to write reports of so many words about a batch; of a slow model, fewer are written and scaled up."""
+    task = accelerator.unwrap_model(task).eval()
+
+    def write(length: int) -> float:
+        started = time.monotonic()
+        with accelerator.autocast(), torch.no_grad():
+            generate(
+                _Endless(task.decoder),
+                task.features(batch),
+                max_tokens=length,
+                beam=beam,
+                length_penalty=recipe.evaluate.length_penalty,
+                no_repeat=recipe.evaluate.no_repeat,
+            )
+        return time.monotonic() - started
+
+    words = max(1, words)
+    write(1)  # warm
+    few = min(FEW_WORDS, words)
+    each = write(few) / few
+    length = min(words, max(few, int(REPORTS_S / each)))
+    return write(length) * words / length

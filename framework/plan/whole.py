@@ -1,0 +1,102 @@
+"""The plan: everything about a recipe that can be told without its images and without training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from framework.build import require_a_batch
+from framework.data import Slices
+from framework.distributed import precision_of
+from framework.plan.material import Tokens, Views, count_tokens, count_views, read_material
+from framework.plan.memory import Memory, memory_by_strategy, optimizer_bytes, strategies_offered
+from framework.plan.model import HALF, Activations, Part, build_meta_task, count_topics, measure_activations, parts_of
+from framework.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Steps:
+    """batch_size = micro_batch x processes x accumulation exams make a step. Early stopping may end before `total`."""
+
+    batch_size: int
+    micro_batch: int
+    processes: int
+    accumulation: int
+    epochs: int
+    an_epoch: int
+    total: int
+    checkpoints: int
+    validations: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    recipe: str
+    exams: dict[str, int]  # by split
+    views: Views
+    words: int  # of the vocabulary
+    topics: int | None
+    tokens: Tokens
+    tokens_seen: int  # over all epochs, as far as they fill batches
+    parts: tuple[Part, ...]  # the last is all together
+    activations: Activations
+    optimizer_bytes: float  # of each trainable parameter, in fp32
+    memory: tuple[Memory, ...]
+    steps: Steps
+
+
+def plan(recipe: Recipe, processes: int) -> Plan:
+    """Sizes, memory and steps of a recipe on so many processes. No image is loaded, no topic found, no file written.
+
+    Raises:
+        ValueError: what a run would refuse as well: the data set, or a batch that does not fit the processes or exams.
+    """
+    slices = slices_of(recipe, processes)
+    material = read_material(recipe)
+    exams = {name: len(rows) for name, rows in material.splits.items()}
+    require_a_batch(recipe, exams["train"])
+    steps = _steps(recipe, slices, exams["train"])
+    views, tokens, topics = count_views(material), count_tokens(material), count_topics(recipe, material)
+    task = build_meta_task(recipe, material, topics)
+    parts, precision = parts_of(task), precision_of(recipe)
+    activations = measure_activations(task, recipe, slices.micro_batch, views, tokens, precision)
+    kept = optimizer_bytes(recipe)
+    offered = strategies_offered(recipe)
+    return Plan(
+        recipe=str(recipe.path),
+        exams=exams,
+        views=views,
+        words=len(material.tokenizer),
+        topics=topics,
+        tokens=tokens,
+        tokens_seen=round(tokens.mean * steps.total * steps.batch_size),
+        parts=parts,
+        activations=activations,
+        optimizer_bytes=kept,
+        memory=memory_by_strategy(parts[-1], kept, activations.bytes, processes, precision in HALF, offered),
+        steps=steps,
+    )
+
+
+def slices_of(recipe: Recipe, processes: int) -> Slices:
+    """How the first process cuts its batches."""
+    micro = None if recipe.train.micro_batch == "auto" else recipe.train.micro_batch
+    return Slices.plan(recipe.train.batch_size, micro, 0, processes)
+
+
+def _steps(recipe: Recipe, slices: Slices, exams: int) -> Steps:
+    epochs, an_epoch = recipe.train.epochs, slices.steps(exams)
+    total = epochs * an_epoch
+    ends = {epoch * an_epoch for epoch in range(1, epochs + 1)}  # an epoch's end is always kept
+    every = recipe.checkpoint.every_steps
+    between = set(range(every, total + 1, every)) if every else set()
+    return Steps(
+        batch_size=slices.batch_size,
+        micro_batch=slices.micro_batch,
+        processes=slices.processes,
+        accumulation=slices.accumulation,
+        epochs=epochs,
+        an_epoch=an_epoch,
+        total=total,
+        checkpoints=len(ends | between),
+        validations=-(-epochs // recipe.evaluate.every_epochs),  # the last epoch's end has one in any case
+    )
