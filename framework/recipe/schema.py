@@ -1,4 +1,8 @@
-"""What a recipe may say, beside the keys of plugins: sections, types, and every default, once."""
+"""What a recipe may say, beside the keys of plugins: sections, types, and every default, once.
+
+The text under a field says what it means and its unit; json_schema.py and the reference read it from this file, which
+costs the other verbs no time.
+"""
 
 from __future__ import annotations
 
@@ -51,58 +55,100 @@ class Choice(Section):
     """A plugin by name, and all its keys, defaults filled in."""
 
     name: str
+    """Which plugin of the kind that stands here."""
     keys: dict[str, Any] = Field(default_factory=dict)
+    """What the plugin is built with."""
 
 
 class Loss(Choice):
-    weight: NonNegativeFloat = 1.0  # 0 turns the term off: it is not built
+    weight: NonNegativeFloat = 1.0
+    """Factor of the term in the loss. 0 turns the term off: it is not built."""
 
 
 class Optimizer(Choice):
     lr: PositiveFloat = 1e-3
-    encoder_lr: NonNegativeFloat | None = None  # None: as lr; 0 freezes the encoder
+    """Learning rate where the schedule is at its top."""
+    encoder_lr: NonNegativeFloat | None = None
+    """The same for the encoder; null: as lr, 0: the encoder is frozen."""
 
 
 class Data(Section):
+    """What is read, and how it is prepared."""
+
     dataset: Choice
-    image_size: Annotated[int, Field(ge=8, le=4096)] = 128  # px, of the squared image
+    """The source of exams."""
+    image_size: Annotated[int, Field(ge=8, le=4096)] = 128
+    """Side of the square that every view is fitted into, in pixels."""
     channels: Literal[1, 3] = 1
+    """Channels of an image: 1 for grey, 3 for color."""
     tokenizer: Choice
+    """What cuts reports into tokens."""
     augment: Choice | None = None
-    workers: NonNegativeInt = 0  # processes that load exams, of each rank
+    """What changes the images while training, each epoch anew; null: nothing."""
+    workers: NonNegativeInt = 0
+    """Processes that load exams, of each training process; 0: it loads them itself."""
     cache: str = ".cache/sonoscribe"
-    broken: Literal["stop", "skip"] = "stop"  # what an exam that cannot be read does to the run
+    """Folder for prepared images and topics, which later runs use again."""
+    broken: Literal["stop", "skip"] = "stop"
+    """What an exam that cannot be read does to the run: stop it, or be left out with a warning."""
 
 
 class Model(Section):
+    """From views to words."""
+
     encoder: Choice
+    """What turns views into features."""
     decoder: Choice
+    """What turns features into a report."""
 
 
 class Train(Section):
+    """How long, how much at a time, how exactly."""
+
     epochs: PositiveInt = 10
-    batch_size: PositiveInt = 16  # exams an update, over all processes
-    micro_batch: PositiveInt | Literal["auto"] = "auto"  # exams that one process takes at a time
+    """Passes over the training exams."""
+    batch_size: PositiveInt = 16
+    """Exams in one step, over all processes."""
+    micro_batch: PositiveInt | Literal["auto"] = "auto"
+    """Exams that one process takes at a time, a divisor of batch_size; auto: its whole share."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    clip: PositiveFloat | None = 1.0  # largest gradient norm
+    """Number format of the training arithmetic; auto: what the device does best."""
+    clip: PositiveFloat | None = 1.0
+    """Largest norm of the gradient, which is scaled down to it; null: no limit."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 9233
-    early_stop: PositiveInt | None = None  # validations without a better monitor
+    """Where every random number begins."""
+    early_stop: PositiveInt | None = None
+    """Validations without a better monitor that end the run; null: all epochs are trained."""
 
 
 class Distributed(Section):
+    """How processes share the work."""
+
     strategy: Literal["auto", "ddp"] = "auto"
+    """ddp: each process holds the whole model; auto: ddp where there are several."""
 
 
 class Evaluate(Section):
+    """How reports are written and scored, and which model is kept."""
+
     metrics: tuple[Choice, ...]
+    """The scores to compute, in the order of the tables."""
     monitor: str = "val/bleu_4"
+    """The score that the kept model is chosen by: val/ and a score of one of the metrics."""
     every_epochs: PositiveInt = 1
-    beam: PositiveInt = 1  # at the end, on val and test
-    val_beam: PositiveInt = 1  # while training
+    """Epochs from one validation to the next."""
+    beam: PositiveInt = 1
+    """Beams of the search at the end, on val and test; 1: greedy."""
+    val_beam: PositiveInt = 1
+    """Beams of the search while training, on val; 1: greedy."""
     length_penalty: float = 1.0
-    no_repeat: NonNegativeInt = 0  # length of the word sequences that may not come twice; 0: all may
-    max_tokens: PositiveInt = 150  # of a report, begin and end included
+    """Power of the length that a report's log-probability is divided by; more than 1 favors long reports."""
+    no_repeat: NonNegativeInt = 0
+    """Length in tokens of the sequences that may not come twice in a report; 0: all may."""
+    max_tokens: PositiveInt = 150
+    """Longest report in tokens, begin and end included."""
     batch_size: PositiveInt = 32
+    """Exams that one process writes reports of at a time."""
 
     @property
     def monitored(self) -> str:
@@ -111,33 +157,48 @@ class Evaluate(Section):
 
 
 class Checkpoint(Section):
-    every_steps: PositiveInt | None = None  # beside the one at each epoch's end
+    """When the state of the run is saved, and how much of it is kept."""
+
+    every_steps: PositiveInt | None = None
+    """Steps from one checkpoint to the next, beside the one at each epoch's end; null: that one alone."""
     keep_last: PositiveInt = 2
+    """Newest checkpoints that are kept."""
     keep_best: NonNegativeInt = 1
+    """Checkpoints with the best monitor that are kept."""
 
 
 class Run(Section):
+    """Where the results lie."""
+
     root: str = "runs"
-    # "auto": time and hash. One folder name: no way out of the root.
+    """Folder that all runs are in."""
+    # One folder name: no way out of the root.
     name: Annotated[str, StringConstraints(pattern=r"^\w[\w.+-]{0,99}$")] = "auto"
+    """Folder of this run; auto: its time and hash."""
 
 
 class Recipe(Section):
     """A whole run. Equal recipes train alike, wherever their values were written."""
 
     plugins: tuple[Path, ...] = ()
+    """Python files with plugins of your own, relative to the recipe."""
     data: Data
     distiller: Choice
+    """What finds topics in the training reports; none: no topics."""
     model: Model
     losses: dict[str, Loss]
+    """The terms of the loss, by plugin name. null takes out a term of the base."""
     optimizer: Optimizer
+    """What turns gradients into steps."""
     schedule: Choice
+    """The learning rate over the steps, as a share of lr."""
     train: Train = Train()
     distributed: Distributed = Distributed()
     evaluate: Evaluate
     checkpoint: Checkpoint = Checkpoint()
     run: Run = Run()
-    resume: str = "never"  # never | auto | a folder of a run or checkpoint
+    resume: str = "never"
+    """never: a new run; auto: this recipe's unfinished run, if there is one; or the folder of a run to go on with."""
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
     _chains: dict[tuple[str | int, ...], tuple[tuple[Any, str], ...]] = PrivateAttr(default_factory=dict)

@@ -1,0 +1,199 @@
+"""Writes docs/reference/ from the code: what every key of a recipe and of every shipped plugin means.
+
+python docs/make_reference.py           writes the files
+python docs/make_reference.py --check   exits with 1 and the names of those that are stale
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from framework.listing import body, key_rows, snippet  # noqa: E402
+from framework.recipe.json_schema import BESIDE, json_schema  # noqa: E402
+from framework.recipe.merge import REPLACE, value_at  # noqa: E402
+from framework.recipe.schema import CHOICES, SLOTS  # noqa: E402
+from framework.recipe.source import Key  # noqa: E402
+from framework.registry import KINDS, PLUGINS, Plugin, catalogue  # noqa: E402
+
+FOLDER = ROOT / "docs" / "reference"
+NOTE = "<!-- Written by docs/make_reference.py from the code: change it there, then run that again. -->"
+REQUIRED = "(required)"
+HEAD = ("key", "type", "default", "meaning")
+Schema = dict[str, Any]
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    lines = [HEAD, tuple("---" for _ in HEAD), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
+
+
+def code(value: Any) -> str:
+    return f"`{value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}`"
+
+
+def in_words(schema: Schema) -> str:
+    """The type of a value, as a person would say it."""
+    if "anyOf" in schema:
+        return " or ".join(in_words(option) for option in schema["anyOf"] if "$ref" not in option)
+    if "enum" in schema or "const" in schema:
+        return ", ".join(code(value) for value in schema.get("enum", [schema.get("const")]))
+    word = {
+        "integer": "whole number",
+        "number": "number",
+        "string": "text",
+        "boolean": "`true` or `false`",
+        "null": "`null`",
+    }[schema["type"]]
+    limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    said = [f"{text} {schema[limit]:.12g}" for limit, text in limits.items() if limit in schema]
+    return f"{word} {', '.join(said)}" if said else word
+
+
+def default(key: Key, schema: Schema) -> str:
+    if "default" in schema:
+        return code(schema["default"])
+    try:
+        chosen = value_at(CHOICES, key)
+    except KeyError:
+        return "`null`" if {"type": "null"} in schema.get("anyOf", ()) else REQUIRED
+    return code(", ".join(item["name"] for item in (chosen if isinstance(chosen, list) else [chosen])))
+
+
+def row(key: Key, schema: Schema) -> tuple[str, ...]:
+    kind = SLOTS.get(key) or SLOTS.get((*key, "*"))
+    words = in_words(schema) if kind is None else f"[{kind}](plugins.md#{kind})"
+    if kind in ("loss", "metric"):
+        words = f"{'block' if kind == 'loss' else 'list'} of {words}"
+    elif kind and {"type": "null"} in schema["anyOf"]:
+        words = f"{words} or `null`"
+    return code(key[-1]), words, default(key, schema), schema["description"]
+
+
+def beside(kind: str, schema: Schema) -> str:
+    """The recipe's own keys in the block of a plugin."""
+    block = schema["definitions"].get(kind, {}).get("else") or next(iter(_losses(schema).values()))
+    names = [name for name in BESIDE[kind].model_fields if name in block["properties"] and name != "name"]
+    return table([row((kind, name), block["properties"][name]) for name in names])
+
+
+def _losses(schema: Schema) -> Schema:
+    block = schema["properties"]["losses"]["anyOf"][-1]
+    return {name: item for name, item in block["properties"].items() if name != REPLACE}
+
+
+def recipe_page() -> str:
+    schema = json_schema()
+    parts = [
+        NOTE,
+        "# Keys of a recipe",
+        "Every key, its type, and what it is where no file and no override sets it. How files, groups and overrides "
+        "make one recipe: [recipes.md](../recipes.md). Keys of plugins: [plugins.md](plugins.md).",
+        "A plugin stands as its name (`distiller: lda`) or as a block (`distiller: {name: lda, topics: 12}`). In place "
+        "of any value, `${a.b}` takes that of another key.",
+        "## Files",
+        table(
+            [
+                (code(name), "text or list of texts", "none", schema["properties"][name]["description"])
+                for name in ("_base_", "plugins")
+            ]
+            + [(code(REPLACE), "`true`", "merge", "In any block: it replaces the block of the base.")]
+        ),
+    ]
+    for name, item in schema["properties"].items():
+        block = item["anyOf"][-1] if "anyOf" in item else item
+        if name in ("_base_", "plugins"):
+            continue
+        parts.append(f"## {name}")
+        if (name,) in SLOTS or name == "losses":
+            kind = SLOTS.get((name,), "loss")
+            parts.append(table([row((name,), item)]))
+            if kind in BESIDE:
+                parts += [f"Beside the keys of its plugin, every {kind} takes:", beside(kind, schema)]
+        elif "properties" in block:
+            keys = {key: inner for key, inner in block["properties"].items() if key != REPLACE}
+            parts += [item["description"], table([row((name, key), inner) for key, inner in keys.items()])]
+        else:
+            parts.append(table([row((name,), item)]))
+    return "\n\n".join(parts) + "\n"
+
+
+SECTION = re.compile(r"^([A-Z]\w+):\n((?:[ \t]+.*(?:\n|\Z)|[ \t]*\n)+)", re.MULTILINE)
+
+
+def plugin_part(plugin: Plugin) -> str:
+    """One plugin: what it is, the rest of its docstring, its keys, and a piece of recipe."""
+    place = plugin.path.relative_to(PLUGINS.parent)
+    # Indented sections would be blocks of code in Markdown; the source stands last, wherever `body` has it.
+    sources = [f"Source: {one_line(text)}" for title, text in SECTION.findall(plugin.doc) if title == "Source"]
+    text = SECTION.sub(
+        lambda found: "" if found[1] == "Source" else f"{found[1]}: {one_line(found[2])}\n\n", body(plugin)
+    )
+    keys = [
+        (code(name), code(kind), value if value == REQUIRED else code(value), doc)
+        for name, kind, value, doc in key_rows(plugin)
+    ]
+    return "\n\n".join(
+        part
+        for part in (
+            f"### {plugin.kind}/{plugin.name}",
+            plugin.summary,
+            text.strip(),
+            *sources,
+            f"Code: [{place}](../../{place})",
+            table(keys) if keys else "It has no keys.",
+            f"```yaml\n{snippet(plugin)}\n```",
+        )
+        if part
+    )
+
+
+def one_line(text: str) -> str:
+    return " ".join(inspect.cleandoc(text).split())
+
+
+def plugins_page() -> str:
+    parts = [
+        NOTE,
+        "# Shipped plugins",
+        "By kind: what each is, its keys, and a piece of recipe in which every key has its default; `???` stands where "
+        "a recipe must choose. How to write one: [plugins.md](../plugins.md).",
+    ]
+    shipped = sorted((p for p in catalogue().values() if p.path.is_relative_to(PLUGINS)), key=lambda p: p.name)
+    for kind in KINDS.values():
+        parts += [f"## {kind.name}", f"{kind.gives[:1].upper()}{kind.gives[1:]}."]
+        parts += [plugin_part(plugin) for plugin in shipped if plugin.kind == kind.name]
+    return "\n\n".join(parts) + "\n"
+
+
+PAGES = {"recipe.md": recipe_page, "plugins.md": plugins_page}
+
+
+def main(words: list[str]) -> int:
+    if words not in ([], ["--check"]):
+        print(f"found {' '.join(words)}, expected nothing or --check", file=sys.stderr)
+        return 2
+    stale = []
+    for name, make in PAGES.items():
+        path, text = FOLDER / name, make()
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(str(path.relative_to(ROOT)))
+        if not words:
+            FOLDER.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    if words and stale:
+        print(f"stale: {', '.join(stale)}; run: python docs/make_reference.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

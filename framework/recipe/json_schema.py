@@ -1,0 +1,228 @@
+"""A JSON Schema of recipe files, so that editors complete and check what is typed, with the plugins' own keys.
+
+It is of draft 7, which yaml-language-server knows best. A file may be part of a recipe, for others to be based on, so
+nothing is required but the keys of a plugin that no base can have set.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from framework.recipe import schema as recipe_schema
+from framework.recipe.merge import REPLACE
+from framework.recipe.schema import NO_TOPICS, SLOTS, Choice, Loss, Optimizer, Recipe, Section
+from framework.recipe.source import GROUPS, REFERENCE, shipped_recipes
+from framework.registry import KINDS, Plugin, catalogue
+from framework.signature import class_texts, keys_of
+
+Schema = dict[str, Any]
+Files = tuple[Path, ...]
+
+BESIDE: dict[str, type[Section]] = {"loss": Loss, "optimizer": Optimizer}  # their own fields stand beside the keys
+REPLACES: Schema = {"const": True, "description": "Replaces the block of the base instead of merging with it."}
+REFERS: Schema = {"$ref": "#/definitions/reference"}
+TEXT: Schema = {"type": "string", "minLength": 1}
+TEXTS: Schema = {"anyOf": [TEXT, {"type": "array", "items": TEXT}]}
+BASE = "Files that this one is put on, relative to it, or shipped:NAME. What this one says wins."
+
+
+def json_schema(files: Files = ()) -> Schema:
+    """What a recipe file may hold, with the shipped and installed plugins and those of `files`.
+
+    Raises:
+        PluginError: a plugin whose keys cannot be read.
+    """
+    sections = _section(Recipe, (), files)
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "Sonoscribe recipe",
+        "type": "object",
+        "properties": {
+            "_base_": {"description": BASE, **TEXTS},
+            "plugins": {"description": meaning(Recipe, "plugins"), **TEXTS},
+            **{name: _or_group(name, item) if name in GROUPS else item for name, item in sections.items()},
+        },
+        "additionalProperties": False,
+        "if": {"not": {"required": ["_base_"]}},
+        "then": {"allOf": _required(files)},
+        "definitions": {
+            "reference": {"type": "string", "pattern": f"^{REFERENCE.pattern}$", "description": "Another key's value."},
+            **{kind: _plugin_block(kind, files) for kind in KINDS if kind != "loss"},
+        },
+    }
+
+
+def as_text(schema: Schema) -> str:
+    """The schema as a file."""
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+def meaning(section: type[Section], field: str) -> str:
+    """What a field is for: the text under it in schema.py, or that of the section that it holds."""
+    written = (_texts().get((model.__name__, field)) for model in section.__mro__)
+    text = next(filter(None, written), getattr(section.model_fields[field].annotation, "__doc__", None))
+    assert text, f"framework/recipe/schema.py: {section.__name__}.{field} has no text under it"
+    return text
+
+
+@cache
+def _texts() -> dict[tuple[str, str], str]:
+    found = {}
+    for node in ast.parse(inspect.getsource(recipe_schema)).body:
+        for field, below in pairwise(node.body if isinstance(node, ast.ClassDef) else ()):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+                found[node.name, ast.unparse(field.target)] = str(ast.literal_eval(below.value))  # type: ignore[attr-defined]
+    return found
+
+
+def _section(model: type[Section], key: tuple[str, ...], files: Files) -> dict[str, Schema]:
+    """The fields of a section: plain values, plugins, and sections in it."""
+    values = model.model_json_schema()["properties"]
+    fields = {}
+    for name, field in model.model_fields.items():
+        here = (*key, name)
+        if here == ("plugins",):
+            continue
+        if here in SLOTS:
+            item = _slot(SLOTS[here], files)
+            if values[name].get("default", ...) is None:
+                item["anyOf"].insert(1, {"type": "null"})
+        elif here == ("losses",):
+            item = _block({plugin.name: _loss(plugin) for plugin in _plugins("loss", files)})
+        elif here == ("evaluate", "metrics"):
+            item = {"type": "array", "items": _slot("metric", files), "minItems": 1, "uniqueItems": True}
+        elif here == ("evaluate", "monitor"):
+            scores = [f"val/{score}" for p in _plugins("metric", files) for score in class_texts(p, "names") or ()]
+            item = _value({**values[name], "pattern": "^val/.", "examples": scores})
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            item = _block(_section(field.annotation, here, files))
+        else:
+            item = _value(values[name])
+        fields[name] = {"description": meaning(model, name), **item}
+    return fields
+
+
+def _block(properties: dict[str, Schema]) -> Schema:
+    return {"type": "object", **_only({**properties, REPLACE: REPLACES})}
+
+
+def _only(properties: dict[str, Schema]) -> Schema:
+    return {"properties": properties, "additionalProperties": False}
+
+
+def _value(made: Schema) -> Schema:
+    """pydantic's schema of a value as draft 7; a reference may stand in place of a scalar."""
+    schema = {word: item for word, item in made.items() if word not in ("title", "default")}
+    default = {"default": made["default"]} if "default" in made else {}
+    if "anyOf" in schema:
+        options = [option for item in map(_value, schema["anyOf"]) for option in item.get("anyOf", [item])]
+        return {"anyOf": [option for at, option in enumerate(options) if option not in options[:at]], **default}
+    if schema.get("type") == "array":
+        if "prefixItems" in schema:
+            schema["items"] = [_value(item) for item in schema.pop("prefixItems")]
+        elif "items" in schema:
+            schema["items"] = _value(schema["items"])
+        return {**schema, **default}
+    if schema.get("type") == "object":
+        if isinstance(schema.get("additionalProperties"), dict):
+            schema["additionalProperties"] = _value(schema["additionalProperties"])
+        return {**schema, "properties": {REPLACE: REPLACES}, **default}
+    as_it_is = schema in ({}, {"type": "string"}, {"type": "null"})
+    return {**(schema if as_it_is else {"anyOf": [schema, REFERS]}), **default}
+
+
+def _plugins(kind: str, files: Files) -> list[Plugin]:
+    return sorted((p for p in catalogue(files).values() if p.kind == kind), key=lambda p: p.name)
+
+
+def _keys(plugin: Plugin) -> dict[str, Schema]:
+    """What may stand in a plugin's block beside its name."""
+    keys = _section(BESIDE[plugin.kind], (plugin.kind,), ()) if plugin.kind in BESIDE else {}
+    keys = {name: item for name, item in keys.items() if name not in ("name", "keys")}
+    for key in keys_of(plugin):
+        made = TypeAdapter(key.type).json_schema()
+        made = made if key.required else {**made, "default": key.default}
+        keys[key.name] = {**({"description": key.doc} if key.doc else {}), **_value(made)}
+    return keys
+
+
+def _names(kind: str, files: Files) -> Schema:
+    """The names of a kind, with what each is."""
+    told = {plugin.name: plugin.summary for plugin in _plugins(kind, files)}
+    if kind == "distiller":
+        told[NO_TOPICS] = "Finds no topics."
+    return {"anyOf": [{"enum": list(told), "enumDescriptions": list(told.values())}, REFERS]}
+
+
+def _plugin_block(kind: str, files: Files) -> Schema:
+    """A block of a kind: that plugin's keys if it is named, else any plugin's, since a base may say which it is."""
+    keys = {plugin.name: _keys(plugin) for plugin in _plugins(kind, files)}
+    if kind == "distiller":
+        keys[NO_TOPICS] = {}
+    any_key: dict[str, list[Schema]] = {}
+    for own in keys.values():
+        for key, item in own.items():
+            if item not in any_key.setdefault(key, []):
+                any_key[key].append(item)
+    union = {key: items[0] if len(items) == 1 else {"anyOf": items} for key, items in any_key.items()}
+    in_list = kind == "metric"  # where no base completes or is replaced
+    name = {"description": meaning(Choice, "name"), **_names(kind, files)}
+    replace = {} if in_list else {REPLACE: REPLACES}
+    return {
+        "type": "object",
+        "properties": {"name": name},
+        **({"required": ["name"]} if in_list else {}),
+        "if": {"required": ["name"], "properties": {"name": {"enum": list(keys)}}},
+        "then": {"allOf": [_if_named(plugin, _only({"name": {}, **own, **replace})) for plugin, own in keys.items()]},
+        "else": _only({"name": {}, **union, **replace}),
+    }
+
+
+def _if_named(plugin: str, then: Schema) -> Schema:
+    return {"if": {"required": ["name"], "properties": {"name": {"const": plugin}}}, "then": then}
+
+
+def _slot(kind: str, files: Files) -> Schema:
+    """Where a plugin stands: its name, or a block. As alternatives, which editors offer both of."""
+    return {"anyOf": [*_names(kind, files)["anyOf"], {"$ref": f"#/definitions/{kind}"}]}
+
+
+def _loss(plugin: Plugin) -> Schema:
+    return {"description": plugin.summary, "type": ["object", "null"], **_only({**_keys(plugin), REPLACE: REPLACES})}
+
+
+def _or_group(section: str, block: Schema) -> Schema:
+    """A section may be the name of a file: `data: busbra` is recipes/data/busbra.yaml."""
+    shipped = [name.removeprefix(f"{section}/") for name in shipped_recipes() if name.startswith(f"{section}/")]
+    name = {**TEXT, **({"examples": shipped} if shipped else {})}
+    return {"description": block.pop("description"), "anyOf": [name, block]}
+
+
+def _required(files: Files) -> list[Schema]:
+    """The keys that a named plugin asks for, and that only a base could have set elsewhere."""
+    rules = []
+    for slot, plugin in [(slot, plugin) for slot, kind in SLOTS.items() for plugin in _plugins(kind, files)]:
+        names = [key.name for key in keys_of(plugin) if key.required]
+        if not names:
+            continue
+        rule: Schema = {"type": "object", "required": names}
+        if plugin.kind == "loss":
+            rule = {"if": {"type": "object"}, "then": rule}
+        else:
+            block = {"type": "object", **_if_named(plugin.name, {})["if"]}
+            rule = {"if": {"anyOf": [{"const": plugin.name}, block]}, "then": rule}
+        for part in reversed(slot):
+            if part == "*" and plugin.kind != "loss":
+                rule = {"items": rule}
+            else:
+                rule = {"properties": {plugin.name if part == "*" else part: rule}}
+        rules.append(rule)
+    return rules

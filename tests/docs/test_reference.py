@@ -1,0 +1,72 @@
+"""docs/reference/ says what the code says."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from framework.recipe.schema import Recipe, Section
+from framework.registry import PLUGINS, catalogue
+from framework.signature import keys_of
+
+REFERENCE = ROOT / "docs" / "reference"
+PAGES = sorted(REFERENCE.glob("*.md"))
+
+
+def make(script: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True)
+
+
+def test_the_committed_reference_is_fresh() -> None:
+    done = make(ROOT / "docs" / "make_reference.py", "--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stale_page_is_named_and_written_anew(tmp_path: Path) -> None:
+    for folder in ("framework", "plugins", "recipes"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    shutil.copytree(ROOT / "docs" / "reference", tmp_path / "docs" / "reference")
+    script = Path(shutil.copy(ROOT / "docs" / "make_reference.py", tmp_path / "docs"))
+    page = tmp_path / "docs" / "reference" / "recipe.md"
+    before = page.read_text(encoding="utf-8")
+    page.write_text(before + "by hand\n", encoding="utf-8")
+    done = make(script, "--check")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "stale: docs/reference/recipe.md; run: python docs/make_reference.py\n",
+    )
+    assert make(script).returncode == 0
+    assert page.read_text(encoding="utf-8") == before
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_row_of_a_table_has_the_cells_of_its_head(page: Path) -> None:
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert len(rows) > 30
+    assert {len(re.split(r"(?<!\\)\|", row)) for row in rows} == {6}
+
+
+def test_every_key_of_the_recipe_and_of_every_shipped_plugin_has_a_row() -> None:
+    recipe, plugins = ((REFERENCE / f"{name}.md").read_text(encoding="utf-8") for name in ("recipe", "plugins"))
+    for name, field in Recipe.model_fields.items():
+        held = field.annotation
+        inner = held.model_fields if isinstance(held, type) and issubclass(held, Section) else {}
+        for key in [key for key in inner if key not in ("name", "keys") or name == "run"] or [name]:
+            assert f"\n| `{key}` |" in recipe, f"{name}.{key}"
+    for plugin in catalogue().values():
+        if plugin.path.is_relative_to(PLUGINS):
+            part = plugins.split(f"\n### {plugin.kind}/{plugin.name}\n", 1)[1].split("\n### ", 1)[0]
+            for key in keys_of(plugin):
+                assert f"\n| `{key.name}` |" in part, f"{plugin.kind}/{plugin.name}: {key.name}"
+
+
+def test_the_code_that_a_page_links_to_is_there() -> None:
+    links = re.findall(r"\]\((\.\./\.\./[^)]+)\)", (REFERENCE / "plugins.md").read_text(encoding="utf-8"))
+    assert len(links) > 10
+    assert [link for link in links if not (REFERENCE / link).is_file()] == []
