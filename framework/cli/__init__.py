@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
@@ -27,10 +28,12 @@ VERBS = (
     runs.train,
     plugins.ls,
     plugins.describe,
+    plugins.new,
     recipes.cp,
     recipes.validate,
     recipes.explain,
     recipes.diff,
+    recipes.plan,
     recipes.schema,
     runs.distill,
     runs.evaluate,
@@ -60,7 +63,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Runs a command line. What a user got wrong ends in a short message and exit code 2."""
     words = sys.argv[1:] if words is None else words
     try:
-        app(args=with_verb(words), prog_name="launch.py")
+        app(args=with_verb(words), prog_name="sonoscribe" if Path(sys.argv[0]).name == "sonoscribe" else "launch.py")
     except (ValueError, OSError) as error:
         if os.environ.get(TRACEBACK):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,3 +40,23 @@ def describe(
     text = body(plugin)
     print(f"\n{text}\n" if text else "")
     print(f"In a recipe:\n\n{snippet(plugin)}")
+
+
+def new(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="Such as loss.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As recipes will call it.")],
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to write; here, if left out.")] = Path(),
+    shipped: Annotated[
+        bool, typer.Option("--shipped", help="FOLDER is the repository; write into plugins/ and tests/.")
+    ] = False,
+) -> None:
+    """Write a plugin file and its test from a template; both work as they stand."""
+    from framework.listing import snippet
+    from framework.registry import find, short
+    from framework.scaffold import write_plugin
+
+    path, test = write_plugin(kind, name, folder, shipped=shipped)
+    path = path.resolve()
+    files = "" if shipped else f"plugins: [{short(path)}]\n"
+    print(f"{short(path)}\n{short(test.resolve())}\n\nTry it:\n\n    pytest {short(test.resolve())}\n")
+    print(f"In a recipe:\n\n{files}{snippet(find(kind, name, () if shipped else (path,)))}")

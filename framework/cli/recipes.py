@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -87,3 +88,40 @@ def schema(plugins: Files = None) -> None:
     from framework.recipe.json_schema import as_text, json_schema
 
     print(as_text(json_schema(files_of(plugins))), end="")
+
+
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    processes: Annotated[int, typer.Option(min=1, help="How many processes are going to share the work.")] = 1,
+    probe: Annotated[bool, typer.Option("--probe", help="Time a few real steps, for half a minute.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Tell parameters, memory, steps and tokens of a recipe, and with --probe its time. Trains nothing."""
+    loaded = load(recipe, overrides)
+    from framework.plan import plan as make_plan
+    from framework.plan import probe as time_it
+    from framework.plan.tables import (
+        MEMORY_HEADER,
+        MEMORY_NOTES,
+        PART_HEADER,
+        memory_rows,
+        part_rows,
+        plan_rows,
+        probe_rows,
+    )
+
+    found = make_plan(loaded, processes)
+    timed = time_it(loaded, found) if probe else None
+    if as_json:
+        show_json({**asdict(found), "probe": None if timed is None else asdict(timed)})
+        return
+    show(("what", "value"), plan_rows(found), "Plan")
+    print()
+    show(PART_HEADER, part_rows(found), "Model")
+    print()
+    show(MEMORY_HEADER, memory_rows(found), "Memory of each process")
+    print(*MEMORY_NOTES, sep="\n")
+    if timed is not None:
+        print()
+        show(("what", "value"), probe_rows(timed), "Time")

@@ -1,4 +1,4 @@
-"""The contract of decoders, and the transformer against torch's own."""
+"""The transformer against torch's own; the contract of its kind is in test_contracts.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from framework.exam import Features
 from plugins.decoder.transformer import Transformer, sinusoids
 
 WORDS = 11
@@ -16,49 +15,6 @@ def make(**keys) -> Transformer:
     torch.manual_seed(0)
     keys = {"layers": 2, "encoder_layers": 1, "width": 16, "heads": 4, "feedforward": 24, **keys}
     return Transformer(vocabulary_size=WORDS, feature_width=6, max_tokens=20, **keys)
-
-
-def features() -> Features:
-    torch.manual_seed(1)
-    patches = torch.randn(3, 5, 6, requires_grad=True)
-    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 5])
-    return Features(patches, mask, patches.mean(1))
-
-
-def test_steps_on_the_cache_equal_the_whole_at_once() -> None:
-    decoder, seen = make().eval(), features()
-    tokens = torch.randint(3, WORDS, (3, 7))
-    whole = decoder(seen, tokens)
-    state, steps = decoder.start(seen), []
-    for t in range(7):
-        logits, state = decoder.step(tokens[:, t], state)
-        steps.append(logits)
-    assert whole.shape == (3, 7, WORDS)
-    assert torch.allclose(torch.stack(steps, 1), whole, atol=1e-5)
-
-
-def test_no_word_sees_the_words_after_it() -> None:
-    decoder, seen = make().eval(), features()
-    tokens = torch.randint(3, WORDS, (3, 7))
-    changed = tokens.clone()
-    changed[:, 4:] = 3
-    assert torch.allclose(decoder(seen, tokens)[:, :4], decoder(seen, changed)[:, :4], atol=1e-6)
-
-
-def test_masked_patches_change_nothing() -> None:
-    decoder, seen = make().eval(), features()
-    other = seen.patches_BND.clone()
-    other[1, 3:] = 9
-    tokens = torch.randint(3, WORDS, (3, 4))
-    assert torch.allclose(decoder(seen, tokens), decoder(seen._replace(patches_BND=other), tokens), atol=1e-6)
-
-
-def test_every_parameter_and_the_features_get_a_gradient() -> None:
-    decoder, seen = make(dropout=0.0, feature_dropout=0.0), features()
-    decoder(seen, torch.randint(3, WORDS, (3, 7))).square().sum().backward()
-    # A shift of all keys alike changes no softmax, so their biases have none.
-    assert all(p.grad.abs().sum() > 0 for n, p in decoder.named_parameters() if not n.endswith("key.bias"))
-    assert seen.patches_BND.grad is not None and seen.patches_BND.grad.abs().sum() > 0
 
 
 def test_heads_must_divide_the_width() -> None:

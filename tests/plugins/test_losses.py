@@ -45,43 +45,6 @@ def certain(given: Batch) -> torch.Tensor:
     return 100.0 * F.one_hot(given.report_BT[:, 1:], len(VOCABULARY)).float()
 
 
-def three_losses() -> list[nn.Module]:
-    return [NextToken(), Topic(topic_count=3, feature_width=6), GlobalSemantic(word_vectors_WD=VECTORS)]
-
-
-@pytest.mark.parametrize("loss", three_losses(), ids=lambda loss: type(loss).__name__)
-def test_sums_and_counts_of_parts_add_up_to_those_of_the_whole(loss):
-    """So micro-batches and ranks can be added before the one division."""
-    given = batch(*REPORTS, topics=[0, 1, 2, 0, 1, 2])
-    seen = outputs(random_logits(given))
-    total, count = loss(given, seen), loss.count(given)
-    assert total.shape == count.shape == () and total.dtype == count.dtype == torch.float32
-    parts, counts = [], []
-    for exams in (slice(0, 1), slice(1, 4), slice(4, 6)):
-        part = Batch(
-            given.exam_ids[exams],
-            given.image_BVCHW[exams],
-            given.view_mask_BV[exams],
-            given.report_BT[exams],
-            given.topic_B[exams],
-        )
-        features = Features(*(value[exams] for value in seen.features))
-        parts.append(loss(part, Outputs(features, seen.logits_BTW[exams])))
-        counts.append(loss.count(part))
-    assert torch.allclose(sum(parts), total, rtol=1e-5) and sum(counts) == count
-
-
-@pytest.mark.parametrize("loss", three_losses(), ids=lambda loss: type(loss).__name__)
-def test_computed_in_float32_under_autocast(loss):
-    given = batch(*REPORTS, topics=[0, 1, 2, 0, 1, 2])
-    seen = outputs(random_logits(given).bfloat16())
-    plain = loss(given, outputs(random_logits(given).bfloat16())) if not isinstance(loss, Topic) else None
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        total = loss(given, seen)
-    assert total.dtype == torch.float32
-    assert plain is None or torch.equal(total, plain)
-
-
 def test_next_token_divided_by_its_count_is_the_mean_cross_entropy():
     given = batch("left oval mass", "cyst")
     logits = random_logits(given)
@@ -103,15 +66,6 @@ def test_label_smoothing_is_the_even_share_by_hand():
     hard = -logp.gather(2, target[..., None]).squeeze(2)
     expected = ((0.9 * hard - 0.1 * logp.mean(-1)) * mask).sum()
     assert torch.allclose(NextToken(label_smoothing=0.1)(given, outputs(random_logits(given))), expected)
-
-
-def test_padding_tells_next_token_nothing():
-    given = batch("left oval mass", "cyst")
-    logits = random_logits(given)
-    changed = logits.clone()
-    changed[given.report_BT[:, 1:] == PAD] = 7 * torch.randn(len(VOCABULARY))
-    for loss in (NextToken(label_smoothing=0.1), GlobalSemantic(word_vectors_WD=VECTORS)):
-        assert torch.equal(loss(given, outputs(logits)), loss(given, outputs(changed)))
 
 
 def test_topic_trains_its_head_and_what_is_before_it():

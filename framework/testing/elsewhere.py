@@ -1,0 +1,90 @@
+"""A device that every machine has: its tensors say that they are on `meta`, and hold their values on the CPU.
+
+A constant that a plugin makes on the CPU meets them as it would meet tensors on a GPU, so the mistake shows without
+one. Unlike on the real `meta`, values are there, and code may look at them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+PLACE = torch.device("meta")
+# Copies between devices, and indices and lengths, which torch takes from the CPU.
+MIXED = frozenset({"copy_", "_to_copy", "index", "index_put", "index_put_", "_pack_padded_sequence"})
+
+
+class TwoDevicesError(RuntimeError):
+    """What a GPU would have said."""
+
+
+class There(Tensor):
+    """A tensor elsewhere."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> There:
+        there = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=PLACE
+        )
+        there.held = held
+        return there
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        return _run(func, args, kwargs or {})
+
+
+class Elsewhere(TorchDispatchMode):
+    """Inside, `device="meta"` makes tensors elsewhere."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    tensors = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, Tensor)]
+    there = [tensor for tensor in tensors if isinstance(tensor, There)]
+    here = [tensor for tensor in tensors if not isinstance(tensor, There) and tensor.dim() > 0]  # numbers may mix
+    name = func.overloadpacket.__name__
+    if there and here and name not in MIXED:
+        raise TwoDevicesError(f"'{name}' of a tensor {list(there[0].shape)} on the device and one {_shapes(here)} not")
+    asked = kwargs.get("device")
+    arrives = bool(there) if asked is None else torch.device(asked) == PLACE
+    if asked is not None:
+        kwargs = {**kwargs, "device": "cpu"}
+    found = func(*tree_map(_held, args), **tree_map(_held, kwargs))
+    if torch.Tag.inplace_view in func.tags and there:  # transpose_ and the like: what the tensor says changes too
+        with no_dispatch():
+            func(*args, **kwargs)
+    if not arrives:
+        return found
+    came = {id(_held(tensor)): tensor for tensor in tensors}  # an operation in place gives back what came in
+    return tree_map(lambda item: came[id(item)] if id(item) in came else _there(item), found)
+
+
+def _shapes(tensors: list[Tensor]) -> str:
+    return ", ".join(str(list(tensor.shape)) for tensor in tensors)
+
+
+def _held(item: Any) -> Any:
+    return item.held if isinstance(item, There) else item
+
+
+def _there(item: Any) -> Any:
+    return There(item) if isinstance(item, Tensor) and not isinstance(item, There) else item
+
+
+def send(module: nn.Module) -> None:
+    """What `module.to(device)` moves: parameters and registered buffers, and nothing else."""
+    for part in module.modules():
+        for table in (part._parameters, part._buffers):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    table[name] = There(tensor.detach())  # type: ignore[assignment]

@@ -1,0 +1,213 @@
+"""What a loss promises. Shapes: B batch, N patches, D width, T tokens, W words in the vocabulary, K topics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from framework.exam import Batch, Features, Outputs
+from framework.special_tokens import BOS, EOS, PAD
+from framework.testing.modules import Untouchable, check_gradients, check_module, check_seeds, drawn, same, seeded
+from framework.testing.promise import Make, hold, made, promised
+
+WORDS, WIDTH, TOPICS, EXAMS = 12, 6, 3, 6
+LENGTHS = (5, 2, 7, 4, 3, 1)  # words of each report
+NEEDS = ("patches", "pooled", "logits", "topics")
+CUTS = ((slice(0, 1), slice(1, 4), slice(4, 6)), (slice(0, 3), slice(3, 6)))
+
+
+def check_loss(make: Make) -> None:
+    """Holds a loss to its contract.
+
+    Args:
+        make: The class, or what makes one; gets `vocabulary_size`, `feature_width`, `topic_count`, `word_vectors_WD`.
+
+    Raises:
+        BrokenPromise: the first promise that it does not keep.
+    """
+
+    def build() -> Any:
+        return made(
+            make,
+            vocabulary_size=WORDS,
+            feature_width=WIDTH,
+            topic_count=TOPICS,
+            word_vectors_WD=drawn(WORDS, 5, seed=3),
+        )
+
+    def use(loss: Any, place: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        batch, outputs = _batch(loss, place), _outputs(loss, place)
+        return [loss(batch, outputs), loss.count(batch)]
+
+    loss = seeded(1, build).eval()
+    _declared(loss)
+    _scalars(loss)
+    check_seeds(build, use)
+    with torch.no_grad():
+        _cuts(loss)
+        _padding(loss)
+        _left_alone(loss)
+        _half_precision(loss)
+    _gradients(loss)
+    check_module(build, use)
+
+
+def _needs(loss: Any) -> tuple[str, ...]:
+    return tuple(getattr(loss, "needs", ()))
+
+
+def _declared(loss: Any) -> None:
+    needs = _needs(loss)
+    hold(
+        needs and set(needs) <= set(NEEDS),
+        "`needs` names what a loss looks at",
+        found=needs or "no `needs`",
+        expected=f"some of {NEEDS}",
+        fix='write it out in the class, such as needs = ("logits",)',
+    )
+
+
+def _batch(loss: Any, place: Callable[[Tensor], Tensor] = lambda t: t) -> Batch:
+    report = torch.full((EXAMS, max(LENGTHS) + 2), PAD)
+    words = torch.randint(4, WORDS, report.shape, generator=torch.Generator().manual_seed(4))
+    for row, length in enumerate(LENGTHS):
+        report[row, : length + 2] = torch.tensor([BOS, *words[row, :length].tolist(), EOS])
+    topics = torch.arange(EXAMS) % TOPICS if "topics" in _needs(loss) else None
+    image = torch.rand(EXAMS, 1, 1, 8, 8, generator=torch.Generator().manual_seed(6))
+    mask = torch.ones(EXAMS, 1, dtype=torch.bool)
+    tensors = [None if tensor is None else place(tensor) for tensor in (image, mask, report, topics)]
+    return Batch([f"exam-{row}" for row in range(EXAMS)], *tensors)  # type: ignore[arg-type]
+
+
+def _outputs(loss: Any, place: Callable[[Tensor], Tensor] = lambda t: t) -> Outputs:
+    """Random ones; what the loss does not declare may not be touched."""
+    needs = _needs(loss)
+
+    def drawn_if(word: str, name: str, value: Tensor) -> Any:
+        return place(value) if word in needs else Untouchable(f"{name} (not in `needs`)")
+
+    patch_mask = torch.ones(EXAMS, 4, dtype=torch.bool)
+    patch_mask[1, 2:] = False
+    features = Features(
+        drawn_if("patches", "patches_BND", drawn(EXAMS, 4, WIDTH)),
+        drawn_if("patches", "patch_mask_BN", patch_mask),
+        drawn_if("pooled", "pooled_BD", drawn(EXAMS, WIDTH, seed=1)),
+    )
+    return Outputs(features, drawn_if("logits", "logits_BTW", 2 * drawn(EXAMS, max(LENGTHS) + 1, WORDS, seed=2)))
+
+
+def _scalars(loss: Any) -> None:
+    promise = "a loss looks at what its `needs` declares, and at nothing else"
+    fix = f"add the word to `needs` (one of {', '.join(NEEDS)}), or do not look at it"
+    with promised(promise, expected=f"needs = {_needs(loss)} to be enough", fix=fix):
+        batch = _batch(loss)
+        count, total = loss.count(batch), loss(batch, _outputs(loss))
+    for name, value in (("count(batch)", count), ("forward(batch, outputs)", total)):
+        hold(
+            isinstance(value, Tensor) and value.dim() == 0 and bool(torch.isfinite(value)),
+            f"{name} gives one number",
+            found=f"shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.dim() else value,
+            expected="a finite tensor without dimensions",
+            fix="sum over the items of the batch",
+        )
+    hold(count >= 0, "a count is not negative", found=float(count), expected="0 or more", fix="count items")
+
+
+def _cut(batch: Batch, outputs: Outputs, exams: slice, *, trim: bool) -> tuple[Batch, Outputs]:
+    """Some exams of a batch, padded as before or only as far as they need."""
+    end = int((batch.report_BT[exams] != PAD).sum(1).max()) if trim else batch.report_BT.shape[1]
+    own = Batch(
+        batch.exam_ids[exams],
+        batch.image_BVCHW[exams],
+        batch.view_mask_BV[exams],
+        batch.report_BT[exams, :end],
+        None if batch.topic_B is None else batch.topic_B[exams],
+    )
+    features = Features(*(value[exams] if isinstance(value, Tensor) else value for value in outputs.features))
+    logits: Any = outputs.logits_BTW
+    return own, replace(
+        outputs, features=features, logits_BTW=logits[exams, : end - 1] if isinstance(logits, Tensor) else logits
+    )
+
+
+def _cuts(loss: Any) -> None:
+    batch, outputs = _batch(loss), _outputs(loss)
+    total, count = loss(batch, outputs).float(), loss.count(batch).float()
+    for cut in CUTS:
+        for trim in (False, True):
+            parts = [_cut(batch, outputs, exams, trim=trim) for exams in cut]
+            sums = torch.stack([loss(*part).float() for part in parts]).sum()
+            counts = torch.stack([loss.count(part[0]).float() for part in parts]).sum()
+            name = f"of {len(cut)} parts" + (" without the padding that they do not need" if trim else "")
+            same(
+                [counts],
+                [count],
+                f"counts {name} add up to that of the batch",
+                "count the items that forward sums over, whatever batch they are in; padding is none",
+            )
+            same(
+                [sums],
+                [total],
+                f"sums {name} add up to that of the batch",
+                "give the sum over items, never a mean, from each exam alone: the engine divides by the count",
+            )
+
+
+def _padding(loss: Any) -> None:
+    batch, outputs = _batch(loss), _outputs(loss)
+    total = loss(batch, outputs)
+    if "logits" in _needs(loss):
+        other = outputs.logits_BTW.clone()
+        other[batch.report_BT[:, 1:] == PAD] = 20 * drawn(WORDS, seed=8)
+        same(
+            [loss(batch, replace(outputs, logits_BTW=other))],
+            [total],
+            "what is written after the end of a report changes nothing",
+            "leave out where report_BT[:, 1:] == PAD (ignore_index=PAD, or multiply by the mask)",
+        )
+    if "patches" in _needs(loss):
+        patches = outputs.features.patches_BND.masked_fill(~outputs.features.patch_mask_BN[..., None], 9.0)
+        same(
+            [loss(batch, replace(outputs, features=outputs.features._replace(patches_BND=patches)))],
+            [total],
+            "masked patches change nothing",
+            "leave out where patch_mask_BN is False",
+        )
+
+
+def _left_alone(loss: Any) -> None:
+    batch, outputs = _batch(loss), _outputs(loss)
+    loss.count(batch), loss(batch, outputs)
+    tensors = [*vars(batch).values(), *outputs.features, outputs.logits_BTW]
+    fresh = [*vars(_batch(loss)).values(), *_outputs(loss).features, _outputs(loss).logits_BTW]
+    pairs = [(one, two) for one, two in zip(tensors, fresh) if isinstance(one, Tensor)]
+    same(
+        [one for one, _ in pairs],
+        [two for _, two in pairs],
+        "a loss leaves batch and outputs as they are",
+        "work on a copy: the next loss looks at the same tensors",
+        0.0,
+    )
+
+
+def _half_precision(loss: Any) -> None:
+    rounded = _outputs(loss, lambda tensor: tensor.bfloat16() if tensor.is_floating_point() else tensor)
+    plain = _outputs(loss, lambda tensor: tensor.bfloat16().float() if tensor.is_floating_point() else tensor)
+    batch = _batch(loss)
+    promise, fix = "half precision keeps the sum", "take .float() of what an encoder or decoder gives, before the sum"
+    with promised(promise, expected="a sum", fix=fix), torch.autocast("cpu", dtype=torch.bfloat16):
+        total = loss(batch, rounded)
+    same([total.float()], [loss(batch, plain).float()], promise, fix, 0.02)
+    hold(total.dtype == torch.float32, promise, found=total.dtype, expected=torch.float32, fix=fix)
+
+
+def _gradients(loss: Any) -> None:
+    batch, outputs = _batch(loss), _outputs(loss)
+    values = {"patches": outputs.features.patches_BND, "pooled": outputs.features.pooled_BD}
+    values["logits"] = outputs.logits_BTW
+    inputs = {word: value.requires_grad_() for word, value in values.items() if word in _needs(loss)}
+    check_gradients(loss, [loss(batch, outputs)], inputs)

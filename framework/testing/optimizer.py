@@ -1,0 +1,131 @@
+"""What an optimizer promises."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from framework.optim import Group, parameter_groups
+from framework.testing.modules import drawn, same
+from framework.testing.promise import Make, hold, made, promised
+
+
+def check_optimizer(make: Make) -> None:
+    """Holds an optimizer to its contract.
+
+    Args:
+        make: The class or function, or what makes one; gets `groups`.
+
+    Raises:
+        BrokenPromise: the first promise that it does not keep.
+    """
+    task, optimizer = _made(make, lr=0.1, encoder_lr=0.01)
+    _groups(optimizer, parameter_groups(task, 0.1, 0.01))
+    before = _weights(task)
+    _step(task, optimizer, 0)
+    for name, (weight, old) in zip(dict(task.named_parameters()), zip(_weights(task), before)):
+        hold(
+            not torch.equal(weight, old),
+            "a step changes every parameter that has a gradient",
+            found=f"{name} as before",
+            expected="a change",
+            fix="make a row of `groups` each, and give all of them to the optimizer",
+        )
+    _saving(make, task, optimizer)
+    _rates(make)
+    _decay(make)
+
+
+class _Task(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(3, 4), nn.Linear(4, 2)
+        with torch.no_grad():
+            for number, weight in enumerate(self.parameters()):
+                weight.copy_(drawn(*weight.shape, seed=number))
+
+
+def _made(make: Make, lr: float, encoder_lr: float) -> tuple[_Task, Any]:
+    task = _Task()
+    promise = "an optimizer is made from `groups`"
+    fix = 'rows such as {"params": group.parameters, "lr": group.lr} for a class of torch.optim'
+    with promised(promise, expected="torch.optim.Optimizer", fix=fix):
+        optimizer = made(make, groups=parameter_groups(task, lr, encoder_lr))
+    right = isinstance(optimizer, torch.optim.Optimizer)
+    hold(right, promise, found=type(optimizer).__name__, expected="torch.optim.Optimizer", fix=fix)
+    return task, optimizer
+
+
+def _weights(task: nn.Module) -> list[Tensor]:
+    return [weight.detach().clone() for weight in task.parameters()]
+
+
+def _step(task: nn.Module, optimizer: Any, number: int) -> None:
+    """A step on the same gradients each time that it is asked for."""
+    for place, weight in enumerate(task.parameters()):
+        weight.grad = drawn(*weight.shape, seed=100 * number + place)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _groups(optimizer: Any, groups: list[Group]) -> None:
+    found = sorted((row["lr"], sum(p.numel() for p in row["params"])) for row in optimizer.param_groups)
+    rates = sorted({rate for rate, _ in found})
+    expected = sorted({group.lr for group in groups})
+    sizes = {rate: sum(n for r, n in found if r == rate) for rate in rates}
+    want = {rate: sum(p.numel() for g in groups if g.lr == rate for p in g.parameters) for rate in expected}
+    hold(
+        sizes == want,
+        "every group learns at its own rate",
+        found=f"parameters by rate: {sizes}",
+        expected=want,
+        fix='take "lr": group.lr for each group',
+    )
+
+
+def _saving(make: Make, task: _Task, optimizer: Any) -> None:
+    promise, fix = "an optimizer saved and loaded goes on to the same numbers", "keep all state in self.state"
+    other, fresh = _made(make, lr=0.1, encoder_lr=0.01)
+    other.load_state_dict(copy.deepcopy(task.state_dict()))
+    packed = io.BytesIO()
+    with promised(promise, expected="a state_dict of tensors and numbers", fix=fix):
+        torch.save(optimizer.state_dict(), packed)
+        packed.seek(0)
+        fresh.load_state_dict(torch.load(packed, weights_only=True))
+    for number in (1, 2, 3):
+        _step(task, optimizer, number)
+        _step(other, fresh, number)
+    same(_weights(other), _weights(task), promise, fix, 1e-6)
+
+
+def _rates(make: Make) -> None:
+    promise, fix = "a rate of 0 changes nothing, whatever it was before", 'multiply every update by group["lr"]'
+    task, optimizer = _made(make, lr=0.1, encoder_lr=0.0)
+    before = _weights(task.encoder)
+    _step(task, optimizer, 0)
+    same(_weights(task.encoder), before, promise, fix, 0.0)
+    for row in optimizer.param_groups:
+        row["lr"] = 0.0  # as a schedule sets it
+    before = _weights(task)
+    _step(task, optimizer, 1)
+    same(_weights(task), before, promise, fix, 0.0)
+
+
+def _decay(make: Make) -> None:
+    task, optimizer = _made(make, lr=0.1, encoder_lr=0.1)
+    before = _weights(task)
+    for weight in task.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    vectors = [number for number, weight in enumerate(before) if weight.dim() == 1]
+    same(
+        [_weights(task)[number] for number in vectors],
+        [before[number] for number in vectors],
+        "biases and norms do not decay",
+        '"weight_decay": weight_decay if group.decay else 0.0',
+        0.0,
+    )
