@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ACCELERATOR := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: env env-dev train test lint bench docs clean
+.PHONY: env env-dev train test package lint bench docs clean
 
 env: $(VENV)/.installed
 env-dev: $(VENV)/.installed-dev
@@ -30,6 +30,10 @@ train: env
 test: env-dev
 	$(BIN)/python -m pytest tests
 
+# Installs wheels of sonoscribe and of examples/plugin-package into an environment of their own, and trains there.
+package:
+	PYTHON=$(PYTHON) ACCELERATOR=$(ACCELERATOR) bash tests/outside_package.sh
+
 lint: env-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -37,6 +41,7 @@ lint: env-dev
 
 bench: env
 	$(BIN)/python -m benchmarks.parts
+	$(BIN)/python -m benchmarks.startup
 
 docs: env
 	$(BIN)/python -m benchmarks.phantom_sheet

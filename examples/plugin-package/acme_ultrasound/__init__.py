@@ -1,0 +1,1 @@
+"""Plugins for Sonoscribe, found by the entry points in setup.cfg."""
