@@ -16,7 +16,7 @@ from framework.distill import Topics, distill
 from framework.exam import Exam, ExamSource
 from framework.image_cache import ImageCache, build_image_cache
 from framework.progress import say
-from framework.recipe import Choice, Recipe, load_recipe
+from framework.recipe import Choice, Recipe, RecipeError, load_recipe
 from framework.registry import PluginError, find, load
 from framework.report_space import ReportSpace
 from framework.scoring import Scorer
@@ -151,6 +151,7 @@ def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path, trained:
     with accelerator.main_process_first():
         source = build_dataset(recipe)
         splits = load_exams(source)
+        require_a_batch(recipe, len(splits["train"]))  # before hours of decoding, and again for what was left out
         tokenizer = build_tokenizer(recipe, [exam.report for exam in splits["train"]], trained)
         cache, problems = build_image_cache(
             [exam for exams in splits.values() for exam in exams],
@@ -175,7 +176,7 @@ def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path, trained:
 
 def require_a_batch(recipe: Recipe, training_exams: int) -> None:
     if training_exams < recipe.train.batch_size:
-        raise ValueError(
+        raise RecipeError(
             f"train.batch_size: {recipe.train.batch_size} is more than the {training_exams} training exams"
         )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -108,7 +109,12 @@ def load_checkpoint(checkpoint: Path, task: nn.Module, optimizer: Any, recipe_ha
     Raises:
         CheckpointError: a file is missing or its bytes have changed, or it was trained under another recipe.
     """
-    manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+    listed = checkpoint / "manifest.json"
+    try:
+        manifest = json.loads(listed.read_text(encoding="utf-8"))
+    except ValueError as error:
+        older = f"resume={checkpoint.parent}/step-N"
+        raise CheckpointError(f"{listed}: damaged, not JSON ({error}); go on from an older one, {older}") from None
     for name, (size, digest) in manifest.items():
         path = checkpoint / name
         if not path.is_file() or path.stat().st_size != size or _digest(path) != digest:
@@ -146,7 +152,11 @@ def load_weights(folder: Path, task: nn.Module) -> None:
     path = folder / "model.safetensors"
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected the folder of a run that has validated once")
-    missing, unknown = task.load_state_dict(load_file(path), strict=False)
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged ({error}); copy the run's model/ again") from None
+    missing, unknown = task.load_state_dict(weights, strict=False)
     wrong = [name for name in missing if name.startswith(EXPORTED)] + list(unknown)
     if wrong:
         raise CheckpointError(f"{path} does not fit its recipe; first names that differ: {', '.join(wrong[:5])}")

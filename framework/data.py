@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from framework.exam import Batch, Exam
 from framework.image_cache import ImageCache
+from framework.recipe import RecipeError
 from framework.special_tokens import PAD
 
 
@@ -95,14 +96,14 @@ class Slices:
         """`micro_batch` None takes a process's whole share at once.
 
         Raises:
-            ValueError: batch_size is not micro_batch x processes x a whole number; names the nearest that is.
+            RecipeError: batch_size is not micro_batch x processes x a whole number; names the nearest that is.
         """
         micro = micro_batch or batch_size // processes
         unit = micro * processes
         if micro < 1 or batch_size % unit:
             unit = unit if micro_batch else processes
             fits = sorted({max(1, batch_size // unit) * unit, (batch_size // unit + 1) * unit})
-            raise ValueError(
+            raise RecipeError(
                 f"train.batch_size: {batch_size} exams do not divide into {processes} processes x micro-batches of "
                 f"{max(1, micro)}. The nearest sizes that do: {', '.join(map(str, fits))}"
             )

@@ -11,24 +11,24 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 
 from framework.image_cache import usable_cores
-from framework.recipe import Recipe
+from framework.recipe import Recipe, RecipeError
 
 
 def start_accelerator(recipe: Recipe) -> Accelerator:
     """An Accelerator that takes precision from the recipe, and processes from the launcher.
 
     Raises:
-        ValueError: the launcher sets what the recipe owns, or this machine cannot do what the recipe asks for.
+        RecipeError: the launcher sets what the recipe owns, or this machine cannot do what the recipe asks for.
     """
     accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if accumulation != "1":
-        raise ValueError(
+        raise RecipeError(
             f"The launcher sets gradient_accumulation_steps={accumulation}, but accumulation follows from the recipe: "
             f"train.batch_size {recipe.train.batch_size}, train.micro_batch {recipe.train.micro_batch}. "
             "Leave the flag out and set train.micro_batch."
         )
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        raise ValueError(
+        raise RecipeError(
             "The launcher asks for DeepSpeed or FSDP, but distributed.strategy is "
             f"'{recipe.distributed.strategy}' and offers auto and ddp. Launch with --multi_gpu."
         )
@@ -44,7 +44,7 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
         handlers = [InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=2))]
     precision = precision_of(recipe)
     if precision == "fp16" and cpu:
-        raise ValueError("train.precision: fp16 needs a GPU; expected auto, fp32 or bf16 on this machine")
+        raise RecipeError("train.precision: fp16 needs a GPU; expected auto, fp32 or bf16 on this machine")
     return Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=handlers)
 
 

@@ -24,7 +24,10 @@ def encode_views(
     """
     views, known = view_mask_BV.shape[1], position_VD.shape[0]
     if views > known:
-        raise ValueError(f"an exam has {views} views, the encoder is built for {known}: raise model.encoder.max_views")
+        raise ValueError(
+            f"an exam has {views} views, the encoder is built for {known}: raise model.encoder.max_views and train "
+            "anew, or give fewer views"
+        )
     rows = view_mask_BV.nonzero()  # places, not a mask: their number is the shape of what comes, even of fake images
     maps_MDhw = backbone(image_BVCHW[rows[:, 0], rows[:, 1]])
     patches_MPD = maps_MDhw.flatten(2).transpose(1, 2)

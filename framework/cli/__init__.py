@@ -16,6 +16,7 @@ import typer
 from framework.cli import data, plugins, recipes, runs
 
 TRACEBACK = "SONOSCRIBE_TRACEBACK"
+ROOT = Path(__file__).resolve().parents[2]
 
 app = typer.Typer(
     add_completion=False,
@@ -52,11 +53,21 @@ def rank() -> int:
 
 
 def with_verb(words: Sequence[str]) -> list[str]:
-    """Puts `train` before words that begin with a recipe."""
-    verbs = {verb.__name__ for verb in VERBS} | {"data"}
-    if words and words[0] not in verbs and not words[0].startswith("-"):
-        return ["train", *words]
-    return list(words)
+    """Puts `train` before words that begin with a recipe.
+
+    Raises:
+        ValueError: the first word is no recipe, and looks like a verb.
+    """
+    verbs = [*(verb.__name__ for verb in VERBS), "data"]
+    if not words or words[0] in verbs or words[0].startswith("-"):
+        return list(words)
+    from framework.recipe.source import shipped_recipes
+    from framework.registry import did_you_mean
+
+    first, guess = words[0], did_you_mean(words[0], verbs)
+    if guess and first.isalpha() and first not in shipped_recipes() and not Path(first).exists():
+        raise ValueError(f"{first}: neither a verb nor a recipe.{guess} Verbs: {', '.join(verbs)}")
+    return ["train", *words]
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -73,7 +84,6 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def _complain(error: ValueError | OSError) -> None:
     """Tells an error once: what every rank finds alike is left to rank 0."""
-    from framework.exam import ExamError
     from framework.recipe.source import RecipeError
     from framework.registry import PluginError
 
@@ -82,5 +92,13 @@ def _complain(error: ValueError | OSError) -> None:
         return
     who = f"rank {rank()}: " if rank() else ""
     print(f"{who}{error}", file=sys.stderr)
-    if not (alike or isinstance(error, ExamError)):
+    if not _ours(error):
         print(f"({TRACEBACK}=1 shows where in the code)", file=sys.stderr)
+
+
+def _ours(error: BaseException) -> bool:
+    """Whether we raised it ourselves, and so said all that helps; what a library says may need the place."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(ROOT)

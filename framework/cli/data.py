@@ -25,7 +25,8 @@ def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     for problem in problems:
         print(f"{'warning: ' if isinstance(problem, ExamWarning) else ''}{problem}")
     errors = sum(not isinstance(problem, ExamWarning) for problem in problems)
-    print(f"{errors} problems, {len(problems) - errors} warnings")
+    warnings = len(problems) - errors
+    print(f"{errors} problem{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}")
     if errors:
         raise typer.Exit(2)
 

@@ -47,4 +47,5 @@ def must_exist(path: Path, what: str) -> None:
         from framework.registry import did_you_mean
 
         near = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ValueError(f"{path}: no such {what}.{did_you_mean(str(path), near)}")
+        guess = did_you_mean(str(path), near)
+        raise ValueError(f"{path}: no such {what}{guess and f'.{guess}'}")

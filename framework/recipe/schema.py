@@ -145,7 +145,7 @@ class Evaluate(Section):
     """Power of the length that a report's log-probability is divided by; more than 1 favors long reports."""
     no_repeat: NonNegativeInt = 0
     """Length in tokens of the sequences that may not come twice in a report; 0: all may."""
-    max_tokens: PositiveInt = 150
+    max_tokens: Annotated[int, Field(ge=3)] = 150
     """Longest report in tokens, begin and end included."""
     batch_size: PositiveInt = 32
     """Exams that one process writes reports of at a time."""

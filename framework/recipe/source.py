@@ -130,6 +130,12 @@ def parse(text: str, name: str) -> yaml.Node | None:
             problem += "; inside { } or [ ] a reference stands in quotes: '${a.b}'"
         elif "expected ',' or" in problem:
             problem += "; is a bracket left open?"
+        elif "mapping values are not allowed" in problem:
+            problem += "; is a colon missing in the line above, or does a text with ': ' lack quotes?"
+        elif "expected <block end>" in problem:
+            problem += "; is the line indented like its neighbours?"
+        elif "found another document" in problem:
+            problem += "; a recipe is one document, so take out the line ---"
         raise RecipeError(f"{place}: {problem}") from None
     except yaml.reader.ReaderError as error:
         read = text[: error.position]

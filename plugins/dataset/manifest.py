@@ -135,10 +135,9 @@ class Manifest:
             named[split] = entries
         lacking = [split for split in SPLITS if split not in named]
         if lacking:
-            near = did_you_mean(lacking[0], [name for name in found if name not in SPLITS])
             raise ValueError(
-                f"{self.file}: no split {', '.join(lacking)}; found {', '.join(found) or 'nothing'}.{near}"
-                f" Expected {', '.join(SPLITS)}"
+                f"{self.file}: no split {', '.join(lacking)}; found {', '.join(found) or 'nothing'}, expected "
+                f"{', '.join(SPLITS)}"
             )
         for split in SPLITS:
             if not isinstance(named[split], list) or not named[split]:
@@ -187,7 +186,8 @@ class Manifest:
         report = entry[key] if key is not None else None
         if key is None:
             near = did_you_mean(self.report_keys[0], list(entry))
-            problems.append(ExamError(exam_id, f"has no {' or '.join(self.report_keys)} ({split}){near}"))
+            other = ", or name another key: data.dataset.report_key" if len(self.report_keys) > 1 else ""
+            problems.append(ExamError(exam_id, f"has no {', '.join(self.report_keys)} ({split}){near or other}"))
         elif not isinstance(report, str) or not report.strip():
             what = "is empty" if isinstance(report, str) else f"is a {_kind(report)}, expected text"
             problems.append(ExamError(exam_id, f"{key} {what} ({split})"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -78,6 +79,8 @@ def _from_weights(weights: str, config: ResNetConfig, depth: int) -> ResNetModel
     try:
         model = ResNetModel.from_pretrained(weights, use_safetensors=True)
     except (OSError, ValueError) as error:
+        if weights[0] in "./~" and not Path(weights).is_dir():
+            raise ValueError(f"model.encoder.weights: no such folder: {weights}") from None
         raise ValueError(
             f"model.encoder.weights: '{weights}' does not load ({str(error).splitlines()[0]}). "
             "Expected a folder with config.json and model.safetensors, or a name on the model hub."

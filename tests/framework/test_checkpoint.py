@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from framework.checkpoint import CheckpointError, Progress, latest_checkpoint, load_checkpoint, save_checkpoint
+from framework.checkpoint import (
+    CheckpointError,
+    Progress,
+    latest_checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 
 
 def trained(steps: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -67,6 +74,19 @@ def test_a_missing_file_is_found(tmp_path: Path) -> None:
     (path / "optimizer.pt").unlink()
     with pytest.raises(CheckpointError, match="missing or damaged"):
         load_checkpoint(path, *trained(), "abc")
+
+
+def test_a_damaged_manifest_names_itself_and_the_way_out(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    (path / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"manifest\.json: damaged, not JSON .*; go on from an older one, resume="):
+        load_checkpoint(path, *trained(), "abc")
+
+
+def test_a_damaged_model_names_itself(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
+        load_weights(tmp_path, nn.Linear(3, 2))
 
 
 def test_another_recipe_is_refused(tmp_path: Path) -> None:

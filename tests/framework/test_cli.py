@@ -124,7 +124,7 @@ def test_validate_of_good_recipes_ends_well(run):
 
 def test_explain_names_the_file_and_line(run):
     code, out, _ = run("explain", "thyroid", "distiller.topics")
-    assert code == 0 and out.splitlines()[1].split() == ["distiller.topics", "5", "recipes/thyroid.yaml:6:13"]
+    assert code == 0 and out.splitlines()[1].split() == ["distiller.topics", "5", "recipes/thyroid.yaml:7:13"]
 
 
 def test_a_mistake_ends_in_code_2_without_a_traceback_and_every_rank_but_one_is_silent(run, monkeypatch):
@@ -137,7 +137,20 @@ def test_a_mistake_ends_in_code_2_without_a_traceback_and_every_rank_but_one_is_
 def test_a_mistake_that_one_rank_alone_may_meet_names_the_rank(run, monkeypatch):
     monkeypatch.setenv("RANK", "3")
     _, _, err = run("predict", "no/such/run", "x.png")
-    assert err.startswith("rank 3: no/such/run: no such run folder.")
+    assert err.startswith("rank 3: no/such/run: no such run folder")
+
+
+def test_a_verb_with_a_typing_error_is_not_taken_for_a_recipe(run):
+    code, _, err = run("trian", "breast")
+    assert code == 2
+    assert err.startswith("trian: neither a verb nor a recipe. Did you mean 'train'? Verbs: train, ls, ")
+
+
+def test_the_place_in_the_code_is_offered_for_what_a_library_says_and_not_for_what_we_say(run, tmp_path):
+    assert cli.TRACEBACK not in run("predict", "no/such/run", "x.png")[2]
+    (tmp_path / "file").write_text("")
+    code, _, err = run("data", "make", "smoke", str(tmp_path / "file" / "folder"))
+    assert code == 2 and f"({cli.TRACEBACK}=1 shows where in the code)" in err
 
 
 def test_the_traceback_is_there_when_asked_for(monkeypatch):
@@ -162,7 +175,7 @@ def test_data_check_fails_on_a_broken_image(run, tmp_path):
     next((out / "images").iterdir()).write_bytes(b"no image")
     manifest = f"data.dataset={{name: manifest, file: {out}/manifest.json, images: {out}}}"
     code, said, _ = run("data", "check", "smoke", manifest)
-    assert code == 2 and "1 problems" in said
+    assert code == 2 and "1 problem, 0 warnings" in said
 
 
 def test_launch_is_a_door_of_its_own():

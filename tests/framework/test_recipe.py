@@ -177,7 +177,7 @@ SECTIONS = st.fixed_dictionaries(
             },
         ),
         "checkpoint": st.fixed_dictionaries({}, optional={"every_steps": st.none() | st.integers(1, 9)}),
-        "run": st.fixed_dictionaries({"name": st.from_regex(r"\A[a-zA-Z0-9][\w.+-]{0,9}\Z", fullmatch=True)}),
+        "run": st.fixed_dictionaries({"name": st.from_regex(r"\A[a-zA-Z0-9][a-zA-Z0-9_.+-]{0,9}\Z", fullmatch=True)}),
         "resume": WORDS,
     },
 )

@@ -141,7 +141,7 @@ def test_ids_and_patients_that_splits_share_are_an_error(listed):
         ("1", "holds a number"),
         ("[1]", "number 1 of the list is a number; in a flat list every exam says its split"),
         ('[{"uid": 1}]', "number 1 of the list has no split; in a flat list"),
-        ('{"train": [1], "vall": [1], "test": [1]}', "no split val; found train, vall, test. Did you mean 'vall'"),
+        ('{"train": [1], "vall": [1], "test": [1]}', "no split val; found train, vall, test, expected train,"),
         ('{"train": [1], "val": [1], "valid": [1], "test": [1]}', "the splits valid and val are both there"),
         ('{"train": [1], "val": [], "test": [1]}', "split val is empty"),
         ('{"train": [1], "train": [2], "val": [1], "test": [1]}', "the key 'train' stands twice"),
@@ -307,6 +307,6 @@ def test_a_report_under_another_key_is_guessed_at(listed):
     found, save = listed
     found["train"][0]["findigs"] = found["train"][0].pop("finding")
     with pytest.raises(
-        ValueError, match=r"exam 1: has no finding or findings or report \(train\) Did you mean 'findigs'\?"
+        ValueError, match=r"exam 1: has no finding, findings, report \(train\) Did you mean 'findigs'\?"
     ):
         save().splits()

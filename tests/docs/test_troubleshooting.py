@@ -1,0 +1,237 @@
+"""docs/troubleshooting.md has a row for every message that the code can say, and no row that it cannot say any more.
+
+Messages are read from the source text: what is raised, noted as a problem or a notice, warned of, said during a run. A
+message is the list of its literal pieces; what a run fills in stands in the page as a WORD IN CAPITALS.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "troubleshooting.md"
+OURS = ("framework", "plugins")
+FOR_AUTHORS = ("framework/testing", "framework/templates")  # what tests of plugins say, not what users meet
+SPEAKERS = {"note", "say", "warn", "warning", "ExamError", "ExamWarning", "BadParameter", "exit", "_refuse"}
+LISTS = ("problems", "notices")
+NOT_FOR_USERS = {"AssertionError", "KeyError", "Exit"}
+OTHERS = "<!-- not from this code -->"  # closes the part of the page whose messages are ours
+HOLE = re.compile(r"%[sdr]|\{\w+\}")  # of logging and of str.format
+WORD = re.compile(r"[A-Za-z]{2,}")
+PLAIN_WORD = re.compile(r"\b[a-z]{3,}\b")
+# A piece that begins or ends with a letter is no part of a longer word: `is` strikes nothing out of `this`.
+WORD_BEGINS, WORD_ENDS = r"(?:(?<![a-z])|(?![A-Za-z]))", r"(?:(?![a-z])|(?<![A-Za-z]))"
+
+
+@dataclass(frozen=True)
+class Message:
+    where: str
+    pieces: tuple[str, ...]
+
+    @property
+    def longest(self) -> str:
+        """The words to look for: the piece with the most of them."""
+        return max(self.pieces, key=lambda piece: (words_in(piece), len(piece)))
+
+
+def words_in(text: str) -> int:
+    return sum(bool(WORD.search(word)) for word in text.split())
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.replace("`", "").replace(r"\|", "|").split())
+
+
+def last_name(node: ast.expr | None) -> str:
+    return ast.unparse(node).split(".")[-1] if isinstance(node, (ast.Name, ast.Attribute)) else ""
+
+
+class Reader:
+    """One source file: finds its messages, and follows the names in them to the texts they were given."""
+
+    def __init__(self, path: Path) -> None:
+        self.tree = ast.parse(path.read_text(encoding="utf-8"))
+        self.path = path.relative_to(ROOT)
+        nodes = list(ast.walk(self.tree))
+        self.functions = {node.name: node for node in nodes if isinstance(node, ast.FunctionDef)}
+
+    def messages(self) -> Iterator[Message]:
+        for statement in self.tree.body:
+            if isinstance(statement, ast.Assign) and last_name(statement.targets[0]) == "EXPECTED":
+                yield from self._told(statement, [statement.value], self.tree)
+        yield from self._within(self.tree, self.tree)
+
+    def _within(self, node: ast.AST, scope: ast.AST) -> Iterator[Message]:
+        for child in ast.iter_child_nodes(node):
+            inner = child if isinstance(child, ast.FunctionDef) else scope
+            yield from self._told(child, _spoken(child), inner)
+            yield from self._within(child, inner)
+
+    def _told(self, node: ast.AST, spoken: list[ast.expr], scope: ast.AST) -> Iterator[Message]:
+        for expression in spoken:
+            for line, pieces in self._texts(expression, scope, frozenset()):
+                yield Message(f"{self.path}:{line}", tuple(filter(None, map(one_line, pieces))))
+
+    def _texts(self, node: ast.expr, scope: ast.AST, seen: frozenset[str]) -> Iterator[tuple[int, list[str]]]:
+        """The texts that an expression can be, each with its line, cut where something is filled in."""
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, HOLE.split(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            yield node.lineno, [str(part.value) for part in node.values if isinstance(part, ast.Constant)]
+        parts: list[ast.expr] = []
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value for part in node.values if isinstance(part, ast.FormattedValue)]
+        elif isinstance(node, ast.IfExp):
+            parts = [node.body, node.orelse]
+        elif isinstance(node, ast.BinOp):
+            parts = [node.left, node.right]
+        elif isinstance(node, (ast.Tuple, ast.List)):
+            parts = node.elts
+        elif isinstance(node, ast.Dict):
+            parts = node.values
+        elif isinstance(node, ast.ListComp):
+            parts = [node.elt]
+        elif isinstance(node, ast.Call):
+            name = last_name(node.func)
+            if name in SPEAKERS or name.endswith(("Error", "Warning")):
+                parts = node.args
+            elif name in self.functions and name not in seen:
+                function = self.functions[name]
+                parts = [n.value for n in ast.walk(function) if isinstance(n, (ast.Return, ast.Yield)) and n.value]
+                scope, seen = function, seen | {name}
+        elif isinstance(node, ast.Name) and node.id not in seen:
+            parts, seen = list(_given(node.id, scope)), seen | {node.id}
+        for part in parts:
+            yield from self._texts(part, scope, seen)
+
+
+def _spoken(node: ast.AST) -> list[ast.expr]:
+    """The expressions in which a statement or call tells something to a person."""
+    if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+        return [] if last_name(node.exc.func) in NOT_FOR_USERS else node.exc.args + [k.value for k in node.exc.keywords]
+    if isinstance(node, ast.AugAssign) and last_name(node.target) in LISTS:
+        return [node.value]
+    if not isinstance(node, ast.Call):
+        return []
+    name = last_name(node.func)
+    on_list = name == "append" and isinstance(node.func, ast.Attribute) and last_name(node.func.value) in LISTS
+    to_person = name == "print" and any(ast.unparse(k.value) == "sys.stderr" for k in node.keywords)
+    return node.args if name in SPEAKERS or on_list or to_person else []
+
+
+def _given(name: str, scope: ast.AST) -> Iterator[ast.expr]:
+    """What a name is given in a function, by = or += or as a loop's item."""
+    for node in ast.walk(scope):
+        if isinstance(node, (ast.Assign, ast.For)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)]
+            if name in names:
+                yield node.value if isinstance(node, ast.Assign) else node.iter
+        elif isinstance(node, ast.AugAssign) and last_name(node.target) == name:
+            yield node.value
+
+
+@cache
+def messages() -> tuple[Message, ...]:
+    found = []
+    for folder in OURS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if not path.relative_to(ROOT).as_posix().startswith(FOR_AUTHORS):
+                found += [message for message in Reader(path).messages() if message.pieces]
+    return tuple(dict.fromkeys(found))
+
+
+@cache
+def quoted() -> tuple[str, ...]:
+    """The first cells of the page's tables: the messages that it says this code has."""
+    ours, closed, _ = PAGE.read_text(encoding="utf-8").partition(OTHERS)
+    assert closed, f"{PAGE}: no line {OTHERS} before the messages of other libraries"
+    rows = re.findall(r"(?m)^\| (.*?[^\\]) \| .*\w.* \|$", ours)  # a row that says nothing of its message is none
+    return tuple(one_line(row) for row in rows if "`" in row)
+
+
+def needs_a_row(message: Message) -> bool:
+    """Whether it has words of its own; the rest passes on what another message says."""
+    return words_in(message.longest) >= 2
+
+
+def missing(told: tuple[Message, ...], rows: tuple[str, ...]) -> list[str]:
+    lacking = [m for m in told if needs_a_row(m) and not any(m.longest in row for row in rows)]
+    return [f"{m.where}: {' ... '.join(m.pieces)}" for m in lacking]
+
+
+def stale(told: tuple[Message, ...], rows: tuple[str, ...]) -> list[str]:
+    """Rows with words that no message has: longest pieces are struck out first."""
+    pieces = sorted({piece for m in told for piece in m.pieces if WORD.search(piece)}, key=len, reverse=True)
+    found = []
+    for row in rows:
+        left = row
+        for piece in pieces:
+            if piece in left:
+                left = re.sub(WORD_BEGINS + re.escape(piece) + WORD_ENDS, " | ", left)
+        if words := PLAIN_WORD.findall(left):
+            found.append(f"{row}\n    (no message says: {' '.join(words)})")
+    return found
+
+
+def test_every_message_has_a_row() -> None:
+    lines = missing(messages(), quoted())
+    assert not lines, (
+        f"{len(lines)} messages have no row in docs/troubleshooting.md. Add for each, to the table of the place where "
+        "a person meets it, | `message, WORDS IN CAPITALS for what is filled in` | what it means, what to do |:\n  "
+        + "\n  ".join(lines)
+    )
+
+
+def test_no_row_tells_of_a_message_that_is_gone() -> None:
+    lines = stale(messages(), quoted())
+    assert not lines, (
+        f"{len(lines)} rows of docs/troubleshooting.md quote what no message in framework/ or plugins/ says. Mend or "
+        "take out (messages of other libraries stand below the line " + OTHERS + "):\n  " + "\n  ".join(lines)
+    )
+
+
+def test_no_message_has_two_rows() -> None:
+    rows = quoted()
+    assert sorted(rows) == sorted(set(rows))
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ('raise ValueError(f"{path}: no such {what}, look again")', [": no such", ", look again"]),
+        ('raise ValueError("one line " "after another")', ["one line after another"]),
+        ('def f():\n    what = "is gone"\n    problems.append(f"{x}: {what}")', ["is gone"]),
+        ('def g():\n    return "is no list"\n\ndef f():\n    note = g()\n    say(f"it {note}")', ["it", "is no list"]),
+        ('for key, text in h():\n    say(text)\n\ndef h():\n    yield 1, "which is wrong"', ["which is wrong"]),
+        ('log.warning("%s is damaged (%s)", a, b)', ["is damaged (", ")"]),
+        ('notices += [f"{x}: dropped keys"]', [": dropped keys"]),
+        ('raise AssertionError("ours to mend")', []),
+        ('print("done")', []),
+    ],
+)
+def test_messages_are_found_however_they_are_put_together(
+    source: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    file = tmp_path / "one.py"
+    file.write_text(source, encoding="utf-8")
+    pieces = [piece for message in Reader(file).messages() for piece in message.pieces]
+    assert set(expected) <= set(pieces)
+    assert expected or not pieces
+
+
+def test_a_changed_message_is_missing_and_its_old_row_stale() -> None:
+    told = (Message("a.py:1", ("the folder", "holds nothing at all")),)
+    assert missing(told, ("the folder FOLDER holds nothing at all",)) == []
+    assert stale(told, ("the folder FOLDER holds nothing at all",)) == []
+    old = ("the folder FOLDER is empty",)
+    assert missing(told, old) == ["a.py:1: the folder ... holds nothing at all"]
+    assert "no message says: empty" in stale(told, old)[0]
