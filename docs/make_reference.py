@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from framework.listing import body, key_rows, snippet  # noqa: E402
+from framework.listing import SECTION, describe, in_words  # noqa: E402
 from framework.recipe.json_schema import BESIDE, json_schema  # noqa: E402
 from framework.recipe.merge import REPLACE, value_at  # noqa: E402
 from framework.recipe.schema import CHOICES, SLOTS  # noqa: E402
@@ -27,34 +26,17 @@ FOLDER = ROOT / "docs" / "reference"
 NOTE = "<!-- Written by docs/make_reference.py from the code: change it there, then run that again. -->"
 REQUIRED = "(required)"
 HEAD = ("key", "type", "default", "meaning")
+PLUGIN_HEAD = ("key", "type", "default", "unit", "meaning")
 Schema = dict[str, Any]
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
-    lines = [HEAD, tuple("---" for _ in HEAD), *rows]
+def table(rows: list[tuple[str, ...]], head: tuple[str, ...] = HEAD) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
 
 
 def code(value: Any) -> str:
     return f"`{value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}`"
-
-
-def in_words(schema: Schema) -> str:
-    """The type of a value, as a person would say it."""
-    if "anyOf" in schema:
-        return " or ".join(in_words(option) for option in schema["anyOf"] if "$ref" not in option)
-    if "enum" in schema or "const" in schema:
-        return ", ".join(code(value) for value in schema.get("enum", [schema.get("const")]))
-    word = {
-        "integer": "whole number",
-        "number": "number",
-        "string": "text",
-        "boolean": "`true` or `false`",
-        "null": "`null`",
-    }[schema["type"]]
-    limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    said = [f"{text} {schema[limit]:.12g}" for limit, text in limits.items() if limit in schema]
-    return f"{word} {', '.join(said)}" if said else word
 
 
 def default(key: Key, schema: Schema) -> str:
@@ -69,7 +51,7 @@ def default(key: Key, schema: Schema) -> str:
 
 def row(key: Key, schema: Schema) -> tuple[str, ...]:
     kind = SLOTS.get(key) or SLOTS.get((*key, "*"))
-    words = in_words(schema) if kind is None else f"[{kind}](plugins.md#{kind})"
+    words = in_words(schema, code) if kind is None else f"[{kind}](plugins.md#{kind})"
     if kind in ("loss", "metric"):
         words = f"{'block' if kind == 'loss' else 'list'} of {words}"
     elif kind and {"type": "null"} in schema["anyOf"]:
@@ -125,20 +107,18 @@ def recipe_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-SECTION = re.compile(r"^([A-Z]\w+):\n((?:[ \t]+.*(?:\n|\Z)|[ \t]*\n)+)", re.MULTILINE)
-
-
 def plugin_part(plugin: Plugin) -> str:
     """One plugin: what it is, the rest of its docstring, its keys, and a piece of recipe."""
+    found = describe(plugin)
     place = plugin.path.relative_to(PLUGINS.parent)
-    # Indented sections would be blocks of code in Markdown; the source stands last, wherever `body` has it.
-    sources = [f"Source: {one_line(text)}" for title, text in SECTION.findall(plugin.doc) if title == "Source"]
-    text = SECTION.sub(
-        lambda found: "" if found[1] == "Source" else f"{found[1]}: {one_line(found[2])}\n\n", body(plugin)
-    )
+    # Indented sections would be blocks of code in Markdown.
+    text = SECTION.sub(lambda part: f"{part[1]}: {one_line(part[2])}\n\n", found.body)
     keys = [
-        (code(name), code(kind), value if value == REQUIRED else code(value), doc)
-        for name, kind, value, doc in key_rows(plugin)
+        (code(key.name), key.type, REQUIRED if key.required else code(key.default), key.unit, key.meaning)
+        for key in found.keys
+    ]
+    fit = [
+        f"{word}: {', '.join(values)}." for word, values in (("Needs", found.needs), ("Gives", found.gives)) if values
     ]
     return "\n\n".join(
         part
@@ -146,10 +126,10 @@ def plugin_part(plugin: Plugin) -> str:
             f"### {plugin.kind}/{plugin.name}",
             plugin.summary,
             text.strip(),
-            *sources,
-            f"Code: [{place}](../../{place})",
-            table(keys) if keys else "It has no keys.",
-            f"```yaml\n{snippet(plugin)}\n```",
+            f"Source: {found.source}",
+            " ".join([f"Code: [{place}](../../{place}).", *fit]),
+            table(keys, PLUGIN_HEAD) if keys else "It has no keys.",
+            f"```yaml\n{found.snippet}\n```",
         )
         if part
     )

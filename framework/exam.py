@@ -79,7 +79,7 @@ class Batch:
 
 
 class Features(NamedTuple):
-    """What an encoder gives."""
+    """What an encoder gives. None stands for what its `gives` leaves out, which no part of the recipe then needs."""
 
     patches_BND: Tensor
     patch_mask_BN: Tensor  # bool, True where there is a patch

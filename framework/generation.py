@@ -57,7 +57,8 @@ def generate(
     Args:
         no_repeat: no n-gram of this many words occurs twice in a report; 0 lets them.
     """
-    batch, device = features.pooled_BD.shape[0], features.pooled_BD.device
+    given = features.patches_BND if features.pooled_BD is None else features.pooled_BD
+    batch, device = given.shape[0], given.device
     state = select(decoder.start(features), torch.arange(batch, device=device).repeat_interleave(beam))
     words_BKT = torch.empty(batch, beam, 0, dtype=torch.long, device=device)
     # Only the first beam of each exam counts at the start, or all beams would be the same.

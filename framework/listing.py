@@ -2,93 +2,199 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from framework.recipe.schema import SLOTS
-from framework.recipe.source import RECIPES
-from framework.registry import KINDS, Plugin, PluginError, catalogue, did_you_mean, find, short
-from framework.signature import RESERVED, keys_of
+from framework.recipe.source import read_text, shipped_recipes
+from framework.registry import KINDS, Plugin, PluginError, broken, catalogue, did_you_mean, find, short, unusable
+from framework.signature import RESERVED, Key, given, gives, keys_of, needs
 
 RECIPE_WORD = "recipe"  # `ls recipe` lists these, though they are no plugins
-Row = tuple[str, str, str, str]
+MODELINE = "# yaml-language-server:"
+# What build.py hands over, in words.
+GIVEN = {
+    "channels": "channels of an image (data.channels)",
+    "vocabulary_size": "words that the tokenizer knows",
+    "feature_width": "width of the encoder's features",
+    "max_tokens": "longest report (evaluate.max_tokens)",
+    "segment": "the tokenizer's cut of a text into words",
+    "seed": "seed of the run (train.seed)",
+    "topic_count": "topics that the distiller found",
+    "word_vectors_WD": "where each word points in the report space",
+    "groups": "parameters by learning rate and decay",
+    "steps": "steps of the whole run",
+}
+SECTION = re.compile(r"^([A-Z]\w+):[ \t]*\n((?:[ \t]+.*(?:\n|\Z)|[ \t]*\n)+)", re.MULTILINE)
+JSON_TYPES = {
+    "integer": "whole number",
+    "number": "number",
+    "string": "text",
+    "boolean": "true or false",
+    "null": "null",
+    "array": "list",
+    "object": "mapping",
+}
+LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 
 
-def plugin_rows(kind: str | None, files: tuple[Path, ...] = ()) -> list[Row]:
-    """Kind, name, summary and place of every plugin, of one kind if asked."""
-    kind = kind.removesuffix("s") if kind and kind not in KINDS else kind  # `ls losses` reads well too
-    kind = "loss" if kind == "losse" else kind
-    if kind is not None and kind not in KINDS:
-        known = [*KINDS, RECIPE_WORD]
-        raise PluginError(f"Unknown kind '{kind}'.{did_you_mean(kind, known)} Known: {', '.join(known)}")
+@dataclass(frozen=True)
+class KeyDescription:
+    """One key of a plugin, in words."""
+
+    name: str
+    type: str
+    required: bool
+    default: Any
+    unit: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """All that is known of a plugin without importing it."""
+
+    kind: str
+    name: str
+    summary: str
+    body: str
+    source: str  # paper and equation
+    where: str  # file:line
+    module: str | None  # None: a file that a recipe names
+    origin: str  # "shipped", "file", or the name and version of its distribution
+    signature: str
+    given: dict[str, str]  # what the run hands over
+    needs: tuple[str, ...]
+    gives: tuple[str, ...]
+    keys: tuple[KeyDescription, ...]
+    snippet: str
+
+
+def describe(plugin: Plugin) -> Description:
+    """Raises `PluginError` where its signature, `needs` or `gives` cannot be read."""
+    model_part = plugin.kind in ("encoder", "decoder", "loss", "distiller")
+    return Description(
+        kind=plugin.kind,
+        name=plugin.name,
+        summary=plugin.summary,
+        body=body(plugin),
+        source=source(plugin),
+        where=plugin.where,
+        module=plugin.module,
+        origin=plugin.origin,
+        signature=f"{plugin.qualname}({_arguments(plugin)})",
+        given={name: GIVEN[name] for name in given(plugin)},
+        needs=needs(plugin) if model_part else (),
+        gives=gives(plugin) if model_part else (),
+        keys=tuple(_key(key) for key in keys_of(plugin)),
+        snippet=snippet(plugin),
+    )
+
+
+def plugins_of(kind: str | None, files: tuple[Path, ...] = ()) -> list[Plugin]:
+    """The plugins of a kind, or of all kinds in their order, by name. `losses` is read as `loss`."""
+    if kind is not None:
+        singular = {f"{known}es" if known.endswith("s") else f"{known}s": known for known in KINDS}
+        kind = singular.get(kind, kind)
+        if kind not in KINDS:
+            known = [*KINDS, RECIPE_WORD]
+            raise PluginError(f"Unknown kind '{kind}'.{did_you_mean(kind, known)} Known: {', '.join(known)}")
     order = list(KINDS)
-    plugins = [p for p in catalogue(files).values() if kind in (None, p.kind)]
-    plugins.sort(key=lambda p: (order.index(p.kind), p.name))
-    return [(p.kind, p.name, p.summary, short(p.path)) for p in plugins]
+    plugins = [plugin for plugin in catalogue(files).values() if kind in (None, plugin.kind)]
+    return sorted(plugins, key=lambda plugin: (order.index(plugin.kind), plugin.name))
 
 
-def recipe_rows() -> list[Row]:
-    """Name and first line of the head comment of every shipped recipe."""
-    rows: list[Row] = []
-    for path in sorted(RECIPES.rglob("*.yaml")):
-        first = path.read_text(encoding="utf-8").split("\n", 1)[0]
-        name = str(path.relative_to(RECIPES).with_suffix(""))
-        rows.append((RECIPE_WORD, name, first.lstrip("# ") if first.startswith("#") else "", short(path)))
+def recipe_rows() -> list[tuple[str, str, str]]:
+    """Name, first line of the head comment, and place of every shipped recipe."""
+    rows = []
+    for name, path in shipped_recipes().items():
+        comments = [line for line in read_text(path).splitlines() if line.startswith("#")]
+        head = next((line.lstrip("# ") for line in comments if not line.startswith(MODELINE)), "")
+        rows.append((name, head, short(path)))
     return rows
 
 
 def find_by_words(word: str, files: tuple[Path, ...] = ()) -> Plugin:
-    """The plugin of `kind/name`, or of a name alone where only one kind has it."""
+    """The plugin of `kind/name`, or of a name alone (`vendor/name` too) where only one kind has it."""
     kind, slash, name = word.partition("/")
-    if slash:
-        if kind not in KINDS:
-            raise PluginError(f"Unknown kind '{kind}'.{did_you_mean(kind, KINDS)} Known: {', '.join(KINDS)}")
+    if slash and kind in KINDS:
         return find(kind, name, files)
     known = catalogue(files)
-    homes = [k for k, n in known if n == word]
+    if not slash and kind in KINDS:
+        names = ", ".join(f"{k}/{n}" for k, n in sorted(known) if k == kind)
+        raise PluginError(f"'{kind}' is a kind of plugin; name one of: {names}")
+    for item in broken(files):
+        if item.name == word and not any(name == word for _, name in known):
+            raise unusable(item)
+    homes = [key for key in known if key[1] == word] or [key for key in known if key[1].split("/")[-1] == word]
     if len(homes) == 1:
-        return known[homes[0], word]
+        return known[homes[0]]
     if homes:
-        raise PluginError(f"'{word}' is of several kinds: {', '.join(f'{k}/{word}' for k in homes)}")
-    words = [f"{k}/{n}" for k, n in known]
-    by_name = did_you_mean(word, [n for _, n in known])
-    raise PluginError(f"Unknown plugin '{word}'.{by_name} Known: {', '.join(words)}")
+        raise PluginError(f"'{word}' may be several plugins: {', '.join('/'.join(key) for key in homes)}")
+    words = ["/".join(key) for key in known]
+    guess = did_you_mean(word, words) or did_you_mean(word, [name for _, name in known])
+    raise PluginError(f"Unknown plugin '{word}'.{guess} Known: {', '.join(words)}")
 
 
-def key_rows(plugin: Plugin) -> list[Row]:
-    """Name, type, default and meaning of every recipe key of a plugin."""
-    return [
-        (key.name, key.type_text, "(required)" if key.required else _as_yaml(key.default), key.doc)
-        for key in keys_of(plugin)
-    ]
+def sections(doc: str) -> dict[str, str]:
+    """The indented sections of a docstring, such as `Args` and `Source`, each on one line."""
+    return {title: " ".join(text.split()) for title, text in SECTION.findall(doc)}
+
+
+def source(plugin: Plugin) -> str:
+    """The `Source:` section of the documentation: paper, section, equation."""
+    return sections(plugin.doc).get("Source", "")
 
 
 def body(plugin: Plugin) -> str:
-    """The documentation without its summary and `Args:`, which stand elsewhere."""
-    lines, kept, skipping = plugin.doc.split("\n")[1:], [], False
-    for line in lines:
-        if line.startswith("Args:"):
-            skipping = True
-        elif skipping and line.strip() and not line.startswith(" "):
-            skipping = False
-        if not skipping:
-            kept.append(line)
-    return "\n".join(kept).strip()
+    """The documentation without its summary, `Args:` and `Source:`, which stand elsewhere."""
+    rest = plugin.doc.split("\n", 1)[1] if "\n" in plugin.doc else ""
+    return SECTION.sub(lambda found: "" if found[1] in ("Args", "Source") else found[0], rest).strip()
 
 
-def _as_yaml(value: Any) -> str:
-    if isinstance(value, tuple):
-        value = list(value)
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1000)
+def in_words(schema: dict[str, Any], quote: Callable[[Any], str] = lambda value: str(value)) -> str:
+    """The type of a value as a person would say it, from its JSON Schema.
+
+    Args:
+        quote: how single values are written.
+    """
+    if "anyOf" in schema:
+        return " or ".join(in_words(option, quote) for option in schema["anyOf"] if "$ref" not in option)
+    if "enum" in schema or "const" in schema:
+        return ", ".join(quote(value) for value in schema.get("enum", [schema.get("const")]))
+    kind = schema.get("type")
+    if kind is None:
+        return "anything"
+    if kind in ("boolean", "null"):
+        return " or ".join(quote(word) for word in JSON_TYPES[kind].split(" or "))
+    word = JSON_TYPES[kind]
+    inner = schema.get("items") or schema.get("additionalProperties")
+    if isinstance(inner, dict):
+        word += f" of {in_words(inner, quote)}"
+    said = [f"{text} {schema[limit]:.12g}" for limit, text in LIMITS.items() if limit in schema]
+    return f"{word} {', '.join(said)}" if said else word
+
+
+def as_yaml(value: Any) -> str:
+    """A value on one line, as a recipe would write it."""
+    text = yaml.safe_dump(
+        list(value) if isinstance(value, tuple) else value, default_flow_style=True, allow_unicode=True, width=1000
+    )
     return text.removesuffix("\n").removesuffix("...").removesuffix("\n")
 
 
 def snippet(plugin: Plugin) -> str:
     """A piece of recipe that uses a plugin, every key with its default; `???` where the recipe must choose."""
     slot = next(slot for slot, kind in SLOTS.items() if kind == plugin.kind)
-    keys = [f"{key.name}: {'???' if key.required else _as_yaml(key.default)}" for key in keys_of(plugin)]
+    keys = [f"{key.name}: {'???' if key.required else as_yaml(key.default)}" for key in keys_of(plugin)]
     beside = {"weight": "1.0", "lr": "0.001", "encoder_lr": "null"}
     keys = [f"{word}: {beside[word]}" for word in sorted(RESERVED.get(plugin.kind, ()), reverse=True)] + keys
     if plugin.kind != "loss":
@@ -99,3 +205,27 @@ def snippet(plugin: Plugin) -> str:
         word = f"{part}:" if part != "*" else f"{plugin.name}:" if plugin.kind == "loss" else "-"
         lines.append(f"{'  ' * depth}{word}")
     return "\n".join(lines) + f" {block}"
+
+
+def _key(key: Key) -> KeyDescription:
+    words = in_words(
+        TypeAdapter(key.type).json_schema(), lambda value: value if isinstance(value, str) else json.dumps(value)
+    )
+    default = None if key.required else list(key.default) if isinstance(key.default, tuple) else key.default
+    return KeyDescription(key.name, words, key.required, default, key.unit, key.doc)
+
+
+def _arguments(plugin: Plugin) -> str:
+    """The signature as it is written, without `self`."""
+    arguments = plugin.arguments
+    if isinstance(plugin.node, ast.ClassDef):
+        arguments = ast.arguments(
+            posonlyargs=[],
+            args=[*arguments.posonlyargs, *arguments.args][1:],
+            vararg=None,
+            kwonlyargs=arguments.kwonlyargs,
+            kw_defaults=arguments.kw_defaults,
+            kwarg=None,
+            defaults=arguments.defaults,
+        )
+    return ast.unparse(arguments)

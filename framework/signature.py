@@ -22,7 +22,7 @@ from pydantic import (
     create_model,
 )
 
-from framework.registry import KINDS, Plugin, PluginError, short
+from framework.registry import KINDS, NEEDS_TOPICS, Plugin, PluginError, did_you_mean, short
 from framework.values import Fraction
 
 # Words of the recipe itself, which stand beside a plugin's keys.
@@ -45,6 +45,7 @@ PLAIN: dict[str, Any] = {
 }
 GENERIC: dict[str, Any] = {"list": list, "dict": dict, "tuple": tuple, "Literal": Literal, "Optional": Optional}
 REQUIRED = object()
+UNIT = re.compile(r"(.*?)(?:\s*\[([^\[\]]+)\])?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Key:
     type_text: str
     default: Any  # REQUIRED: the recipe must set it
     doc: str
+    unit: str = ""  # what stands in brackets at the end of its documentation: `Largest shift. [px]`
 
     @property
     def required(self) -> bool:
@@ -168,7 +170,8 @@ def keys_of(plugin: Plugin) -> tuple[Key, ...]:
                 raise PluginError(
                     f"{here}: found the default {ast.unparse(default)}, expected a literal (a number, text, list ...)"
                 ) from None
-        keys.append(Key(arg.arg, kind, ast.unparse(arg.annotation), value, docs.get(arg.arg, "")))
+        doc, unit = UNIT.fullmatch(docs.get(arg.arg, "")).groups()  # type: ignore[union-attr]
+        keys.append(Key(arg.arg, kind, ast.unparse(arg.annotation), value, doc, unit or ""))
     return tuple(keys)
 
 
@@ -186,16 +189,70 @@ def model_of(plugin: Plugin) -> type[BaseModel]:
     return create_model(f"{plugin.kind}_{plugin.name}", __config__=config, **fields)
 
 
-def class_texts(plugin: Plugin, attribute: str) -> tuple[str, ...] | None:
-    """A class attribute that is written out as a tuple or list of texts; None where it is not."""
+# What parts of a model hand to one another, and which kind a plugin is that gives it.
+GIVERS = {"patches": "encoder", "pooled": "encoder", "logits": "decoder", "topics": "distiller"}
+# Of plugins that declare nothing. A loss must say what it needs.
+GIVES = {"encoder": ("patches", "pooled"), "decoder": ("logits",), "distiller": ("topics",)}
+NEEDS: dict[str, tuple[str, ...]] = {"decoder": ("patches",)}
+NEEDS_FROM = {"decoder": ("encoder",), "loss": ("encoder", "decoder", "distiller")}  # the kinds that it comes after
+
+
+def gives(plugin: Plugin) -> tuple[str, ...]:
+    """What a plugin hands on: its class attribute `gives`, or what its kind gives by default.
+
+    Raises:
+        PluginError: a word in it that is not known.
+    """
+    return _declared(plugin, "gives", GIVES.get(plugin.kind, ()))
+
+
+def needs(plugin: Plugin) -> tuple[str, ...]:
+    """What a plugin must be handed: its class attribute `needs`, or what its kind needs by default.
+
+    Raises:
+        PluginError: a word in it that is not known, or a loss without it.
+    """
+    found = _declared(plugin, "needs", NEEDS.get(plugin.kind))
+    topics = NEEDS_TOPICS & set(given(plugin)) and "topics" not in found
+    return (*found, "topics") if topics else found
+
+
+def _declared(plugin: Plugin, attribute: str, default: tuple[str, ...] | None) -> tuple[str, ...]:
+    givers = NEEDS_FROM.get(plugin.kind, ()) if attribute == "needs" else (plugin.kind,)
+    known = [word for word, giver in GIVERS.items() if giver in givers]
+    found = class_texts(plugin, attribute)
+    if found is None and _assigned(plugin, attribute) is not None:
+        example = f'("{known[0]}",)' if known else "()"
+        raise PluginError(f"{plugin.where}: {attribute} is a tuple of texts, written out, such as {example}")
+    if found is None and default is None and plugin.kind == "loss":
+        raise PluginError(
+            f"{plugin.where}: loss '{plugin.name}' does not say what it needs; put needs = (...) under its docstring, "
+            f"of: {', '.join(known)}"
+        )
+    for word in found or ():
+        if word not in known:
+            raise PluginError(
+                f"{plugin.where}: {attribute} of {plugin.kind} '{plugin.name}' has '{word}'."
+                f"{did_you_mean(word, known)} Known: {', '.join(known) or 'none'}"
+            )
+    return found if found is not None else default or ()
+
+
+def _assigned(plugin: Plugin, attribute: str) -> ast.expr | None:
+    """What a class attribute is set to in the body of the class."""
     for statement in plugin.node.body if isinstance(plugin.node, ast.ClassDef) else []:
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-        if not any(isinstance(target, ast.Name) and target.id == attribute for target in targets):
-            continue
-        try:
-            value = ast.literal_eval(getattr(statement, "value", None))  # type: ignore[arg-type]
-        except (ValueError, TypeError, SyntaxError):
-            return None
-        if isinstance(value, (tuple, list)) and all(isinstance(item, str) for item in value):
-            return tuple(value)
+        if any(isinstance(target, ast.Name) and target.id == attribute for target in targets):
+            return getattr(statement, "value", None)
+    return None
+
+
+def class_texts(plugin: Plugin, attribute: str) -> tuple[str, ...] | None:
+    """A class attribute that is written out as a tuple or list of texts; None where it is not."""
+    try:
+        value = ast.literal_eval(_assigned(plugin, attribute))  # type: ignore[arg-type]
+    except (ValueError, TypeError, SyntaxError):
+        return None
+    if isinstance(value, (tuple, list)) and all(isinstance(item, str) for item in value):
+        return tuple(value)
     return None

@@ -10,10 +10,12 @@ from framework.special_tokens import EOS, PAD
 class ShortReports(nn.Module):
     """How far the decoder is from ending a report where its reference ends."""
 
+    needs = ("logits",)
+
     def count(self, batch):  # the engine divides by this, over all processes: here, by exams
         return batch.report_BT.new_tensor(len(batch.report_BT))
 
     def forward(self, batch, outputs):  # the sum over those exams
         last_B = (batch.report_BT != PAD).sum(1) - 2
-        ends_BT = outputs.logits_BTW.log_softmax(-1)[:, :, EOS]
+        ends_BT = outputs.logits_BTW.float().log_softmax(-1)[:, :, EOS]
         return -ends_BT.gather(1, last_B[:, None]).sum()

@@ -2,44 +2,94 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from framework.cli.show import show
-from framework.cli.words import Files, files_of
+from framework.cli.show import show, show_json
+from framework.cli.words import Files, Json, files_of
 
 
 def ls(
     kind: Annotated[str | None, typer.Argument(help="A kind of plugin, or `recipe`; else all.")] = None,
     plugins: Files = None,
+    broken: Annotated[
+        bool, typer.Option("--broken", help="Those that cannot be used, with the reason; imports all the others.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """List plugins and recipes, one line each."""
-    from framework.listing import RECIPE_WORD, plugin_rows, recipe_rows
+    files = files_of(plugins)
+    if broken:
+        _ls_broken(files, as_json)
+        return
+    from framework.listing import RECIPE_WORD, plugins_of, recipe_rows
+    from framework.registry import KINDS, short
 
-    rows = [] if kind in (RECIPE_WORD, "recipes") else plugin_rows(kind, files_of(plugins))
-    if kind in (None, RECIPE_WORD, "recipes"):
-        rows += recipe_rows()
-    show(("kind", "name", "what it is", "where"), rows)
+    only_recipes = kind in (RECIPE_WORD, f"{RECIPE_WORD}s")
+    found = [] if only_recipes else plugins_of(kind, files)
+    rows = [(p.kind, p.name, p.summary, p.origin, short(p.path)) for p in found]
+    if kind is None or only_recipes:
+        rows += [(RECIPE_WORD, name, head, "shipped", where) for name, head, where in recipe_rows()]
+    headers = ("kind", "name", "what it is", "from", "where")
+    if as_json:
+        show_json([dict(zip(("kind", "name", "summary", "origin", "where"), row)) for row in rows])
+    elif sys.stdout.isatty():
+        for group, members in groupby(rows, key=lambda row: row[0]):
+            title = f"{group}: {KINDS[group].gives}" if group in KINDS else "recipe: a whole run, or a piece of one"
+            show(headers[1:3] + headers[3:], [row[1:] for row in members], title)
+    else:
+        show(headers, rows)
+
+
+def _ls_broken(files: tuple[Path, ...], as_json: bool) -> None:
+    from framework.registry import broken as find_broken
+
+    found = find_broken(files, importing=True)
+    if as_json:
+        show_json([asdict(item) for item in found])
+    elif found:
+        show(("kind", "name", "where", "reason"), [(i.kind, i.name, i.where, i.reason) for i in found])
+    else:
+        print("none is broken")
 
 
 def describe(
-    name: Annotated[str, typer.Argument(metavar="KIND/NAME", help="Such as encoder/resnet.")], plugins: Files = None
+    name: Annotated[str, typer.Argument(metavar="KIND/NAME", help="Such as encoder/resnet.")],
+    plugins: Files = None,
+    as_json: Json = False,
 ) -> None:
-    """Show a plugin's keys, types, defaults and documentation, and a piece of recipe to paste."""
-    from framework.listing import body, find_by_words, key_rows, snippet
+    """Show a plugin's signature, keys, types, defaults, units, source, and a piece of recipe to paste."""
+    from framework.listing import as_yaml, find_by_words
+    from framework.listing import describe as describe_plugin
 
-    plugin = find_by_words(name, files_of(plugins))
-    print(f"{plugin.kind}/{plugin.name}: {plugin.summary}\n{plugin.where}\n")
-    rows = key_rows(plugin)
-    if rows:
-        show(("key", "type", "default", "meaning"), rows)
+    found = describe_plugin(find_by_words(name, files_of(plugins)))
+    if as_json:
+        show_json(asdict(found))
+        return
+    print(f"{found.kind}/{found.name}: {found.summary}")
+    print(f"{found.where} ({found.origin})\n{found.signature}\n")
+    if found.body:
+        print(f"{found.body}\n")
+    if found.keys:
+        defaults = ["(required)" if key.required else as_yaml(key.default) for key in found.keys]
+        rows = [(k.name, k.type, default, k.unit, k.meaning) for k, default in zip(found.keys, defaults)]
+        show(("key", "type", "default", "unit", "meaning"), rows)
     else:
         print("It has no keys.")
-    text = body(plugin)
-    print(f"\n{text}\n" if text else "")
-    print(f"In a recipe:\n\n{snippet(plugin)}")
+    print()
+    for value, meaning in found.given.items():
+        print(f"The run hands over {value}: {meaning}")
+    for word, values in (("Needs", found.needs), ("Gives", found.gives)):
+        if values:
+            print(f"{word}: {', '.join(values)}")
+    if found.source:
+        print(f"Source: {found.source}")
+    print(f"\nIn a recipe:\n\n{found.snippet}")
 
 
 def new(
@@ -55,8 +105,7 @@ def new(
     from framework.registry import find, short
     from framework.scaffold import write_plugin
 
-    path, test = write_plugin(kind, name, folder, shipped=shipped)
-    path = path.resolve()
+    path, test = (file.resolve() for file in write_plugin(kind, name, folder, shipped=shipped))
     files = "" if shipped else f"plugins: [{short(path)}]\n"
-    print(f"{short(path)}\n{short(test.resolve())}\n\nTry it:\n\n    pytest {short(test.resolve())}\n")
+    print(f"{short(path)}\n{short(test)}\n\nTry it:\n\n    pytest {short(test)}\n")
     print(f"In a recipe:\n\n{files}{snippet(find(kind, name, () if shipped else (path,)))}")

@@ -11,11 +11,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from framework.recipe.fit import misfits
 from framework.recipe.merge import Merged, origin, resolve, slots, value_at
 from framework.recipe.schema import NO_TOPICS, SLOTS, Recipe
 from framework.recipe.source import Key, RecipeError, dotted
-from framework.registry import KINDS, NEEDS_TOPICS, Plugin, PluginError, catalogue, did_you_mean, find, short
-from framework.signature import RESERVED, class_texts, given, keys_of, model_of
+from framework.registry import KINDS, Plugin, PluginError, catalogue, did_you_mean, find, replaced, short
+from framework.signature import RESERVED, class_texts, keys_of, model_of
 
 UNREADABLE = {"name": "?"}  # stands for a block that was complained of, so that the rest can be checked
 EXPECTED = {
@@ -226,13 +227,9 @@ def _together(check: Check, recipe: Recipe) -> None:
     """What no single key can tell."""
     if not recipe.active_losses:
         check.note(("losses",), "no loss has a weight above 0, so there is nothing to learn")
-    for name, loss in recipe.active_losses.items():
-        plugin = check.plugins.get(("losses", name))
-        if plugin and not recipe.has_topics and loss.weight and NEEDS_TOPICS & set(given(plugin)):
-            check.note(
-                ("losses", name),
-                "needs topics, but distiller is none; choose a distiller, or set its weight to 0",
-            )
+    losses = set(recipe.active_losses)
+    for key, problem in dict.fromkeys(misfits(check.plugins, recipe.has_topics, losses, check.merged.plugin_files)):
+        check.note(key, problem)
     train = recipe.train
     if isinstance(train.micro_batch, int) and train.batch_size % train.micro_batch:
         fits = [n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0]
@@ -294,6 +291,10 @@ def check_recipe(merged: Merged, path: Path) -> Recipe:
     assert recipe is not None
     recipe._origins = {dotted(key): where for key, where in merged.origins.items()}
     recipe._chains = {key: tuple(chain) for key, chain in merged.chains.items()}
-    recipe._notices = tuple(merged.notices)
+    swapped = [
+        f"{new.where}: {new.kind}/{new.name} in place of the {old.origin} one ({old.where})"
+        for new, old in replaced(merged.plugin_files)
+    ]
+    recipe._notices = (*merged.notices, *swapped)
     recipe._path = path
     return recipe

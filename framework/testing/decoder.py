@@ -10,12 +10,13 @@ from torch import Tensor
 
 from framework.exam import Features
 from framework.generation import generate, select
+from framework.signature import GIVES
 from framework.special_tokens import BOS
 from framework.testing.modules import Untouchable, check_gradients, check_module, check_seeds, drawn, same, seeded
 from framework.testing.promise import Make, hold, made, promised
 
 WORDS, WIDTH, LONGEST = 11, 16, 7
-GIVES = ("patches", "pooled")
+GIVEN = GIVES["encoder"]  # what a decoder may need
 
 
 def check_decoder(make: Make) -> None:
@@ -52,10 +53,10 @@ def check_decoder(make: Make) -> None:
 def _needs(decoder: Any) -> tuple[str, ...]:
     needs = tuple(getattr(decoder, "needs", ("patches",)))
     hold(
-        needs and set(needs) <= set(GIVES),
+        needs and set(needs) <= set(GIVEN),
         "`needs` names what an encoder gives",
         found=needs,
-        expected=f"some of {GIVES}",
+        expected=f"some of {GIVEN}",
         fix='write needs = ("patches",) in the class',
     )
     return needs
@@ -138,7 +139,7 @@ def _cache(decoder: Any) -> None:
     with promised(promise, expected="the same logits", fix=fix):
         reordered = decoder(_rows(_features(decoder), rows), _tokens()[rows])
         same([_steps(decoder, rows)[:, 3:]], [reordered[:, 3:]], promise, fix)
-    if set(_needs(decoder)) == set(GIVES) or "pooled" not in _needs(decoder):
+    if set(_needs(decoder)) == set(GIVEN) or "pooled" not in _needs(decoder):
         _beams(decoder)
 
 

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from framework.signature import GIVES
 from framework.testing.modules import CLOSE, check_gradients, check_module, check_seeds, same, seeded
 from framework.testing.promise import Make, hold, made, promised
-
-GIVES = ("patches", "pooled")  # what an encoder gives that does not say
 
 
 def check_encoder(make: Make, *, size: int = 64) -> None:
@@ -52,7 +51,7 @@ def _exams(channels: int, size: int) -> tuple[Tensor, Tensor]:
 
 
 def gives_of(encoder: Any) -> tuple[str, ...]:
-    return tuple(getattr(encoder, "gives", GIVES))
+    return tuple(getattr(encoder, "gives", GIVES["encoder"]))
 
 
 def _given(encoder: Any, features: Any) -> list[Tensor]:
@@ -68,10 +67,10 @@ def _given(encoder: Any, features: Any) -> list[Tensor]:
 def _shapes(encoder: Any, features: Any) -> None:
     gives = gives_of(encoder)
     hold(
-        gives and set(gives) <= set(GIVES),
+        gives and set(gives) <= set(GIVES["encoder"]),
         "`gives` names what an encoder can give",
         found=gives,
-        expected=f"some of {GIVES}",
+        expected=f"some of {GIVES['encoder']}",
         fix='write gives = ("patches", "pooled") in the class, or leave it out',
     )
     width = getattr(encoder, "width", None)

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from framework.exam import Batch, Features, Outputs
+from framework.signature import GIVERS
 from framework.special_tokens import BOS, EOS, PAD
 from framework.testing.modules import Untouchable, check_gradients, check_module, check_seeds, drawn, same, seeded
 from framework.testing.promise import Make, hold, made, promised
 
 WORDS, WIDTH, TOPICS, EXAMS = 12, 6, 3, 6
 LENGTHS = (5, 2, 7, 4, 3, 1)  # words of each report
-NEEDS = ("patches", "pooled", "logits", "topics")
+NEEDS = tuple(GIVERS)  # what a loss may need
 CUTS = ((slice(0, 1), slice(1, 4), slice(4, 6)), (slice(0, 3), slice(3, 6)))
 
 

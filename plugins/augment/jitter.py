@@ -17,13 +17,17 @@ from framework.values import Fraction
 class Jitter:
     """Shifts, scales, turns, and changes gain and contrast; mirrors only where told to.
 
+    Source:
+        Sonoscribe.
+
     Args:
-        shift: Largest shift, as a share of the image.
-        scale: Largest change of scale, as a share.
-        degrees: Largest rotation, in degrees.
-        gain: Largest change of brightness, as a share of white.
-        contrast: Largest change of contrast, as a share.
-        flip: Share of exams mirrored left to right. Only for reports that name no side: a mirrored left is a right.
+        shift: Largest shift. [share of the image]
+        scale: Largest change of scale. [share]
+        degrees: Largest rotation. [degrees]
+        gain: Largest change of brightness. [share of white]
+        contrast: Largest change of contrast. [share]
+        flip: How many exams are mirrored left to right. Only for reports that name no side: a mirrored left is a right.
+            [share of exams]
     """
 
     def __init__(

@@ -35,6 +35,9 @@ class Manifest:
     below name. One view may be a plain string. `labels` is kept among the attributes; other keys are left alone.
     `validation`, `validate`, `valid` and `dev` are read as `val`.
 
+    Source:
+        The data format of Li et al. 2024, arXiv 2406.00644, and of R2Gen: Chen et al. 2020, arXiv 2010.16056.
+
     Args:
         file: the JSON or JSON Lines file, in UTF-8.
         images: the folder that the images' paths start from.

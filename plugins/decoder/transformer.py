@@ -17,20 +17,27 @@ from framework.values import Fraction
 
 @register("decoder", "transformer")
 class Transformer(nn.Module):
-    """Pre-norm transformer (Vaswani et al. 2017, arXiv 1706.03762) as in arXiv 2406.00644.
+    """Pre-norm transformer over the patches.
 
     The patches are projected to `width`, pass `encoder_layers` of self-attention and are attended to by `layers` of
     decoder, with sinusoidal positions. Generation keeps each layer's keys and values.
 
+    Source:
+        Vaswani et al. 2017, arXiv 1706.03762, section 3; norms first: Xiong et al. 2020, arXiv 2002.04745; its
+        place and sizes: Li et al. 2024, arXiv 2406.00644.
+
     Args:
-        layers: Decoder layers.
-        encoder_layers: Self-attention layers over the patches; 0 leaves the patches as they are.
-        width: Width of every layer.
-        heads: Attention heads; they divide the width.
-        feedforward: Width inside the feed-forward layers.
-        dropout: Share of units dropped in every layer.
-        feature_dropout: Share of units dropped from the projected patches.
+        layers: Decoder layers. [layers]
+        encoder_layers: Self-attention layers over the patches; 0 leaves the patches as they are. [layers]
+        width: Width of every layer. [channels]
+        heads: Attention heads; they divide the width. [heads]
+        feedforward: Width inside the feed-forward layers. [channels]
+        dropout: Share of units dropped in every layer. [share]
+        feature_dropout: Share of units dropped from the projected patches. [share]
     """
+
+    needs = ("patches",)
+    gives = ("logits",)
 
     def __init__(
         self,

@@ -28,11 +28,15 @@ log = logging.getLogger(__name__)
 class FaissKMeans:
     """TF-IDF, truncated SVD, then k-means with faiss (on a GPU where faiss offers one).
 
+    Source:
+        Topics as labels: Li et al. 2024, arXiv 2406.00644. K-means: Johnson, Douze and Jégou 2019, arXiv
+        1702.08734.
+
     Args:
-        topics: number of clusters.
-        dimensions: of the space that reports are clustered in; fewer where the reports span fewer.
-        restarts: k-means runs from different starting points; the one with the least squared distance is kept.
-        iterations: of each k-means run.
+        topics: number of clusters. [topics]
+        dimensions: of the space that reports are clustered in; fewer where the reports span fewer. [dimensions]
+        restarts: k-means runs from different starting points; the one with the least squared distance is kept. [runs]
+        iterations: of each k-means run. [iterations]
     """
 
     def __init__(

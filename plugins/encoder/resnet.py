@@ -28,15 +28,20 @@ MEAN, STD = 0.449, 0.226
 
 @register("encoder", "resnet")
 class ResNet(nn.Module):
-    """Residual network (He et al. 2016, arXiv 1512.03385) of transformers, from scratch or from weights.
+    """Residual network of transformers, from scratch or from weights.
+
+    Source:
+        He et al. 2016, arXiv 1512.03385, table 1; as visual encoder: Li et al. 2024, arXiv 2406.00644.
 
     Args:
-        depth: Layers of the network; 10 is the smallest, with one block a stage.
-        width: Channels of the first stage; the published networks have 64.
+        depth: Layers of the network; 10 is the smallest, with one block a stage. [layers]
+        width: Channels of the first stage; the published networks have 64. [channels]
         norm: `group` makes results independent of batch and processes; weights need `batch`.
         weights: A transformers ResNet to start from: a folder, or a name on the model hub.
-        max_views: The most views an exam may have.
+        max_views: The most views an exam may have. [views]
     """
+
+    gives = ("patches", "pooled")
 
     def __init__(
         self,

@@ -14,10 +14,15 @@ from framework.views import encode_views, view_positions
 class TinyCnn(nn.Module):
     """Four strided convolutions with group norm.
 
+    Source:
+        Sonoscribe; group norm: Wu and He 2018, arXiv 1803.08494.
+
     Args:
-        width: Channels of the last layer, a multiple of 8; the first has an eighth of them.
-        max_views: The most views an exam may have.
+        width: Channels of the last layer, a multiple of 8; the first has an eighth of them. [channels]
+        max_views: The most views an exam may have. [views]
     """
+
+    gives = ("patches", "pooled")
 
     def __init__(self, *, channels: int, width: PositiveInt = 64, max_views: PositiveInt = 4) -> None:
         super().__init__()

@@ -24,7 +24,12 @@ class GlobalSemantic(nn.Module):
 
     Exams whose reference holds no word of the report space have no direction to compare with: they neither count nor
     add to the sum. The word vectors are frozen and saved with the model.
+
+    Source:
+        The global semantic comparison of Li et al. 2024, arXiv 2406.00644, made differentiable here.
     """
+
+    needs = ("logits",)
 
     word_vectors_WD: Tensor
 

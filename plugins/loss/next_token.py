@@ -18,9 +18,14 @@ from framework.values import Fraction
 class NextToken(nn.Module):
     """Cross-entropy of each token of the report given the ones before it.
 
+    Source:
+        Label smoothing: Szegedy et al. 2016, arXiv 1512.00567, section 7.
+
     Args:
-        label_smoothing: share of the target spread evenly over the vocabulary (0: none).
+        label_smoothing: share of the target spread evenly over the vocabulary (0: none). [share]
     """
+
+    needs = ("logits",)
 
     def __init__(self, *, label_smoothing: Fraction = 0.0) -> None:
         super().__init__()

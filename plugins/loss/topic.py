@@ -20,9 +20,14 @@ from framework.values import Fraction
 class Topic(nn.Module):
     """Cross-entropy of the report's topic, told from the images alone by a linear head.
 
+    Source:
+        The knowledge distiller's term of Li et al. 2024, arXiv 2406.00644.
+
     Args:
-        dropout: share of the features dropped before the head, in training.
+        dropout: share of the features dropped before the head, in training. [share]
     """
+
+    needs = ("pooled", "topics")
 
     def __init__(self, *, topic_count: PositiveInt, feature_width: PositiveInt, dropout: Fraction = 0.0) -> None:
         super().__init__()

@@ -26,9 +26,12 @@ def _ngrams(words: tuple[str, ...]) -> Counter[tuple[str, ...]]:
 class Bleu:
     """Share of runs of 1 to 4 words that stand in the reference too; short reports are marked down.
 
-    Papineni et al., 2002: clipped hits are summed over the split before they are divided (not a mean over reports),
+    Clipped hits are summed over the split before they are divided (not a mean over reports),
     the geometric mean of orders 1 to n is taken, and with one reference a report the closest reference length is that
     reference's. 0 to 1.
+
+    Source:
+        Papineni et al. 2002, ACL, section 2.3.
     """
 
     names = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")

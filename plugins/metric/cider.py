@@ -77,10 +77,13 @@ def _similarity(prediction: _Vector, reference: _Vector) -> float:
 class Cider:
     """Agreement on rare runs of 1 to 4 words; what stands in every reference counts nothing.
 
-    Vedantam et al., 2015, in the form of the COCO captions' `cider` scorer: tf-idf over n = 1 to 4 with document
+    In the form of the COCO captions' `cider` scorer: tf-idf over n = 1 to 4 with document
     frequencies of the split's own references, weights clipped at the reference's, a Gaussian penalty of the difference
     in length (sigma 6), times 10. 0 to 10; it depends on the whole split, so scores of different splits (or of a part
     of one) are not comparable.
+
+    Source:
+        Vedantam, Zitnick and Parikh 2015, arXiv 1411.5726, CIDEr-D.
     """
 
     names = ("cider",)

@@ -31,8 +31,11 @@ def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> i
 class RougeL:
     """Longest common subsequence of words with the reference, as a mean over reports.
 
-    Lin, 2004, section 3: F = (1 + beta²) P R / (R + beta² P) with beta 1.2, where P and R divide the length of the
+    F = (1 + beta²) P R / (R + beta² P) with beta 1.2, where P and R divide the length of the
     longest common subsequence by that of the prediction and of the reference. 0 to 1.
+
+    Source:
+        Lin 2004, ACL workshop Text Summarization Branches Out, section 3.
     """
 
     names = ("rouge_l",)

@@ -19,13 +19,16 @@ def adamw(
     beta2: Fraction = 0.999,
     amsgrad: bool = False,
 ) -> AdamW:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101).
+    """Adam with decoupled weight decay.
+
+    Source:
+        Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2; amsgrad: Reddi et al. 2018, arXiv 1904.09237.
 
     Args:
-        weight_decay: Decay of matrices and filters; biases and norms have none.
+        weight_decay: Decay of matrices and filters; biases and norms have none. [share of lr]
         beta1: Memory of the mean of gradients.
         beta2: Memory of the mean of their squares.
-        amsgrad: Keep the largest of these (Reddi et al. 2018), as the published recipes do.
+        amsgrad: Keep the largest of these, as the published recipes do.
     """
     rows = [
         {"params": group.parameters, "lr": group.lr, "weight_decay": weight_decay if group.decay else 0.0}

@@ -11,11 +11,14 @@ from framework.values import Fraction
 
 @register("schedule", "cosine")
 def cosine(*, steps: int, warmup: Fraction = 0.05, floor: Fraction = 0.0) -> Callable[[int], float]:
-    """A linear warm-up, then half a cosine down (Loshchilov and Hutter 2017, arXiv 1608.03983).
+    """A linear warm-up, then half a cosine down.
+
+    Source:
+        Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5, without restarts.
 
     Args:
-        warmup: Share of all steps that the rate rises over.
-        floor: Share of the rate that is left at the last step.
+        warmup: Share of all steps that the rate rises over. [share of steps]
+        floor: Share of the rate that is left at the last step. [share of lr]
     """
     rise = round(warmup * steps)
 

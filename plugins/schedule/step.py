@@ -10,10 +10,13 @@ from framework.values import Fraction
 
 @register("schedule", "step")
 def step(*, steps: int, every: Fraction = 0.56, gamma: Fraction = 0.1) -> Callable[[int], float]:
-    """The rate drops by a factor at even distances (published: after epoch 28 of 50, by ten).
+    """The rate drops by a factor at even distances.
+
+    Source:
+        The published recipes of Li et al. 2024, arXiv 2406.00644: after epoch 28 of 50, by ten.
 
     Args:
-        every: Share of all steps between two drops; 0 never drops.
+        every: Share of all steps between two drops; 0 never drops. [share of steps]
         gamma: What a drop multiplies the rate by.
     """
     distance = round(every * steps)

@@ -49,7 +49,8 @@ def test_a_stale_page_is_named_and_written_anew(tmp_path: Path) -> None:
 def test_every_row_of_a_table_has_the_cells_of_its_head(page: Path) -> None:
     rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     assert len(rows) > 30
-    assert {len(re.split(r"(?<!\\)\|", row)) for row in rows} == {6}
+    cells = {"recipe.md": 4, "plugins.md": 5}[page.name]
+    assert {len(re.split(r"(?<!\\)\|", row)) - 2 for row in rows} == {cells}
 
 
 def test_every_key_of_the_recipe_and_of_every_shipped_plugin_has_a_row() -> None:

@@ -1,5 +1,6 @@
 """The door: verbs, exit codes, and that the quick ones stay quick."""
 
+import json
 import os
 import subprocess
 import sys
@@ -87,9 +88,75 @@ def test_ls_of_an_unknown_kind_says_what_is_known(run):
 def test_describe_shows_keys_docs_and_a_piece_of_recipe(run):
     _, out, _ = run("describe", "dataset/toy_exams", "--plugins", str(TOYS))
     assert "dataset/toy_exams: Exams that are not there." in out
-    assert "exams  PositiveInt                 8        how many, in all splits." in out
+    assert "ToyExams(*, organ: Literal['breast', 'liver']='breast', exams: PositiveInt=8)" in out
+    (row,) = [line.split(maxsplit=1) for line in out.splitlines() if line.startswith("exams ")]
+    assert row[1].split("  ")[0] == "whole number above 0" and row[1].endswith("how many, in all splits.")
     assert "\nMore about them.\n" in out and "Args:" not in out
     assert out.endswith("data:\n  dataset: {name: toy_exams, organ: breast, exams: 8}\n")
+
+
+def test_describe_tells_source_fit_and_what_the_run_hands_over(run):
+    _, out, _ = run("describe", "decoder/transformer")
+    assert "\nNeeds: patches\nGives: logits\nSource: Vaswani et al. 2017, arXiv 1706.03762" in out
+    assert "The run hands over feature_width: width of the encoder's features" in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ls"],
+        ["ls", "recipe"],
+        ["ls", "--broken"],
+        ["describe", "encoder/resnet"],
+        ["describe", "metric/bleu"],
+        ["explain", "breast", "train"],
+        ["diff", "breast", "smoke"],
+        ["plan", "smoke", "--processes", "2"],
+    ],
+    ids=" ".join,
+)
+def test_json_is_json(run, words):
+    code, out, err = run(*words, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found or words[1] == "--broken"
+
+
+def test_ls_broken_tells_the_reason(run):
+    _, out, _ = run("ls", "--broken", "--plugins", str(TOYS))
+    assert "No module named 'a_module_that_is_not_there'" in out
+    assert run("ls", "--broken")[1] == "none is broken\n"
+
+
+def test_diff_tells_both_values_and_where_they_were_set(run):
+    _, out, _ = run("diff", "breast", "breast", "train.epochs=3")
+    assert out.splitlines()[0].split()[:3] == ["key", "breast", "breast"]
+    assert out.splitlines()[1].split()[:3] == ["train.epochs", "8", "3"] and len(out.splitlines()) == 2
+    assert run("diff", "breast", "recipes/breast.yaml")[1] == "no difference\n"
+
+
+def test_cp_writes_a_recipe_that_validates(run, tmp_path):
+    code, out, _ = run("cp", "thyroid", str(tmp_path / "mine.yaml"))
+    assert code == 0 and out.strip().endswith("mine.yaml")
+    assert run("validate", str(tmp_path / "mine.yaml"))[0] == 0
+    assert run("cp", "thyroid", str(tmp_path / "mine.yaml"))[2].startswith(str(tmp_path / "mine.yaml: exists already"))
+
+
+def test_new_writes_a_plugin_that_describe_knows(run, tmp_path):
+    code, out, _ = run("new", "loss", "mine", str(tmp_path))
+    assert code == 0 and (tmp_path / "test_mine.py").is_file()
+    assert f"plugins: [{tmp_path / 'mine.py'}]\nlosses:\n  mine: {{weight: 1.0" in out
+    assert run("describe", "mine", "--plugins", str(tmp_path / "mine.py"))[0] == 0
+
+
+def test_schema_is_the_committed_one(run):
+    assert run("schema")[1] == (ROOT / "recipes" / "sonoscribe.schema.json").read_text(encoding="utf-8")
+
+
+def test_plan_writes_nothing_and_tells_sizes(run):
+    _, out, _ = run("plan", "smoke")
+    assert "global batch" in out and "losses.topic" in out and "zero3" in out
+    assert not (ROOT / "runs").exists()
 
 
 def test_describe_finds_a_name_without_its_kind(run):

@@ -68,7 +68,8 @@ def test_a_folder_and_a_missing_file_say_so(folder):
 def test_two_plugins_of_one_name_are_told_with_both_places(folder):
     (folder / "a.py").write_text(TOYS.read_text())
     (line,) = mistakes(write(folder), "plugins=[a.py]")
-    assert line.startswith("Two datasets are named 'toy_exams': ") and "a.py" in line
+    assert line.startswith("Two plugins are called dataset/toy_exams: ") and "toys.py:13 and a.py:13. " in line
+    assert line.endswith('@register("dataset", "toy_exams", replace=True)')
 
 
 def test_a_file_beats_its_base_and_an_override_beats_both(folder):

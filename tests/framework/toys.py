@@ -66,12 +66,16 @@ class ToyPen:
 class ToyWords:
     """Of words."""
 
+    needs = ("logits",)
+
     def __init__(self, *, smoothing: NonNegativeFloat = 0.0) -> None: ...
 
 
 @register("loss", "toy_topic")
 class ToyTopic:
     """Of topics."""
+
+    needs = ("pooled", "topics")
 
     def __init__(self, *, feature_width: int, topic_count: int) -> None: ...
 

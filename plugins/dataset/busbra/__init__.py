@@ -58,10 +58,14 @@ class Busbra:
     Test patients are those of the official fold. The official validation column draws images, and so tears patients
     with two views apart; here a patient follows the first image.
 
+    Source:
+        Images and annotation: Gómez-Flores et al. 2024, Medical Physics 51(4). The measures and the reports:
+        Sonoscribe.
+
     Args:
         root: folder of the unpacked archive, which holds bus_data.csv.
         fold: the fold to test on, from 1.
-        folds: which official partition, of 5 or of 10 folds.
+        folds: which official partition, of 5 or of 10 folds. [folds]
         histology: whether the impression names the biopsy's result, which no image shows for certain.
         cache: folder to keep the measures in, so that the 1875 images are measured once (about a minute).
     """

@@ -86,16 +86,19 @@ class Phantom:
 
     Every exam comes from (seed, organ, split, index) alone, whatever the order, machine or number of processes.
 
+    Source:
+        Sonoscribe; what reports speak of, and how often, after the texts of Li et al. 2024, arXiv 2406.00644.
+
     Args:
         organ: What is examined.
-        exams: Exams in `train`.
-        val_exams: Exams in `val`.
-        test_exams: Exams in `test`.
+        exams: Exams in `train`. [exams]
+        val_exams: Exams in `val`. [exams]
+        test_exams: Exams in `test`. [exams]
         language: Of the reports.
         measures: `written` out ("18 x 12 mm"), or `masked` as in published data (`_2DS_`, `_Loc_`).
-        unseen: Share of exams whose report tells what no view shows (Doppler, lymph nodes).
+        unseen: Share of exams whose report tells what no view shows (Doppler, lymph nodes). [share]
         difficulty: 0 clear and even images, 1 noisy ones with strongly varying gain and faint lesions.
-        size: Pixels of the square images; every texture is simulated at this size.
+        size: Pixels of the square images; every texture is simulated at this size. [px]
         seed: Of all random numbers.
     """
 

@@ -22,6 +22,9 @@ class FindingsF1:
     A lexicon reads (attribute, value) pairs from both texts, in English or Chinese. F1, precision and recall are over
     all pairs of the split together (micro); `findings_f1/<attribute>` is F1 of one attribute, for those which the
     references state. 0 to 1. Findings of several lesions of one report are one set: who has which is not scored.
+
+    Source:
+        Sonoscribe.
     """
 
     names = ("findings_f1", "findings_precision", "findings_recall")

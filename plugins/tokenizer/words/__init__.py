@@ -85,8 +85,11 @@ class Words:
     Masked measures (`_2DS_`, `_Loc_` ...), numbers such as 1.8, and BI-RADS are one word in every language. Unknown
     Chinese words fall apart into characters, so the words do not depend on statistics of other texts.
 
+    Source:
+        Sonoscribe; the cut of Chinese by rjieba.
+
     Args:
-        min_count: how often a word must stand in the training reports to get an id of its own.
+        min_count: how often a word must stand in the training reports to get an id of its own. [times]
         language: how words are put together again; `auto` takes Chinese where over half of the letters are.
         lowercase: hold `Mass` and `mass` for one word; `decode` writes sentence starts and BI-RADS in capitals again.
     """

@@ -1,0 +1,86 @@
+"""Parts that do not fit are told at validate, with the part that would."""
+
+from pathlib import Path
+
+import pytest
+
+from framework.recipe import RecipeError, load_recipe
+
+PARTS = """
+@register("encoder", "only_pooled")
+class OnlyPooled:
+    gives = ("pooled",)
+    def __init__(self, *, channels: int): ...
+
+@register("encoder", "only_patches")
+class OnlyPatches:
+    gives = ("patches",)
+    def __init__(self, *, channels: int): ...
+
+@register("decoder", "pooled_reader")
+class PooledReader:
+    needs = ("pooled",)
+    def __init__(self, *, vocabulary_size: int, feature_width: int, max_tokens: int): ...
+
+@register("decoder", "silent")
+class Silent:
+    gives = ()
+    def __init__(self, *, vocabulary_size: int, feature_width: int, max_tokens: int): ...
+
+@register("loss", "undeclared")
+class Undeclared: ...
+"""
+
+
+@pytest.fixture
+def told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("parts.py").write_text(PARTS)
+
+    def lines(*overrides):
+        try:
+            load_recipe("smoke", ["plugins=parts.py", *overrides])
+        except RecipeError as error:
+            return [line.split(": ", 2)[-1] for line in error.lines]
+        return []
+
+    return lines
+
+
+def test_what_fits_is_fine(told):
+    assert told() == []
+    assert told("model.encoder=only_pooled", "model.decoder=pooled_reader") == []
+
+
+def test_a_decoder_that_needs_what_the_encoder_does_not_give_is_told_which_encoder_would_fit(told):
+    (line,) = told("model.encoder=only_pooled")
+    assert line == (
+        "needs patches, which encoder 'only_pooled' does not give; encoder 'only_patches' or 'resnet' or 'tiny_cnn' "
+        "would fit"
+    )
+
+
+def test_a_loss_that_needs_what_the_encoder_does_not_give_is_told_unless_it_counts_nothing(told):
+    (line,) = told("model.encoder=only_patches")
+    assert line.startswith(
+        "needs pooled, which encoder 'only_patches' does not give; encoder 'only_pooled' or 'resnet'"
+    )
+    assert told("model.encoder=only_patches", "losses.topic.weight=0") == []
+    assert told("model.encoder=only_patches", "~losses.topic") == []
+
+
+def test_every_loss_without_logits_is_told(told):
+    lines = told("model.decoder=silent")
+    said = "needs logits, which decoder 'silent' does not give; decoder 'pooled_reader' or 'transformer' would fit"
+    assert lines == [said, said]
+
+
+def test_topics_without_a_distiller_are_told(told):
+    assert told("distiller=none") == ["needs topics, but distiller is none; choose a distiller, or set its weight to 0"]
+
+
+def test_a_loss_that_declares_nothing_is_told_where_it_stands(told):
+    (line,) = told("+losses.undeclared={}")
+    assert line.startswith(
+        "losses.undeclared: parts.py:23: loss 'undeclared' does not say what it needs; put needs = (...)"
+    )
