@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ACCELERATOR := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: env env-dev train test package lint bench docs clean
+.PHONY: env env-dev train test package lint bench docs site clean
 
 env: $(VENV)/.installed
 env-dev: $(VENV)/.installed-dev
@@ -43,8 +43,14 @@ bench: env
 	$(BIN)/python -m benchmarks.parts
 	$(BIN)/python -m benchmarks.startup
 
+# What is made from the code, and committed.
 docs: env
+	$(BIN)/python launch.py schema > recipes/.schema.part && mv recipes/.schema.part recipes/sonoscribe.schema.json
+	$(BIN)/python docs/make_reference.py
 	$(BIN)/python -m benchmarks.phantom_sheet
 
+site: env-dev
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) .cache build *.egg-info
+	rm -rf $(VENV) .cache build site *.egg-info

@@ -3,8 +3,8 @@
 # fresh environment, away from this repository; then listed, described, validated, trained for an epoch, and tested.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-root=$PWD work=$PWD/build/outside
-rm -rf "$work"
+root=$PWD work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/run"
 python=${PYTHON:-python3}
 
