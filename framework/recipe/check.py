@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from framework.recipe.fit import misfits
+from framework.recipe.fit import note_misfits
 from framework.recipe.merge import Merged, origin, resolve, slots, value_at
 from framework.recipe.schema import NO_TOPICS, SLOTS, Recipe
 from framework.recipe.source import Key, RecipeError, dotted
@@ -228,8 +228,7 @@ def _together(check: Check, recipe: Recipe) -> None:
     if not recipe.active_losses:
         check.note(("losses",), "no loss has a weight above 0, so there is nothing to learn")
     losses = set(recipe.active_losses)
-    for key, problem in dict.fromkeys(misfits(check.plugins, recipe.has_topics, losses, check.merged.plugin_files)):
-        check.note(key, problem)
+    note_misfits(check.plugins, recipe.has_topics, losses, check.merged.plugin_files, check.note)
     train = recipe.train
     if isinstance(train.micro_batch, int) and train.batch_size % train.micro_batch:
         fits = [n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from framework.recipe.source import Key
@@ -10,17 +10,21 @@ from framework.registry import Plugin, PluginError, catalogue
 from framework.signature import GIVERS, gives, needs
 
 HOME: dict[str, Key] = {"encoder": ("model", "encoder"), "decoder": ("model", "decoder"), "distiller": ("distiller",)}
-NO_TOPICS_HERE = "needs topics, but distiller is none; choose a distiller, or set its weight to 0"
 
 
-def misfits(
-    plugins: Mapping[Key, Plugin], has_topics: bool, active_losses: set[str], files: tuple[Path, ...]
-) -> Iterator[tuple[Key, str]]:
-    """Where a decoder or a loss needs what no other part gives, and which part would give it.
+def note_misfits(
+    plugins: Mapping[Key, Plugin],
+    has_topics: bool,
+    active_losses: set[str],
+    files: tuple[Path, ...],
+    note: Callable[[Key, str], None],
+) -> None:
+    """Notes where a decoder or a loss needs what no other part gives, and which part would give it.
 
     Args:
         plugins: those of the recipe that are known, by their place in it.
         active_losses: losses with a weight; the others are not built, and need nothing.
+        note: takes a place and what is wrong there.
     """
     for key, plugin in plugins.items():
         if key[0] not in ("losses", "model") or (key[0] == "losses" and key[1] not in active_losses):
@@ -28,13 +32,13 @@ def misfits(
         try:
             needed = needs(plugin)
         except PluginError as error:
-            yield key, str(error)
+            note(key, str(error))
             continue
         for word in needed:
             kind = GIVERS[word]
             if kind == "distiller":
                 if not has_topics:
-                    yield key, NO_TOPICS_HERE
+                    note(key, "needs topics, but distiller is none; choose a distiller, or set its weight to 0")
                 continue
             giver = plugins.get(HOME[kind])
             if giver is None:
@@ -43,9 +47,9 @@ def misfits(
                 if word in gives(giver):
                     continue
             except PluginError as error:
-                yield HOME[kind], str(error)
+                note(HOME[kind], str(error))
                 continue
-            yield key, f"needs {word}, which {kind} '{giver.name}' does not give; {_would_fit(kind, word, files)}"
+            note(key, f"needs {word}, which {kind} '{giver.name}' does not give; {_would_fit(kind, word, files)}")
 
 
 def _would_fit(kind: str, word: str, files: tuple[Path, ...]) -> str:
