@@ -6,15 +6,14 @@ Prints a table, and with `--out FILE` writes it as JSON with machine, versions a
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import torch
 
+from benchmarks.table import tell
 from framework.exam import Features
 from framework.generation import generate
 from framework.special_tokens import BOS
@@ -95,16 +94,7 @@ def main() -> None:
     machine = (
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
-    print(f"{machine}, {date.today()}")
-    for name, unit, value in rows:
-        print(f"{name:52} {value:9.1f} {unit}")
-    if options.out:
-        told = {
-            "machine": machine,
-            "date": str(date.today()),
-            "rows": [dict(zip(("what", "unit", "value"), r)) for r in rows],
-        }
-        options.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    tell(machine, rows, options.out)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,15 @@ Prints a table, and with `--out FILE` writes it as JSON with machine, versions a
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from datetime import date
 from pathlib import Path
+
+from benchmarks.table import tell
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
@@ -45,17 +45,9 @@ def main() -> None:
         for name, words in COMMANDS.items():
             took[name].append(seconds(words))
     rows = [(name, "s", round(statistics.median(times[1:]), 3)) for name, times in took.items()]
-    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
-    print(f"{machine}, {date.today()}, median of {options.repeats}")
-    for name, unit, value in rows:
-        print(f"{name:52} {value:9.3f} {unit}")
-    if options.out:
-        told = {
-            "machine": machine,
-            "date": str(date.today()),
-            "rows": [dict(zip(("what", "unit", "value"), row)) for row in rows],
-        }
-        options.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    cores = len(os.sched_getaffinity(0))
+    machine = f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, median of {options.repeats}"
+    tell(machine, rows, options.out)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,9 @@ def _plugin(kind: str, name: str) -> str:
 
 
 def _free(word: str, kind: str, text: str) -> str:
-    """A name that a template does not use for something else."""
+    """A name that a template does not use for something else than the plugin itself."""
+    if word.lower().replace("_", "") == f"my{kind.lower()}":
+        return word
     return word if not re.search(rf"\b{word}\b", text) else f"{word}_{kind}" if word.islower() else f"{word}{kind}"
 
 

@@ -18,18 +18,21 @@ class MyEncoder(nn.Module):
     """A linear map of square patches, with a norm.
 
     Args:
-        width: Width of a patch's vector.
-        patch: Pixels of a patch's side; it divides the image.
+        width: Width of a patch's vector. [channels]
+        patch: Side of a patch; it divides the image. [px]
+        max_views: The most views an exam may have. [views]
     """
 
     gives = ("patches", "pooled")
 
-    def __init__(self, *, channels: int, width: PositiveInt = 64, patch: PositiveInt = 16) -> None:
+    def __init__(
+        self, *, channels: int, width: PositiveInt = 64, patch: PositiveInt = 16, max_views: PositiveInt = 4
+    ) -> None:
         super().__init__()
         self.width = width
         self.embed = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
         self.norm = nn.GroupNorm(1, width)
-        self.position_VD = view_positions(4, width)
+        self.position_VD = view_positions(max_views, width)
 
     def forward(self, image_BVCHW: Tensor, view_mask_BV: Tensor) -> Features:
         return encode_views(self._maps, image_BVCHW, view_mask_BV, self.position_VD)

@@ -139,8 +139,7 @@ def _cache(decoder: Any) -> None:
     with promised(promise, expected="the same logits", fix=fix):
         reordered = decoder(_rows(_features(decoder), rows), _tokens()[rows])
         same([_steps(decoder, rows)[:, 3:]], [reordered[:, 3:]], promise, fix)
-    if set(_needs(decoder)) == set(GIVEN) or "pooled" not in _needs(decoder):
-        _beams(decoder)
+    _beams(decoder)
 
 
 def _steps(decoder: Any, rows: Tensor | None) -> Tensor:

@@ -100,7 +100,8 @@ def _shapes(encoder: Any, features: Any) -> None:
         )
     if "patches" in gives:
         patches, mask = features.patches_BND.shape[1], features.patch_mask_BN.shape[1]
-        hold(patches == mask, "patches and their mask have one length", found=(patches, mask), expected="N, N", fix="")
+        fix = "repeat view_mask_BV once for each patch of a view"
+        hold(patches == mask, "patches and their mask have one length", found=(patches, mask), expected="N, N", fix=fix)
 
 
 @torch.no_grad()

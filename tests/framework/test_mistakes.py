@@ -4,23 +4,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from good_recipe import GOOD, TOYS
 
 from framework.recipe import RecipeError, load_recipe
 from framework.recipe.source import shipped_recipes
 from framework.registry import KINDS, catalogue
 
-TOYS = Path(__file__).parent / "toys.py"
-GOOD = f"""plugins: [{TOYS}]
-data:
-  dataset: {{name: toy_exams, organ: liver}}
-distiller: {{name: toy_sorter}}
-model:
-  encoder: {{name: toy_eyes}}
-  decoder: {{name: toy_pen}}
-losses:
-  toy_words: {{weight: 1.0}}
-evaluate: {{metrics: [toy_score], monitor: val/toy_1}}
-"""
 TABLE = yaml.safe_load((Path(__file__).parent / "recipe_mistakes.yaml").read_text(encoding="utf-8"))
 
 

@@ -1,10 +1,10 @@
 """Recipes: what they mean, in which order values win, and where each value comes from."""
 
 import json
-from pathlib import Path
 
 import pytest
 import yaml
+from good_recipe import GOOD, TOYS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -12,19 +12,6 @@ from framework.recipe import RECIPES, RecipeError, load_recipe, recipe_hash, sav
 from framework.recipe.copying import copy_recipe
 from framework.recipe.explain import diff_rows, explain, explain_rows
 from framework.recipe.source import Loader, read_node
-
-TOYS = Path(__file__).parent / "toys.py"
-GOOD = f"""plugins: [{TOYS}]
-data:
-  dataset: {{name: toy_exams, organ: liver}}
-distiller: {{name: toy_sorter}}
-model:
-  encoder: {{name: toy_eyes}}
-  decoder: {{name: toy_pen}}
-losses:
-  toy_words: {{weight: 1.0}}
-evaluate: {{metrics: [toy_score], monitor: val/toy_1}}
-"""
 
 
 @pytest.fixture

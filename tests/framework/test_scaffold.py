@@ -52,6 +52,12 @@ def test_a_recipe_can_name_it(kind: str, tmp_path: Path) -> None:
     assert plugin.summary and "my_" + kind not in path.read_text()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_name_of_the_template_itself_gives_the_template_as_it_is(kind: str, tmp_path: Path) -> None:
+    path, _ = write_plugin(kind, f"my_{kind}", tmp_path)
+    assert path.read_text() == (TEMPLATES / f"{kind}.py").read_text()
+
+
 def test_a_shipped_one_goes_where_ours_stand(tmp_path: Path) -> None:
     path, test = write_plugin("loss", "of_length", tmp_path, shipped=True)
     assert path == tmp_path / "plugins" / "loss" / "of_length.py"

@@ -1,0 +1,96 @@
+"""docs/guide.md shows the templates as they are, and its recipes load. Run as a script, it renews the code shown."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from framework.recipe import load_recipe
+from framework.registry import KINDS
+from framework.scaffold import TEMPLATES, write_plugin
+from framework.testing import CHECKS
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "guide.md"
+SHOWN = re.compile(r"(?ms)(^<!-- framework/templates/(\w+)\.py -->\n```python\n)(.*?)(^```$)")
+
+
+def sections(page: str) -> dict[str, str]:
+    _, *parts = re.split(r"(?m)^## ", page)
+    return {head: text for head, _, text in (part.partition("\n") for part in parts)}
+
+
+def blocks(language: str, text: str) -> list[str]:
+    return re.findall(rf"(?ms)^```{language}\n(.*?)^```$", text)
+
+
+def stale(page: str) -> list[str]:
+    """Kinds whose block is not their template."""
+    return [kind for _, kind, code, _ in SHOWN.findall(page) if code != template(kind)]
+
+
+def renewed(page: str) -> str:
+    return SHOWN.sub(lambda shown: shown[1] + template(shown[2]) + shown[4], page)
+
+
+def template(kind: str) -> str:
+    return (TEMPLATES / f"{kind}.py").read_text(encoding="utf-8")
+
+
+TEXT = PAGE.read_text(encoding="utf-8")
+SECTIONS = sections(TEXT)
+
+
+def test_every_kind_has_a_section_in_the_order_of_kinds() -> None:
+    assert list(SECTIONS) == [*KINDS, "Share it"]
+
+
+def test_every_section_shows_its_template_and_no_other_code() -> None:
+    shown = {head: [kind for _, kind, _, _ in SHOWN.findall(text)] for head, text in SECTIONS.items()}
+    assert shown == {**{kind: [kind] for kind in KINDS}, "Share it": []}
+    assert len(blocks("python", TEXT)) == len(KINDS)
+
+
+def test_the_code_is_that_of_the_templates() -> None:
+    assert not stale(TEXT), f"run: python {Path(__file__).relative_to(ROOT)}"
+
+
+def test_a_stale_block_is_named_and_written_anew() -> None:
+    old = TEXT.replace(template("loss"), "import torch\n")
+    assert stale(old) == ["loss"]
+    assert renewed(old) == TEXT
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_recipe_of_a_section_loads_with_its_plugin(kind: str, tmp_path: Path) -> None:
+    path, _ = write_plugin(kind, f"my_{kind}", tmp_path)
+    (block,) = blocks("yaml", SECTIONS[kind])
+    (tmp_path / "mine.yaml").write_text(block, encoding="utf-8")
+    recipe = load_recipe(tmp_path / "mine.yaml")
+    assert block.startswith("_base_: shipped:smoke.yaml\n")
+    assert recipe.plugin_files == (path,)
+    assert f"my_{kind}" in str(recipe.model_dump(exclude={"plugins"}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_section_tells_the_run_time_values_of_its_kind(kind: str) -> None:
+    (told,) = re.findall(r"(?ms)^\*\*May ask for:\*\* (.*?)\n\n", SECTIONS[kind])
+    assert {value for value in KINDS[kind].given if f"`{value}`" not in told} == set()
+    assert told.startswith("nothing.") == (not KINDS[kind].given)
+
+
+def test_settings_of_checks_that_it_names_exist() -> None:
+    for kind, setting in re.findall(r'check\("(\w+)",\s+make,\s+(\w+)=', TEXT):
+        assert setting in CHECKS[kind].__kwdefaults__
+
+
+def test_the_files_that_it_links_to_are_there() -> None:
+    links = re.findall(r"\]\(([^)#]+\.(?:md|py))[^)]*\)", TEXT)
+    assert len(links) > 20
+    assert [link for link in links if not (PAGE.parent / link).is_file()] == []
+
+
+if __name__ == "__main__":
+    PAGE.write_text(renewed(TEXT), encoding="utf-8")
