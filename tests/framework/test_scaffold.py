@@ -46,7 +46,7 @@ def test_a_recipe_can_name_it(kind: str, tmp_path: Path) -> None:
     path, _ = write_plugin(kind, f"my_own_{kind}", tmp_path)
     plugin = find(kind, f"my_own_{kind}", (path,))
     keys = keys_of(plugin)
-    assert 1 <= len(keys) <= 2 and all(key.doc and not key.required for key in keys)
+    assert 1 <= len(keys) <= 3 and all(key.doc and not key.required for key in keys)
     assert set(given(plugin)) <= KINDS[kind].given
     assert plugin.name in snippet(plugin) and all(key.name in snippet(plugin) for key in keys)
     assert plugin.summary and "my_" + kind not in path.read_text()
