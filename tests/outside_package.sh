@@ -34,6 +34,7 @@ python -c 'import framework, sys; assert framework.__file__.startswith(sys.prefi
 say "listed"
 sonoscribe ls encoder | tee /dev/stderr | grep --quiet "acme/wavelet"
 sonoscribe ls --broken
+sonoscribe describe encoder/acme/wavelet
 sonoscribe describe metric/acme/length_ratio
 say "validated"
 sonoscribe validate recipes/wavelet.yaml
@@ -41,8 +42,10 @@ say "copied and planned"
 sonoscribe cp recipes/wavelet.yaml mine.yaml
 sonoscribe plan mine.yaml
 say "trained"
-accelerate launch -m framework.cli mine.yaml train.epochs=1 run.name=one > train.log 2>&1 || { cat train.log; exit 1; }
-python -c 'import json; scores = json.load(open("runs/mine/one/scores.json")); print(scores["test"]["model"]["acme_length_ratio"])'
+accelerate launch -m framework.cli recipes/wavelet.yaml train.epochs=1 run.name=one > train.log 2>&1 ||
+  { cat train.log; exit 1; }
+python -c 'import json; scores = json.load(open("runs/wavelet/one/scores.json"))["test"]["model"]
+print("length ratio", scores["acme_length_ratio"])'
 say "tested"
 python -m pytest --quiet tests
 say "a plugin of one's own"
