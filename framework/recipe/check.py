@@ -270,8 +270,8 @@ def check_recipe(merged: Merged, path: Path) -> Recipe:
     check = Check(merged, short(path))
     for key, problem in resolve(merged):
         check.note(key, problem)
-    if lines := check.lines():
-        raise RecipeError(*lines)
+    if check.problems or not all(file.is_file() for file in merged.plugin_files):
+        raise RecipeError(*check.lines())  # the rest would be told of values and plugins that are not there
     try:
         catalogue(merged.plugin_files)
     except PluginError as error:

@@ -42,6 +42,13 @@ def test_a_loss_that_needs_topics_asks_for_a_distiller(folder):
     assert "toy_topic" not in load_recipe(write(folder, text), ["losses.toy_topic.weight=0"]).active_losses
 
 
+def test_what_cannot_be_taken_out_or_added_is_told_with_all_the_rest(folder):
+    lines = mistakes(write(folder), "~losses.toy_word", "+losses.toy_words={}", "train.epochs=x", "nothing=1")
+    assert {line.split(":")[1] for line in lines} == {
+        " ~losses.toy_word", " +losses.toy_words={}", " train.epochs=x", " nothing=1"
+    }  # fmt: skip
+
+
 def test_all_mistakes_are_told_at_once(folder):
     path = write(folder, GOOD.replace("name: toy_eyes", "name: toy_eyes, wdth: 3").replace("organ: liver", "organ: x"))
     assert len(mistakes(path, "train.epochs=x", "nothing=1")) == 4
