@@ -171,9 +171,10 @@ def picture(path: Path, seed: int) -> None:
     Image.fromarray(grey_HW).save(path)
 
 
-def make_folder(folder: Path) -> None:
-    """A clone as far as commands see it: what they read is there, and what they write stays in it."""
+def make_folder(folder: Path, cache: Path) -> None:
+    """A clone as far as commands see it: what they read is there, and what they write stays in it or in the cache."""
     folder.mkdir(parents=True)
+    (folder / ".cache").symlink_to(cache)
     for name in ("launch.py", "framework", "plugins", "recipes", "docs", "examples", "tests", "benchmarks"):
         (folder / name).symlink_to(ROOT / name)
     for number, name in enumerate(("left.png", "right.png")):
@@ -187,9 +188,9 @@ def make_folder(folder: Path) -> None:
     (folder / "data" / "annotation.json").write_text(json.dumps(exams), encoding="utf-8")
 
 
-def run_page(folder: Path, run: Path, page: list[Block]) -> dict[Block, subprocess.CompletedProcess[str]]:
+def run_page(folder: Path, cache: Path, run: Path, page: list[Block]) -> dict[Block, subprocess.CompletedProcess[str]]:
     """Runs a page from its top, as a reader would: what one step writes, a later one finds."""
-    make_folder(folder)
+    make_folder(folder, cache)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = {}
@@ -224,13 +225,15 @@ def results(
     """Runs the pages of the tests that were chosen, two at a time."""
     root = tmp_path_factory.mktemp("pages")
     run = Path(shutil.copytree(smoke_run, root / "RUN"))  # commands write into it
+    cache = root / "cache"
+    cache.mkdir()
     chosen = {item.callspec.params["step"].page for item in request.session.items if "results" in item.fixturenames}
     cores: SimpleQueue[int] = SimpleQueue()
     for core in itertools.islice(itertools.cycle(sorted(os.sched_getaffinity(0))), 2):
         cores.put(core)
     with ThreadPoolExecutor(2, initializer=take_a_core, initargs=(cores,)) as pool:
         yield {
-            page: pool.submit(run_page, root / page, run, [step for step in STEPS if step.page == page])
+            page: pool.submit(run_page, root / page, cache, run, [step for step in STEPS if step.page == page])
             for page in sorted(chosen)
         }
         pool.shutdown(cancel_futures=True)
@@ -266,6 +269,11 @@ def test_every_piece_of_code_says_its_language(page: str) -> None:
     assert not unknown, f"{unknown}; known: {', '.join(sorted(LANGUAGES))}"
     indented = list(indented_blocks(page, read(page)))
     assert not indented, f"{indented}: an indented block is never run; use a fence: ```bash, ```yaml, ... or ```text"
+
+
+def test_the_plugin_that_is_shown_is_the_file_that_trains() -> None:
+    shown = next(block for block in HERE if block.page == "docs/plugins.md" and block.language == "python")
+    assert read("docs/examples/short_reports.py").endswith(f"\n\n{shown.text}\n")
 
 
 def test_no_exception_is_left_over() -> None:
