@@ -11,6 +11,7 @@ from framework.registry import KINDS, PluginError, catalogue, did_you_mean, shor
 TEMPLATES = Path(__file__).with_name("templates")
 TEST = "testfile.py"
 NAME = re.compile(r"[a-z][a-z0-9_]*")
+WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # between the words of MyLoss
 
 
 def write_plugin(kind: str, name: str, folder: Path, *, shipped: bool = False) -> tuple[Path, Path]:
@@ -43,7 +44,7 @@ def write_plugin(kind: str, name: str, folder: Path, *, shipped: bool = False) -
 def _check_name(kind: str, name: str, shipped: bool) -> None:
     parts = name.split("/")
     if len(parts) > 2 or not all(NAME.fullmatch(part) and not keyword.iskeyword(part) for part in parts):
-        suggestion = re.sub(r"[^a-z0-9_/]+", "_", name.lower()).strip("_")
+        suggestion = re.sub(r"[^a-z0-9_/]+", "_", WORDS.sub("_", name).lower()).strip("_")
         hint = f" Try '{suggestion}'." if NAME.fullmatch(suggestion) and not keyword.iskeyword(suggestion) else ""
         raise PluginError(
             f"'{name}' cannot be a plugin's name: expected small letters, digits and _, a letter first "

@@ -48,7 +48,7 @@ def validate(
 
 def explain(
     recipe: RecipeArgument,
-    key: Annotated[str, typer.Argument(help="Such as model.encoder.width; a block shows all its keys.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Such as model.encoder.width; a block shows all its keys.")],
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:

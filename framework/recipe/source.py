@@ -7,6 +7,7 @@ A recipe is untrusted: only plain YAML is read (no tags, anchors or duplicate ke
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -183,13 +184,18 @@ def shipped_recipes() -> dict[str, Path]:
     return {str(p.relative_to(RECIPES).with_suffix("")): p for p in sorted(RECIPES.rglob("*.yaml"))}
 
 
-def find_shipped(named: str) -> Path:
-    """A recipe of the package by its name, with or without .yaml. Raises RecipeError with the nearest match."""
+def find_shipped(named: str, others: Sequence[str] = ()) -> Path:
+    """A recipe of the package by its name, with or without .yaml.
+
+    Raises:
+        RecipeError: there is none; with the nearest name among them and `others`.
+    """
     shipped = shipped_recipes()
     name = named.removesuffix(".yaml")
     if name in shipped:
         return shipped[name]
-    raise RecipeError(f"{named}: no such recipe file.{did_you_mean(name, shipped)} Shipped: {', '.join(shipped)}")
+    guess = did_you_mean(named, others) or did_you_mean(name, shipped)
+    raise RecipeError(f"{named}: no such recipe file.{guess} Shipped: {', '.join(shipped)}")
 
 
 def find_file(named: str | Path) -> Path:
@@ -199,7 +205,10 @@ def find_file(named: str | Path) -> Path:
         return find_shipped(text.removeprefix(SHIPPED))
     if path.is_dir():
         raise RecipeError(f"{path}: a folder, expected a recipe file (.yaml)")
-    return path if path.exists() else find_shipped(text.removeprefix("recipes/"))
+    if path.exists():
+        return path
+    beside = [str(file) for file in sorted(path.parent.glob("*.yaml"))]
+    return find_shipped(text.removeprefix("recipes/"), beside)
 
 
 def read_text(path: Path) -> str:

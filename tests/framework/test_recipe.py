@@ -57,6 +57,8 @@ def test_all_mistakes_are_told_at_once(folder):
 def test_a_folder_and_a_missing_file_say_so(folder):
     assert mistakes(folder) == [f"{folder}: a folder, expected a recipe file (.yaml)"]
     assert mistakes("brest")[0].startswith("brest: no such recipe file. Did you mean 'breast'? Shipped: ")
+    write(folder, name="mine.yaml")
+    assert mistakes("mine")[0].startswith("mine: no such recipe file. Did you mean 'mine.yaml'? Shipped: ")
 
 
 def test_two_plugins_of_one_name_are_told_with_both_places(folder):
