@@ -144,14 +144,9 @@ def find_by_words(word: str, files: tuple[Path, ...] = ()) -> Plugin:
     raise PluginError(f"Unknown plugin '{word}'.{guess} Known: {', '.join(words)}")
 
 
-def sections(doc: str) -> dict[str, str]:
-    """The indented sections of a docstring, such as `Args` and `Source`, each on one line."""
-    return {title: " ".join(text.split()) for title, text in SECTION.findall(doc)}
-
-
 def source(plugin: Plugin) -> str:
-    """The `Source:` section of the documentation: paper, section, equation."""
-    return sections(plugin.doc).get("Source", "")
+    """The `Source:` section of the documentation, on one line: paper, section, equation."""
+    return next((" ".join(text.split()) for title, text in SECTION.findall(plugin.doc) if title == "Source"), "")
 
 
 def body(plugin: Plugin) -> str:

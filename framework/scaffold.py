@@ -6,7 +6,8 @@ import keyword
 import re
 from pathlib import Path
 
-from framework.registry import KINDS, PluginError, catalogue, did_you_mean, short
+from framework.plugin_text import unknown_kind
+from framework.registry import KINDS, PluginError, catalogue, short
 
 TEMPLATES = Path(__file__).with_name("templates")
 TEST = "testfile.py"
@@ -25,7 +26,7 @@ def write_plugin(kind: str, name: str, folder: Path, *, shipped: bool = False) -
         PluginError: the kind is not known, the name cannot be one or is taken, or a file is there already.
     """
     if kind not in KINDS:
-        raise PluginError(f"Unknown kind '{kind}'.{did_you_mean(kind, KINDS)} Known: {', '.join(KINDS)}")
+        raise PluginError(unknown_kind(kind))
     _check_name(kind, name, shipped)
     own = name.split("/")[-1]
     if shipped:

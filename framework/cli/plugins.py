@@ -41,7 +41,7 @@ def ls(
     elif sys.stdout.isatty():
         for group, members in groupby(rows, key=lambda row: row[0]):
             title = f"{group}: {KINDS[group].gives}" if group in KINDS else "recipe: a whole run, or a piece of one"
-            show(headers[1:3] + headers[3:], [row[1:] for row in members], title)
+            show(headers[1:], [row[1:] for row in members], title)
     else:
         show(headers, rows)
 

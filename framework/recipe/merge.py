@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.recipe.schema import CHOICES, SLOTS
-from framework.recipe.source import REFERENCE, Key, Layer, dotted
+from framework.recipe.source import REFERENCE, Key, Layer, dotted, forget, nested
 from framework.registry import did_you_mean, short
 from framework.signature import RESERVED
 
@@ -124,7 +124,7 @@ def _put(merged: Merged, layer: Layer) -> None:
                     )
                     continue
                 if not isinstance(old.get(name), dict):
-                    _forget(merged, here)
+                    forget(merged.origins, here)
                     old[name] = {}
                 put(old[name], {inner: item for inner, item in value.items() if inner != REPLACE}, here)
                 if not value:
@@ -132,7 +132,7 @@ def _put(merged: Merged, layer: Layer) -> None:
             else:
                 if isinstance(old.get(name), dict):
                     _end(merged, here, where(here))
-                _forget(merged, here)
+                forget(merged.origins, here)
                 old[name] = deepcopy(value)
                 merged.chains.setdefault(here, []).append((deepcopy(value), where(here)))
 
@@ -167,17 +167,12 @@ def _take_out(merged: Merged, key: Key, said: Any, where: str) -> None:
     _end(merged, key, where)
 
 
-def _forget(merged: Merged, key: Key) -> None:
-    for stale in [k for k in merged.origins if k[: len(key)] == key]:
-        del merged.origins[stale]
-
-
 def _end(merged: Merged, key: Key, where: str) -> None:
     """Notes in the chains that a value, and all that was in it, is taken out."""
     for leaf, chain in merged.chains.items():
         if leaf[: len(key)] == key and chain[-1][0] is not GONE:
             chain.append((GONE, where))
-    _forget(merged, key)
+    forget(merged.origins, key)
 
 
 def _remove(merged: Merged, key: Key, where: str) -> None:
@@ -193,7 +188,7 @@ def _remove(merged: Merged, key: Key, where: str) -> None:
         return
     del parent[last]
     if isinstance(parent, list):
-        _forget(merged, key[:-1])
+        forget(merged.origins, key[:-1])
         merged.origins[key[:-1]] = where
         merged.chains.setdefault(key[:-1], []).append((deepcopy(parent), where))
         return
@@ -215,9 +210,7 @@ def _add(merged: Merged, key: Key, value: Any, where: str) -> None:
     try:
         there = value_at(merged.tree, key)
     except KeyError:
-        tree: Any = value
-        for part in reversed(key):
-            tree = {part: tree}
+        tree = nested(key, value)
         write_names_out(tree)
         _put(merged, Layer(tree, {key: where}))
         return

@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from framework.recipe.merge import write_names_out
-from framework.recipe.source import GROUPS, Key, Layer, RecipeError, parse, read_group, read_node
+from framework.recipe.source import (
+    GROUPS,
+    Key,
+    Layer,
+    RecipeError,
+    as_paths,
+    forget,
+    nested,
+    parse,
+    read_group,
+    read_node,
+)
 
 
 def override_layers(overrides: Sequence[str], recipe: Path) -> list[Layer]:
@@ -74,17 +85,15 @@ def _value(text: str, key: Key, where: str) -> tuple[Any, dict[Key, str]]:
 
 
 def _files(value: Any, where: str) -> tuple[Path, ...]:
-    files = [value] if isinstance(value, str) else value
-    if not isinstance(files, list) or not all(isinstance(item, str) and item for item in files):
+    files = as_paths(value)
+    if files is None:
         raise RecipeError(f"{where}: expected a path or a list of paths")
     return tuple(Path(item).resolve() for item in files)
 
 
 def _set(layer: Layer, key: Key, value: Any, origins: dict[Key, str]) -> None:
     """Puts a value where earlier words may stand already: mappings are merged, everything else is replaced."""
-    tree: Any = value
-    for part in reversed(key):
-        tree = {part: tree}
+    tree = nested(key, value)
     write_names_out(tree)
 
     def join(old: dict[str, Any], new: dict[str, Any], above: Key) -> None:
@@ -93,8 +102,7 @@ def _set(layer: Layer, key: Key, value: Any, origins: dict[Key, str]) -> None:
             if isinstance(item, dict) and isinstance(old.get(name), dict):
                 join(old[name], item, here)
                 continue
-            for stale in [k for k in layer.origins if k[: len(here)] == here]:
-                del layer.origins[stale]
+            forget(layer.origins, here)
             old[name] = item
 
     join(layer.tree, tree, ())

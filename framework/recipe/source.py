@@ -56,6 +56,19 @@ def dotted(key: Key) -> str:
     return ".".join(str(part) for part in key)
 
 
+def nested(key: Key, value: Any) -> Any:
+    """A value under its key, as a tree of mappings."""
+    for part in reversed(key):
+        value = {part: value}
+    return value
+
+
+def forget(origins: dict[Key, str], key: Key) -> None:
+    """Drops where a key and all in it stood."""
+    for stale in [k for k in origins if k[: len(key)] == key]:
+        del origins[stale]
+
+
 def place(node: yaml.Node, name: str) -> str:
     return f"{name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
 
@@ -312,8 +325,13 @@ def _texts(layer: Layer, key: str, problems: list[str]) -> list[str]:
     if key not in layer.tree:
         return []
     value = layer.tree.pop(key)
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(isinstance(item, str) and item for item in values):
+    values = as_paths(value)
+    if values is None:
         problems.append(f"{layer.origins[(key,)]}: {key}: found {value!r}, expected a path or a list of paths")
-        return []
-    return values
+    return values or []
+
+
+def as_paths(value: Any) -> list[str] | None:
+    """One path or a list of them, as a list; None where it is neither."""
+    values = [value] if isinstance(value, str) else value
+    return values if isinstance(values, list) and all(isinstance(item, str) and item for item in values) else None

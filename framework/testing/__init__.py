@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from framework.registry import KINDS, PluginError, catalogue, did_you_mean, find, load
+from framework.plugin_text import unknown_kind
+from framework.registry import KINDS, PluginError, catalogue, find, load
 from framework.testing.augment import check_augment
 from framework.testing.dataset import check_dataset
 from framework.testing.decoder import check_decoder
@@ -47,7 +48,7 @@ CHECKS: dict[str, Callable[..., None]] = {
 def check(kind: str, make: Make, **settings: Any) -> None:
     """Holds a plugin to the contract of its kind; `settings` are those of the kind's own check."""
     if kind not in CHECKS:
-        raise PluginError(f"Unknown kind '{kind}'.{did_you_mean(kind, KINDS)} Known: {', '.join(KINDS)}")
+        raise PluginError(unknown_kind(kind))
     CHECKS[kind](make, **settings)
 
 
