@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from framework.data import ExamSet
 from framework.data_check import ExamWarning, check_splits, listing
 from framework.distill import Topics, distill
+from framework.distributed import in_turns
 from framework.exam import Exam, ExamSource
 from framework.image_cache import ImageCache, build_image_cache
 from framework.progress import say
@@ -147,8 +148,8 @@ def build_scorer(recipe: Recipe, tokenizer: Any) -> Scorer:
 
 
 def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path, trained: Path | None = None) -> Parts:
-    """All parts of a run. The main process decodes images and finds topics first; the others read what it cached."""
-    with accelerator.main_process_first():
+    """All parts of a run. One process decodes images and finds topics first; the others read what it cached."""
+    with in_turns(accelerator):
         source = build_dataset(recipe)
         splits = load_exams(source)
         require_a_batch(recipe, len(splits["train"]))  # before hours of decoding, and again for what was left out

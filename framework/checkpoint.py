@@ -1,162 +1,197 @@
-"""Checkpoints that are whole or not there, and the exported model that `predict` and `evaluate` need."""
+"""Checkpoints that are whole or not there: written under another name, listed with their hashes, renamed, then pruned.
+
+    checkpoints/
+      step-N/
+        manifest.json         size and SHA-256 of every other file
+        trainer.json          how far the run was, and under which recipe
+        training.safetensors  weights, running average, buffers and optimizer state, whole, by the names of the task
+        model/                what `predict` needs: weights, tokenizer, recipe
+      latest  best            the name of one of them
+
+One form for every strategy and any number of processes, without pickles, which could carry code. Random numbers are not
+in it: they are drawn anew in every step, from the seed, the step and the process.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-from framework.whole_file import write_whole
+from framework.exported_model import ModelTexts, publish_model, write_model
+from framework.whole_file import sync_file, sync_folder, write_whole
 
-EXPORTED = ("encoder.", "decoder.")  # losses and their heads stay in the checkpoints
+FORM = 2  # raise it when a checkpoint of before can no longer be read
 
 
 @dataclass
 class Progress:
-    """How far a run is, and what it has reached. Everything that resuming needs beside weights and optimizer."""
+    """How far a run is, and what it has reached. Everything that resuming needs beside the tensors."""
 
-    step: int = 0
+    step: int = 0  # updates tried
     epoch: int = 0
     step_in_epoch: int = 0
+    updates: int = 0  # updates made, which are fewer where steps were skipped
+    skipped: int = 0  # steps whose loss or gradient was not finite
     best: float | None = None
     best_step: int | None = None
     worse: int = 0  # validations since the best one
-    recipe: str = ""  # the recipe's hash
     kept: dict[str, float] = field(default_factory=dict)  # checkpoint name -> monitored value
+    recipe: dict[str, Any] = field(default_factory=dict)  # what may change the result, see recipe.result_tree
+    launch: dict[str, Any] = field(default_factory=dict)  # processes, strategy, precision
+    scaler: dict[str, float] = field(default_factory=dict)  # of fp16
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or of another recipe."""
 
 
-def save_checkpoint(
-    folder: Path,
-    task: nn.Module,
-    optimizer: Any,
-    progress: Progress,
-    keep_last: int,
-    keep_best: int,
-    best_is_higher: bool,
-) -> Path:
-    """Writes `folder/step-N`: first under another name, with sizes and hashes, then renamed; prunes afterwards."""
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay."""
+
+    last: int
+    best: int
+    best_is_higher: bool
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint is written from; nothing of it changes any more."""
+
+    progress: Progress
+    state: dict[str, Tensor]
+    weights: dict[str, Tensor]  # of the task, for the exported model
+    texts: ModelTexts
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot, keep: Keep) -> Path:
+    """Writes `folder/step-N`, moves the pointers, publishes the model if it is the best, and only then prunes."""
+    progress = snapshot.progress
     final = folder / f"step-{progress.step}"
-    part = folder / f".step-{progress.step}.part"
+    part = folder / f".{final.name}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    save_file(
-        {name: value.detach().cpu().contiguous().clone() for name, value in task.state_dict().items()},
-        part / "task.safetensors",
-    )
-    torch.save(optimizer.state_dict(), part / "optimizer.pt")
-    (part / "trainer.json").write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
-    manifest = {path.name: [path.stat().st_size, _digest(path)] for path in sorted(part.iterdir())}
+    save_file(snapshot.state, part / "training.safetensors")
+    write_model(part / "model", snapshot.weights, snapshot.texts)
+    told = {"form": FORM, **asdict(progress)}
+    (part / "trainer.json").write_text(json.dumps(told, ensure_ascii=False, indent=1), encoding="utf-8")
+    files = [path for path in sorted(part.rglob("*")) if path.is_file()]
+    manifest = {path.relative_to(part).as_posix(): [path.stat().st_size, _digest(path)] for path in files}
     (part / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for path in part.iterdir():
-        _sync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    part.replace(final)
+    for path in [*files, part / "manifest.json"]:
+        sync_file(path)
+    for inner in (part / "model", part):
+        sync_folder(inner)
+    if final.exists():  # it was damaged, or is of before a validation
+        before = folder / f".{final.name}.before"
+        shutil.rmtree(before, ignore_errors=True)
+        final.replace(before)
+        part.replace(final)
+        shutil.rmtree(before)
+    else:
+        part.replace(final)
+    sync_folder(folder)
     write_whole(folder / "latest", final.name + "\n")
     if progress.best_step == progress.step:
         write_whole(folder / "best", final.name + "\n")
-    _prune(folder, progress, keep_last, keep_best, best_is_higher)
+        publish_model(final / "model", folder.parent / "model")
+    _prune(folder, progress, keep)
     return final
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
+        digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def checkpoints_of(folder: Path) -> list[Path]:
+    """Those that were finished, the newest first; their bytes are not looked at."""
+    found = [path for path in folder.glob("step-*") if (path / "manifest.json").is_file()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
-def _steps(folder: Path) -> list[int]:
-    names = [path.name for path in folder.glob("step-*") if (path / "manifest.json").is_file()]
-    return sorted(int(name.removeprefix("step-")) for name in names)
+def _prune(folder: Path, progress: Progress, keep: Keep) -> None:
+    found = checkpoints_of(folder)
+    ranked = sorted(progress.kept, key=lambda name: progress.kept[name], reverse=keep.best_is_higher)
+    stay = {path.name for path in found[: keep.last]} | set(ranked[: keep.best])
+    for path in found:
+        if path.name not in stay:
+            gone = path.with_name(f".{path.name}.part")  # under its name it is whole, or not there
+            shutil.rmtree(gone, ignore_errors=True)
+            path.replace(gone)
+            shutil.rmtree(gone)
 
 
-def _prune(folder: Path, progress: Progress, keep_last: int, keep_best: int, best_is_higher: bool) -> None:
-    steps = _steps(folder)
-    ranked = sorted(progress.kept, key=lambda name: progress.kept[name], reverse=best_is_higher)
-    keep = {f"step-{step}" for step in steps[-keep_last:]} | set(ranked[:keep_best])
-    for step in steps:
-        if f"step-{step}" not in keep:
-            shutil.rmtree(folder / f"step-{step}")
+def clear_unfinished(folder: Path) -> None:
+    """Removes what saves that broke off have left. Nobody else may be writing here."""
+    for left in [*folder.glob(".step-*.part"), *folder.glob(".step-*.before")]:
+        shutil.rmtree(left, ignore_errors=True)
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    steps = _steps(folder)
-    return folder / f"step-{steps[-1]}" if steps else None
-
-
-def load_checkpoint(checkpoint: Path, task: nn.Module, optimizer: Any, recipe_hash: str) -> Progress:
-    """Puts a checkpoint's weights and optimizer state in place, after checking every file of it.
-
-    Raises:
-        CheckpointError: a file is missing or its bytes have changed, or it was trained under another recipe.
-    """
+def problem_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None if every byte is as it was written."""
     listed = checkpoint / "manifest.json"
     try:
         manifest = json.loads(listed.read_text(encoding="utf-8"))
-    except ValueError as error:
-        older = f"resume={checkpoint.parent}/step-N"
-        raise CheckpointError(f"{listed}: damaged, not JSON ({error}); go on from an older one, {older}") from None
-    for name, (size, digest) in manifest.items():
-        path = checkpoint / name
-        if not path.is_file() or path.stat().st_size != size or _digest(path) != digest:
-            raise CheckpointError(f"{path}: missing or damaged (its size or SHA-256 is not the manifest's)")
-    progress = Progress(**json.loads((checkpoint / "trainer.json").read_text(encoding="utf-8")))
-    if progress.recipe != recipe_hash:
+        expected = [(checkpoint / name, int(size), str(digest)) for name, (size, digest) in manifest.items()]
+    except FileNotFoundError:
+        return f"{listed}: missing"
+    except (ValueError, TypeError, AttributeError) as error:
+        return f"{listed}: damaged, not the list of files that was written ({error})"
+    inside = checkpoint.resolve()
+    for path, size, digest in expected:
+        if not path.resolve().is_relative_to(inside):
+            return f"{listed}: damaged, it names a file outside ({path})"
+        if not path.is_file():
+            return f"{path}: missing"
+        if path.stat().st_size != size:
+            return f"{path}: damaged, {path.stat().st_size} bytes of {size}"
+        if _digest(path) != digest:
+            return f"{path}: damaged, its SHA-256 is not the manifest's"
+    if not {"trainer.json", "training.safetensors"} <= set(manifest):
+        return f"{listed}: not of this version of Sonoscribe; start anew with resume=never"
+    return None
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """How far the run of a checkpoint was. Its files must be verified."""
+    told = json.loads((checkpoint / "trainer.json").read_text(encoding="utf-8"))
+    form, known = told.pop("form", None), {item.name for item in fields(Progress)}
+    if form != FORM or set(told) != known:
         raise CheckpointError(
-            f"{checkpoint} was trained under another recipe ({progress.recipe}, this one is {recipe_hash}). "
-            f"Compare {checkpoint.parent.parent / 'recipe.yaml'}; start anew with resume=never."
+            f"{checkpoint}: written by another version of Sonoscribe (form {form}, this one reads {FORM}); "
+            "start anew with resume=never"
         )
-    task.load_state_dict(load_file(checkpoint / "task.safetensors"))
-    optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", weights_only=True, map_location="cpu"))
-    return progress
+    return Progress(**told)
 
 
-def export_model(folder: Path, task: nn.Module, tokenizer: Any, recipe_text: str) -> None:
-    """Writes what generating reports needs: weights of encoder and decoder, tokenizer, recipe."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    weights = {
-        name: value.detach().cpu().contiguous().clone()
-        for name, value in task.state_dict().items()
-        if name.startswith(EXPORTED)
-    }
-    save_file(weights, part / "model.safetensors")
-    tokenizer.save(part / "tokenizer.json")
-    (part / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
+def read_state(checkpoint: Path) -> Mapping[str, Tensor]:
+    """The tensors of a checkpoint by name, each read when it is asked for. Its files must be verified."""
+    return _Tensors(checkpoint / "training.safetensors")
 
 
-def load_weights(folder: Path, task: nn.Module) -> None:
-    """Puts an exported model's weights into a task that was built from its recipe and tokenizer."""
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected the folder of a run that has validated once")
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged ({error}); copy the run's model/ again") from None
-    missing, unknown = task.load_state_dict(weights, strict=False)
-    wrong = [name for name in missing if name.startswith(EXPORTED)] + list(unknown)
-    if wrong:
-        raise CheckpointError(f"{path} does not fit its recipe; first names that differ: {', '.join(wrong[:5])}")
+class _Tensors(Mapping[str, Tensor]):
+    def __init__(self, path: Path) -> None:
+        self.file = safe_open(path, framework="pt")
+        self.names = list(self.file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.file.get_tensor(name)
+
+    def __iter__(self) -> Any:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)

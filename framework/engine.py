@@ -1,187 +1,398 @@
-"""The training loop, read from top to bottom."""
+"""The training loop, read from top to bottom: train, Loop.run, Loop.epoch, Loop.step, take_step."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
+import random
 import time
-from datetime import datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from framework.build import Parts, build_parts, build_plugin
-from framework.checkpoint import (
-    Progress,
-    export_model,
-    latest_checkpoint,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
+from framework.checkpoint import Keep, Progress, Snapshot, read_state
 from framework.data import Slices, exam_seed, load_batches, step_seed, steps_of
-from framework.distributed import describe_launch, from_main, start_accelerator
+from framework.distributed import (
+    Strategy,
+    agree,
+    describe_launch,
+    gather,
+    launch_id,
+    on_main,
+    share,
+    spread,
+    start_accelerator,
+)
+from framework.distributed.watch import Watch
 from framework.evaluation import evaluate_split, write_reports
 from framework.exam import Batch
+from framework.exits import Stopped
+from framework.exported_model import ModelTexts, load_weights
+from framework.micro_batch import largest_micro_batch, too_large
 from framework.optim import parameter_groups
 from framework.progress import progress_bar, say
-from framework.recipe import Recipe, recipe_hash, save
+from framework.recipe import Recipe, result_tree, save
 from framework.report import write_page
+from framework.run_folder import OpenedRun, open_run
+from framework.saver import Saver
 from framework.score_table import print_scores
+from framework.stopping import FAILED, SAVE, Requests
 from framework.tracking import Tracker, write_environment
 
 SAMPLES = 4  # validation exams whose reports are shown after each validation
 
 
 class NonFiniteError(ValueError):
-    """A loss that is not a number any more; names the exams of the step."""
+    """A loss or gradient that is not a number any more; names the exams of the step."""
 
 
 def train(recipe: Recipe) -> Path:
     """Trains, keeps the model that validates best, scores it on the test split, and draws the run's page."""
+    requests = Requests()
+    requests.listen()
     accelerator = start_accelerator(recipe)
-    run, checkpoint = from_main(accelerator, _open_run(recipe) if accelerator.is_main_process else None)
-    launch = describe_launch(accelerator)
-    say(f"run {run}   " + "  ".join(f"{key} {value}" for key, value in launch.items()))
-    for notice in recipe.notices:
-        say(f"notice: {notice}")
-    if accelerator.is_main_process:
-        (run / "recipe.yaml").write_text(save(recipe), encoding="utf-8")
-        (run / "overrides.txt").write_text("".join(f"{word}\n" for word in recipe.overrides), encoding="utf-8")
-        write_environment(run, launch)
-
-    parts = build_parts(recipe, accelerator, run=run)
-    micro = None if recipe.train.micro_batch == "auto" else recipe.train.micro_batch
-    slices = Slices.plan(recipe.train.batch_size, micro, accelerator.process_index, accelerator.num_processes)
-    train_set = parts.exams["train"]
-    steps = recipe.train.epochs * slices.steps(len(train_set))
-    groups = parameter_groups(parts.task, recipe.optimizer.lr, recipe.optimizer.encoder_lr)
-    optimizer = build_plugin(recipe, "optimizer", recipe.optimizer, groups=groups)
-    schedule = build_plugin(recipe, "schedule", recipe.schedule, steps=steps)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    progress = Progress(recipe=recipe_hash(recipe))
-    if checkpoint is not None:
-        progress = load_checkpoint(checkpoint, parts.task, optimizer, progress.recipe)
-        say(f"resumed from {checkpoint}, step {progress.step} of {steps}")
-    task, optimizer = accelerator.prepare(parts.task, optimizer)
-    tracker = Tracker(run, writes=accelerator.is_main_process, resumed_at=None if checkpoint is None else progress.step)
-    tracker.picture("topics", run / "topics.png")
-    _say_sizes(parts, steps, slices)
-
-    names = list(recipe.active_losses)
-    weights = torch.tensor([recipe.losses[name].weight for name in names], device=accelerator.device)
-    bar = progress_bar(range(steps), total=steps, text="training", done=progress.step)
-    patience = recipe.train.early_stop
-    while progress.epoch < recipe.train.epochs and not (patience and progress.worse >= patience):
-        started, total = time.monotonic(), 0.0
-        batches = slices.epoch(len(train_set), recipe.train.seed, progress.epoch, progress.step_in_epoch)
-        task.train()
-        for group in steps_of(load_batches(train_set, batches, recipe.data.workers), slices.accumulation):
-            factor = schedule(progress.step)
-            for row, rate in zip(optimizer.param_groups, rates):
-                row["lr"] = rate * factor
-            # Dropout is drawn anew each step from the step's number, so that a resumed run draws the same.
-            torch.manual_seed(step_seed(recipe.train.seed, progress.step, accelerator.process_index))
-            group = [_augmented(batch, parts, recipe.train.seed, progress.epoch) for batch in group]
-            terms, norm = take_step(accelerator, task, optimizer, group, weights, recipe.train.clip)
-            progress.step += 1
-            progress.step_in_epoch += 1
-            loss = float((terms * weights).sum())
-            total += loss
-            each = {f"train/{name}": float(value) for name, value in zip(names, terms)}
-            lr = {"train/lr": optimizer.param_groups[-1]["lr"], "train/gradient_norm": norm}
-            tracker.scalars(progress.step, {"train/loss": loss, **each, **lr})
-            bar.update()
-            bar.set_postfix(epoch=progress.epoch + 1, loss=f"{loss:.3f}", refresh=False)
-            every = recipe.checkpoint.every_steps
-            if every and progress.step % every == 0 and progress.step_in_epoch < slices.steps(len(train_set)):
-                _save(accelerator, run, task, optimizer, progress, recipe, parts)
-        progress.epoch += 1
-        mean = total / max(1, len(batches) // slices.accumulation)
-        progress.step_in_epoch = 0
-        line = f"epoch {progress.epoch}/{recipe.train.epochs}  loss {mean:.3f}"
-        if progress.epoch % recipe.evaluate.every_epochs == 0 or progress.epoch == recipe.train.epochs:
-            line += "  " + validate(accelerator, task, parts, recipe, progress, tracker, run)
-        _save(accelerator, run, task, optimizer, progress, recipe, parts)
-        say(f"{line}  {time.monotonic() - started:.0f} s")
-    bar.close()
-    if patience and progress.worse >= patience:
-        say(f"stopped early: {progress.worse} validations without a better {recipe.evaluate.monitor}")
-
-    accelerator.wait_for_everyone()
-    load_weights(run / "model", accelerator.unwrap_model(task))
-    say(f"the model of step {progress.best_step} is kept ({recipe.evaluate.monitor} {progress.best:.4f})")
-    for split in ("val", "test"):
-        scores = evaluate_split(accelerator, task, parts, recipe, split, run)
-        tracker.scalars(progress.step, {f"final/{split}/{name}": value for name, value in scores["model"].items()})
-    tracker.close()
-    print_scores("test", scores, parts.scorer.segmentation)
-    if accelerator.is_main_process:
-        page = write_page(run, parts)
-        say(f"\nrun     {run}\nopen    {page}\n        tensorboard --logdir {run}")
+    with Watch(accelerator, recipe.distributed.timeout) as watch:
+        opened = on_main(accelerator, lambda: open_run(recipe))
+        launch = {**describe_launch(accelerator, recipe), "id": launch_id()}
+        say(f"run {opened.folder}   " + "  ".join(f"{key} {value}" for key, value in launch.items() if key != "id"))
+        for notice in recipe.notices:
+            say(f"notice: {notice}")
+        if accelerator.is_main_process:
+            write_environment(opened.folder, launch)
+            (opened.folder / "recipe.yaml").write_text(save(recipe), encoding="utf-8")
+            words = "".join(f"{word}\n" for word in recipe.overrides)
+            (opened.folder / "overrides.txt").write_text(words, encoding="utf-8")
+        watch.at("preparing exams and topics")
+        parts = build_parts(recipe, accelerator, run=opened.folder)
+        loop = Loop(accelerator, recipe, parts, opened, launch, requests, watch)
+        try:
+            loop.run()
+        finally:
+            loop.close()
     accelerator.end_training()
-    return run
+    return opened.folder
 
 
-def take_step(
-    accelerator: Accelerator, task: Any, optimizer: Any, group: list[Batch], weights: Tensor, clip: float | None
-) -> tuple[Tensor, float]:
-    """One update from the micro-batches of a step. Returns the mean of each term over all processes, and the norm.
+def build_optimizer(recipe: Recipe, task: nn.Module) -> torch.optim.Optimizer:
+    groups = parameter_groups(task, recipe.optimizer.lr, recipe.optimizer.encoder_lr)
+    return build_plugin(recipe, "optimizer", recipe.optimizer, groups=groups)
+
+
+class Loop:
+    """A run between its folder and its scores. What it decides is decided on all processes alike."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        recipe: Recipe,
+        parts: Parts,
+        opened: OpenedRun,
+        launch: dict[str, Any],
+        requests: Requests,
+        watch: Watch,
+    ) -> None:
+        self.accelerator, self.recipe, self.parts = accelerator, recipe, parts
+        self.folder, self.requests, self.watch = opened.folder, requests, watch
+        self.exams = parts.exams["train"]
+        asked = recipe.train.micro_batch
+        whole = Slices.plan(recipe.train.batch_size, None if asked == "auto" else asked, *_place(accelerator))
+        if asked == "auto":
+            asked = largest_micro_batch(accelerator, recipe, parts.task, self.exams, whole.micro_batch)
+        self.slices = replace(whole, micro_batch=asked)
+        self.strategy = spread(accelerator, recipe, parts.task, self.slices, lambda task: build_optimizer(recipe, task))
+        self.steps_an_epoch = self.slices.steps(len(self.exams))
+        self.steps = recipe.train.epochs * self.steps_an_epoch
+        self.schedule = build_plugin(recipe, "schedule", recipe.schedule, steps=self.steps)
+        self.names = list(recipe.active_losses)
+        self.weights = torch.tensor([recipe.losses[name].weight for name in self.names], device=accelerator.device)
+        scorer = parts.scorer.metric_of(recipe.evaluate.monitored)  # tells a monitor that no metric gives
+        self.keep = Keep(recipe.checkpoint.keep_last, recipe.checkpoint.keep_best, scorer.higher_is_better)
+        self.saver: Saver | None = None
+        if accelerator.is_main_process:
+            self.saver = Saver(self.folder / "checkpoints", self.keep, recipe.checkpoint.background)
+        self.progress = Progress()
+        self.saved: tuple[int, ...] | None = None  # where the last checkpoint is
+        if opened.checkpoint is not None and opened.progress is not None:
+            self._go_on(opened.checkpoint, opened.progress)
+        self.progress.recipe, self.progress.launch = result_tree(recipe), launch
+        resumed_at = None if opened.checkpoint is None else self.progress.step
+        self.tracker = Tracker(self.folder, writes=accelerator.is_main_process, resumed_at=resumed_at)
+        self.tracker.picture("topics", self.folder / "topics.png")
+        self._say_sizes()
+
+    def run(self) -> None:
+        """All epochs, then the scores of the best model."""
+        progress, patience = self.progress, self.recipe.train.early_stop
+        self.bar = progress_bar(range(self.steps), total=self.steps, text="training", done=progress.step)
+        self.requests.watch(self.folder)
+        while progress.epoch < self.recipe.train.epochs and not (patience and progress.worse >= patience):
+            self.epoch()
+        self.bar.close()
+        if patience and progress.worse >= patience:
+            say(f"stopped early: {progress.worse} validations without a better {self.recipe.evaluate.monitor}")
+        if progress.skipped:
+            say(f"{progress.skipped} steps were skipped: their loss or gradient was not finite ({self._bad_steps})")
+        self._finish()
+
+    def epoch(self) -> None:
+        """The rest of an epoch, then its validation and a checkpoint."""
+        recipe, progress, slices = self.recipe, self.progress, self.slices
+        started, losses = time.monotonic(), []
+        batches = slices.epoch(len(self.exams), recipe.train.seed, progress.epoch, progress.step_in_epoch)
+        self.strategy.task.train()
+        for group in steps_of(load_batches(self.exams, batches, recipe.data.workers), slices.accumulation):
+            self._heed()
+            losses.append(self.step(group))
+            every = recipe.checkpoint.every_steps
+            if every and progress.step % every == 0 and progress.step_in_epoch < self.steps_an_epoch:
+                self.save()
+        self._heed()
+        done = progress.epoch + 1
+        line = f"epoch {done}/{recipe.train.epochs}"
+        if losses:  # none in an epoch that was stopped at its validation
+            line += f"  loss {sum(losses) / len(losses):.3f}"
+        if done % recipe.evaluate.every_epochs == 0 or done == recipe.train.epochs:
+            line += "  " + self.validate()
+        progress.epoch, progress.step_in_epoch = done, 0
+        self.save()
+        say(f"{line}  {time.monotonic() - started:.0f} s")
+
+    def step(self, group: list[Batch]) -> float:
+        """One update, its records, and what follows from a loss that is no number. Returns the loss."""
+        progress, seed = self.progress, self.recipe.train.seed
+        self.watch.at(f"step {progress.step + 1}")
+        self.strategy.set_rates(self.schedule(progress.step))
+        # Everything random is drawn anew each step from the step's number, so that a resumed run draws the same.
+        _seed_all(step_seed(seed, progress.step, self.accelerator.process_index))
+        group = [_augmented(batch, self.parts, seed, progress.epoch) for batch in group]
+        try:
+            terms, norm = take_step(self.strategy, group, self.weights)
+        except torch.OutOfMemoryError as error:
+            raise too_large(self.slices, progress.step + 1) from error
+        progress.step += 1
+        progress.step_in_epoch += 1
+        loss = float((terms * self.weights).sum())
+        if math.isfinite(norm) and math.isfinite(loss):
+            self.strategy.after_update()
+        elif not (math.isfinite(loss) and self.strategy.scaler() is not None):  # fp16 overflows now and then
+            self._note_bad_step(group, loss, terms, norm)
+        each = {f"train/{name}": float(value) for name, value in zip(self.names, terms)}
+        rate = self.strategy.optimizer.param_groups[-1]["lr"]
+        self.tracker.scalars(progress.step, {"train/loss": loss, **each, "train/lr": rate, "train/gradient_norm": norm})
+        self.bar.update()
+        self.bar.set_postfix(epoch=progress.epoch + 1, loss=f"{loss:.3f}", refresh=False)
+        return loss
+
+    def validate(self) -> str:
+        """Writes reports for the validation split, scores them, and notes whether the model is the best so far."""
+        recipe, progress, exams = self.recipe, self.progress, self.parts.exams["val"]
+        with self.strategy.whole_task() as task:
+            rows = write_reports(
+                self.accelerator,
+                task,
+                self.parts.tokenizer,
+                exams,
+                recipe,
+                recipe.evaluate.val_beam,
+                bar=False,
+                between=self._between_batches,
+            )
+        # Scored once and handed out: what decides about stopping must be the same on every process.
+        scores = on_main(self.accelerator, lambda: self.parts.scorer.score(rows))
+        self.tracker.scalars(progress.step, {f"val/{name}": value for name, value in scores.items()})
+        for exam, (exam_id, prediction, reference) in list(zip(exams.exams, rows))[:SAMPLES]:
+            if self.accelerator.is_main_process:
+                self.tracker.sample(progress.step, exam_id, exams.cache.images(exam.id), reference, prediction)
+        name = recipe.evaluate.monitored
+        value, best = scores[name], progress.best
+        progress.kept[f"step-{progress.step}"] = value
+        if best is None or (value > best if self.keep.best_is_higher else value < best):
+            progress.best, progress.best_step, progress.worse = value, progress.step, 0
+        else:
+            progress.worse += 1
+        shown = [name for name in ("bleu_4", "cider", "findings_f1") if name in scores]
+        return "  ".join(f"val/{name} {scores[name]:.3f}" for name in dict.fromkeys([name, *shown]))
+
+    def save(self) -> None:
+        """A checkpoint of now. All processes take part, the main process writes."""
+        self.watch.at(f"saving step {self.progress.step}")
+        self.saved = self._position
+        state = self.strategy.state()
+        if self.saver is None:
+            return
+        scaler = self.strategy.scaler()
+        progress = replace(
+            self.progress,
+            updates=self.strategy.updates,
+            kept=dict(self.progress.kept),
+            scaler={} if scaler is None else dict(scaler.state_dict()),
+        )
+        texts = ModelTexts(self.parts.tokenizer, save(self.recipe))
+        self.saver.save(Snapshot(progress, state, self.strategy.exported(state), texts))
+
+    def close(self) -> None:
+        self.tracker.close()
+        if self.saver is not None:
+            self.saver.close()
+
+    def _heed(self) -> None:
+        """Does what was asked of any process, on all: saves, stops, or ends since a checkpoint was not written.
+
+        Raises:
+            Stopped: after a checkpoint.
+        """
+        request = agree(self.accelerator, self._pending())
+        if request == FAILED:
+            on_main(self.accelerator, self._finish_saving)
+        if not request:
+            return
+        if self.saved != self._position:
+            self.save()
+        on_main(self.accelerator, self._finish_saving)
+        if request == SAVE:
+            self.requests.done(SAVE)
+            return
+        reason = on_main(self.accelerator, self._why_stopped)
+        raise Stopped(
+            f"stopped by {reason} after step {self.progress.step} of {self.steps}; everything is saved. Go on with "
+            f"resume={self.folder}"
+        )
+
+    def _pending(self) -> int:
+        return FAILED if self.saver is not None and self.saver.failed else self.requests.pending()
+
+    def _finish_saving(self) -> None:
+        if self.saver is not None:
+            self.saver.finish()
+
+    def _why_stopped(self) -> str:
+        self.requests.leave_word()
+        return self.requests.reason or "a signal to another process"
+
+    def _between_batches(self) -> None:
+        """While reports are written, at the same points on every process."""
+        self.watch.at("writing reports")
+        self._heed()
+
+    def _go_on(self, checkpoint: Path, progress: Progress) -> None:
+        on_now = self.accelerator.is_main_process
+        self.strategy.load(read_state(checkpoint) if on_now else {}, progress.updates)
+        scaler = self.strategy.scaler()
+        if scaler is not None and progress.scaler:
+            scaler.load_state_dict(progress.scaler)
+        before = {key: progress.launch.get(key) for key in ("processes", "strategy", "precision")}
+        now = describe_launch(self.accelerator, self.recipe)
+        changed = [f"{key} {value} then, {now[key]} now" for key, value in before.items() if value != now[key]]
+        say(f"resumed from {checkpoint}, step {progress.step} of {self.steps}" + "".join(f"; {c}" for c in changed))
+        self.progress = progress
+        self.saved = self._position
+
+    @property
+    def _position(self) -> tuple[int, ...]:
+        """Where the run is. An epoch whose validation is still to come is not yet counted."""
+        return self.progress.step, self.progress.epoch, self.progress.step_in_epoch
+
+    def _note_bad_step(self, group: list[Batch], loss: float, terms: Tensor, norm: float) -> None:
+        """Writes down a step that was skipped, with its exams.
+
+        Raises:
+            NonFiniteError: more of them than the recipe allows, on every process alike.
+        """
+        progress, allowed = self.progress, self.recipe.train.skip_non_finite
+        progress.skipped += 1
+        exams = gather(self.accelerator, [exam_id for batch in group for exam_id in batch.exam_ids])
+        values = {name: float(value) for name, value in zip(self.names, terms)}
+        if self.accelerator.is_main_process:
+            told = {"step": progress.step, "loss": loss, "terms": values, "gradient_norm": norm, "exams": exams}
+            with self._bad_steps.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(told, ensure_ascii=False) + "\n")
+        said = f"step {progress.step}: the loss or its gradient is not finite (loss {loss}, gradient norm {norm})"
+        if progress.skipped > allowed:
+            raise NonFiniteError(
+                f"{said}, number {progress.skipped} of such steps, and train.skip_non_finite is {allowed}. "
+                f"Its exams: {', '.join(exams[:8])}{' ...' if len(exams) > 8 else ''}, all in {self._bad_steps}"
+            )
+        say(f"warning: {said}; skipped, number {progress.skipped} of at most {allowed}")
+
+    @property
+    def _bad_steps(self) -> Path:
+        return self.folder / "non_finite.jsonl"
+
+    def _finish(self) -> None:
+        """Scores the best model on val and test."""
+        accelerator, recipe, progress = self.accelerator, self.recipe, self.progress
+        self.watch.at("scoring")
+        on_main(accelerator, self._finish_saving)
+        with self.strategy.whole_task() as task:
+            if accelerator.is_main_process:
+                load_weights(self.folder / "model", task)
+            share(accelerator, [*task.parameters(), *task.buffers()])
+            say(f"the model of step {progress.best_step} is kept ({recipe.evaluate.monitor} {progress.best:.4f})")
+            for split in ("val", "test"):
+                scores = evaluate_split(
+                    accelerator, task, self.parts, recipe, split, self.folder, between=self._between_batches
+                )
+                values = {f"final/{split}/{name}": value for name, value in scores["model"].items()}
+                self.tracker.scalars(progress.step, values)
+        print_scores("test", scores, self.parts.scorer.segmentation)
+        if accelerator.is_main_process:
+            page = write_page(self.folder, self.parts)
+            say(f"\nrun     {self.folder}\nopen    {page}\n        tensorboard --logdir {self.folder}")
+
+    def _say_sizes(self) -> None:
+        parts, slices = self.parts, self.slices
+        exams = ", ".join(f"{len(exams)} {name}" for name, exams in parts.exams.items())
+        parameters = sum(shape.numel() for shape in self.strategy.shapes.values()) / 1e6
+        topics = f", {parts.topics.count} topics" if parts.topics else ""
+        left_out = f" ({parts.left_out} left out: broken images)" if parts.left_out else ""
+        say(f"exams {exams}{left_out}; {len(parts.tokenizer)} words{topics}; {parameters:.1f} M parameters")
+        cut = f"{slices.micro_batch} x {slices.processes} processes x {slices.accumulation} accumulated"
+        say(f"{self.steps} steps of {slices.batch_size} exams = {cut}")
+        if notice := self.strategy.batch_norm_notice(slices):
+            say(f"notice: {notice}")
+
+
+def take_step(strategy: Strategy, group: list[Batch], weights: Tensor) -> tuple[Tensor, float]:
+    """One update from the micro-batches of a step. Returns the mean of each term over all processes, and the norm of
+    the gradient; where either is not finite, nothing was updated.
 
     The divisor of each term is known before the first backward, so sums over micro-batches and processes add up to
     the gradient of one large batch.
-
-    Raises:
-        NonFiniteError: before the update, on every process alike.
     """
+    accelerator = strategy.accelerator
     batches = [batch.to(accelerator.device) for batch in group]
-    count_of = accelerator.unwrap_model(task).counts
-    counts = accelerator.reduce(torch.stack([count_of(batch) for batch in batches]).sum(0), "sum").clamp(min=1)
-    sums = torch.zeros_like(weights)
+    strategy.begin_step()
+    counts = torch.stack([strategy.task.counts(batch) for batch in batches]).sum(0)
+    counts = accelerator.reduce(counts, "sum").clamp(min=1)
+    sums, terms = torch.zeros_like(weights), torch.zeros_like(weights)
     for number, batch in enumerate(batches, 1):
         last = number == len(batches)
-        with contextlib.nullcontext() if last else accelerator.no_sync(task):
-            terms = task(batch)  # task(...), never task.forward(...): wrappers hook __call__
-            # Wrappers average gradients over processes, and here they are to be added.
-            accelerator.backward((terms / counts * weights).sum() * accelerator.num_processes)
-        sums += terms.detach()
-    terms = accelerator.reduce(sums, "sum") / counts
-    if not bool(torch.isfinite(terms).all()):
-        exams = ", ".join(exam_id for batch in group for exam_id in batch.exam_ids)
-        raise NonFiniteError(f"the loss is not finite ({terms.tolist()}) on a step with exams {exams}")
-    norm = accelerator.clip_grad_norm_(task.parameters(), math.inf if clip is None else clip)
-    optimizer.step()
-    optimizer.zero_grad()
-    return terms, float(norm)
+        of_batch = strategy(batch)
+        sums += of_batch.detach()
+        # Wrappers average gradients over processes, and here they are to be added.
+        loss = (of_batch / counts * weights).sum() * accelerator.num_processes
+        if last:
+            terms = accelerator.reduce(sums, "sum") / counts
+            if not bool(torch.isfinite(terms).all()):
+                loss = loss * math.nan  # so that the gradient tells on every process, whatever it was
+        strategy.backward(loss, last=last)
+    return terms, strategy.step()
 
 
-def validate(
-    accelerator: Accelerator, task: Any, parts: Parts, recipe: Recipe, progress: Progress, tracker: Tracker, run: Path
-) -> str:
-    """Writes reports for the validation split, scores them, and keeps the model if it is the best so far."""
-    exams = parts.exams["val"]
-    rows = write_reports(accelerator, task, parts.tokenizer, exams, recipe, recipe.evaluate.val_beam, bar=False)
-    # Scored once and handed out: what decides about stopping must be the same on every process.
-    scores = from_main(accelerator, parts.scorer.score(rows) if accelerator.is_main_process else None)
-    tracker.scalars(progress.step, {f"val/{name}": value for name, value in scores.items()})
-    for exam, (exam_id, prediction, reference) in list(zip(exams.exams, rows))[:SAMPLES]:
-        tracker.sample(progress.step, exam_id, exams.cache.images(exam.id), reference, prediction)
-    name = recipe.evaluate.monitored
-    higher = parts.scorer.metric_of(name).higher_is_better  # tells a monitor that no metric gives
-    value = scores[name]
-    progress.kept[f"step-{progress.step}"] = value
-    if progress.best is None or (value > progress.best if higher else value < progress.best):
-        progress.best, progress.best_step, progress.worse = value, progress.step, 0
-        if accelerator.is_main_process:
-            export_model(run / "model", accelerator.unwrap_model(task), parts.tokenizer, save(recipe))
-    else:
-        progress.worse += 1
-    shown = [name for name in ("bleu_4", "cider", "findings_f1") if name in scores]
-    return "  ".join(f"val/{name} {scores[name]:.3f}" for name in dict.fromkeys([name, *shown]))
+def _place(accelerator: Accelerator) -> tuple[int, int]:
+    return accelerator.process_index, accelerator.num_processes
+
+
+def _seed_all(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 def _augmented(batch: Batch, parts: Parts, seed: int, epoch: int) -> Batch:
@@ -189,64 +400,3 @@ def _augmented(batch: Batch, parts: Parts, seed: int, epoch: int) -> Batch:
         seeds = [exam_seed(seed, epoch, exam_id) for exam_id in batch.exam_ids]
         batch.image_BVCHW = parts.augment(batch.image_BVCHW, seeds)
     return batch
-
-
-def _save(
-    accelerator: Accelerator, run: Path, task: Any, optimizer: Any, progress: Progress, recipe: Recipe, parts: Parts
-) -> None:
-    if accelerator.is_main_process:
-        keep = recipe.checkpoint
-        higher = parts.scorer.metric_of(recipe.evaluate.monitored).higher_is_better
-        unwrapped = accelerator.unwrap_model(task)
-        save_checkpoint(run / "checkpoints", unwrapped, optimizer, progress, keep.keep_last, keep.keep_best, higher)
-
-
-def _open_run(recipe: Recipe) -> tuple[Path, Path | None]:
-    """The run's folder, made, and the checkpoint to go on from, if any.
-
-    Raises:
-        ValueError: the named run exists and the recipe does not resume, or there is nothing to resume from.
-    """
-    home = Path(recipe.run.root) / recipe.path.stem
-    fresh = recipe.run.name
-    if fresh == "auto":
-        fresh = f"{datetime.now():%Y%m%d-%H%M%S}-{recipe_hash(recipe)[:8]}"
-    if recipe.resume == "never":
-        run = home / fresh
-        if (run / "checkpoints").is_dir():
-            raise ValueError(f"{run} holds a run already. Take another run.name, or resume=auto to go on with it.")
-    elif recipe.resume == "auto":
-        run = home / fresh if recipe.run.name != "auto" else _unfinished(home, recipe_hash(recipe)[:8]) or home / fresh
-    else:
-        named = Path(recipe.resume)
-        run = named.parent.parent if named.parent.name == "checkpoints" else named
-        checkpoint = named if named is not run else latest_checkpoint(run / "checkpoints")
-        if checkpoint is None or not (checkpoint / "manifest.json").is_file():
-            raise ValueError(
-                f"resume: {named} is no checkpoint and no run with one; expected RUN or RUN/checkpoints/step-N"
-            )
-        return run, checkpoint
-    run.mkdir(parents=True, exist_ok=True)
-    return run, latest_checkpoint(run / "checkpoints")
-
-
-def _unfinished(home: Path, digest: str) -> Path | None:
-    """The newest run of this very recipe that has not come to its scores."""
-    for run in sorted(home.glob(f"*-{digest}"), reverse=True):
-        scores = run / "scores.json"
-        if not scores.is_file() or "test" not in json.loads(scores.read_text(encoding="utf-8")):
-            return run
-    return None
-
-
-def _say_sizes(parts: Parts, steps: int, slices: Slices) -> None:
-    exams = ", ".join(f"{len(exams)} {name}" for name, exams in parts.exams.items())
-    parameters = sum(weight.numel() for weight in parts.task.parameters()) / 1e6
-    topics = f", {parts.topics.count} topics" if parts.topics else ""
-    left_out = f" ({parts.left_out} left out: broken images)" if parts.left_out else ""
-    say(f"exams {exams}{left_out}; {len(parts.tokenizer)} words{topics}; {parameters:.1f} M parameters")
-    cut = f"{slices.micro_batch} x {slices.processes} processes x {slices.accumulation} accumulated"
-    say(f"{steps} steps of {slices.batch_size} exams = {cut}")
-    normalized = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in parts.task.modules())
-    if normalized and slices.processes * slices.accumulation > 1:
-        say(f"notice: batch normalization sees {slices.micro_batch} exams at a time, so results depend on this cut")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,9 @@ import torch
 from accelerate import Accelerator
 
 from framework.build import Parts, build_parts, run_recipe
-from framework.checkpoint import load_weights
 from framework.data import ExamSet, load_batches
-from framework.distributed import from_main, gather, start_accelerator
+from framework.distributed import gather, on_main, start_accelerator
+from framework.exported_model import load_weights
 from framework.floors import Rows, floor_rows, rows_of, unseen_rows
 from framework.generation import generate
 from framework.progress import progress_bar
@@ -24,21 +26,36 @@ from framework.whole_file import write_whole
 
 
 def write_reports(
-    accelerator: Accelerator, task: Any, tokenizer: Any, exams: ExamSet, recipe: Recipe, beam: int, bar: bool = True
+    accelerator: Accelerator,
+    task: Any,
+    tokenizer: Any,
+    exams: ExamSet,
+    recipe: Recipe,
+    beam: int,
+    bar: bool = True,
+    between: Callable[[], None] | None = None,
 ) -> Rows:
     """Rows (exam id, prediction, reference) of all exams, in their order, the same on every process.
 
-    Each process takes every n-th exam, so none is padded, and one with no exam left waits at the gather alone.
+    Each process takes every n-th exam, so none is padded.
+
+    Args:
+        task: with whole weights, in eval mode.
+        between: called before each batch, equally often on every process, also where one has no batch left.
     """
-    task = accelerator.unwrap_model(task)
-    was_training = task.training
-    task.eval()
     settings = recipe.evaluate
-    mine = list(range(accelerator.process_index, len(exams), accelerator.num_processes))
+    shares = [list(range(rank, len(exams), accelerator.num_processes)) for rank in range(accelerator.num_processes)]
+    mine = shares[accelerator.process_index]
     batches = [mine[i : i + settings.batch_size] for i in range(0, len(mine), settings.batch_size)]
+    rounds = math.ceil(len(shares[0]) / settings.batch_size)
     written: list[tuple[str, str]] = []
-    loader = load_batches(exams, batches, recipe.data.workers)
-    for batch in progress_bar(loader, total=len(batches), text="reports", shown=bar):
+    loader = iter(load_batches(exams, batches, recipe.data.workers))
+    for _ in progress_bar(range(rounds), total=rounds, text="reports", shown=bar):
+        if between is not None:
+            between()
+        batch = next(loader, None)
+        if batch is None:
+            continue
         with accelerator.autocast(), torch.no_grad():
             features = task.features(batch.to(accelerator.device))
             reports = generate(
@@ -50,7 +67,6 @@ def write_reports(
                 no_repeat=settings.no_repeat,
             )
         written += [(exam_id, tokenizer.decode(ids)) for exam_id, ids in zip(batch.exam_ids, reports, strict=True)]
-    task.train(was_training)
     everything = gather(accelerator, written)
     predictions = dict(everything)
     assert len(everything) == len(predictions) == len(exams), "every exam is written about exactly once"
@@ -58,13 +74,21 @@ def write_reports(
 
 
 def evaluate_split(
-    accelerator: Accelerator, task: torch.nn.Module, parts: Parts, recipe: Recipe, split: str, run: Path
+    accelerator: Accelerator,
+    task: Any,
+    parts: Parts,
+    recipe: Recipe,
+    split: str,
+    run: Path,
+    between: Callable[[], None] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Scores of the model and of every floor and ceiling on a split; stored in the run, and given to all processes."""
     exams, train, val = parts.exams[split], parts.exams["train"], parts.exams["val"]
-    rows = write_reports(accelerator, task, parts.tokenizer, exams, recipe, recipe.evaluate.beam)
-    scores: dict[str, dict[str, float]] = {}
-    if accelerator.is_main_process:
+    beam = recipe.evaluate.beam
+    rows = write_reports(accelerator, task, parts.tokenizer, exams, recipe, beam, between=between)
+
+    def scored() -> dict[str, dict[str, float]]:
+        scores: dict[str, dict[str, float]] = {}
         named = {"model": rows}
         fresh = unseen_rows(rows, train)
         if fresh:
@@ -73,7 +97,9 @@ def evaluate_split(
         for name in progress_bar(named, total=len(named), text="scores"):
             scores[name] = {"exams": len(named[name]), **parts.scorer.score(named[name])}
         _store(run, split, scores, named["model"], parts)
-    return from_main(accelerator, scores)
+        return scores
+
+    return on_main(accelerator, scored)
 
 
 def _store(run: Path, split: str, scores: dict[str, dict[str, float]], rows: Rows, parts: Parts) -> None:
@@ -92,12 +118,12 @@ def _store(run: Path, split: str, scores: dict[str, dict[str, float]], rows: Row
 def evaluate_run(run: Path, split: str) -> dict[str, dict[str, float]]:
     """Scores the exported model of a run on a split, and draws the run's page anew."""
     recipe = run_recipe(run)
-    accelerator = start_accelerator(recipe)
+    accelerator = start_accelerator(recipe, training=False)
     parts = build_parts(recipe, accelerator, run=run, trained=run / "model")
     if split not in parts.exams:
         raise ValueError(f"--split: no split '{split}' in the data. It has: {', '.join(parts.exams)}")
     load_weights(run / "model", parts.task)
-    task = accelerator.prepare(parts.task)
+    task = parts.task.to(accelerator.device).eval()
     scores = evaluate_split(accelerator, task, parts, recipe, split, run)
     print_scores(split, scores, parts.scorer.segmentation)
     if accelerator.is_main_process:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from framework.build import build_task, build_tokenizer, run_recipe
-from framework.checkpoint import load_weights
+from framework.exported_model import load_weights
 from framework.generation import generate
 from framework.image_cache import fit
 from framework.image_file import FileView

@@ -10,9 +10,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import typer
 
+from framework import exits
 from framework.cli import data, plugins, recipes, runs
 
 TRACEBACK = "SONOSCRIBE_TRACEBACK"
@@ -53,12 +55,13 @@ def rank() -> int:
 
 
 def with_verb(words: Sequence[str]) -> list[str]:
-    """Puts `train` before words that begin with a recipe.
+    """Puts `train` before words that begin with a recipe, and drops what DeepSpeed's launcher adds.
 
     Raises:
         ValueError: the first word is no recipe, and looks like a verb.
     """
     verbs = [*(verb.__name__ for verb in VERBS), "data"]
+    words = [word for word in words if not word.startswith("--local_rank=")]  # it stands in the environment as well
     if not words or words[0] in verbs or words[0].startswith("-"):
         return list(words)
     from framework.recipe.source import shipped_recipes
@@ -79,7 +82,26 @@ def main(words: Sequence[str] | None = None) -> None:
         if os.environ.get(TRACEBACK):
             raise
         _complain(error)
-        sys.exit(2)
+        _leave(exits.MISTAKE)
+    except exits.Stopped as stopped:
+        if not rank():
+            print(stopped, flush=True)
+        _leave(exits.STOPPED)
+    except exits.ProcessLost as error:
+        print(f"rank {rank()}: {error}", file=sys.stderr)
+        _leave(exits.LOST)
+    except exits.MainProcessFailed:
+        _leave(exits.MISTAKE)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends this process; where it is one of several, at once, since a peer that is gone cannot be said goodbye to."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _complain(error: ValueError | OSError) -> None:

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from framework.build import SPACE_DIMENSIONS, build_plugin, build_task
 from framework.data import Sample, collate, exam_seed
-from framework.distributed import describe_launch, start_accelerator
-from framework.engine import take_step
+from framework.distributed import Strategy, describe_launch, spread, start_accelerator
+from framework.engine import build_optimizer, take_step
 from framework.exam import Batch, Exam
 from framework.generation import generate
-from framework.optim import parameter_groups
 from framework.plan.material import Material, read_material
 from framework.plan.whole import Plan, slices_of
 from framework.progress import progress_bar
@@ -67,25 +66,25 @@ def probe(recipe: Recipe, plan: Plan) -> Probe:
     space = ReportSpace(SPACE_DIMENSIONS, recipe.train.seed)
     space.fit([material.tokenizer.segment(exam.report) for exam in material.splits["train"]])
     task: Any = build_task(recipe, material.tokenizer, plan.topics, space, trained=True)  # fetches no weights
-    groups = parameter_groups(task, recipe.optimizer.lr, recipe.optimizer.encoder_lr)
-    optimizer: Any = build_plugin(recipe, "optimizer", recipe.optimizer, groups=groups)
-    task, optimizer = accelerator.prepare(task, optimizer)
-    times = time_steps(accelerator, task, optimizer, recipe, plan, material)
+    slices = slices_of(recipe, plan.steps.processes)
+    strategy = spread(accelerator, recipe, task, slices, lambda task: build_optimizer(recipe, task))
+    times = time_steps(strategy, recipe, plan, material)
 
     settings, words = recipe.evaluate, round(plan.tokens.mean) - 1  # nothing writes the begin
     size = settings.batch_size
     some = material.splits["val"][:size]
     batch = collate([_sample(exam, [EOS], None, recipe) for exam in some]).to(accelerator.device)
-    seconds = {
-        beam: _time_reports(accelerator, task, batch, recipe, beam, words) / len(some)
-        for beam in {settings.val_beam, settings.beam}
-    }
+    with strategy.whole_task() as whole:
+        seconds = {
+            beam: _time_reports(accelerator, whole, batch, recipe, beam, words) / len(some)
+            for beam in {settings.val_beam, settings.beam}
+        }
     mine = {split: math.ceil(plan.exams[split] / plan.steps.processes) for split in ("val", "test")}
     step = statistics.median(times)
     training = step * plan.steps.total
     validations = plan.steps.validations * mine["val"] * seconds[settings.val_beam]
     evaluation = (mine["val"] + mine["test"]) * seconds[settings.beam]
-    launch = describe_launch(accelerator)
+    launch = describe_launch(accelerator, recipe)
     return Probe(
         device=launch["device"],
         precision=launch["precision"],
@@ -102,18 +101,16 @@ def probe(recipe: Recipe, plan: Plan) -> Probe:
     )
 
 
-def time_steps(
-    accelerator: Accelerator, task: Any, optimizer: Any, recipe: Recipe, plan: Plan, material: Material
-) -> list[float]:
+def time_steps(strategy: Strategy, recipe: Recipe, plan: Plan, material: Material) -> list[float]:
     """Seconds of real steps on the first exams of training: their views and tokens, in their order, random pixels."""
-    slices = slices_of(recipe, plan.steps.processes)
+    accelerator, slices = strategy.accelerator, slices_of(recipe, plan.steps.processes)
     augment = None if recipe.data.augment is None else build_plugin(recipe, "augment", recipe.data.augment)
     weights = torch.tensor([loss.weight for loss in recipe.active_losses.values()], device=accelerator.device)
     exams = material.splits["train"]
     topics = itertools.cycle(range(plan.topics)) if plan.topics else itertools.repeat(None)
     micro_batches = itertools.cycle(slices.epoch(len(exams), recipe.train.seed, 0))
     began, times = time.monotonic(), []
-    task.train()
+    strategy.task.train()
     bar = progress_bar(range(WARM_UP + STEPS), total=WARM_UP + STEPS, text="probing steps")
     for _ in bar:
         samples = [
@@ -126,7 +123,7 @@ def time_steps(
             for batch in group:
                 seeds = [exam_seed(recipe.train.seed, 0, exam_id) for exam_id in batch.exam_ids]
                 batch.image_BVCHW = augment(batch.image_BVCHW, seeds)
-        take_step(accelerator, task, optimizer, group, weights, recipe.train.clip)
+        take_step(strategy, group, weights)
         times.append(time.monotonic() - started)
         if len(times) > 1 and time.monotonic() - began > STEPS_S:
             break
@@ -152,7 +149,6 @@ class _Endless:
 
 def _time_reports(accelerator: Accelerator, task: Any, batch: Batch, recipe: Recipe, beam: int, words: int) -> float:
     """Seconds to write reports of so many words about a batch; of a slow model, fewer are written and scaled up."""
-    task = accelerator.unwrap_model(task).eval()
 
     def write(length: int) -> float:
         started = time.monotonic()

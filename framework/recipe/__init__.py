@@ -8,7 +8,7 @@ from pathlib import Path
 from framework.recipe.check import check_recipe
 from framework.recipe.merge import merge
 from framework.recipe.override import override_layers
-from framework.recipe.saved import recipe_hash, save
+from framework.recipe.saved import recipe_hash, result_tree, save
 from framework.recipe.schema import NO_TOPICS, Choice, Loss, Optimizer, Recipe
 from framework.recipe.source import RECIPES, Layer, RecipeError, find_file, read_layers
 
@@ -22,6 +22,7 @@ __all__ = [
     "RecipeError",
     "load_recipe",
     "recipe_hash",
+    "result_tree",
     "save",
 ]
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from framework.recipe.fit import note_misfits
 from framework.recipe.merge import Merged, origin, resolve, slots, value_at
+from framework.recipe.saved import plain, values
 from framework.recipe.schema import NO_TOPICS, SLOTS, Recipe
 from framework.recipe.source import Key, RecipeError, dotted
 from framework.registry import KINDS, Plugin, PluginError, catalogue, did_you_mean, find, replaced, short
@@ -241,7 +242,31 @@ def _together(check: Check, recipe: Recipe) -> None:
     for index, name in enumerate(names):
         if name in names[:index] and name != UNREADABLE["name"]:
             check.note(("evaluate", "metrics", index), f"'{name}' stands twice")
+    _strategy(check, recipe)
+    known_keys = [dotted(key[:end]) for key, _ in values(plain(recipe)) for end in range(1, len(key) + 1)]
+    for index, name in enumerate(recipe.resume_despite):
+        if name not in known_keys:
+            guess = did_you_mean(name, dict.fromkeys(known_keys))
+            check.note(("resume_despite", index), f"found {name!r}, expected a key of this recipe.{guess}")
     _monitor(check, recipe)
+
+
+def _strategy(check: Check, recipe: Recipe) -> None:
+    """Settings of `distributed` that the strategy would ignore."""
+    asked, strategy = recipe.distributed, recipe.distributed.strategy
+    cut_by_deepspeed = strategy.startswith("zero")
+    if asked.offload == "optimizer" and not cut_by_deepspeed:
+        check.note(("distributed", "offload"), f"'optimizer' is for zero1, zero2 and zero3; strategy is {strategy}")
+    if asked.offload == "all" and strategy not in ("zero3", "fsdp"):
+        check.note(
+            ("distributed", "offload"), f"'all' is for zero3 and fsdp, which cut weights; strategy is {strategy}"
+        )
+    if asked.deepspeed_config is not None and not cut_by_deepspeed:
+        check.note(
+            ("distributed", "deepspeed_config"), f"is for zero1, zero2 and zero3; strategy is {strategy}, which is not"
+        )
+    if recipe.train.precision == "fp16" and strategy not in ("auto", "ddp"):
+        check.note(("train", "precision"), f"fp16 is for ddp; under {strategy} take bf16 or fp32")
 
 
 def _monitor(check: Check, recipe: Recipe) -> None:
@@ -282,6 +307,8 @@ def check_recipe(merged: Merged, path: Path) -> Recipe:
     metrics = tree["evaluate"].get("metrics") if isinstance(tree.get("evaluate"), dict) else None
     if isinstance(metrics, list):
         tree["evaluate"]["metrics"] = tuple(metrics)
+    if isinstance(tree.get("resume_despite"), list):
+        tree["resume_despite"] = tuple(tree["resume_despite"])
     recipe = _whole(check, {**tree, "plugins": merged.plugin_files})
     if recipe is not None:
         _together(check, recipe)

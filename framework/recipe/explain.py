@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from framework.recipe.merge import GONE, slots, value_at
-from framework.recipe.saved import plain
+from framework.recipe.saved import plain, result_tree, values
 from framework.recipe.schema import CHOICES, Loss, Recipe
 from framework.recipe.source import Key, RecipeError, dotted
 from framework.registry import did_you_mean, find, short
@@ -73,17 +73,24 @@ def diff_rows(one: Recipe, two: Recipe) -> list[tuple[str, str, str, str, str]]:
     return rows
 
 
+@dataclass(frozen=True)
+class Difference:
+    """A value that a recipe had and has; `-`: it had or has none."""
+
+    key: str
+    before: str
+    now: str
+
+
+def differences(before: dict[str, Any], recipe: Recipe) -> list[Difference]:
+    """Where a recipe computes something else than one of which `result_tree` was kept."""
+    then, now = ({dotted(key): as_text(value) for key, value in values(t)} for t in (before, result_tree(recipe)))
+    rows = [Difference(key, then.get(key, "-"), now.get(key, "-")) for key in dict.fromkeys([*then, *now])]
+    return [row for row in rows if row.before != row.now]
+
+
 def as_text(value: Any) -> str:
     return repr(value) if value is GONE else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def values(tree: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
-    """Every value of a recipe: a list counts as one, since layers replace it whole."""
-    if not isinstance(tree, dict) or not tree:
-        yield key, tree
-        return
-    for name, value in tree.items():
-        yield from values(value, (*key, name))
 
 
 def _parts(tree: Any, key: str) -> list[str | int]:

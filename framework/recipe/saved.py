@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,20 @@ import yaml
 from pydantic import BaseModel
 
 from framework.recipe.schema import Choice, Loss, Recipe
+from framework.recipe.source import Key
 
-# Where a run lies, and how fast it is, but not what it computes.
-NOT_THE_RESULT = (("run",), ("resume",), ("plugins",), ("data", "cache"), ("data", "workers"))
+# Where a run lies, how fast it is and what is kept of it, but not what it computes.
+NOT_THE_RESULT = (
+    ("run",),
+    ("resume",),
+    ("resume_despite",),
+    ("plugins",),
+    ("data", "cache"),
+    ("data", "workers"),
+    ("train", "micro_batch"),
+    ("distributed",),
+    ("checkpoint",),
+)
 # Texts that no YAML reader takes for anything else. The others are written in quotes.
 BARE = re.compile(r"[A-Za-z_/][\w./-]*\Z", re.ASCII)
 NOT_BARE = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
@@ -36,6 +48,15 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def values(tree: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """Every value of a recipe: a list counts as one, since layers replace it whole."""
+    if not isinstance(tree, dict) or not tree:
+        yield key, tree
+        return
+    for name, value in tree.items():
+        yield from values(value, (*key, name))
+
+
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -54,17 +75,19 @@ def save(recipe: Recipe) -> str:
     return yaml.dump(plain(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
-def recipe_hash(recipe: Recipe) -> str:
-    """12 hex digits that change with anything that may change the result.
-
-    Plugin files count by what they say, not by where they lie.
-    """
+def result_tree(recipe: Recipe) -> dict[str, Any]:
+    """What may change the result, as plain values. Plugin files count by what they say, not by where they lie."""
     tree = plain(recipe)
     for key in NOT_THE_RESULT:
         block = tree
         for part in key[:-1]:
             block = block[part]
         block.pop(key[-1])
-    files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in recipe.plugin_files]
-    text = json.dumps([tree, files], sort_keys=True, ensure_ascii=False)
+    tree["plugins"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in recipe.plugin_files]
+    return tree
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """12 hex digits that change with anything that may change the result."""
+    text = json.dumps(result_tree(recipe), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

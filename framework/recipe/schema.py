@@ -119,13 +119,27 @@ class Train(Section):
     """Where every random number begins."""
     early_stop: PositiveInt | None = None
     """Validations without a better monitor that end the run; null: all epochs are trained."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Memory of the running average of the weights, which is what is validated and kept; null: the last weights are."""
+    skip_non_finite: NonNegativeInt = 0
+    """Steps with a loss or gradient that is no number that are skipped before one stops the run; 0: the first stops it."""
 
 
 class Distributed(Section):
-    """How processes share the work."""
+    """How processes share the work. Changes speed and memory, not results."""
 
-    strategy: Literal["auto", "ddp"] = "auto"
-    """ddp: each process holds the whole model; auto: ddp where there are several."""
+    strategy: Literal["auto", "ddp", "zero1", "zero2", "zero3", "fsdp"] = "auto"
+    """What is cut over the processes; ddp, auto: nothing, zero1: optimizer state, zero2: gradients too, others: all."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What waits in the host's memory: optimizer (zero1 to zero3), or weights as well (all: zero3, fsdp)."""
+    activation_checkpointing: bool = False
+    """Computes activations again in the backward pass instead of keeping them: less memory, more time."""
+    sync_batch_norm: Literal["auto", "never"] = "auto"
+    """Batch normalization over the exams of all processes; auto: where they have GPUs."""
+    timeout: PositiveFloat = 120.0
+    """Minutes that a process waits for the others before the run ends."""
+    deepspeed_config: str | None = None
+    """A JSON file for DeepSpeed (zero1 to zero3), for what the recipe does not say; null: none is needed."""
 
 
 class Evaluate(Section):
@@ -165,6 +179,8 @@ class Checkpoint(Section):
     """Newest checkpoints that are kept."""
     keep_best: NonNegativeInt = 1
     """Checkpoints with the best monitor that are kept."""
+    background: bool = True
+    """Writes while training goes on, from a copy in the host's memory."""
 
 
 class Run(Section):
@@ -199,6 +215,8 @@ class Recipe(Section):
     run: Run = Run()
     resume: str = "never"
     """never: a new run; auto: this recipe's unfinished run, if there is one; or the folder of a run to go on with."""
+    resume_despite: tuple[str, ...] = ()
+    """Keys that may differ from those the run was trained with so far."""
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
     _chains: dict[tuple[str | int, ...], tuple[tuple[Any, str], ...]] = PrivateAttr(default_factory=dict)

@@ -1,0 +1,61 @@
+"""The one place that configures Accelerate, DeepSpeed and FSDP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from framework.data import Slices
+from framework.distributed.launch import (
+    describe_launch,
+    launch_id,
+    precision_of,
+    restarts,
+    start_accelerator,
+    strategy_of,
+)
+from framework.distributed.strategy import Strategy
+from framework.distributed.talk import agree, gather, in_turns, on_main, share
+from framework.recipe import Recipe
+from framework.task import ReportTask
+
+__all__ = [
+    "Strategy",
+    "agree",
+    "describe_launch",
+    "gather",
+    "in_turns",
+    "launch_id",
+    "on_main",
+    "precision_of",
+    "restarts",
+    "share",
+    "spread",
+    "start_accelerator",
+    "strategy_of",
+]
+
+
+def spread(
+    accelerator: Accelerator,
+    recipe: Recipe,
+    task: ReportTask,
+    slices: Slices,
+    build_optimizer: Callable[[nn.Module], Any],
+) -> Strategy:
+    """The task over all processes, by the recipe's strategy, ready to train."""
+    name = strategy_of(recipe)
+    if name == "fsdp":
+        from framework.distributed.fsdp import FullyShardedDataParallel
+
+        return FullyShardedDataParallel(accelerator, recipe, task, build_optimizer)
+    if name.startswith("zero"):
+        from framework.distributed.zero import Zero
+
+        return Zero(accelerator, recipe, task, build_optimizer, slices)
+    from framework.distributed.ddp import DataParallel
+
+    return DataParallel(accelerator, recipe, task, build_optimizer)

@@ -1,0 +1,66 @@
+"""Every process holds everything, and gradients are averaged."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from framework.distributed.strategy import Piece, Strategy
+from framework.exam import Batch
+
+
+class DataParallel(Strategy):
+    """torch's DistributedDataParallel through Accelerate; with one process, the task as it is.
+
+    Source:
+        Li et al. 2020, arXiv 2006.15704.
+    """
+
+    whole_on_each = True
+
+    def _wrap(self, build_optimizer: Callable[[nn.Module], Any]) -> None:
+        self.optimizer = build_optimizer(self.task)
+        self.wrapped, self.prepared = self.accelerator.prepare(self.task, self.optimizer)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return self.wrapped(batch)  # never .forward: wrappers hook the call
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+            self.accelerator.backward(loss)
+
+    def step(self) -> float:
+        norm = float(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.clip))
+        if math.isfinite(norm) or self.accelerator.scaler is not None:
+            self.prepared.step()  # a scaler skips what overflowed, and lowers its scale
+        self.prepared.zero_grad()
+        return norm
+
+    def pieces(self) -> Iterator[tuple[str, Piece]]:
+        for name, parameter in self.task.named_parameters():
+            kept = self.optimizer.state.get(parameter, {})
+            tensors = {key: value for key, value in kept.items() if isinstance(value, Tensor)}
+            states = {key: value for key, value in tensors.items() if value.shape == parameter.shape and key != "step"}
+            scalars = {key: value for key, value in tensors.items() if key not in states}
+            yield name, Piece(0, parameter.data, states, scalars)
+
+    @torch.no_grad()
+    def _put(self, name: str, whole: Tensor, states: Mapping[str, Tensor], scalars: Mapping[str, Tensor]) -> None:
+        parameter = self.task.get_parameter(name)
+        parameter.copy_(whole)
+        if states or scalars:
+            like = {key: torch.empty_like(parameter).copy_(value) for key, value in states.items()}
+            self.optimizer.state[parameter] = {**scalars_for(self.optimizer, scalars, parameter), **like}
+
+
+def scalars_for(
+    optimizer: torch.optim.Optimizer, scalars: Mapping[str, Tensor], parameter: Tensor
+) -> dict[str, Tensor]:
+    """Steps are counted on the CPU, unless the update is one kernel on the device."""
+    on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    return {key: value.to(parameter.device if on_device else "cpu") for key, value in scalars.items()}

@@ -1,0 +1,324 @@
+"""How the processes hold the task while it trains: what each keeps of weights, gradients and optimizer state.
+
+The engine sees one interface. ddp.py, zero.py and fsdp.py fill in what differs: how a gradient is made and applied, and
+which piece of each parameter this process holds. Everything else follows from the pieces, and stands here once: the
+running average, the whole weights for generation and export, saving, and loading under any other strategy.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from framework.blocks import blocks_of, compute_again
+from framework.data import Slices
+from framework.distributed.talk import on_main, share
+from framework.exam import Batch
+from framework.recipe import Recipe, RecipeError
+from framework.task import ReportTask
+
+
+@dataclass
+class Piece:
+    """What this process holds of one parameter.
+
+    `weights` is fp32 and the values that the optimizer works on: the whole parameter, or [n] of its values, flattened,
+    from `start` on; n may be 0. `states` are the optimizer's of the same shape, `scalars` those of none (Adam's step).
+    """
+
+    start: int
+    weights: Tensor
+    states: dict[str, Tensor] = field(default_factory=dict)
+    scalars: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Strategy(ABC):
+    """A task and its optimizer, spread over the processes.
+
+    Args:
+        task: on the CPU, the same on every process.
+        build_optimizer: makes the recipe's optimizer of a task's parameters.
+    """
+
+    optimizer: torch.optim.Optimizer  # the recipe's own, below whatever wraps it
+    whole_on_each: bool = False  # whether every process holds whole weights and states
+
+    def __init__(
+        self, accelerator: Accelerator, recipe: Recipe, task: ReportTask, build_optimizer: Callable[[nn.Module], Any]
+    ) -> None:
+        self.accelerator, self.recipe, self.task = accelerator, recipe, task
+        # Every process begins with the main process's weights, whatever a plugin drew them from.
+        share(accelerator, [*task.parameters(), *task.buffers()])
+        self.shapes = {name: parameter.shape for name, parameter in task.named_parameters()}
+        self.names = {id(parameter): name for name, parameter in task.named_parameters()}
+        self.aliases = _aliases(task)
+        self.decay = recipe.train.ema
+        self.updates = 0
+        self._plain: ReportTask | None = None if self._evaluates_in_place else _without_weights(task)
+        if recipe.distributed.activation_checkpointing:
+            blocks = blocks_of(task.encoder) + blocks_of(task.decoder)
+            if not blocks:
+                raise RecipeError(
+                    "distributed.activation_checkpointing: neither encoder nor decoder has a list of blocks "
+                    "(nn.ModuleList, nn.Sequential) to compute again; expected false"
+                )
+            for block in blocks:
+                compute_again(block)
+        together = recipe.distributed.sync_batch_norm == "auto" and accelerator.num_processes > 1
+        if together and accelerator.device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(task)
+        self._wrap(build_optimizer)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.average: dict[str, Tensor] = {}
+        if self.decay is not None:
+            self.average = {name: piece.weights.clone() for name, piece in self.pieces() if self._learns(name)}
+        self._shared_buffers = [
+            buffer
+            for part in task.modules()
+            if isinstance(part, _BatchNorm) and not isinstance(part, nn.SyncBatchNorm)
+            for buffer in part.buffers(recurse=False)
+        ]
+
+    @property
+    def _evaluates_in_place(self) -> bool:
+        return self.whole_on_each and self.decay is None
+
+    # What differs.
+
+    @abstractmethod
+    def _wrap(self, build_optimizer: Callable[[nn.Module], Any]) -> None:
+        """Spreads `self.task`, and sets `self.optimizer`."""
+
+    @abstractmethod
+    def __call__(self, batch: Batch) -> Tensor:
+        """The sums of the terms, [terms]."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Adds to the gradients; on the `last` micro-batch of a step they are averaged over the processes."""
+
+    @abstractmethod
+    def step(self) -> float:
+        """Clips, updates and clears the gradients. Returns their norm; where it is not finite, nothing is updated."""
+
+    @abstractmethod
+    def pieces(self) -> Iterator[tuple[str, Piece]]:
+        """What this process holds of each parameter, by its name in the task; the same names on every process."""
+
+    @abstractmethod
+    def _put(self, name: str, whole: Tensor, states: Mapping[str, Tensor], scalars: Mapping[str, Tensor]) -> None:
+        """Overwrites this process's piece of a parameter and of its optimizer state with that of whole ones."""
+
+    def _loaded(self) -> None:  # noqa: B027 - most have nothing to do
+        """After all were put."""
+
+    # What is the same.
+
+    @property
+    def clip(self) -> float:
+        return math.inf if self.recipe.train.clip is None else self.recipe.train.clip
+
+    def set_rates(self, factor: float) -> None:
+        for group, rate in zip(self.optimizer.param_groups, self.rates):
+            group["lr"] = rate * factor
+
+    def begin_step(self) -> None:
+        """Batch statistics that are not synchronized are the main process's, on every process."""
+        share(self.accelerator, self._shared_buffers)
+
+    def after_update(self) -> None:
+        """Moves the running average on. It starts quickly, as young averages are of weights that learned little.
+
+        Source:
+            Polyak and Juditsky 1992; decay and its start, min(decay, (1 + t) / (10 + t)): tf.train's
+            ExponentialMovingAverage.
+        """
+        self.updates += 1
+        if self.decay is None:
+            return
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, piece in self.pieces():
+            if name in self.average:
+                self.average[name].lerp_(piece.weights, 1 - decay)
+
+    @contextmanager
+    def whole_task(self) -> Iterator[ReportTask]:
+        """The task with whole weights on every process (the running average, if there is one), to write reports with.
+
+        No process then waits for another while writing, so those with fewer exams cannot hang, and words are not paid
+        with a message for every layer.
+        """
+        self.begin_step()
+        if self._plain is None:
+            training = self.task.training
+            try:
+                yield self.task.eval()
+            finally:
+                self.task.train(training)
+            return
+        for name, whole in self._weights(averaged=True, on_all=True):
+            _set_parameter(self._plain, name, nn.Parameter(whole, requires_grad=False))
+        for alias, name in self.aliases.items():
+            _set_parameter(self._plain, alias, self._plain.get_parameter(name))
+        buffers = dict(self.task.named_buffers())
+        for name, buffer in self._plain.named_buffers():
+            buffer.data = buffers[name].detach().to(self.accelerator.device)
+        try:
+            yield self._plain
+        finally:
+            _forget_weights(self._plain)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that training goes on from, whole and on the CPU, on the main process; on the others, nothing.
+
+        All processes take part. Names: `weights/`, `average/`, `buffers/`, `optimizer/<key>/` and `scalars/<key>/`
+        before that of the parameter.
+        """
+        main, found = self.accelerator.is_main_process, {}
+        for name, piece in self.pieces():
+            parts = {f"weights/{name}": piece.weights}
+            if name in self.average:
+                parts[f"average/{name}"] = self.average[name]
+            parts |= {f"optimizer/{key}/{name}": state for key, state in piece.states.items()}
+            for key, part in parts.items():
+                whole = self._whole(name, piece.start, part, on_all=False)
+                if main:
+                    found[key] = _copied(whole)
+            if main:
+                found |= {f"scalars/{key}/{name}": _copied(value) for key, value in piece.scalars.items()}
+        if main:
+            kept = set(self.task.state_dict(keep_vars=True))
+            found |= {f"buffers/{name}": _copied(b) for name, b in self.task.named_buffers() if name in kept}
+        return found
+
+    def load(self, state: Mapping[str, Tensor], updates: int) -> None:
+        """Puts a saved state in place, under whatever strategy and on however many processes it was made.
+
+        Args:
+            state: what `state` gave, on the main process; the others take it from there.
+        """
+        main, device = self.accelerator.is_main_process, self.accelerator.device
+        keys = on_main(self.accelerator, lambda: {key: list(value.shape) for key, value in state.items()})
+        self.updates = updates
+
+        def received(key: str) -> Tensor:
+            value = state[key].to(device) if main else torch.empty(keys[key], device=device)
+            if self.accelerator.num_processes > 1:
+                dist.broadcast(value, src=0)
+            return value
+
+        for name in self.shapes:
+            states, scalars = (
+                {key.split("/")[1]: received(key) for key in keys if key.startswith(kind) and key.split("/")[2] == name}
+                for kind in ("optimizer/", "scalars/")
+            )
+            self._put(name, received(f"weights/{name}"), states, scalars)
+        pieces = dict(self.pieces())
+        for name, average in self.average.items():
+            # A run that had no average yet begins it here.
+            key = f"average/{name}" if f"average/{name}" in keys else f"weights/{name}"
+            piece = pieces[name]
+            average.copy_(_part(received(key).view(self.shapes[name]), piece.start, piece.weights))
+        for name, buffer in self.task.named_buffers():
+            if f"buffers/{name}" in keys:
+                value = state[f"buffers/{name}"].to(buffer.device) if main else torch.empty_like(buffer)
+                buffer.copy_(value)
+                share(self.accelerator, [buffer])
+        self._loaded()
+
+    def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights and buffers of a state by name: averages where there are, tied weights twice."""
+        weights = {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith("weights/")}
+        weights |= {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith("average/")}
+        weights |= {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith("buffers/")}
+        return weights | {alias: weights[name] for alias, name in self.aliases.items()}
+
+    def batch_norm_notice(self, slices: Slices) -> str | None:
+        """What to say where batch normalization makes results depend on how a batch is cut."""
+        norms = [part for part in self.task.modules() if isinstance(part, _BatchNorm)]
+        synchronized = bool(norms) and not self._shared_buffers
+        seen = slices.micro_batch * (slices.processes if synchronized else 1)
+        if not norms or seen == slices.batch_size:
+            return None
+        return (
+            f"batch normalization sees {seen} exams at a time, not {slices.batch_size}, so results depend on this cut. "
+            "An encoder without it (model.encoder.norm=group) does not"
+        )
+
+    def scaler(self) -> Any:
+        """What keeps fp16 gradients from vanishing; None in other formats."""
+        return self.accelerator.scaler
+
+    def _learns(self, name: str) -> bool:
+        return self.task.get_parameter(name).requires_grad
+
+    def _weights(self, *, averaged: bool, on_all: bool) -> Iterator[tuple[str, Tensor]]:
+        for name, piece in self.pieces():
+            part = self.average.get(name, piece.weights) if averaged else piece.weights
+            yield name, self._whole(name, piece.start, part, on_all=on_all)
+
+    def _whole(self, name: str, start: int, part: Tensor, *, on_all: bool) -> Tensor:
+        """A parameter (or its average, or a state of it) from the pieces of all processes."""
+        if self.whole_on_each:
+            return part.detach()
+        device, shape = self.accelerator.device, self.shapes[name]
+        whole = torch.zeros(shape.numel(), device=device)
+        whole[start : start + part.numel()] = part.detach().to(device)
+        if self.accelerator.num_processes > 1:
+            # No two pieces overlap, so adding them up puts them together.
+            dist.all_reduce(whole) if on_all else dist.reduce(whole, dst=0)
+        return whole.view(shape)
+
+
+def _part(whole: Tensor, start: int, like: Tensor) -> Tensor:
+    """The piece of a whole tensor that `like` is."""
+    if like.shape == whole.shape:
+        return whole
+    return whole.reshape(-1)[start : start + like.numel()].view(like.shape)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """On the CPU, contiguous, and safe from what training does next."""
+    there = tensor.detach().to("cpu", copy=True)
+    return there.contiguous()
+
+
+def _aliases(task: nn.Module) -> dict[str, str]:
+    """Second names of tied parameters, to the first."""
+    first: dict[int, str] = {}
+    again = {}
+    for name, parameter in task.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            again[name] = first[id(parameter)]
+    return again
+
+
+def _without_weights(task: ReportTask) -> ReportTask:
+    """A copy whose parameters hold nothing yet; buffers are copied."""
+    memo = {
+        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+        for parameter in task.parameters()
+    }
+    return copy.deepcopy(task, memo).eval()
+
+
+def _set_parameter(task: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    home, _, last = name.rpartition(".")
+    setattr(task.get_submodule(home), last, parameter)
+
+
+def _forget_weights(task: nn.Module) -> None:
+    for name, parameter in list(task.named_parameters(remove_duplicate=False)):
+        empty = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+        _set_parameter(task, name, empty)

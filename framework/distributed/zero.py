@@ -1,0 +1,125 @@
+"""DeepSpeed's ZeRO: optimizer state (1), gradients (2) and weights (3) are cut over the processes."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from framework.data import Slices
+from framework.distributed.deepspeed_json import deepspeed_config
+from framework.distributed.launch import strategy_of
+from framework.distributed.strategy import Piece, Strategy
+from framework.exam import Batch
+from framework.recipe import Recipe
+from framework.task import ReportTask
+
+
+class Zero(Strategy):
+    """DeepSpeed, set up here and not through Accelerate, which would guess at what the recipe says.
+
+    Weights stay in fp32 and the arithmetic of bf16 is autocast, so that every strategy computes the same.
+
+    Source:
+        Rajbhandari et al. 2020, arXiv 1910.02054.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        recipe: Recipe,
+        task: ReportTask,
+        build_optimizer: Callable[[nn.Module], Any],
+        slices: Slices,
+    ) -> None:
+        self.config = deepspeed_config(recipe, slices)
+        self.stage = int(strategy_of(recipe).removeprefix("zero"))
+        super().__init__(accelerator, recipe, task, build_optimizer)
+
+    def _wrap(self, build_optimizer: Callable[[nn.Module], Any]) -> None:
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        self.optimizer = build_optimizer(self.task)
+        self.engine, self.cut, *_ = deepspeed.initialize(
+            model=self.task, optimizer=self.optimizer, config=self.config, dist_init_required=False
+        )
+        if self.stage < 3:
+            self.groups = {id(weight): row for row, group in enumerate(self.cut.bit16_groups) for weight in group}
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return self.engine(batch)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self.engine.set_gradient_accumulation_boundary(is_boundary=last)
+        self.engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self) -> float:
+        self.engine.step()  # skips what is not finite, and gives an infinite norm
+        return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else math.inf
+
+    def pieces(self) -> Iterator[tuple[str, Piece]]:
+        for name, parameter in self.task.named_parameters():
+            start, weights, flat, begin = self._place(parameter)
+            kept = {} if flat is None else self.optimizer.state.get(flat, {})
+            count = weights.numel()
+            tensors = {key: value for key, value in kept.items() if isinstance(value, Tensor)}
+            states = {key: value[begin : begin + count] for key, value in tensors.items() if value.shape == flat.shape}
+            scalars = {key: value for key, value in tensors.items() if key not in states}
+            yield name, Piece(start, weights, states, scalars)
+
+    @torch.no_grad()
+    def _put(self, name: str, whole: Tensor, states: Mapping[str, Tensor], scalars: Mapping[str, Tensor]) -> None:
+        parameter: Any = self.task.get_parameter(name)
+        start, weights, flat, begin = self._place(parameter)
+        count, values = weights.numel(), whole.reshape(-1)
+        weights.copy_(values[start : start + count])
+        if self.stage == 3:
+            # The copy that forward gathers; its end may be padding.
+            parameter.ds_tensor.view(-1)[:count].copy_(values[start : start + count])
+        else:
+            parameter.copy_(whole)
+        if flat is None or not (states or scalars):
+            return
+        kept = self.optimizer.state[flat]
+        for key, value in states.items():
+            if key not in kept:
+                kept[key] = torch.zeros_like(flat)
+            kept[key][begin : begin + count].copy_(value.reshape(-1)[start : start + count])
+        kept.update({key: value.to(kept[key].device if key in kept else "cpu") for key, value in scalars.items()})
+
+    def _loaded(self) -> None:
+        if self.stage == 3 and self.cut.persistent_parameters:
+            # Small weights stay gathered; they are gathered anew.
+            some = self.cut.persistent_parameters
+            some[0].partition(some)
+            some[0].all_gather(some)
+
+    def _place(self, parameter: Any) -> tuple[int, Tensor, Any, int]:
+        """Of this process's piece of a parameter: its start, its fp32 weights, the flat tensor that the optimizer works
+        on (None of a frozen one), and where in it the piece begins.
+        """
+        if self.stage == 3:
+            each = parameter.ds_tensor.numel()
+            start = min(self.accelerator.process_index * each, parameter.ds_numel)
+            count = min(each, parameter.ds_numel - start)
+            if not parameter.requires_grad:
+                return start, parameter.ds_tensor.detach().view(-1)[:count], None, 0
+            group, begin, _ = self.cut.grad_position[self.cut.get_param_id(parameter)]
+            flat = self.cut.fp32_partitioned_groups_flat[group]
+            return start, flat.detach()[begin : begin + count], flat, begin
+        if id(parameter) not in self.groups:
+            # Frozen, and so whole on each; the main process speaks for all.
+            mine = parameter.detach().reshape(-1)
+            return 0, mine if self.accelerator.is_main_process else mine[:0], None, 0
+        flat = self.cut.single_partition_of_fp32_groups[self.groups[id(parameter)]]
+        found = parameter._hp_mapping
+        if found is None:
+            return 0, flat.detach()[:0], flat, 0
+        begin, count = found.hp_fragment_address.start, found.hp_fragment_address.numel
+        return found.lp_fragment_address.start, flat.detach()[begin : begin + count], flat, begin

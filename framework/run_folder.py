@@ -1,0 +1,159 @@
+"""Which folder a run writes to, and which checkpoint it goes on from."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from framework.checkpoint import CheckpointError, Progress, checkpoints_of, clear_unfinished, problem_of, read_progress
+from framework.distributed import launch_id, restarts
+from framework.exits import Stopped
+from framework.exported_model import publish_model
+from framework.progress import say
+from framework.recipe import Recipe, recipe_hash
+from framework.recipe.explain import differences
+
+SHOWN = 8  # differences of a recipe that are told
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    folder: Path
+    checkpoint: Path | None  # verified
+    progress: Progress | None  # its own
+
+
+def open_run(recipe: Recipe) -> OpenedRun:
+    """Makes or finds the run's folder, and the newest checkpoint of it that is whole. For the main process.
+
+    Raises:
+        ValueError: the named run exists and the recipe does not resume, or somebody else is writing to it.
+        CheckpointError: there is nothing to resume from, or it was trained under another recipe.
+    """
+    folder, named = _find(recipe)
+    folder.mkdir(parents=True, exist_ok=True)
+    _lock(folder)
+    stop = folder / "STOP"
+    if restarts() and stop.exists():
+        raise Stopped(f"{stop} is there: not started again")
+    stop.unlink(missing_ok=True)
+    checkpoints = folder / "checkpoints"
+    clear_unfinished(checkpoints)
+    checkpoint = _verified(named, checkpoints)
+    if checkpoint is None:
+        return OpenedRun(folder, None, None)
+    progress = read_progress(checkpoint)
+    _same_recipe(checkpoint, progress, recipe)
+    best = checkpoints / f"step-{progress.best_step}" / "model"
+    if not (folder / "model").is_dir() and best.is_dir():
+        publish_model(best, folder / "model")
+    return OpenedRun(folder, checkpoint, progress)
+
+
+def _find(recipe: Recipe) -> tuple[Path, Path | None]:
+    """The folder, and the checkpoint in it if one was named."""
+    home, digest = Path(recipe.run.root) / recipe.path.stem, recipe_hash(recipe)[:8]
+    before = _of_this_launch(home) if restarts() else None
+    if before is not None:
+        say(f"start number {restarts() + 1} of this launch: going on with {before}")
+        return before, None
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{digest}" if recipe.run.name == "auto" else recipe.run.name
+    if recipe.resume == "never":
+        if (home / name / "checkpoints").is_dir():
+            raise ValueError(
+                f"{home / name} holds a run already. Take another run.name, or resume=auto to go on with it."
+            )
+        return home / name, None
+    if recipe.resume == "auto":
+        return (_unfinished(home, digest) if recipe.run.name == "auto" else None) or home / name, None
+    asked = Path(recipe.resume)
+    if asked.parent.name == "checkpoints" and asked.is_dir():
+        return asked.parent.parent, asked
+    if not checkpoints_of(asked / "checkpoints"):
+        raise CheckpointError(
+            f"resume: {asked} is no checkpoint and no run with one; expected RUN or RUN/checkpoints/step-N"
+        )
+    return asked, None
+
+
+def _of_this_launch(home: Path) -> Path | None:
+    """The run that an earlier attempt of the same launch has begun."""
+    for run in sorted(home.glob("*/environment.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        if json.loads(run.read_text(encoding="utf-8"))["launch"].get("id") == launch_id():
+            return run.parent
+    return None
+
+
+def _unfinished(home: Path, digest: str) -> Path | None:
+    """The newest run of this very recipe that has not come to its scores."""
+    for run in sorted(home.glob(f"*-{digest}"), reverse=True):
+        scores = run / "scores.json"
+        if not scores.is_file() or "test" not in json.loads(scores.read_text(encoding="utf-8")):
+            return run
+    return None
+
+
+def _verified(named: Path | None, folder: Path) -> Path | None:
+    """The named checkpoint, or the newest that is whole; None if there is none at all."""
+    found = checkpoints_of(folder)
+    if named is not None:
+        problem = problem_of(named)
+        if problem is None:
+            return named
+        others = ", ".join(f"resume={path}" for path in found if path.resolve() != named.resolve())
+        raise CheckpointError(problem + (f". Others of this run: {others}" if others else ""))
+    problems: list[str] = []
+    for checkpoint in found:
+        problem = problem_of(checkpoint)
+        if problem is None:
+            if problems:
+                say(f"warning: going on from {checkpoint}, since newer ones cannot be used:")
+                for line in problems:
+                    say(f"  {line}")
+            return checkpoint
+        problems.append(problem)
+    if problems:
+        listed = "\n".join(f"  {line}" for line in problems)
+        raise CheckpointError(f"{folder}: none of its {len(problems)} checkpoints can be used:\n{listed}")
+    return None
+
+
+def _same_recipe(checkpoint: Path, progress: Progress, recipe: Recipe) -> None:
+    """Raises CheckpointError where the recipe differs in what may change the result, and it was not told so."""
+    rows = differences(progress.recipe, recipe)
+    allowed = recipe.resume_despite
+    told = [row for row in rows if not any(row.key == key or row.key.startswith(f"{key}.") for key in allowed)]
+    if not told:
+        return
+    lines = [f"  {row.key}: {row.before} then, {row.now} now" for row in told[:SHOWN]]
+    if len(told) > SHOWN:
+        lines.append(f"  and {len(told) - SHOWN} more")
+    keys = ",".join(row.key for row in told)
+    raise CheckpointError(
+        f"{checkpoint} was trained under another recipe:\n" + "\n".join(lines) + "\n"
+        f"Take these back, start anew with resume=never, or go on all the same: 'resume_despite=[{keys}]'"
+    )
+
+
+_held: list[Any] = []  # locks last as long as the process
+
+
+def _lock(folder: Path) -> None:
+    file = (folder / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise ValueError(f"{folder}: another process is writing to this run ({file.read().strip()})") from None
+    except OSError:
+        return  # a file system without locks; nothing is lost by it but this check
+    file.seek(0)
+    file.truncate()
+    file.write(f"pid {os.getpid()} on {os.uname().nodename}\n")
+    file.flush()
+    _held.append(file)

@@ -1,0 +1,63 @@
+"""Writes checkpoints while training goes on."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from framework.checkpoint import Keep, Snapshot, write_checkpoint
+
+
+class SaveError(ValueError):
+    """A checkpoint that could not be written; those before it are as they were."""
+
+
+class Saver:
+    """Hands snapshots to a thread, one at a time. Only the main process has one.
+
+    Args:
+        background: False writes while the caller waits.
+    """
+
+    def __init__(self, folder: Path, keep: Keep, background: bool) -> None:
+        self.folder, self.keep, self.background = folder, keep, background
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self.writing: Future[float] | None = None
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Starts to write. Waits for the one before, so that no more than one copy of the state is in memory.
+
+        Raises:
+            SaveError: the one before could not be written, or this one, in the foreground.
+        """
+        self.finish()
+        self.writing = self.thread.submit(self._write, snapshot)
+        if not self.background:
+            self.finish()
+
+    def _write(self, snapshot: Snapshot) -> float:
+        started = time.monotonic()
+        write_checkpoint(self.folder, snapshot, self.keep)
+        return time.monotonic() - started
+
+    @property
+    def failed(self) -> bool:
+        return self.writing is not None and self.writing.done() and self.writing.exception() is not None
+
+    def finish(self) -> None:
+        """Waits until everything is on the disk. Raises SaveError if something is not."""
+        if self.writing is None:
+            return
+        writing, self.writing = self.writing, None
+        try:
+            writing.result()
+        except Exception as error:
+            raise SaveError(
+                f"{self.folder}: a checkpoint could not be written ({error}). Those before it are whole; make room and "
+                "go on with resume=auto"
+            ) from error
+
+    def close(self) -> None:
+        """Lets the thread end, whatever it says: for a run that ends by another error."""
+        self.thread.shutdown(wait=True)

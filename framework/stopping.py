@@ -1,0 +1,74 @@
+"""How a run is asked to stop or to save: signals, and files in its folder. It heeds them at the next step or batch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+
+from framework.exits import Stopped
+from framework.progress import is_main_process, say
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SAVE, STOP, FAILED = 1, 2, 3  # the larger is heeded
+LOOKS_S = 1.0  # between two looks at the folder, which may lie far away
+SAME_PRESS_S = 3.0  # a launcher passes on the SIGINT that the terminal has sent to all
+
+
+class Requests:
+    """Listens for requests. They are per process: what is done about them is agreed on by all, see engine.py."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.folder: Path | None = None
+        self.training = False  # before, there is nothing to save, and a signal ends the run at once
+        self._first, self._looked, self._owner = 0.0, 0.0, os.getpid()
+
+    def listen(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, self._heard)
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:
+            return  # a worker that loads exams; the process that it works for will stop it
+        name, now = signal.Signals(number).name, time.monotonic()
+        if number == signal.SIGINT and self.reason is not None and now - self._first > SAME_PRESS_S:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        if self.reason is not None:
+            return
+        self.reason, self._first = name, now
+        if not self.training:
+            raise Stopped(f"stopped by {name} before the first step: nothing to save")
+        if is_main_process():
+            again = "; once more stops at once" if number == signal.SIGINT else ""
+            os.write(2, f"\n{name}: saving at the end of this step{again}\n".encode())
+
+    def watch(self, folder: Path) -> None:
+        """From here on the run's folder is looked at: `touch RUN/SAVE`, `touch RUN/STOP`. The main process looks."""
+        self.folder, self.training = folder, True
+
+    def pending(self) -> int:
+        """What this process has heard: 0, SAVE or STOP."""
+        now = time.monotonic()
+        if self.folder is not None and now - self._looked > LOOKS_S:
+            self._looked = now
+            if self.reason is None and (self.folder / "STOP").exists():
+                self.reason = f"{self.folder / 'STOP'}"
+            if self.reason is None and (self.folder / "SAVE").exists():
+                return SAVE
+        return STOP if self.reason else 0
+
+    def done(self, request: int) -> None:
+        """Takes the files away that asked for what was done."""
+        if self.folder is not None and request == SAVE:
+            (self.folder / "SAVE").unlink(missing_ok=True)
+            say("saved, as asked for by the file SAVE")
+
+    def leave_word(self) -> None:
+        """Lets the launcher's next attempt, if it restarts what ends, see that this run was to stop."""
+        if self.folder is not None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+            (self.folder / "STOP").touch()
