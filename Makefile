@@ -17,11 +17,11 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: setup.cfg constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(ACCELERATOR)]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(ACCELERATOR),deepspeed]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(ACCELERATOR),dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(ACCELERATOR),deepspeed,dev]'
 	@touch $@
 
 train: env

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -100,7 +101,10 @@ def _make(jobs: list[tuple[str, View, int, int]], path: Path, notes: Path, size:
     problems: list[ExamError] = []
     try:
         images = np.lib.format.open_memmap(part, "w+", np.uint8, (len(jobs), channels, size, size))
-        with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool:
+        # Ctrl-C reaches the workers too; it is ours to heed, and they end with us.
+        deaf = (signal.SIGINT, signal.SIG_IGN)
+        context = get_context("spawn")
+        with ProcessPoolExecutor(usable_cores(), mp_context=context, initializer=signal.signal, initargs=deaf) as pool:
             loaded = pool.map(_load, jobs, chunksize=16) if len(jobs) > 64 else map(_load, jobs)
             for row, image in enumerate(progress_bar(loaded, total=len(jobs), text="images")):
                 if isinstance(image, ExamError):

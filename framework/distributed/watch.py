@@ -126,8 +126,8 @@ class Watch:
                 state = "does not answer" if beat in frozen else "has not moved"
                 print(
                     f"rank {beat.rank} (host {beat.host}, pid {beat.pid}) {state} for {now - beat.moved_at:.0f} s, "
-                    f"last at {beat.where}; the others wait. The run ends when they have waited {self.timeout_s / 60:g} "
-                    "minutes (distributed.timeout)",
+                    f"last at {beat.where}; the others wait. The run ends when they have waited "
+                    f"{self.timeout_s / 60:g} minutes (distributed.timeout)",
                     file=sys.stderr,
                     flush=True,
                 )

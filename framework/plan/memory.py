@@ -1,16 +1,17 @@
-"""What each strategy keeps on each process: the arithmetic of ZeRO, and what the recipe's optimizer really keeps.
+"""What each strategy keeps on each process, from what the recipe's optimizer really keeps.
+
+Weights are in fp32 under every strategy, and half precision is autocast.
 
 Source:
-    ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1 and figure 1: in half precision 2 bytes of weights, 2
-    of gradients, and the optimizer's states with a master copy of the weights, cut over the processes one after the
-    other. FSDP's full shard (Zhao et al. 2023, arXiv 2304.11277) cuts the same three, of weights kept in fp32.
+    ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054, section 3: optimizer state, gradients and weights are cut over the
+    processes one after the other. FSDP's full shard (Zhao et al. 2023, arXiv 2304.11277) cuts all three.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ CUT = {
     "zero3": (True, True, True),
     "fsdp": (True, True, True),
 }
-DEEPSPEED = ("zero1", "zero2", "zero3")
+FP32 = 4  # bytes
+DEEPSPEED = ("zero1", "zero2", "zero3")  # its optimizer works on a copy of its own of the weights
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ class Memory:
     """Bytes on each process. Buffers stand with the weights; no strategy cuts them."""
 
     strategy: str
-    offered: bool  # by distributed.strategy, today
+    chosen: bool  # by the recipe
     weights: int
     gradients: int
-    optimizer: int
+    optimizer: int  # with the running average, if there is one
     activations: int | None
     together: int | None
 
@@ -56,29 +58,23 @@ def optimizer_bytes(recipe: Recipe) -> float:
 
 
 def memory_by_strategy(
-    whole: Part, per_parameter: float, activations: int | None, processes: int, half: bool, offered: tuple[str, ...]
+    whole: Part, per_parameter: float, averaged: bool, activations: int | None, processes: int, chosen: str
 ) -> tuple[Memory, ...]:
     """A row for each strategy.
 
     Args:
         whole: all parts together.
         per_parameter: what `optimizer_bytes` gives.
-        half: bf16 or fp16. DDP and FSDP then compute by autocast on weights in fp32; ZeRO's weights are halves, and its
-            optimizer keeps a master copy.
+        averaged: whether a running average of the weights is kept, see train.ema.
     """
     rows = []
     for strategy, cut in CUT.items():
-        mixed = half and strategy in DEEPSPEED
-        width, master = (2, 4) if mixed else (4, 0)
-        sizes = (width * whole.parameters, width * whole.trainable, (per_parameter + master) * whole.trainable)
+        beside = per_parameter + FP32 * averaged + FP32 * (strategy in DEEPSPEED)
+        sizes = (FP32 * whole.parameters, FP32 * whole.trainable, beside * whole.trainable)
         weights, gradients, optimizer = (
             math.ceil(size / processes) if is_cut else math.ceil(size) for size, is_cut in zip(sizes, cut)
         )
         weights += whole.buffer_bytes
         together = None if activations is None else weights + gradients + optimizer + activations
-        rows.append(Memory(strategy, strategy in offered, weights, gradients, optimizer, activations, together))
+        rows.append(Memory(strategy, strategy == chosen, weights, gradients, optimizer, activations, together))
     return tuple(rows)
-
-
-def strategies_offered(recipe: Recipe) -> tuple[str, ...]:
-    return get_args(type(recipe.distributed).model_fields["strategy"].annotation)

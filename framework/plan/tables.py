@@ -8,7 +8,7 @@ from framework.plan.whole import Plan
 
 UNKNOWN = "not known"
 PART_HEADER = ("part", "parameters", "trainable", "buffers", "memory")
-MEMORY_HEADER = ("strategy", "offered", "weights", "gradients", "optimizer", "activations", "together")
+MEMORY_HEADER = ("strategy", "chosen", "weights", "gradients", "optimizer", "activations", "together")
 MEMORY_NOTES = (
     "Memory is of each process, an estimate by ZeRO (arXiv 1910.02054) and FSDP's full shard (arXiv 2304.11277).",
     "Activations are of the largest micro-batch that can come, with a CPU's kernels; a GPU's attention keeps less.",
@@ -54,7 +54,7 @@ def memory_rows(plan: Plan) -> list[tuple[str, ...]]:
     return [
         (
             row.strategy,
-            "yes" if row.offered else "not yet",
+            "yes" if row.chosen else "",
             *map(in_bytes, (row.weights, row.gradients, row.optimizer, row.activations, row.together)),
         )
         for row in plan.memory

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from framework.build import require_a_batch
 from framework.data import Slices
-from framework.distributed import precision_of
+from framework.distributed import precision_of, strategy_of
 from framework.plan.material import Tokens, Views, count_tokens, count_views, read_material
-from framework.plan.memory import Memory, memory_by_strategy, optimizer_bytes, strategies_offered
-from framework.plan.model import HALF, Activations, Part, build_meta_task, count_topics, measure_activations, parts_of
+from framework.plan.memory import Memory, memory_by_strategy, optimizer_bytes
+from framework.plan.model import Activations, Part, build_meta_task, count_topics, measure_activations, parts_of
 from framework.recipe import Recipe
 
 
@@ -60,7 +60,6 @@ def plan(recipe: Recipe, processes: int) -> Plan:
     parts, precision = parts_of(task), precision_of(recipe)
     activations = measure_activations(task, recipe, slices.micro_batch, views, tokens, precision)
     kept = optimizer_bytes(recipe)
-    offered = strategies_offered(recipe)
     return Plan(
         recipe=str(recipe.path),
         exams=exams,
@@ -72,7 +71,9 @@ def plan(recipe: Recipe, processes: int) -> Plan:
         parts=parts,
         activations=activations,
         optimizer_bytes=kept,
-        memory=memory_by_strategy(parts[-1], kept, activations.bytes, processes, precision in HALF, offered),
+        memory=memory_by_strategy(
+            parts[-1], kept, recipe.train.ema is not None, activations.bytes, processes, strategy_of(recipe)
+        ),
         steps=steps,
     )
 

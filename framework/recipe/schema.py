@@ -122,7 +122,7 @@ class Train(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Memory of the running average of the weights, which is what is validated and kept; null: the last weights are."""
     skip_non_finite: NonNegativeInt = 0
-    """Steps with a loss or gradient that is no number that are skipped before one stops the run; 0: the first stops it."""
+    """Steps with a loss or gradient that is no number that are skipped; one more stops the run."""
 
 
 class Distributed(Section):
