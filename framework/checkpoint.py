@@ -17,18 +17,32 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from framework.exported_model import ModelTexts, publish_model, write_model
 from framework.whole_file import sync_file, sync_folder, write_whole
 
+# safetensors' names of number formats.
+FORMATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 FORM = 2  # raise it when a checkpoint of before can no longer be read
 
 
@@ -136,8 +150,15 @@ def _prune(folder: Path, progress: Progress, keep: Keep) -> None:
 
 def clear_unfinished(folder: Path) -> None:
     """Removes what saves that broke off have left. Nobody else may be writing here."""
-    for left in [*folder.glob(".step-*.part"), *folder.glob(".step-*.before")]:
+    for before in folder.glob(".step-*.before"):
+        final = folder / before.name.removeprefix(".").removesuffix(".before")
+        if not final.exists():
+            before.replace(final)  # broken off between two renames: it is whole, and may be the only one
+    beside = folder.parent / ".model.part", folder.parent / ".model.before"
+    for left in [*folder.glob(".step-*.part"), *folder.glob(".step-*.before"), *beside]:
         shutil.rmtree(left, ignore_errors=True)
+    for file in folder.glob(".*.part"):  # of a pointer
+        file.unlink()
 
 
 def problem_of(checkpoint: Path) -> str | None:
@@ -177,21 +198,30 @@ def read_progress(checkpoint: Path) -> Progress:
     return Progress(**told)
 
 
-def read_state(checkpoint: Path) -> Mapping[str, Tensor]:
+class SavedState(Mapping[str, Tensor]):
     """The tensors of a checkpoint by name, each read when it is asked for. Its files must be verified."""
-    return _Tensors(checkpoint / "training.safetensors")
 
-
-class _Tensors(Mapping[str, Tensor]):
-    def __init__(self, path: Path) -> None:
-        self.file = safe_open(path, framework="pt")
+    def __init__(self, checkpoint: Path) -> None:
+        path = checkpoint / "training.safetensors"
+        try:
+            self.file = safe_open(path, framework="pt")
+        except SafetensorError as error:
+            raise CheckpointError(f"{path}: not what was written, though its manifest says so ({error})") from None
         self.names = list(self.file.keys())
 
     def __getitem__(self, name: str) -> Tensor:
         return self.file.get_tensor(name)
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def forms(self) -> dict[str, Tensor]:
+        """What each tensor is like: of its shape and number format, without values."""
+        found = {}
+        for name in self.names:
+            kept = self.file.get_slice(name)
+            found[name] = torch.empty(kept.get_shape(), dtype=FORMATS[kept.get_dtype()], device="meta")
+        return found

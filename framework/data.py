@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from framework.exam import Batch, Exam
 from framework.image_cache import ImageCache
 from framework.recipe import RecipeError
 from framework.special_tokens import PAD
+from framework.stopping import SIGNALS
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,15 @@ class Slices:
 
 
 def load_batches(exams: ExamSet, batches: list[list[int]], workers: int) -> DataLoader[Sample]:
-    return DataLoader(exams, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+    return DataLoader(
+        exams, batch_sampler=batches, collate_fn=collate, num_workers=workers, worker_init_fn=_hear_no_signals
+    )
+
+
+def _hear_no_signals(worker: int) -> None:
+    """Slurm and terminals signal every process. A worker that ended by it would take the run along before it saved."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def steps_of(loader: DataLoader[Sample], accumulation: int) -> Iterator[list[Batch]]:

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from framework.build import Parts, build_parts, build_plugin
-from framework.checkpoint import Keep, Progress, Snapshot, read_state
+from framework.checkpoint import Keep, Progress, SavedState, Snapshot
 from framework.data import Slices, exam_seed, load_batches, step_seed, steps_of
 from framework.distributed import (
     Strategy,
@@ -281,8 +281,8 @@ class Loop:
         self._heed()
 
     def _go_on(self, checkpoint: Path, progress: Progress) -> None:
-        on_now = self.accelerator.is_main_process
-        self.strategy.load(read_state(checkpoint) if on_now else {}, progress.updates)
+        main = self.accelerator.is_main_process
+        self.strategy.load(SavedState(checkpoint) if main else None, progress.updates)
         scaler = self.strategy.scaler()
         if scaler is not None and progress.scaler:
             scaler.load_state_dict(progress.scaler)

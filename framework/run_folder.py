@@ -50,7 +50,7 @@ def open_run(recipe: Recipe) -> OpenedRun:
     progress = read_progress(checkpoint)
     _same_recipe(checkpoint, progress, recipe)
     best = checkpoints / f"step-{progress.best_step}" / "model"
-    if not (folder / "model").is_dir() and best.is_dir():
+    if best.is_dir():  # whatever stands at `model`: a run may have died between a checkpoint and its model
         publish_model(best, folder / "model")
     return OpenedRun(folder, checkpoint, progress)
 

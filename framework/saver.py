@@ -6,7 +6,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from framework.checkpoint import Keep, Snapshot, write_checkpoint
+from framework.checkpoint import Keep, Snapshot, clear_unfinished, write_checkpoint
 
 
 class SaveError(ValueError):
@@ -38,7 +38,11 @@ class Saver:
 
     def _write(self, snapshot: Snapshot) -> float:
         started = time.monotonic()
-        write_checkpoint(self.folder, snapshot, self.keep)
+        try:
+            write_checkpoint(self.folder, snapshot, self.keep)
+        except Exception:
+            clear_unfinished(self.folder)  # half a checkpoint would keep a full disk full
+            raise
         return time.monotonic() - started
 
     @property

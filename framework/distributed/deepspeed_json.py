@@ -73,6 +73,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _autos(tree: Any, key: str = "") -> list[str]:
     if isinstance(tree, dict):
         return [found for name, value in tree.items() for found in _autos(value, f"{key}.{name}" if key else name)]
+    if isinstance(tree, list):
+        return [found for number, value in enumerate(tree) for found in _autos(value, f"{key}.{number}")]
     return [key] if tree == "auto" else []
 
 

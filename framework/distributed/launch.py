@@ -56,7 +56,8 @@ def start_accelerator(recipe: Recipe, *, training: bool = True) -> Accelerator:
     precision = precision_of(recipe)
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=handlers)
     if training and strategy_of(recipe) != "ddp" and not dist.is_initialized():
-        # DeepSpeed and FSDP ask for a group, also of one.
+        # DeepSpeed and FSDP ask for a group, also of one, and DeepSpeed for what a launcher would have set.
+        os.environ.setdefault("LOCAL_RANK", "0")
         dist.init_process_group("gloo" if cpu else "nccl", store=dist.HashStore(), rank=0, world_size=1)
     return accelerator
 
@@ -148,12 +149,12 @@ def _processes_asked_for() -> int:
         return 1
     if not any("accelerate" in word for word in words[:3]):
         return 1
+    asked = "1"
     for word, after in zip(words, [*words[1:], ""]):
         flag, _, value = word.replace("-", "_").partition("=")
         if flag == "__num_processes":
-            number = value or after
-            return int(number) if number.isdecimal() else 1
-    return 1
+            asked = value or after  # the last counts
+    return int(asked) if asked.isdecimal() else 1
 
 
 def _impossible(recipe: Recipe, training: bool) -> Iterator[str]:

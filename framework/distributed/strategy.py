@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from framework.blocks import blocks_of, compute_again
+from framework.checkpoint import SavedState
 from framework.data import Slices
 from framework.distributed.talk import on_main, share
 from framework.exam import Batch
@@ -202,39 +203,41 @@ class Strategy(ABC):
             found |= {f"buffers/{name}": _copied(b) for name, b in self.task.named_buffers() if name in kept}
         return found
 
-    def load(self, state: Mapping[str, Tensor], updates: int) -> None:
+    @torch.no_grad()
+    def load(self, saved: SavedState | None, updates: int) -> None:
         """Puts a saved state in place, under whatever strategy and on however many processes it was made.
 
         Args:
-            state: what `state` gave, on the main process; the others take it from there.
+            saved: on the main process; the others take it from there.
         """
-        main, device = self.accelerator.is_main_process, self.accelerator.device
-        keys = on_main(self.accelerator, lambda: {key: list(value.shape) for key, value in state.items()})
+        forms = on_main(self.accelerator, lambda: {} if saved is None else saved.forms())
         self.updates = updates
 
         def received(key: str) -> Tensor:
-            value = state[key].to(device) if main else torch.empty(keys[key], device=device)
-            if self.accelerator.num_processes > 1:
-                dist.broadcast(value, src=0)
+            value = saved[key] if saved is not None else torch.empty_like(forms[key], device="cpu")
+            value = value.to(self.accelerator.device)
+            share(self.accelerator, [value])
             return value
 
-        for name in self.shapes:
+        for name, shape in self.shapes.items():
             states, scalars = (
-                {key.split("/")[1]: received(key) for key in keys if key.startswith(kind) and key.split("/")[2] == name}
+                {
+                    key.split("/")[1]: received(key)
+                    for key in forms
+                    if key.startswith(kind) and key.split("/")[2] == name
+                }
                 for kind in ("optimizer/", "scalars/")
             )
-            self._put(name, received(f"weights/{name}"), states, scalars)
-        pieces = dict(self.pieces())
-        for name, average in self.average.items():
-            # A run that had no average yet begins it here.
-            key = f"average/{name}" if f"average/{name}" in keys else f"weights/{name}"
-            piece = pieces[name]
-            average.copy_(_part(received(key).view(self.shapes[name]), piece.start, piece.weights))
+            self._put(name, received(f"weights/{name}").view(shape), states, scalars)
+        for name, piece in self.pieces():
+            if name in self.average:
+                # A run that had no average yet begins it here.
+                key = f"average/{name}" if f"average/{name}" in forms else f"weights/{name}"
+                whole = received(key).view(self.shapes[name])
+                self.average[name].copy_(_part(whole, piece.start, piece.weights))
         for name, buffer in self.task.named_buffers():
-            if f"buffers/{name}" in keys:
-                value = state[f"buffers/{name}"].to(buffer.device) if main else torch.empty_like(buffer)
-                buffer.copy_(value)
-                share(self.accelerator, [buffer])
+            if f"buffers/{name}" in forms:
+                buffer.copy_(received(f"buffers/{name}"))
         self._loaded()
 
     def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -42,13 +46,25 @@ class Zero(Strategy):
         super().__init__(accelerator, recipe, task, build_optimizer)
 
     def _wrap(self, build_optimizer: Callable[[nn.Module], Any]) -> None:
+        if self.accelerator.device.type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # also where there is a GPU that the run is not to use
+        # DeepSpeed calls names of torch's that torch is about to rename.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
         import deepspeed
 
+        # For a CPU it would compile messages through shared memory while the run starts, which asks for a compiler, and
+        # whose memory two runs can come to share.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.optimizer = build_optimizer(self.task)
+        # The global batch follows from the rest; a probe takes the share of one process of several.
+        config = {key: value for key, value in self.config.items() if key != "train_batch_size"}
         self.engine, self.cut, *_ = deepspeed.initialize(
-            model=self.task, optimizer=self.optimizer, config=self.config, dist_init_required=False
+            model=self.task, optimizer=self.optimizer, config=config, dist_init_required=False
         )
+        # DeepSpeed talks through groups of its own, which would wait for as long as torch does by default.
+        for group in dist.distributed_c10d._world.pg_map:
+            dist.distributed_c10d._set_pg_timeout(timedelta(minutes=self.recipe.distributed.timeout), group)
         if self.stage < 3:
             self.groups = {id(weight): row for row, group in enumerate(self.cut.bit16_groups) for weight in group}
 

@@ -54,7 +54,7 @@ def memory_rows(plan: Plan) -> list[tuple[str, ...]]:
     return [
         (
             row.strategy,
-            "yes" if row.chosen else "",
+            "yes" if row.chosen else "no",
             *map(in_bytes, (row.weights, row.gradients, row.optimizer, row.activations, row.together)),
         )
         for row in plan.memory

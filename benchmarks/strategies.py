@@ -1,0 +1,150 @@
+"""Memory and time of a step under every strategy, side by side in one run: `python -m benchmarks.strategies`.
+
+Trains on random exams with torchrun, on the GPUs of this machine or else on its CPU. Prints a table, and with
+`--out FILE` writes it as JSON with machine, versions and date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.table import tell
+
+ROOT = Path(__file__).resolve().parent.parent
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp")
+WARM_UP, STEPS = 2, 5
+# The published sizes: ResNet-101 and a transformer of 3 layers, two views of 224 pixels.
+SIZES = [
+    "model.encoder.depth=101",
+    "model.encoder.width=64",
+    "model.decoder.layers=3",
+    "model.decoder.encoder_layers=3",
+]
+SIZES += ["model.decoder.width=512", "model.decoder.heads=8", "model.decoder.feedforward=512", "data.image_size=224"]
+VIEWS, TOKENS, WORDS = 2, 60, 1000
+
+
+def measure(strategy: str, batch_size: int, words: list[str]) -> None:
+    """One process of several: trains some steps and prints what it saw as JSON."""
+    from framework.build import build_task
+    from framework.data import Slices
+    from framework.distributed import gather, spread, start_accelerator
+    from framework.engine import build_optimizer, take_step
+    from framework.exam import Batch
+    from framework.recipe import load_recipe
+
+    keys = [f"distributed.strategy={strategy}", f"train.batch_size={batch_size}", "distiller=none", *words]
+    recipe = load_recipe("breast", [*keys, "losses.topic=null", "losses.global_semantic=null"])
+    accelerator = start_accelerator(recipe)
+    on_gpu = accelerator.device.type == "cuda"
+    before = _resident()
+    task = build_task(recipe, _Words(), None, _Space(), trained=True)
+    slices = Slices.plan(batch_size, None, accelerator.process_index, accelerator.num_processes)
+    held = spread(accelerator, recipe, task, slices, lambda task: build_optimizer(recipe, task))
+    weights = torch.tensor([loss.weight for loss in recipe.active_losses.values()], device=accelerator.device)
+    shape = (slices.micro_batch, VIEWS, recipe.data.channels, recipe.data.image_size, recipe.data.image_size)
+    generator = torch.Generator().manual_seed(accelerator.process_index)
+    batch = Batch(
+        [str(row) for row in range(slices.micro_batch)],
+        torch.rand(shape, generator=generator),
+        torch.ones(shape[:2], dtype=torch.bool),
+        torch.randint(4, WORDS, (slices.micro_batch, TOKENS), generator=generator),
+    )
+    held.task.train()
+    times = []
+    for _ in range(WARM_UP + STEPS):
+        started = time.perf_counter()
+        take_step(held, [batch], weights)
+        if on_gpu:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    pieces = [piece for _, piece in held.pieces()]
+    kept = sum(p.weights.nbytes + sum(state.nbytes for state in p.states.values()) for p in pieces)
+    peak = torch.cuda.max_memory_allocated() if on_gpu else _resident() - before
+    seen = gather(accelerator, [[statistics.median(times[WARM_UP:]), peak, kept]])
+    if accelerator.is_main_process:
+        worst = [max(column) for column in zip(*seen)]
+        device = torch.cuda.get_device_name() if on_gpu else "CPU"
+        parameters = sum(shape.numel() for shape in held.shapes.values())
+        told = dict(zip(("step", "peak", "kept"), worst)) | {"device": device, "parameters": parameters}
+        print("measured " + json.dumps(told), flush=True)
+    accelerator.end_training()
+
+
+def _resident() -> int:
+    """Most bytes that this process has had in memory so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class _Words:
+    """As much of a tokenizer as a task is built from."""
+
+    vocabulary = tuple(f"word{number}" for number in range(WORDS))
+
+    def __len__(self) -> int:
+        return WORDS
+
+
+class _Space:
+    """No loss here compares reports in a space."""
+
+    def word_vectors(self, words: Any) -> Any:
+        return torch.zeros(len(words), 2).numpy()
+
+
+def launched(strategy: str, processes: int, batch_size: int, words: list[str]) -> dict[str, Any]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    asked = ["--measure", strategy, "--batch-size", str(batch_size), *words]
+    threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    done = subprocess.run(
+        [*torchrun, "-m", "benchmarks.strategies", *asked],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": threads},
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("measured ")]
+    if not lines:
+        sys.exit(f"{strategy}: {done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return json.loads(lines[0].removeprefix("measured "))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--processes", type=int, default=max(2, torch.cuda.device_count()))
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--measure", choices=STRATEGIES, help="Be one of the processes; torchrun says which.")
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=f"What the model is; else {' '.join(SIZES)}")
+    options = parser.parse_args()
+    words = options.words or SIZES
+    if options.measure:
+        measure(options.measure, options.batch_size, words)
+        return
+    rows: list[tuple[str, str, float]] = []
+    device, parameters = "", 0
+    for strategy in STRATEGIES:
+        found = launched(strategy, options.processes, options.batch_size, words)
+        device, parameters = found["device"], found["parameters"]
+        rows.append((f"{strategy}: a step of {options.batch_size} exams", "s", round(found["step"], 3)))
+        rows.append((f"{strategy}: weights and optimizer state of a process", "MiB", round(found["kept"] / 2**20)))
+        rows.append((f"{strategy}: most memory of a process", "MiB", round(found["peak"] / 2**20)))
+    cores = len(os.sched_getaffinity(0))
+    machine = f"{platform.machine()}, {cores} cores, {device}, {options.processes} processes, torch {torch.__version__}"
+    tell(f"{machine}, {parameters / 1e6:.1f} M parameters", rows, options.out)
+
+
+if __name__ == "__main__":
+    main()
