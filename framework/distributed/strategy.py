@@ -219,14 +219,14 @@ class Strategy(ABC):
             share(self.accelerator, [value])
             return value
 
+        kept: dict[tuple[str, str], list[str]] = {}  # optimizer or scalars, and the parameter -> keys
+        for key in forms:
+            kind, _, rest = key.partition("/")
+            kept.setdefault((kind, rest.partition("/")[2]), []).append(key)
         for name, shape in self.shapes.items():
             states, scalars = (
-                {
-                    key.split("/")[1]: received(key)
-                    for key in forms
-                    if key.startswith(kind) and key.split("/")[2] == name
-                }
-                for kind in ("optimizer/", "scalars/")
+                {key.split("/")[1]: received(key) for key in kept.get((kind, name), ())}
+                for kind in ("optimizer", "scalars")
             )
             self._put(name, received(f"weights/{name}").view(shape), states, scalars)
         for name, piece in self.pieces():
