@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from framework.data import ExamSet
 from framework.data_check import ExamWarning, check_splits, listing
 from framework.distill import Topics, distill
-from framework.distributed import in_turns
+from framework.distributed import in_turns, on_main
 from framework.exam import Exam, ExamSource
 from framework.image_cache import ImageCache, build_image_cache
 from framework.progress import say
@@ -165,6 +165,8 @@ def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path, trained:
         splits = {name: [exam for exam in exams if exam.id in cache.rows] for name, exams in splits.items()}
         texts = {name: [exam.report for exam in exams] for name, exams in splits.items()}
         topics, space = build_topics(recipe, tokenizer, texts, run if accelerator.is_main_process else None)
+    # The main process's on all: machines that are unlike may find others.
+    topics, space = on_main(accelerator, lambda: (topics, space))
     for problem in problems:
         say(f"left out: {problem}")
     exams = {name: _exam_set(recipe, rows, cache, tokenizer, topics, name) for name, rows in splits.items()}

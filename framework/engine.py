@@ -122,7 +122,9 @@ class Loop:
             self._go_on(opened.checkpoint, opened.progress)
         self.progress.recipe, self.progress.launch = result_tree(recipe), launch
         resumed_at = None if opened.checkpoint is None else self.progress.step
-        self.tracker = Tracker(self.folder, writes=accelerator.is_main_process, resumed_at=resumed_at)
+        # A validation that was not finished is done anew, and so are the scores at the end.
+        again = ("val/", "final/") if self.progress.step_in_epoch else ("final/",)
+        self.tracker = Tracker(self.folder, writes=accelerator.is_main_process, resumed_at=resumed_at, again=again)
         self.tracker.picture("topics", self.folder / "topics.png")
         self._say_sizes()
 
@@ -223,6 +225,7 @@ class Loop:
         """A checkpoint of now. All processes take part, the main process writes."""
         self.watch.at(f"saving step {self.progress.step}")
         self.saved = self._position
+        on_main(self.accelerator, self._finish_saving)  # before a second copy of the state is made
         state = self.strategy.state()
         if self.saver is None:
             return

@@ -17,6 +17,7 @@ from framework.exported_model import publish_model
 from framework.progress import say
 from framework.recipe import Recipe, recipe_hash
 from framework.recipe.explain import differences
+from framework.recipe.saved import keys_in
 
 SHOWN = 8  # differences of a recipe that are told
 
@@ -133,11 +134,19 @@ def _same_recipe(checkpoint: Path, progress: Progress, recipe: Recipe) -> None:
     lines = [f"  {row.key}: {row.before} then, {row.now} now" for row in told[:SHOWN]]
     if len(told) > SHOWN:
         lines.append(f"  and {len(told) - SHOWN} more")
-    keys = ",".join(row.key for row in told)
+    keys = ",".join(dict.fromkeys(_known(row.key, recipe) for row in told))
     raise CheckpointError(
         f"{checkpoint} was trained under another recipe:\n" + "\n".join(lines) + "\n"
         f"Take these back, start anew with resume=never, or go on all the same: 'resume_despite=[{keys}]'"
     )
+
+
+def _known(key: str, recipe: Recipe) -> str:
+    """The key, or what it stood in where the recipe has it no more: what `resume_despite` takes."""
+    known = keys_in(recipe)
+    while key not in known and "." in key:
+        key = key.rpartition(".")[0]
+    return key
 
 
 _held: list[Any] = []  # locks last as long as the process

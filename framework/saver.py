@@ -26,7 +26,7 @@ class Saver:
         self.writing: Future[float] | None = None
 
     def save(self, snapshot: Snapshot) -> None:
-        """Starts to write. Waits for the one before, so that no more than one copy of the state is in memory.
+        """Starts to write. The one before must be finished, or it is waited for.
 
         Raises:
             SaveError: the one before could not be written, or this one, in the foreground.

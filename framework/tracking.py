@@ -30,7 +30,7 @@ PACKAGES = (
 class Tracker:
     """One line a record in metrics.jsonl, and the same in TensorBoard. Only the main process has one that writes."""
 
-    def __init__(self, run: Path, *, writes: bool, resumed_at: int | None) -> None:
+    def __init__(self, run: Path, *, writes: bool, resumed_at: int | None, again: tuple[str, ...] = ()) -> None:
         self.run, self.writes = run, writes
         if not writes:
             return
@@ -38,15 +38,17 @@ class Tracker:
 
         self.path = run / "metrics.jsonl"
         if resumed_at is not None and self.path.is_file():
-            self._forget_after(resumed_at)
+            self._forget_after(resumed_at, again)
         self.file = self.path.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(run), purge_step=None if resumed_at is None else resumed_at + 1)
 
-    def _forget_after(self, step: int) -> None:
-        """Records of steps that a resumed run takes again would stand twice."""
+    def _forget_after(self, step: int, again: tuple[str, ...]) -> None:
+        """Records of what is done again would stand twice: those of later steps, and of this one what begins so."""
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        self.path.write_text("".join(kept), encoding="utf-8")
+        rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+        before = [line for line, row in rows if row["step"] < step]
+        kept = [line for line, row in rows if row["step"] == step and not row["name"].startswith(again)]
+        self.path.write_text("".join(before + kept), encoding="utf-8")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         if not self.writes:

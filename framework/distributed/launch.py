@@ -13,6 +13,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch.distributed.rendezvous import rendezvous
 
 from framework.image_cache import usable_cores
 from framework.recipe import Recipe, RecipeError
@@ -53,6 +54,12 @@ def start_accelerator(recipe: Recipe, *, training: bool = True) -> Accelerator:
         handlers.append(InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=timeout))
         if cpu:
             os.environ["ACCELERATE_USE_CPU"] = "true"
+    if several and restarts():
+        # The launcher keeps one store for all attempts, and in it stand the addresses of processes that are gone.
+        store, rank, processes = next(rendezvous("env://", timeout=timeout))
+        fresh = dist.PrefixStore(f"attempt/{restarts()}", store)
+        backend = "gloo" if cpu else "nccl"
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=processes, timeout=timeout)
     precision = precision_of(recipe)
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=handlers)
     if training and strategy_of(recipe) != "ddp" and not dist.is_initialized():
@@ -63,7 +70,7 @@ def start_accelerator(recipe: Recipe, *, training: bool = True) -> Accelerator:
 
 
 def on_cpu() -> bool:
-    return not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU") == "true"
+    return not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
 
 
 def precision_of(recipe: Recipe) -> str:

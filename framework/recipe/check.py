@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from framework.recipe.fit import note_misfits
 from framework.recipe.merge import Merged, origin, resolve, slots, value_at
-from framework.recipe.saved import plain, values
+from framework.recipe.saved import keys_in
 from framework.recipe.schema import NO_TOPICS, SLOTS, Recipe
 from framework.recipe.source import Key, RecipeError, dotted
 from framework.registry import KINDS, Plugin, PluginError, catalogue, did_you_mean, find, replaced, short
@@ -243,10 +243,10 @@ def _together(check: Check, recipe: Recipe) -> None:
         if name in names[:index] and name != UNREADABLE["name"]:
             check.note(("evaluate", "metrics", index), f"'{name}' stands twice")
     _strategy(check, recipe)
-    known_keys = [dotted(key[:end]) for key, _ in values(plain(recipe)) for end in range(1, len(key) + 1)]
+    known = keys_in(recipe)
     for index, name in enumerate(recipe.resume_despite):
-        if name not in known_keys:
-            guess = did_you_mean(name, dict.fromkeys(known_keys))
+        if name not in known:
+            guess = did_you_mean(name, known)
             check.note(("resume_despite", index), f"found {name!r}, expected a key of this recipe.{guess}")
     _monitor(check, recipe)
 

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from framework.recipe.schema import Choice, Loss, Recipe
-from framework.recipe.source import Key
+from framework.recipe.source import Key, dotted
 
 # Where a run lies, how fast it is and what is kept of it, but not what it computes.
 NOT_THE_RESULT = (
@@ -55,6 +55,11 @@ def values(tree: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
         return
     for name, value in tree.items():
         yield from values(value, (*key, name))
+
+
+def keys_in(recipe: Recipe) -> dict[str, None]:
+    """Every dotted key of a recipe, of blocks too, in their order."""
+    return {dotted(key[:end]): None for key, _ in values(plain(recipe)) for end in range(1, len(key) + 1)}
 
 
 class _Dumper(yaml.SafeDumper):

@@ -35,6 +35,7 @@ def check_optimizer(make: Make) -> None:
             expected="a change",
             fix="make a row of `groups` each, and give all of them to the optimizer",
         )
+    _state(task, optimizer)
     _saving(make, task, optimizer)
     _rates(make)
     _decay(make)
@@ -85,6 +86,31 @@ def _groups(optimizer: Any, groups: list[Group]) -> None:
         expected=want,
         fix='take "lr": group.lr for each group',
     )
+
+
+def _state(task: _Task, optimizer: Any) -> None:
+    shapes = {id(weight): tuple(weight.shape) for weight in task.parameters()}
+    found = [
+        (name, value)
+        for weight, state in optimizer.state.items()
+        for name, value in state.items()
+        if not _can_be_saved(value, shapes[id(weight)])
+    ]
+    hold(
+        not found,
+        "what is kept of a parameter is of its shape or one number, each a tensor, so that it can be cut and saved",
+        found=", ".join(f"{name}: {_kind(value)}" for name, value in found[:3]),
+        expected="tensors of the parameter's shape, or of one number",
+        fix="keep a count as torch.tensor(0.0), a mean as torch.zeros_like(parameter)",
+    )
+
+
+def _can_be_saved(value: Any, shape: tuple[int, ...]) -> bool:
+    return value is None or (isinstance(value, Tensor) and (tuple(value.shape) == shape or value.numel() == 1))
+
+
+def _kind(value: Any) -> str:
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _saving(make: Make, task: _Task, optimizer: Any) -> None:

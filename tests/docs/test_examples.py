@@ -34,6 +34,8 @@ ELSEWHERE = {
     ("docs/guide.md", "python"): "tests/docs/test_guide.py",
     ("docs/guide.md", "yaml"): "tests/docs/test_guide.py",
 }
+EIGHT_GPUS = "accelerate launch --config_file docs/launch/eight_gpus.yaml"
+NEEDS_GPUS = "needs eight GPUs; tests/docs/test_launch_files.py reads its file as accelerate does"
 IN_FRESH_ENVIRONMENT = "`make package` does it in an environment of its own"
 NOT_RUN = {
     "make train": "makes an environment and trains for minutes; `python launch.py breast` is run here, shortened",
@@ -45,6 +47,16 @@ NOT_RUN = {
     "make package": "makes an environment and needs a package index",
     "make bench": "measures for minutes, and nothing holds a speed",
     "python launch.py plan breast --probe": "docs/recipes.md does the same with a smaller recipe",
+    f"{EIGHT_GPUS} launch.py recipes/breast.yaml train.batch_size=64": NEEDS_GPUS,
+    f"{EIGHT_GPUS} --max_restarts 3 launch.py recipes/breast.yaml checkpoint.every_steps=50": NEEDS_GPUS,
+    "torchrun --standalone --nproc_per_node 8 --max_restarts 3 launch.py recipes/breast.yaml "
+    "checkpoint.every_steps=50": "eight processes; tests/distributed/test_dying.py restarts two",
+    **{
+        "accelerate launch --config_file docs/launch/two_machines.yaml --main_process_ip 10.0.0.1 "
+        f"--machine_rank {rank} launch.py recipes/breast.yaml": "needs two machines; tests/distributed/two_hosts.sh"
+        for rank in (0, 1)
+    },
+    "sbatch docs/launch/slurm.sbatch recipes/breast.yaml train.batch_size=64": "needs Slurm",
     "source .venv/bin/activate": "the environment is active here",
     "pip install .": IN_FRESH_ENVIRONMENT,
     "sonoscribe ls encoder": IN_FRESH_ENVIRONMENT,

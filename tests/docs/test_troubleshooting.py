@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,9 +22,10 @@ OURS = ("framework", "plugins")
 FOR_AUTHORS = ("framework/testing", "framework/templates")  # what tests of plugins say, not what users meet
 SPEAKERS = {"note", "say", "warn", "warning", "ExamError", "ExamWarning", "BadParameter", "exit", "_refuse"}
 LISTS = ("problems", "notices")
-NOT_FOR_USERS = {"AssertionError", "KeyError", "Exit"}
+NOT_FOR_USERS = {"AssertionError", "KeyError", "Exit", "MainProcessFailed"}
 OTHERS = "<!-- not from this code -->"  # closes the part of the page whose messages are ours
 HOLE = re.compile(r"%[sdr]|\{\w+\}")  # of logging and of str.format
+TEXTS = re.compile(r"\bstr\b|Error\b")  # of what a function returns
 WORD = re.compile(r"[A-Za-z]{2,}")
 PLAIN_WORD = re.compile(r"\b[a-z]{3,}\b")
 # A piece that begins or ends with a letter is no part of a longer word: `is` strikes nothing out of `this`.
@@ -61,6 +63,7 @@ class Reader:
         self.path = path.relative_to(ROOT)
         nodes = list(ast.walk(self.tree))
         self.functions = {node.name: node for node in nodes if isinstance(node, ast.FunctionDef)}
+        self.others: Mapping[str, Reader] = {}  # of the functions of other files, by name
 
     def messages(self) -> Iterator[Message]:
         for statement in self.tree.body:
@@ -76,15 +79,16 @@ class Reader:
 
     def _told(self, node: ast.AST, spoken: list[ast.expr], scope: ast.AST) -> Iterator[Message]:
         for expression in spoken:
-            for line, pieces in self._texts(expression, scope, frozenset()):
-                yield Message(f"{self.path}:{line}", tuple(filter(None, map(one_line, pieces))))
+            for where, pieces in self._texts(expression, scope, frozenset()):
+                yield Message(where, tuple(filter(None, map(one_line, pieces))))
 
-    def _texts(self, node: ast.expr, scope: ast.AST, seen: frozenset[str]) -> Iterator[tuple[int, list[str]]]:
-        """The texts that an expression can be, each with its line, cut where something is filled in."""
+    def _texts(self, node: ast.expr, scope: ast.AST, seen: frozenset[str]) -> Iterator[tuple[str, list[str]]]:
+        """The texts that an expression can be, each with its place, cut where something is filled in."""
+        where = f"{self.path}:{node.lineno}"
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.lineno, HOLE.split(node.value)
+            yield where, HOLE.split(node.value)
         elif isinstance(node, ast.JoinedStr):
-            yield node.lineno, [str(part.value) for part in node.values if isinstance(part, ast.Constant)]
+            yield where, [str(part.value) for part in node.values if isinstance(part, ast.Constant)]
         parts: list[ast.expr] = []
         if isinstance(node, ast.JoinedStr):
             parts = [part.value for part in node.values if isinstance(part, ast.FormattedValue)]
@@ -98,14 +102,22 @@ class Reader:
             parts = node.values
         elif isinstance(node, ast.ListComp):
             parts = [node.elt]
+        elif isinstance(node, (ast.Starred, ast.NamedExpr)):
+            parts = [node.value]
         elif isinstance(node, ast.Call):
             name = last_name(node.func)
             if name in SPEAKERS or name.endswith(("Error", "Warning")):
                 parts = node.args
+            elif name == "encode" and isinstance(node.func, ast.Attribute):
+                parts = [node.func.value]
             elif name in self.functions and name not in seen:
                 function = self.functions[name]
-                parts = [n.value for n in ast.walk(function) if isinstance(n, (ast.Return, ast.Yield)) and n.value]
+                parts = _results(function)
                 scope, seen = function, seen | {name}
+            elif name in self.others and name not in seen:
+                other = self.others[name]
+                for value in _results(other.functions[name]):
+                    yield from other._texts(value, other.functions[name], seen | {name})
         elif isinstance(node, ast.Name) and node.id not in seen:
             parts, seen = list(_given(node.id, scope)), seen | {node.id}
         for part in parts:
@@ -115,7 +127,10 @@ class Reader:
 def _spoken(node: ast.AST) -> list[ast.expr]:
     """The expressions in which a statement or call tells something to a person."""
     if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-        return [] if last_name(node.exc.func) in NOT_FOR_USERS else node.exc.args + [k.value for k in node.exc.keywords]
+        name = last_name(node.exc.func)
+        if name in NOT_FOR_USERS:
+            return []
+        return [node.exc] if name.islower() else node.exc.args + [k.value for k in node.exc.keywords]
     if isinstance(node, ast.AugAssign) and last_name(node.target) in LISTS:
         return [node.value]
     if not isinstance(node, ast.Call):
@@ -123,7 +138,12 @@ def _spoken(node: ast.AST) -> list[ast.expr]:
     name = last_name(node.func)
     on_list = name == "append" and isinstance(node.func, ast.Attribute) and last_name(node.func.value) in LISTS
     to_person = name == "print" and any(ast.unparse(k.value) == "sys.stderr" for k in node.keywords)
-    return node.args if name in SPEAKERS or on_list or to_person else []
+    in_a_signal = ast.unparse(node.func) == "os.write" and ast.unparse(node.args[0]) == "2"
+    return node.args if name in SPEAKERS or on_list or to_person or in_a_signal else []
+
+
+def _results(function: ast.FunctionDef) -> list[ast.expr]:
+    return [node.value for node in ast.walk(function) if isinstance(node, (ast.Return, ast.Yield)) and node.value]
 
 
 def _given(name: str, scope: ast.AST) -> Iterator[ast.expr]:
@@ -134,18 +154,30 @@ def _given(name: str, scope: ast.AST) -> Iterator[ast.expr]:
             names = [each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)]
             if name in names:
                 yield node.value if isinstance(node, ast.Assign) else node.iter
-        elif isinstance(node, ast.AugAssign) and last_name(node.target) == name:
+        elif isinstance(node, (ast.AugAssign, ast.NamedExpr)) and last_name(node.target) == name:
             yield node.value
 
 
 @cache
 def messages() -> tuple[Message, ...]:
-    found = []
-    for folder in OURS:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            if not path.relative_to(ROOT).as_posix().startswith(FOR_AUTHORS):
-                found += [message for message in Reader(path).messages() if message.pieces]
-    return tuple(dict.fromkeys(found))
+    paths = sorted(path for folder in OURS for path in (ROOT / folder).rglob("*.py"))
+    readers = [Reader(path) for path in paths if not path.relative_to(ROOT).as_posix().startswith(FOR_AUTHORS)]
+    return tuple(dict.fromkeys(read_together(readers)))
+
+
+def read_together(readers: list[Reader]) -> Iterator[Message]:
+    """Messages of all files, where one may say what a function of another returns."""
+    named = Counter(name for reader in readers for name in reader.functions)
+    # A name that several files have may be any of them; and what gives no text says nothing.
+    others = {
+        name: reader
+        for reader in readers
+        for name, function in reader.functions.items()
+        if named[name] == 1 and function.returns is not None and TEXTS.search(ast.unparse(function.returns))
+    }
+    for reader in readers:
+        reader.others = others
+        yield from (message for message in reader.messages() if message.pieces)
 
 
 @cache
@@ -214,6 +246,13 @@ def test_no_message_has_two_rows() -> None:
         ('log.warning("%s is damaged (%s)", a, b)', ["is damaged (", ")"]),
         ('notices += [f"{x}: dropped keys"]', [": dropped keys"]),
         ('raise AssertionError("ours to mend")', []),
+        (
+            'def f():\n    raise too_large(3)\n\ndef too_large(n):\n    return MyError(f"{n} is too large")',
+            ["is too large"],
+        ),
+        ('problems = [*f()]\nraise MyError(*problems)\n\ndef f():\n    yield "two are wrong"', ["two are wrong"]),
+        ('if note := g():\n    say(f"{note}")\n\ndef g():\n    return "three are left"', ["three are left"]),
+        ('os.write(2, f"{name}: is heard".encode())', [": is heard"]),
         ('print("done")', []),
     ],
 )
@@ -226,6 +265,14 @@ def test_messages_are_found_however_they_are_put_together(
     pieces = [piece for message in Reader(file).messages() for piece in message.pieces]
     assert set(expected) <= set(pieces)
     assert expected or not pieces
+
+
+def test_a_message_that_another_file_returns_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    (tmp_path / "one.py").write_text("raise MyError(problem_of(x))", encoding="utf-8")
+    (tmp_path / "two.py").write_text('def problem_of(x) -> str:\n    return f"{x} is broken"', encoding="utf-8")
+    told = read_together([Reader(tmp_path / name) for name in ("one.py", "two.py")])
+    assert list(told) == [Message("two.py:2", ("is broken",))]
 
 
 def test_a_changed_message_is_missing_and_its_old_row_stale() -> None:

@@ -589,6 +589,15 @@ def forgets(*, groups):
     return optimizer
 
 
+@breaks("optimizer", "what is kept of a parameter")
+def counts_in_plain_numbers(*, groups):
+    optimizer = GOOD["optimizer"](groups=groups)
+    optimizer.register_step_post_hook(
+        lambda optimizer, *_: [state.update(count=1) for state in optimizer.state.values()] and None
+    )
+    return optimizer
+
+
 @breaks("optimizer", "a rate of 0 changes nothing")
 def deaf_to_schedules(*, groups):
     optimizer = GOOD["optimizer"](groups=groups)
