@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ACCELERATOR := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: env env-dev train test package lint bench docs site clean
+.PHONY: env env-dev train test test-long two-hosts package lint bench docs site clean
 
 env: $(VENV)/.installed
 env-dev: $(VENV)/.installed-dev
@@ -29,6 +29,14 @@ train: env
 
 test: env-dev
 	$(BIN)/python -m pytest tests
+
+# Every strategy and way of resuming, deaths of all kinds: what takes minutes.
+test-long: env-dev
+	$(BIN)/python -m pytest tests -m long
+
+# Two machines, played by two network namespaces: the same losses, a cut cable, and going on. Needs root.
+two-hosts: env-dev
+	PYTHON=$(CURDIR)/$(BIN)/python bash tests/distributed/two_hosts.sh
 
 # Installs wheels of sonoscribe and of examples/plugin-package into an environment of their own, and trains there.
 package:

@@ -41,7 +41,7 @@ def start_accelerator(recipe: Recipe, *, training: bool = True) -> Accelerator:
     if problems:
         raise RecipeError(*problems)
     cpu = on_cpu()
-    if cpu and "ACCELERATE_MIXED_PRECISION" in os.environ:
+    if cpu and "ACCELERATE_MIXED_PRECISION" in os.environ and not _threads_asked_for():
         # Only `accelerate launch` exports that. It grants one thread unless told otherwise, which leaves cores idle.
         torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     for name in LAUNCHER_ONLY:
@@ -133,6 +133,18 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
                 f"The launcher asks for offload ({wanted}), but distributed.offload is '{asked}'. "
                 f"Leave the flag out, or set distributed.offload={wanted}."
             )
+    if launched == "fsdp":
+        if told.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true" and recipe.distributed.offload != "all":
+            yield (
+                f"The launcher sets fsdp_offload_params, but distributed.offload is '{recipe.distributed.offload}'. "
+                "Leave the flag out, or set distributed.offload=all."
+            )
+        again = recipe.distributed.activation_checkpointing
+        if told.get("FSDP_ACTIVATION_CHECKPOINTING", "").lower() == "true" and not again:
+            yield (
+                "The launcher sets fsdp_activation_checkpointing, but distributed.activation_checkpointing is false. "
+                "Leave the flag out, or set it to true in the recipe."
+            )
     for name, what in (
         ("ACCELERATE_DYNAMO_BACKEND", "torch.compile"),
         ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
@@ -150,18 +162,33 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
 
 def _processes_asked_for() -> int:
     """What `accelerate launch --num_processes` was given, where that is our parent; else 1."""
+    number = _flag_of_launcher("num_processes")
+    return int(number) if number.isdecimal() else 1
+
+
+def _threads_asked_for() -> bool:
+    """Whether the user chose a number of threads, to the launcher or in the shell that it was typed in."""
+    try:
+        exported = "OMP_NUM_THREADS" in psutil.Process(os.getppid()).environ()
+    except psutil.Error:
+        exported = False
+    return exported or bool(_flag_of_launcher("num_cpu_threads_per_process"))
+
+
+def _flag_of_launcher(name: str) -> str:
+    """The value of a flag of `accelerate launch`, where that is our parent and the flag is there; else nothing."""
     try:
         words = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
-        return 1
+        return ""
     if not any("accelerate" in word for word in words[:3]):
-        return 1
-    asked = "1"
+        return ""
+    found = ""
     for word, after in zip(words, [*words[1:], ""]):
-        flag, _, value = word.replace("-", "_").partition("=")
-        if flag == "__num_processes":
-            asked = value or after  # the last counts
-    return int(asked) if asked.isdecimal() else 1
+        flag, _, value = word.partition("=")
+        if flag.lstrip("-").replace("-", "_") == name:
+            found = value or after  # the last counts
+    return found
 
 
 def _impossible(recipe: Recipe, training: bool) -> Iterator[str]:
