@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,16 +19,55 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: threads that wai
 os.environ["ACCELERATE_USE_CPU"] = os.environ.get("ACCELERATE_USE_CPU", "true")
 
 
-def launch(*words: str, cwd: Path, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Types a command of launch.py as a user would, from another folder, on one or more processes."""
-    start = [sys.executable, str(ROOT / "launch.py")]
-    if processes > 1:
-        flags = ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", "0"]
-        start = [sys.executable, "-m", "accelerate.commands.launch", *flags, str(ROOT / "launch.py")]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*start, *words], cwd=cwd, env=environment, capture_output=True, text=True)
+def launch(
+    *words: str,
+    cwd: Path,
+    processes: int = 1,
+    check: bool = True,
+    by: str | None = None,
+    flags: Sequence[str] = (),
+    environment: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Types a command of launch.py as a user would, from another folder, on one or more processes.
+
+    Args:
+        by: python, accelerate, torchrun or deepspeed; None: python for one process, accelerate for more.
+        flags: more of the launcher's own; of accelerate, in the place of --multi_gpu.
+        environment: variables that are set beside those of the test.
+    """
+    by = by or ("python" if processes == 1 else "accelerate")
+    count = str(processes)
+    if by == "accelerate" and processes > 1:
+        flags = flags or ["--multi_gpu"]
+    module = {
+        "python": [],
+        "accelerate": ["-m", "accelerate.commands.launch", "--num_processes", count, "--main_process_port", "0"],
+        "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count],
+        "deepspeed": ["-m", "deepspeed.launcher.runner", "--num_accelerators", count, "--master_port", _free_port()],
+    }[by]
+    start = [sys.executable, *module, *flags, str(ROOT / "launch.py")]
+    told = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **(environment or {})}
+    done = subprocess.run([*start, *words], cwd=cwd, env=told, capture_output=True, text=True)
     assert not check or done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done
+
+
+def _free_port() -> str:
+    """DeepSpeed's launcher is the one that cannot look for a free port itself."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return str(free.getsockname()[1])
+
+
+def records(run: Path, name: str) -> dict[int, float]:
+    """Values of a run by step; a step that stands twice fails here."""
+    found: dict[int, float] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row["name"] == name:
+            assert row["step"] not in found, f"{name} stands twice at step {row['step']}"
+            found[row["step"]] = row["value"]
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +81,32 @@ def smoke_run(work: Path) -> Path:
     """The folder of a finished run of recipes/smoke.yaml."""
     launch(str(ROOT / "recipes" / "smoke.yaml"), "run.name=first", cwd=work)
     return work / "runs" / "smoke" / "first"
+
+
+# Short, and hard on whoever cuts it: splits that divide by nothing (one test exam leaves a process without any),
+# clipping that always bites, a rate of its own for the encoder, the running average. No dropout: each process draws its
+# own.
+EXACT = (
+    "data.dataset.exams=33", "data.dataset.val_exams=7", "data.dataset.test_exams=1", "distiller.topics=2",
+    "train.epochs=6", "evaluate.every_epochs=3", "evaluate.max_tokens=60", "optimizer.lr=1e-2",
+    "optimizer.encoder_lr=5e-3", "train.clip=0.3", "train.ema=0.9", "checkpoint.every_steps=3",
+    "checkpoint.keep_last=99",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def exact_run(work: Path) -> Callable[..., Path]:
+    """Trains recipes/smoke.yaml by EXACT on one process, or as told: once for each way of asking."""
+    done: dict[str, Path] = {}
+    numbers = itertools.count()  # also of a run that failed, whose name is taken
+
+    def trained(*words: str, processes: int = 1, by: str | None = None, flags: Sequence[str] = ()) -> Path:
+        asked = repr((words, processes, by, flags))
+        if asked not in done:
+            name = f"exact-{next(numbers)}"
+            recipe = str(ROOT / "recipes" / "smoke.yaml")
+            launch(recipe, *EXACT, *words, f"run.name={name}", cwd=work, processes=processes, by=by, flags=flags)
+            done[asked] = work / "runs" / "smoke" / name
+        return done[asked]
+
+    return trained

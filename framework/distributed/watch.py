@@ -69,6 +69,8 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
+        if self._thread is not None:
+            self._thread.join(BEAT_S)  # or it would talk to a store that ends with the process
         if self.processes > 1 and isinstance(error, RuntimeError) and _is_of_a_connection(error):
             raise ProcessLost(
                 f"waited for the others at {self._where}, and one of them died, hangs or cannot be reached "

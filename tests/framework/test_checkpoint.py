@@ -1,102 +1,220 @@
-"""Checkpoints: whole or not there, and checked before they are used."""
+"""Checkpoints: whole or not there, checked before they are used, and enough to go on from."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from conftest import ROOT
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
+from framework.build import Parts, build_parts
 from framework.checkpoint import (
     CheckpointError,
+    Keep,
     Progress,
-    latest_checkpoint,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
+    SavedState,
+    Snapshot,
+    checkpoints_of,
+    clear_unfinished,
+    problem_of,
+    read_progress,
+    write_checkpoint,
 )
+from framework.data import Slices, collate
+from framework.distributed import Strategy, spread, start_accelerator
+from framework.engine import build_optimizer, take_step
+from framework.exported_model import ModelError, ModelTexts, load_weights
+from framework.recipe import load_recipe
+
+KEEP = Keep(last=2, best=1, best_is_higher=True)
 
 
-def trained(steps: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:
-    torch.manual_seed(0)
-    task = nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(task.parameters())
-    for _ in range(steps):
-        task(torch.ones(1, 3)).sum().backward()
-        optimizer.step()
-    return task, optimizer
+class Tokenizer:
+    """What an exported model needs of one."""
+
+    def save(self, path: Path) -> None:
+        path.write_text("[]")
 
 
 def save(folder: Path, step: int, kept: dict[str, float] | None = None, best: int | None = None) -> Path:
-    task, optimizer = trained()
-    progress = Progress(step=step, recipe="abc", kept=kept or {}, best_step=best)
-    return save_checkpoint(folder, task, optimizer, progress, keep_last=2, keep_best=1, best_is_higher=True)
+    weights = {"encoder.weight": torch.full((3,), float(step)), "losses.head": torch.ones(2)}
+    state = {f"weights/{name}": value for name, value in weights.items()}
+    progress = Progress(step=step, kept=kept or {}, best_step=best)
+    return write_checkpoint(folder, Snapshot(progress, state, weights, ModelTexts(Tokenizer(), "name: x\n")), KEEP)
 
 
-def test_a_loaded_checkpoint_goes_on_like_the_saved_one(tmp_path: Path) -> None:
-    task, optimizer = trained()
-    progress = Progress(step=2, epoch=1, best=0.5, recipe="abc")
-    path = save_checkpoint(tmp_path, task, optimizer, progress, 2, 1, True)
-    other, other_optimizer = nn.Linear(3, 2), None
-    other_optimizer = torch.optim.AdamW(other.parameters())
-    assert load_checkpoint(path, other, other_optimizer, "abc") == progress
-    for module, its in ((task, optimizer), (other, other_optimizer)):
-        its.zero_grad()
-        module(torch.full((1, 3), 2.0)).square().sum().backward()
-        its.step()
-    assert torch.equal(task.weight, other.weight)
+def test_a_checkpoint_gives_back_what_was_written(tmp_path: Path) -> None:
+    path = save(tmp_path / "checkpoints", 3, {"step-3": 0.25}, best=3)
+    assert problem_of(path) is None
+    assert read_progress(path) == Progress(step=3, kept={"step-3": 0.25}, best_step=3)
+    state = SavedState(path)
+    assert sorted(state) == ["weights/encoder.weight", "weights/losses.head"] and len(state) == 2
+    assert torch.equal(state["weights/encoder.weight"], torch.full((3,), 3.0))
+    assert set(load_file(path / "model" / "model.safetensors")) == {"encoder.weight"}, "a model has no loss in it"
 
 
-def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
-    kept: dict[str, float] = {}
+def test_the_last_and_the_best_are_kept_and_the_best_model_is_published(tmp_path: Path) -> None:
+    folder, kept = tmp_path / "checkpoints", {}
     for step, value in ((1, 0.1), (2, 0.9), (3, 0.2), (4, 0.3)):
         kept[f"step-{step}"] = value
-        save(tmp_path, step, kept, best=2)
-    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-2", "step-3", "step-4"]
-    assert (tmp_path / "latest").read_text().strip() == "step-4" and (tmp_path / "best").read_text().strip() == "step-2"
-    assert latest_checkpoint(tmp_path) == tmp_path / "step-4"
+        save(folder, step, kept, best=min(step, 2))
+    assert [path.name for path in checkpoints_of(folder)] == ["step-4", "step-3", "step-2"]
+    assert (folder / "latest").read_text().strip() == "step-4" and (folder / "best").read_text().strip() == "step-2"
+    assert load_file(tmp_path / "model" / "model.safetensors")["encoder.weight"][0] == 2
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("name", ["task.safetensors", "optimizer.pt", "trainer.json"])
-def test_a_flipped_byte_is_found(tmp_path: Path, name: str) -> None:
+def test_a_step_that_is_saved_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    save(tmp_path / "checkpoints", 2)
+    path = save(tmp_path / "checkpoints", 2, {"step-2": 0.5}, best=2)
+    assert problem_of(path) is None and read_progress(path).kept == {"step-2": 0.5}
+    assert checkpoints_of(tmp_path / "checkpoints") == [path]
+
+
+FILES = ["training.safetensors", "trainer.json", "model/model.safetensors", "model/tokenizer.json", "model/recipe.yaml"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_byte_a_lost_end_and_a_lost_file_are_found(tmp_path: Path, name: str) -> None:
     path = save(tmp_path, 1)
-    content = bytearray((path / name).read_bytes())
-    content[-5] ^= 1
-    (path / name).write_bytes(content)
-    task, optimizer = trained()
-    with pytest.raises(CheckpointError, match=rf"{name}: missing or damaged"):
-        load_checkpoint(path, task, optimizer, "abc")
+    whole = (path / name).read_bytes()
+    (path / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert problem_of(path) == f"{path / name}: damaged, its SHA-256 is not the manifest's"
+    (path / name).write_bytes(whole[:-1])
+    assert problem_of(path) == f"{path / name}: damaged, {len(whole) - 1} bytes of {len(whole)}"
+    (path / name).unlink()
+    assert problem_of(path) == f"{path / name}: missing"
+    (path / name).write_bytes(whole)
+    assert problem_of(path) is None
 
 
-def test_a_missing_file_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["{", "[1]", '{"trainer.json": 3}', '{"trainer.json": ["x", "y"]}', "\xff"])
+def test_a_damaged_manifest_names_itself(tmp_path: Path, content: str) -> None:
     path = save(tmp_path, 1)
-    (path / "optimizer.pt").unlink()
-    with pytest.raises(CheckpointError, match="missing or damaged"):
-        load_checkpoint(path, *trained(), "abc")
+    (path / "manifest.json").write_bytes(content.encode("latin-1"))
+    assert str(problem_of(path)).startswith(f"{path / 'manifest.json'}: damaged, not the list of files")
 
 
-def test_a_damaged_manifest_names_itself_and_the_way_out(tmp_path: Path) -> None:
+def test_a_manifest_that_points_outside_is_damaged(tmp_path: Path) -> None:
+    path = save(tmp_path / "checkpoints", 1)
+    (tmp_path / "secret").write_text("x")
+    listed = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**listed, "../../secret": [1, "0"]}))
+    assert "names a file outside" in str(problem_of(path))
+
+
+def test_a_manifest_that_leaves_out_the_state_is_not_one_of_ours(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
-    (path / "manifest.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"manifest\.json: damaged, not JSON .*; go on from an older one"):
-        load_checkpoint(path, *trained(), "abc")
+    listed = json.loads((path / "manifest.json").read_text())
+    del listed["training.safetensors"]
+    (path / "manifest.json").write_text(json.dumps(listed))
+    assert "start anew with resume=never" in str(problem_of(path))
+
+
+@pytest.mark.parametrize("changed", [{"form": 1}, {"more": 1}])
+def test_a_checkpoint_of_another_version_says_so(tmp_path: Path, changed: dict[str, int]) -> None:
+    path = save(tmp_path, 1)
+    told = json.loads((path / "trainer.json").read_text())
+    (path / "trainer.json").write_text(json.dumps({**told, **changed}))
+    with pytest.raises(CheckpointError, match=r"written by another version of Sonoscribe .*resume=never"):
+        read_progress(path)
+
+
+def test_a_save_that_broke_off_is_no_checkpoint_and_is_cleared_away(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / ".step-2.part" / "model").mkdir(parents=True)
+    (tmp_path / ".step-1.before").mkdir()
+    (tmp_path / "step-3").mkdir()  # without a manifest
+    assert checkpoints_of(tmp_path) == [tmp_path / "step-1"]
+    clear_unfinished(tmp_path)
+    assert not list(tmp_path.glob(".step-*")) and problem_of(tmp_path / "step-1") is None
 
 
 def test_a_damaged_model_names_itself(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
+    with pytest.raises(ModelError, match=r"model\.safetensors: damaged"):
         load_weights(tmp_path, nn.Linear(3, 2))
 
 
-def test_another_recipe_is_refused(tmp_path: Path) -> None:
-    path = save(tmp_path, 1)
-    with pytest.raises(CheckpointError, match="trained under another recipe"):
-        load_checkpoint(path, *trained(), "xyz")
+# A strategy's state, through a checkpoint into another.
 
 
-def test_a_save_that_broke_off_is_not_a_checkpoint(tmp_path: Path) -> None:
-    save(tmp_path, 1)
-    (tmp_path / ".step-2.part").mkdir()
-    (tmp_path / "step-3").mkdir()  # without a manifest
-    assert latest_checkpoint(tmp_path) == tmp_path / "step-1"
+def made(folder: Path, *keys: str) -> tuple[Strategy, Parts]:
+    few = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "distiller.topics=2"]
+    words = [*few, "train.ema=0.9", f"data.cache={folder / 'cache'}", *keys]
+    recipe = load_recipe(ROOT / "recipes" / "smoke.yaml", words)
+    accelerator = start_accelerator(recipe)
+    parts = build_parts(recipe, accelerator, run=folder)
+    slices = Slices.plan(8, None, 0, 1)
+    return spread(accelerator, recipe, parts.task, slices, lambda task: build_optimizer(recipe, task)), parts
+
+
+def steps(strategy: Strategy, parts: Parts, *numbers: int) -> Tensor:
+    """Losses of some steps, each with a rate and random numbers of its own."""
+    weights, losses = torch.ones(len(parts.task.losses)), []
+    strategy.task.train()
+    for number in numbers:
+        torch.manual_seed(number)
+        strategy.set_rates(1 / (1 + number))
+        batch = collate([parts.exams["train"][place] for place in range(4 * (number % 3), 4 * (number % 3) + 4)])
+        losses.append(take_step(strategy, [batch], weights)[0])
+        strategy.after_update()
+    return torch.stack(losses)
+
+
+def saved(strategy: Strategy, parts: Parts, folder: Path) -> Path:
+    state, texts = strategy.state(), ModelTexts(parts.tokenizer, "name: x\n")
+    progress = Progress(step=strategy.updates, updates=strategy.updates)
+    return write_checkpoint(folder, Snapshot(progress, state, strategy.exported(state), texts), KEEP)
+
+
+@pytest.mark.parametrize("extra", ["optimizer.amsgrad=false", "optimizer.amsgrad=true", "optimizer.encoder_lr=0"])
+def test_a_loaded_checkpoint_goes_on_like_the_saved_one(tmp_path: Path, extra: str) -> None:
+    keys = [extra, "model.decoder.dropout=0.2"]
+    strategy, parts = made(tmp_path, *keys)
+    steps(strategy, parts, 0, 1, 2)
+    path = saved(strategy, parts, tmp_path / "run")
+    other, other_parts = made(tmp_path, *keys)
+    other.load(SavedState(path), read_progress(path).updates)
+    assert torch.equal(steps(strategy, parts, 3, 4), steps(other, other_parts, 3, 4))
+    one, two = strategy.state(), other.state()
+    assert one.keys() == two.keys() and {name.split("/")[0] for name in one} >= {"weights", "average", "optimizer"}
+    assert not [name for name in one if not torch.equal(one[name], two[name])]
+    assert not torch.equal(one["average/decoder.embed.weight"], one["weights/decoder.embed.weight"])
+
+
+def test_a_state_is_a_copy_that_training_does_not_touch(tmp_path: Path) -> None:
+    strategy, parts = made(tmp_path)
+    steps(strategy, parts, 0)
+    state = strategy.state()
+    before = {name: value.clone() for name, value in state.items()}
+    steps(strategy, parts, 1)
+    assert not [name for name in state if not torch.equal(state[name], before[name])]
+
+
+def test_the_exported_model_is_the_average_and_the_validated_one(tmp_path: Path) -> None:
+    strategy, parts = made(tmp_path)
+    steps(strategy, parts, 0, 1)
+    state = strategy.state()
+    exported = strategy.exported(state)
+    with strategy.whole_task() as task:
+        for name, weight in task.state_dict().items():
+            assert torch.equal(exported[name], weight), name
+    learned = "decoder.embed.weight"
+    assert torch.equal(exported[learned], state[f"average/{learned}"])
+
+
+def test_an_average_that_a_run_did_not_have_begins_at_its_weights(tmp_path: Path) -> None:
+    strategy, parts = made(tmp_path, "train.ema=null")
+    steps(strategy, parts, 0, 1)
+    other, _ = made(tmp_path)
+    other.load(SavedState(saved(strategy, parts, tmp_path / "run")), strategy.updates)
+    state = other.state()
+    averages = [name for name in state if name.startswith("average/")]
+    assert averages
+    assert all(torch.equal(state[name], state[name.replace("average/", "weights/", 1)]) for name in averages)

@@ -1,4 +1,4 @@
-"""The loop as users meet it: a run from the command line, its files, resuming, learning."""
+"""The loop as users meet it: a run from the command line, its files, its scores, learning."""
 
 from __future__ import annotations
 
@@ -7,22 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import ROOT, launch
-from safetensors.torch import load_file
+from conftest import ROOT, launch, records
 
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
-
-
-def records(run: Path, name: str) -> dict[int, float]:
-    """Values by step; a step that stands twice fails here."""
-    found: dict[int, float] = {}
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        if row["name"] == name:
-            assert row["step"] not in found, f"{name} stands twice at step {row['step']}"
-            found[row["step"]] = row["value"]
-    return found
 
 
 def test_a_run_leaves_all_its_files(smoke_run: Path) -> None:
@@ -79,27 +66,6 @@ def test_predict_writes_what_evaluation_wrote(smoke_run: Path, work: Path) -> No
     images = [str(next((work / "made").rglob(Path(name).name))) for name in exam["image_path"]]
     done = launch("predict", str(smoke_run), *images, cwd=work)
     assert done.stdout.strip().endswith(written[exam[key]]["prediction"])
-
-
-def test_a_resumed_run_equals_one_that_never_stopped(smoke_run: Path, work: Path) -> None:
-    stopped = work / "runs" / "smoke" / "stopped"
-    keep_all = ["checkpoint.every_steps=3", "checkpoint.keep_last=99", "model.decoder.dropout=0.1", "train.epochs=2"]
-    launch(SMOKE, "run.name=whole", *keep_all, cwd=work)
-    whole = work / "runs" / "smoke" / "whole"
-    # A run that died in the middle of its second epoch, after more steps than its last checkpoint holds.
-    shutil.copytree(whole, stopped)
-    for name in ("scores.json", "report.html"):
-        (stopped / name).unlink()
-    shutil.rmtree(stopped / "model")
-    for path in (stopped / "checkpoints").glob("step-*"):
-        if int(path.name.split("-")[1]) > 12:
-            shutil.rmtree(path)
-    assert (stopped / "checkpoints" / "step-12").is_dir() and not (stopped / "checkpoints" / "step-15").exists()
-    launch(SMOKE, "run.name=stopped", "resume=auto", *keep_all, cwd=work)
-    assert records(stopped, "train/loss") == records(whole, "train/loss")
-    assert records(stopped, "val/bleu_4") == records(whole, "val/bleu_4")
-    one, two = (load_file(run / "checkpoints" / "step-16" / "task.safetensors") for run in (whole, stopped))
-    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_the_saved_recipe_trains_to_the_same_losses(smoke_run: Path, work: Path) -> None:

@@ -9,11 +9,10 @@ import torch
 from conftest import ROOT
 from mini_busbra import draw, ellipse
 
-from framework.build import build_parts, build_plugin
+from framework.build import build_parts
 from framework.data import Slices, collate
-from framework.distributed import start_accelerator
-from framework.engine import take_step
-from framework.optim import parameter_groups
+from framework.distributed import spread, start_accelerator
+from framework.engine import build_optimizer, take_step
 from framework.recipe import RECIPES, load_recipe
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -42,19 +41,17 @@ def test_a_shipped_recipe_builds_and_one_step_lowers_its_loss(name: str, tmp_pat
     recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", made_small(name, tmp_path))
     accelerator = start_accelerator(recipe)
     parts = build_parts(recipe, accelerator, run=tmp_path)
-    groups = parameter_groups(parts.task, recipe.optimizer.lr, recipe.optimizer.encoder_lr)
-    task, optimizer = accelerator.prepare(
-        parts.task, build_plugin(recipe, "optimizer", recipe.optimizer, groups=groups)
-    )
-    train_set = parts.exams["train"]
-    (numbers, *_) = Slices.plan(4, None, 0, 1).epoch(len(train_set), recipe.train.seed, 0)
+    slices = Slices.plan(4, None, 0, 1)
+    strategy = spread(accelerator, recipe, parts.task, slices, lambda task: build_optimizer(recipe, task))
+    task, train_set = parts.task, parts.exams["train"]
+    (numbers, *_) = slices.epoch(len(train_set), recipe.train.seed, 0)
     batch = collate([train_set[number] for number in numbers])
     weights = torch.tensor([loss.weight for loss in recipe.active_losses.values()])
     before = {name: weight.detach().clone() for name, weight in task.named_parameters()}
     losses = []
     for _ in range(4):
         torch.manual_seed(0)
-        terms, norm = take_step(accelerator, task, optimizer, [batch], weights, recipe.train.clip)
+        terms, norm = take_step(strategy, [batch], weights)
         losses.append(float((terms * weights).sum()))
         assert norm > 0
     assert losses[-1] < losses[0]
