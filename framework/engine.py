@@ -43,7 +43,7 @@ from framework.run_folder import OpenedRun, open_run
 from framework.saver import Saver
 from framework.score_table import print_scores
 from framework.stopping import FAILED, SAVE, Requests
-from framework.tracking import Tracker, write_environment
+from framework.tracking import BAD_STEPS, Tracker, write_environment
 
 SAMPLES = 4  # validation exams whose reports are shown after each validation
 
@@ -121,10 +121,9 @@ class Loop:
         if opened.checkpoint is not None and opened.progress is not None:
             self._go_on(opened.checkpoint, opened.progress)
         self.progress.recipe, self.progress.launch = result_tree(recipe), launch
-        resumed_at = None if opened.checkpoint is None else self.progress.step
         # A validation that was not finished is done anew, and so are the scores at the end.
         again = ("val/", "final/") if self.progress.step_in_epoch else ("final/",)
-        self.tracker = Tracker(self.folder, writes=accelerator.is_main_process, resumed_at=resumed_at, again=again)
+        self.tracker = Tracker(self.folder, writes=accelerator.is_main_process, done=self.progress.step, again=again)
         self.tracker.picture("topics", self.folder / "topics.png")
         self._say_sizes()
 
@@ -227,8 +226,10 @@ class Loop:
         self.saved = self._position
         on_main(self.accelerator, self._finish_saving)  # before a second copy of the state is made
         state = self.strategy.state()
-        if self.saver is None:
-            return
+        on_main(self.accelerator, lambda: self._write(state))
+
+    def _write(self, state: dict[str, Tensor]) -> None:
+        assert self.saver is not None, "the main process writes"
         scaler = self.strategy.scaler()
         progress = replace(
             self.progress,
@@ -325,7 +326,7 @@ class Loop:
 
     @property
     def _bad_steps(self) -> Path:
-        return self.folder / "non_finite.jsonl"
+        return self.folder / BAD_STEPS
 
     def _finish(self) -> None:
         """Scores the best model on val and test."""

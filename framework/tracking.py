@@ -7,6 +7,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +28,25 @@ PACKAGES = (
 )
 
 
+BAD_STEPS = "non_finite.jsonl"  # steps that were skipped, and their exams
+
+
 class Tracker:
     """One line a record in metrics.jsonl, and the same in TensorBoard. Only the main process has one that writes."""
 
-    def __init__(self, run: Path, *, writes: bool, resumed_at: int | None, again: tuple[str, ...] = ()) -> None:
+    def __init__(self, run: Path, *, writes: bool, done: int, again: tuple[str, ...]) -> None:
         self.run, self.writes = run, writes
         if not writes:
             return
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = run / "metrics.jsonl"
-        if resumed_at is not None and self.path.is_file():
-            self._forget_after(resumed_at, again)
+        # What is done again would stand twice: later steps (all of them, where a run died before its first checkpoint),
+        # and of this step what begins so.
+        for path in (self.path, run / BAD_STEPS):
+            keep_lines(path, lambda row: row["step"] < done or (row["step"] == done and not _is_again(row, again)))
         self.file = self.path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run), purge_step=None if resumed_at is None else resumed_at + 1)
-
-    def _forget_after(self, step: int, again: tuple[str, ...]) -> None:
-        """Records of what is done again would stand twice: those of later steps, and of this one what begins so."""
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
-        before = [line for line, row in rows if row["step"] < step]
-        kept = [line for line, row in rows if row["step"] == step and not row["name"].startswith(again)]
-        self.path.write_text("".join(before + kept), encoding="utf-8")
+        self.board = SummaryWriter(str(run), purge_step=done + 1 if done else None)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         if not self.writes:
@@ -76,6 +74,17 @@ class Tracker:
         if self.writes:
             self.file.close()
             self.board.close()
+
+
+def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Takes records out of a file of JSON lines, and a last line that was broken off. No file has none."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        write_whole(path, "".join(line for line in lines if line.endswith("\n") and keep(json.loads(line))))
+
+
+def _is_again(row: dict[str, Any], again: tuple[str, ...]) -> bool:
+    return row.get("name", "").startswith(again)
 
 
 def write_environment(run: Path, launch: dict[str, Any]) -> None:

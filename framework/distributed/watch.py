@@ -122,7 +122,7 @@ class Watch:
         if key in told:
             return
         told.add(key)
-        waiting = [beat.rank for beat in beats.values() if beat not in behind]
+        waiting = [beat.rank for beat in beats.values() if beat not in behind] if behind else []
         if waiting and self.rank == waiting[0]:
             for beat in behind:
                 state = "does not answer" if beat in frozen else "has not moved"
