@@ -68,7 +68,7 @@ def train(recipe: Recipe) -> Path:
             (opened.folder / "recipe.yaml").write_text(save(recipe), encoding="utf-8")
             words = "".join(f"{word}\n" for word in recipe.overrides)
             (opened.folder / "overrides.txt").write_text(words, encoding="utf-8")
-        watch.at("preparing exams and topics")
+        watch.at("preparing exams and topics", patient=True)
         parts = build_parts(recipe, accelerator, run=opened.folder)
         loop = Loop(accelerator, recipe, parts, opened, launch, requests, watch)
         try:
@@ -331,7 +331,7 @@ class Loop:
     def _finish(self) -> None:
         """Scores the best model on val and test."""
         accelerator, recipe, progress = self.accelerator, self.recipe, self.progress
-        self.watch.at("scoring")
+        self.watch.at("scoring", patient=True)
         on_main(accelerator, self._finish_saving)
         with self.strategy.whole_task() as task:
             if accelerator.is_main_process:

@@ -38,6 +38,7 @@ class _Beat:
     moved_at: float
     alive_at: float
     signs: int
+    patient: bool
 
 
 class Watch:
@@ -51,13 +52,17 @@ class Watch:
         self.rank, self.processes = accelerator.process_index, accelerator.num_processes
         self.timeout_s = timeout * 60
         self.warn_s = min(WARN_SHARE * self.timeout_s, WARN_S)
-        self._moves, self._where = 0, "starting"
+        self._moves, self._where, self._patient = 0, "starting", False
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def at(self, where: str) -> None:
-        """Says where this process is. Costs nothing; the thread passes it on."""
-        self._where, self._moves = where, self._moves + 1
+    def at(self, where: str, *, patient: bool = False) -> None:
+        """Says where this process is. Costs nothing; the thread passes it on.
+
+        Args:
+            patient: one process works here while the others wait, for as long as it takes.
+        """
+        self._where, self._moves, self._patient = where, self._moves + 1, patient
 
     def __enter__(self) -> Watch:
         if self.processes > 1:
@@ -89,7 +94,7 @@ class Watch:
         while not self._ended.wait(BEAT_S):
             signs += 1
             try:
-                mine = [self._moves, self._where, socket.gethostname(), os.getpid(), signs]
+                mine = [self._moves, self._where, socket.gethostname(), os.getpid(), signs, self._patient]
                 store.set(f"{self.rank}", json.dumps(mine))
                 for rank in range(self.processes):
                     if store.check([f"{rank}"]):
@@ -115,6 +120,8 @@ class Watch:
             return  # somebody moves, so nobody is stuck
         least = min(beat.moves for beat in beats.values())
         frozen = [beat for beat in beats.values() if now - beat.alive_at > 5 * BEAT_S]
+        if not frozen and any(beat.patient for beat in beats.values()):
+            return
         behind = frozen or [beat for beat in beats.values() if beat.moves == least]
         if len(behind) == self.processes:
             behind = []  # all at the same point: each shows its own place
@@ -139,11 +146,11 @@ class Watch:
 
 
 def _read(beats: dict[int, _Beat], rank: int, said: list[Any]) -> None:
-    moves, where, host, pid, signs = said
+    moves, where, host, pid, signs, patient = said
     now, before = time.monotonic(), beats.get(rank)
     moved_at = before.moved_at if before and before.moves == moves else now
     alive_at = before.alive_at if before and before.signs == signs else now
-    beats[rank] = _Beat(rank, moves, where, host, pid, moved_at, alive_at, signs)
+    beats[rank] = _Beat(rank, moves, where, host, pid, moved_at, alive_at, signs, patient)
 
 
 def _is_of_a_connection(error: RuntimeError) -> bool:
