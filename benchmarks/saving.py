@@ -16,11 +16,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.table import tell
-from framework.build import build_task, build_tokenizer
+from framework.build import build_optimizer, build_task, build_tokenizer
 from framework.checkpoint import Keep, Progress, Snapshot
 from framework.data import Slices
 from framework.distributed import Strategy, spread, start_accelerator
-from framework.engine import build_optimizer
 from framework.exported_model import ModelTexts
 from framework.recipe import load_recipe
 from framework.saver import Saver

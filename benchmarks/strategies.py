@@ -38,12 +38,12 @@ VIEWS, TOKENS, WORDS = 2, 60, 1000
 
 def measure(strategy: str, batch_size: int, words: list[str]) -> None:
     """One process of several: trains some steps and prints what it saw as JSON."""
-    from framework.build import build_task
+    from framework.build import build_optimizer, build_task
     from framework.data import Slices
     from framework.distributed import gather, spread, start_accelerator
-    from framework.engine import build_optimizer, take_step
     from framework.exam import Batch
     from framework.recipe import load_recipe
+    from framework.step import take_step
 
     keys = [f"distributed.strategy={strategy}", f"train.batch_size={batch_size}", "distiller=none", *words]
     recipe = load_recipe("breast", [*keys, "losses.topic=null", "losses.global_semantic=null"])

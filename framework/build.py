@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from framework.data import ExamSet
 from framework.data_check import ExamWarning, check_splits, listing
@@ -16,6 +17,7 @@ from framework.distill import Topics, distill
 from framework.distributed import in_turns, on_main
 from framework.exam import Exam, ExamSource
 from framework.image_cache import ImageCache, build_image_cache
+from framework.optim import parameter_groups
 from framework.progress import say
 from framework.recipe import Choice, Recipe, RecipeError, load_recipe
 from framework.registry import PluginError, find, load
@@ -141,6 +143,11 @@ def build_task(
         word_vectors_WD = torch.from_numpy(space.word_vectors(tokenizer.vocabulary))
         losses = build_losses(recipe, tokenizer, encoder.width, topic_count, word_vectors_WD)
     return ReportTask(encoder, decoder, losses)
+
+
+def build_optimizer(recipe: Recipe, task: nn.Module) -> torch.optim.Optimizer:
+    groups = parameter_groups(task, recipe.optimizer.lr, recipe.optimizer.encoder_lr)
+    return build_plugin(recipe, "optimizer", recipe.optimizer, groups=groups)
 
 
 def build_scorer(recipe: Recipe, tokenizer: Any) -> Scorer:

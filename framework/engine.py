@@ -1,25 +1,22 @@
-"""The training loop, read from top to bottom: train, Loop.run, Loop.epoch, Loop.step, take_step."""
+"""The training loop, read from top to bottom: train, Loop.run, Loop.epoch, Loop.step; an update is in step.py."""
 
 from __future__ import annotations
 
 import json
 import math
-import random
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
-from framework.build import Parts, build_parts, build_plugin
+from framework.build import Parts, build_optimizer, build_parts, build_plugin
 from framework.checkpoint import Keep, Progress, SavedState, Snapshot
-from framework.data import Slices, exam_seed, load_batches, step_seed, steps_of
+from framework.data import Slices, load_batches, step_seed, steps_of
 from framework.distributed import (
-    Strategy,
     agree,
     describe_launch,
     gather,
@@ -35,13 +32,13 @@ from framework.exam import Batch
 from framework.exits import Stopped
 from framework.exported_model import ModelTexts, load_weights
 from framework.micro_batch import largest_micro_batch, too_large
-from framework.optim import parameter_groups
 from framework.progress import progress_bar, say
 from framework.recipe import Recipe, result_tree, save
 from framework.report import write_page
 from framework.run_folder import OpenedRun, open_run
 from framework.saver import Saver
 from framework.score_table import print_scores
+from framework.step import augmented, draw_anew, take_step
 from framework.stopping import FAILED, SAVE, Requests
 from framework.tracking import BAD_STEPS, Tracker, write_environment
 
@@ -77,11 +74,6 @@ def train(recipe: Recipe) -> Path:
             loop.close()
     accelerator.end_training()
     return opened.folder
-
-
-def build_optimizer(recipe: Recipe, task: nn.Module) -> torch.optim.Optimizer:
-    groups = parameter_groups(task, recipe.optimizer.lr, recipe.optimizer.encoder_lr)
-    return build_plugin(recipe, "optimizer", recipe.optimizer, groups=groups)
 
 
 class Loop:
@@ -170,8 +162,8 @@ class Loop:
         self.watch.at(f"step {progress.step + 1}")
         self.strategy.set_rates(self.schedule(progress.step))
         # Everything random is drawn anew each step from the step's number, so that a resumed run draws the same.
-        _seed_all(step_seed(seed, progress.step, self.accelerator.process_index))
-        group = [_augmented(batch, self.parts, seed, progress.epoch) for batch in group]
+        draw_anew(step_seed(seed, progress.step, self.accelerator.process_index))
+        group = [augmented(batch, self.parts.augment, seed, progress.epoch) for batch in group]
         try:
             terms, norm = take_step(self.strategy, group, self.weights)
         except torch.OutOfMemoryError as error:
@@ -362,45 +354,5 @@ class Loop:
             say(f"notice: {notice}")
 
 
-def take_step(strategy: Strategy, group: list[Batch], weights: Tensor) -> tuple[Tensor, float]:
-    """One update from the micro-batches of a step. Returns the mean of each term over all processes, and the norm of
-    the gradient; where either is not finite, nothing was updated.
-
-    The divisor of each term is known before the first backward, so sums over micro-batches and processes add up to
-    the gradient of one large batch.
-    """
-    accelerator = strategy.accelerator
-    batches = [batch.to(accelerator.device) for batch in group]
-    strategy.begin_step()
-    counts = torch.stack([strategy.task.counts(batch) for batch in batches]).sum(0)
-    counts = accelerator.reduce(counts, "sum").clamp(min=1)
-    sums, terms = torch.zeros_like(weights), torch.zeros_like(weights)
-    for number, batch in enumerate(batches, 1):
-        last = number == len(batches)
-        of_batch = strategy(batch)
-        sums += of_batch.detach()
-        # Wrappers average gradients over processes, and here they are to be added.
-        loss = (of_batch / counts * weights).sum() * accelerator.num_processes
-        if last:
-            terms = accelerator.reduce(sums, "sum") / counts
-            if not bool(torch.isfinite(terms).all()):
-                loss = loss * math.nan  # so that the gradient tells on every process, whatever it was
-        strategy.backward(loss, last=last)
-    return terms, strategy.step()
-
-
 def _place(accelerator: Accelerator) -> tuple[int, int]:
     return accelerator.process_index, accelerator.num_processes
-
-
-def _seed_all(seed: int) -> None:
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-def _augmented(batch: Batch, parts: Parts, seed: int, epoch: int) -> Batch:
-    if parts.augment is not None:
-        seeds = [exam_seed(seed, epoch, exam_id) for exam_id in batch.exam_ids]
-        batch.image_BVCHW = parts.augment(batch.image_BVCHW, seeds)
-    return batch

@@ -9,14 +9,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from framework.data import Slices
-from framework.distributed.launch import (
-    describe_launch,
-    launch_id,
-    precision_of,
-    restarts,
-    start_accelerator,
-    strategy_of,
-)
+from framework.distributed.launch import describe_launch, launch_id, restarts, start_accelerator
+from framework.distributed.settled import precision_of, strategy_of
 from framework.distributed.strategy import Strategy
 from framework.distributed.talk import agree, gather, in_turns, on_main, share
 from framework.recipe import Recipe

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.data import Slices
-from framework.distributed.launch import precision_of, strategy_of
+from framework.distributed.settled import precision_of, strategy_of
 from framework.recipe import Recipe, RecipeError
 
 # Sections that would set what has a place of its own in a recipe.

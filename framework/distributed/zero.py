@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from framework.data import Slices
 from framework.distributed.deepspeed_json import deepspeed_config
-from framework.distributed.launch import strategy_of
+from framework.distributed.settled import strategy_of
 from framework.distributed.strategy import Piece, Strategy
 from framework.exam import Batch
 from framework.recipe import Recipe

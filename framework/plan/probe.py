@@ -14,10 +14,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from framework.build import SPACE_DIMENSIONS, build_plugin, build_task
-from framework.data import Sample, collate, exam_seed
+from framework.build import SPACE_DIMENSIONS, build_optimizer, build_plugin, build_task
+from framework.data import Sample, collate
 from framework.distributed import Strategy, describe_launch, spread, start_accelerator
-from framework.engine import build_optimizer, take_step
 from framework.exam import Batch, Exam
 from framework.generation import generate
 from framework.plan.material import Material, read_material
@@ -26,6 +25,7 @@ from framework.progress import progress_bar
 from framework.recipe import Recipe
 from framework.report_space import ReportSpace
 from framework.special_tokens import EOS
+from framework.step import augmented, take_step
 
 WARM_UP, STEPS = 2, 20
 STEPS_S, REPORTS_S = 14.0, 5.0  # seconds to stop after, give or take a step or a few words
@@ -118,11 +118,7 @@ def time_steps(strategy: Strategy, recipe: Recipe, plan: Plan, material: Materia
             for _ in range(slices.accumulation)
         ]
         started = time.monotonic()
-        group = [collate(rows) for rows in samples]
-        if augment is not None:
-            for batch in group:
-                seeds = [exam_seed(recipe.train.seed, 0, exam_id) for exam_id in batch.exam_ids]
-                batch.image_BVCHW = augment(batch.image_BVCHW, seeds)
+        group = [augmented(collate(rows), augment, recipe.train.seed, 0) for rows in samples]
         take_step(strategy, group, weights)
         times.append(time.monotonic() - started)
         if len(times) > 1 and time.monotonic() - began > STEPS_S:

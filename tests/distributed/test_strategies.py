@@ -14,12 +14,12 @@ from conftest import ROOT, launch, records
 from torch import nn
 
 from framework.blocks import blocks_of, compute_again
-from framework.build import Parts, build_parts
+from framework.build import Parts, build_optimizer, build_parts
 from framework.data import Slices, collate
 from framework.distributed import Strategy, spread, start_accelerator
 from framework.distributed.deepspeed_json import deepspeed_config
-from framework.engine import build_optimizer, take_step
 from framework.recipe import Recipe, RecipeError, load_recipe
+from framework.step import take_step
 
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 # Float noise of other orders of adding up, over 24 steps of a loss that begins at 5.7; measured: 1e-6 and 4e-6.

@@ -11,7 +11,7 @@ from conftest import ROOT
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from framework.build import Parts, build_parts
+from framework.build import Parts, build_optimizer, build_parts
 from framework.checkpoint import (
     CheckpointError,
     Keep,
@@ -26,9 +26,9 @@ from framework.checkpoint import (
 )
 from framework.data import Slices, collate
 from framework.distributed import Strategy, spread, start_accelerator
-from framework.engine import build_optimizer, take_step
 from framework.exported_model import ModelError, ModelTexts, load_weights
 from framework.recipe import load_recipe
+from framework.step import take_step
 
 KEEP = Keep(last=2, best=1, best_is_higher=True)
 

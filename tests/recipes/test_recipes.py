@@ -9,11 +9,11 @@ import torch
 from conftest import ROOT
 from mini_busbra import draw, ellipse
 
-from framework.build import build_parts
+from framework.build import build_optimizer, build_parts
 from framework.data import Slices, collate
 from framework.distributed import spread, start_accelerator
-from framework.engine import build_optimizer, take_step
 from framework.recipe import RECIPES, load_recipe
+from framework.step import take_step
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 FEW = ["data.dataset.exams=24", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "data.dataset.size=64"]
