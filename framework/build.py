@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +17,7 @@ from torch import nn
 from framework.data import ExamSet
 from framework.data_check import ExamWarning, check_splits, listing
 from framework.distill import Topics, distill
-from framework.distributed import in_turns, on_main
+from framework.distributed import gather, in_turns, on_main
 from framework.exam import Exam, ExamSource
 from framework.image_cache import ImageCache, build_image_cache
 from framework.optim import parameter_groups
@@ -172,6 +175,7 @@ def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path, trained:
         splits = {name: [exam for exam in exams if exam.id in cache.rows] for name, exams in splits.items()}
         texts = {name: [exam.report for exam in exams] for name, exams in splits.items()}
         topics, space = build_topics(recipe, tokenizer, texts, run if accelerator.is_main_process else None)
+    _same_everywhere(accelerator, splits)
     # The main process's on all: machines that are unlike may find others.
     topics, space = on_main(accelerator, lambda: (topics, space))
     for problem in problems:
@@ -182,6 +186,19 @@ def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path, trained:
     augment = None if recipe.data.augment is None else build_plugin(recipe, "augment", recipe.data.augment)
     left_out = len({problem.exam_id for problem in problems})
     return Parts(exams, tokenizer, topics, task, augment, build_scorer(recipe, tokenizer), left_out)
+
+
+def _same_everywhere(accelerator: Accelerator, splits: dict[str, list[Exam]]) -> None:
+    """Raises ValueError on every process where one reads other exams than the main process, as a stale copy has."""
+    mine = [(name, exam.id, exam.report) for name, exams in splits.items() for exam in exams]
+    seen = hashlib.sha256(json.dumps(mine, ensure_ascii=False).encode()).hexdigest()
+    others = [] if on_main(accelerator, lambda: seen) == seen else [f"{socket.gethostname()} ({len(mine)} exams)"]
+    if differing := sorted(set(gather(accelerator, others))):
+        expected = on_main(accelerator, lambda: len(mine))
+        raise ValueError(
+            f"these machines read other exams than the main process, which has {expected}: "
+            f"{', '.join(differing)}. Copy the data anew; with data.broken: skip, look for images broken there"
+        )
 
 
 def require_a_batch(recipe: Recipe, training_exams: int) -> None:

@@ -132,8 +132,12 @@ def _digest(path: Path) -> str:
 
 def checkpoints_of(folder: Path) -> list[Path]:
     """Those that were finished, the newest first; their bytes are not looked at."""
-    found = [path for path in folder.glob("step-*") if (path / "manifest.json").is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    named = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return sorted((path for path in named if (path / "manifest.json").is_file()), key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _prune(folder: Path, progress: Progress, keep: Keep) -> None:

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from framework.build import Parts, build_optimizer, build_parts, build_plugin
-from framework.checkpoint import Keep, Progress, SavedState, Snapshot
+from framework.checkpoint import Keep, Progress, SavedState, Snapshot, checkpoints_of
 from framework.data import Slices, load_batches, step_seed, steps_of
 from framework.distributed import (
     agree,
@@ -30,7 +30,7 @@ from framework.distributed.watch import Watch
 from framework.evaluation import evaluate_split, write_reports
 from framework.exam import Batch
 from framework.exits import Stopped
-from framework.exported_model import ModelTexts, load_weights
+from framework.exported_model import ModelTexts, load_weights, publish_model
 from framework.micro_batch import largest_micro_batch, too_large
 from framework.progress import progress_bar, say
 from framework.recipe import Recipe, result_tree, save
@@ -40,7 +40,9 @@ from framework.saver import Saver
 from framework.score_table import print_scores
 from framework.step import augmented, draw_anew, take_step
 from framework.stopping import FAILED, SAVE, Requests
+from framework.task import ReportTask
 from framework.tracking import BAD_STEPS, Tracker, write_environment
+from framework.whole_file import write_whole
 
 SAMPLES = 4  # validation exams whose reports are shown after each validation
 
@@ -62,9 +64,8 @@ def train(recipe: Recipe) -> Path:
             say(f"notice: {notice}")
         if accelerator.is_main_process:
             write_environment(opened.folder, launch)
-            (opened.folder / "recipe.yaml").write_text(save(recipe), encoding="utf-8")
-            words = "".join(f"{word}\n" for word in recipe.overrides)
-            (opened.folder / "overrides.txt").write_text(words, encoding="utf-8")
+            write_whole(opened.folder / "recipe.yaml", save(recipe))
+            write_whole(opened.folder / "overrides.txt", "".join(f"{word}\n" for word in recipe.overrides))
         watch.at("preparing exams and topics", patient=True)
         parts = build_parts(recipe, accelerator, run=opened.folder)
         loop = Loop(accelerator, recipe, parts, opened, launch, requests, watch)
@@ -112,7 +113,10 @@ class Loop:
         self.saved: tuple[int, ...] | None = None  # where the last checkpoint is
         if opened.checkpoint is not None and opened.progress is not None:
             self._go_on(opened.checkpoint, opened.progress)
-        self.progress.recipe, self.progress.launch = result_tree(recipe), launch
+        cut = {name: getattr(self.slices, name) for name in ("batch_size", "micro_batch", "accumulation")}
+        self.progress.recipe, self.progress.launch = result_tree(recipe), {**launch, **cut, **self.strategy.settings()}
+        if accelerator.is_main_process:
+            write_environment(self.folder, self.progress.launch)  # anew, with what was settled since
         # A validation that was not finished is done anew, and so are the scores at the end.
         again = ("val/", "final/") if self.progress.step_in_epoch else ("final/",)
         self.tracker = Tracker(self.folder, writes=accelerator.is_main_process, done=self.progress.step, again=again)
@@ -173,7 +177,7 @@ class Loop:
         loss = float((terms * self.weights).sum())
         if math.isfinite(norm) and math.isfinite(loss):
             self.strategy.after_update()
-        elif not (math.isfinite(loss) and self.strategy.scaler() is not None):  # fp16 overflows now and then
+        elif not (math.isfinite(loss) and self._overflows()):
             self._note_bad_step(group, loss, terms, norm)
         each = {f"train/{name}": float(value) for name, value in zip(self.names, terms)}
         rate = self.strategy.optimizer.param_groups[-1]["lr"]
@@ -294,6 +298,11 @@ class Loop:
         """Where the run is. An epoch whose validation is still to come is not yet counted."""
         return self.progress.step, self.progress.epoch, self.progress.step_in_epoch
 
+    def _overflows(self) -> bool:
+        """Whether a gradient may be infinite by fp16's scale alone, which goes down until it is not."""
+        scaler = self.strategy.scaler()
+        return scaler is not None and scaler.get_scale() >= 1
+
     def _note_bad_step(self, group: list[Batch], loss: float, terms: Tensor, norm: float) -> None:
         """Writes down a step that was skipped, with its exams.
 
@@ -326,10 +335,10 @@ class Loop:
         self.watch.at("scoring", patient=True)
         on_main(accelerator, self._finish_saving)
         with self.strategy.whole_task() as task:
-            if accelerator.is_main_process:
-                load_weights(self.folder / "model", task)
+            on_main(accelerator, lambda: self._load_best(task))
             share(accelerator, [*task.parameters(), *task.buffers()])
-            say(f"the model of step {progress.best_step} is kept ({recipe.evaluate.monitor} {progress.best:.4f})")
+            if progress.best is not None:
+                say(f"the model of step {progress.best_step} is kept ({recipe.evaluate.monitor} {progress.best:.4f})")
             for split in ("val", "test"):
                 scores = evaluate_split(
                     accelerator, task, self.parts, recipe, split, self.folder, between=self._between_batches
@@ -337,9 +346,15 @@ class Loop:
                 values = {f"final/{split}/{name}": value for name, value in scores["model"].items()}
                 self.tracker.scalars(progress.step, values)
         print_scores("test", scores, self.parts.scorer.segmentation)
-        if accelerator.is_main_process:
-            page = write_page(self.folder, self.parts)
-            say(f"\nrun     {self.folder}\nopen    {page}\n        tensorboard --logdir {self.folder}")
+        page = on_main(accelerator, lambda: write_page(self.folder, self.parts))
+        say(f"\nrun     {self.folder}\nopen    {page}\n        tensorboard --logdir {self.folder}")
+
+    def _load_best(self, task: ReportTask) -> None:
+        if self.progress.best is None:  # what was best is damaged, and no validation has followed
+            newest = checkpoints_of(self.folder / "checkpoints")[0]
+            say(f"warning: no validation tells the best model, so the one of {newest} is kept")
+            publish_model(newest / "model", self.folder / "model")
+        load_weights(self.folder / "model", task)
 
     def _say_sizes(self) -> None:
         parts, slices = self.parts, self.slices

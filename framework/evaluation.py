@@ -17,12 +17,18 @@ from framework.distributed import gather, on_main, start_accelerator
 from framework.exported_model import load_weights
 from framework.floors import Rows, floor_rows, rows_of, unseen_rows
 from framework.generation import generate
+from framework.micro_batch import OutOfGpuMemoryError
 from framework.progress import progress_bar
 from framework.recipe import Recipe
 from framework.report import write_page
 from framework.score_table import print_scores
 from framework.tracking import write_json
 from framework.whole_file import write_whole
+
+
+def shares(exams: int, processes: int) -> list[list[int]]:
+    """The exam numbers of each process: every n-th, so that each exam is somebody's, and nobody's twice."""
+    return [list(range(rank, exams, processes)) for rank in range(processes)]
 
 
 def write_reports(
@@ -44,10 +50,10 @@ def write_reports(
         between: called before each batch, equally often on every process, also where one has no batch left.
     """
     settings = recipe.evaluate
-    shares = [list(range(rank, len(exams), accelerator.num_processes)) for rank in range(accelerator.num_processes)]
-    mine = shares[accelerator.process_index]
+    all_shares = shares(len(exams), accelerator.num_processes)
+    mine = all_shares[accelerator.process_index]
     batches = [mine[i : i + settings.batch_size] for i in range(0, len(mine), settings.batch_size)]
-    rounds = math.ceil(len(shares[0]) / settings.batch_size)
+    rounds = math.ceil(len(all_shares[0]) / settings.batch_size)
     written: list[tuple[str, str]] = []
     loader = iter(load_batches(exams, batches, recipe.data.workers))
     for _ in progress_bar(range(rounds), total=rounds, text="reports", shown=bar):
@@ -56,20 +62,27 @@ def write_reports(
         batch = next(loader, None)
         if batch is None:
             continue
-        with accelerator.autocast(), torch.no_grad():
-            features = task.features(batch.to(accelerator.device))
-            reports = generate(
-                task.decoder,
-                features,
-                max_tokens=settings.max_tokens,
-                beam=beam,
-                length_penalty=settings.length_penalty,
-                no_repeat=settings.no_repeat,
-            )
+        try:
+            with accelerator.autocast(), torch.no_grad():
+                features = task.features(batch.to(accelerator.device))
+                reports = generate(
+                    task.decoder,
+                    features,
+                    max_tokens=settings.max_tokens,
+                    beam=beam,
+                    length_penalty=settings.length_penalty,
+                    no_repeat=settings.no_repeat,
+                )
+        except torch.OutOfMemoryError as error:
+            raise OutOfGpuMemoryError(
+                f"out of GPU memory while writing reports of {len(batch.exam_ids)} exams at a time. "
+                f"evaluate.batch_size={max(1, len(batch.exam_ids) // 2)} or a smaller evaluate.beam needs less"
+            ) from error
         written += [(exam_id, tokenizer.decode(ids)) for exam_id, ids in zip(batch.exam_ids, reports, strict=True)]
     everything = gather(accelerator, written)
     predictions = dict(everything)
-    assert len(everything) == len(predictions) == len(exams), "every exam is written about exactly once"
+    if not len(everything) == len(predictions) == len(exams):
+        raise RuntimeError(f"{len(exams)} exams, {len(everything)} reports, of {len(predictions)} exams: a defect")
     return rows_of(exams.exams, [predictions[exam.id] for exam in exams.exams])
 
 

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from framework.blocks import blocks_of, compute_again, keep_all
 from framework.data import ExamSet, Sample, Slices, collate
 from framework.distributed import agree, strategy_of
 from framework.exam import Batch
@@ -40,8 +41,13 @@ def largest_micro_batch(accelerator: Accelerator, recipe: Recipe, task: Any, exa
     hardest = hardest_sample(exams)
     sizes = [size for size in range(share, 0, -1) if share % size == 0]
     before = {name: buffer.clone() for name, buffer in task.named_buffers()}
+    again = [*blocks_of(task.encoder), *blocks_of(task.decoder)] if recipe.distributed.activation_checkpointing else []
+    for block in again:
+        compute_again(block)
     task.to(accelerator.device).train()
     found = next((size for size in sizes if _fits(accelerator, task, hardest, size)), 0)
+    for block in again:
+        keep_all(block)  # the strategy copies the task before it changes it
     task.zero_grad(set_to_none=True)
     task.to("cpu")
     for name, buffer in task.named_buffers():
@@ -61,7 +67,7 @@ def largest_micro_batch(accelerator: Accelerator, recipe: Recipe, task: Any, exa
 
 
 def hardest_sample(exams: ExamSet) -> Sample:
-    """As many views and as long a report as any exam has, in black."""
+    """As many views and as long a report as any exam has; what the views show costs nothing."""
     views = max(len(exam.views) for exam in exams.exams)
     tokens = max(exams.tokens, key=len)
     first = exams[0]

@@ -5,12 +5,21 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from framework.checkpoint import CheckpointError, Progress, checkpoints_of, clear_unfinished, problem_of, read_progress
+from framework.checkpoint import (
+    CheckpointError,
+    Progress,
+    checkpoints_of,
+    clear_unfinished,
+    problem_of,
+    read_progress,
+    step_of,
+)
 from framework.distributed import launch_id, restarts
 from framework.exits import Stopped
 from framework.exported_model import publish_model
@@ -19,6 +28,7 @@ from framework.recipe import Recipe, recipe_hash
 from framework.recipe.explain import differences
 from framework.recipe.saved import keys_in
 
+ORPHANS_S = 20.0  # how long the workers of a process that was killed may live on
 SHOWN = 8  # differences of a recipe that are told
 
 
@@ -50,9 +60,17 @@ def open_run(recipe: Recipe) -> OpenedRun:
         return OpenedRun(folder, None, None)
     progress = read_progress(checkpoint)
     _same_recipe(checkpoint, progress, recipe)
-    best = checkpoints / f"step-{progress.best_step}" / "model"
-    if best.is_dir():  # whatever stands at `model`: a run may have died between a checkpoint and its model
-        publish_model(best, folder / "model")
+    aside = _set_aside(checkpoint, checkpoints)
+    best = checkpoints / f"step-{progress.best_step}"
+    problem = (
+        None if best == checkpoint else problem_of(best) if best.is_dir() else f"{best}: pruned" if aside else None
+    )
+    if problem is not None:
+        say(f"warning: the best model so far cannot be used, and the best of what follows is kept: {problem}")
+        progress.best, progress.best_step = None, None
+        progress.kept.pop(best.name, None)
+    elif best.is_dir():  # whatever stands at `model`: a run may have died between a checkpoint and its model
+        publish_model(best / "model", folder / "model")
     return OpenedRun(folder, checkpoint, progress)
 
 
@@ -85,7 +103,7 @@ def _find(recipe: Recipe) -> tuple[Path, Path | None]:
 def _of_this_launch(home: Path) -> Path | None:
     """The run that an earlier attempt of the same launch has begun."""
     for run in sorted(home.glob("*/environment.json"), key=lambda path: path.stat().st_mtime, reverse=True):
-        if json.loads(run.read_text(encoding="utf-8"))["launch"].get("id") == launch_id():
+        if json.loads(run.read_text(encoding="utf-8")).get("launch", {}).get("id") == launch_id():
             return run.parent
     return None
 
@@ -124,6 +142,18 @@ def _verified(named: Path | None, folder: Path) -> Path | None:
     return None
 
 
+def _set_aside(checkpoint: Path, folder: Path) -> bool:
+    """Renames what is newer than the checkpoint that the run goes on from: another line of it, which must neither push
+    out what is written now nor be gone on with.
+    """
+    newer = [path for path in checkpoints_of(folder) if step_of(path) > step_of(checkpoint)]
+    for path in newer:
+        aside = path.with_name(f"aside-{path.name}-{datetime.now():%Y%m%d-%H%M%S}")
+        path.replace(aside)
+        say(f"{path} is newer, and now called {aside.name}")
+    return bool(newer)
+
+
 def _same_recipe(checkpoint: Path, progress: Progress, recipe: Recipe) -> None:
     """Raises CheckpointError where the recipe differs in what may change the result, and it was not told so."""
     rows = differences(progress.recipe, recipe)
@@ -154,13 +184,19 @@ _held: list[Any] = []  # locks last as long as the process
 
 def _lock(folder: Path) -> None:
     file = (folder / ".lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise ValueError(f"{folder}: another process is writing to this run ({file.read().strip()})") from None
-    except OSError:
-        return  # a file system without locks; nothing is lost by it but this check
+    patience = time.monotonic() + (ORPHANS_S if restarts() else 0)
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() < patience:
+                time.sleep(0.5)  # the workers of the attempt that died hold it until they notice
+                continue
+            file.seek(0)
+            raise ValueError(f"{folder}: another process is writing to this run ({file.read().strip()})") from None
+        except OSError:
+            return  # a file system without locks; nothing is lost by it but this check
     file.seek(0)
     file.truncate()
     file.write(f"pid {os.getpid()} on {os.uname().nodename}\n")

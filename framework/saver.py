@@ -58,8 +58,8 @@ class Saver:
             writing.result()
         except Exception as error:
             raise SaveError(
-                f"{self.folder}: a checkpoint could not be written ({error}). Those before it are whole; make room and "
-                "go on with resume=auto"
+                f"{self.folder}: a checkpoint could not be written ({error}). Those before it are whole: mend that, "
+                "and go on with resume=auto"
             ) from error
 
     def close(self) -> None:

@@ -23,22 +23,22 @@ def take_step(strategy: Strategy, group: list[Batch], weights: Tensor) -> tuple[
     the gradient of one large batch.
     """
     accelerator = strategy.accelerator
-    batches = [batch.to(accelerator.device) for batch in group]
     strategy.begin_step()
-    counts = torch.stack([strategy.task.counts(batch) for batch in batches]).sum(0)
+    counts = torch.stack([strategy.task.counts(batch) for batch in group]).sum(0).to(accelerator.device)
     counts = accelerator.reduce(counts, "sum").clamp(min=1)
     sums, terms = torch.zeros_like(weights), torch.zeros_like(weights)
-    for number, batch in enumerate(batches, 1):
-        last = number == len(batches)
-        of_batch = strategy(batch)
-        sums += of_batch.detach()
-        # Wrappers average gradients over processes, and here they are to be added.
-        loss = (of_batch / counts * weights).sum() * accelerator.num_processes
-        if last:
-            terms = accelerator.reduce(sums, "sum") / counts
-            if not bool(torch.isfinite(terms).all()):
-                loss = loss * math.nan  # so that the gradient tells on every process, whatever it was
-        strategy.backward(loss, last=last)
+    for number, batch in enumerate(group, 1):
+        last = number == len(group)
+        with strategy.accumulating(last=last):
+            of_batch = strategy(batch.to(accelerator.device))
+            sums += of_batch.detach()
+            # Wrappers average gradients over processes, and here they are to be added.
+            loss = (of_batch / counts * weights).sum() * accelerator.num_processes
+            if last:
+                terms = accelerator.reduce(sums, "sum") / counts
+                if not bool(torch.isfinite(terms).all()):
+                    loss = loss * math.nan  # so that the gradient tells on every process, whatever it was
+            strategy.backward(loss, last=last)
     return terms, strategy.step()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -24,23 +25,24 @@ class Requests:
         self.reason: str | None = None
         self.folder: Path | None = None
         self.training = False  # before, there is nothing to save, and a signal ends the run at once
-        self._first, self._looked, self._owner = 0.0, 0.0, os.getpid()
+        self._looked, self._owner = 0.0, os.getpid()
 
     def listen(self) -> None:
         for number in SIGNALS:
             signal.signal(number, self._heard)
+        # A main thread that waits in a library hears nothing; the second Ctrl-C must be heard by another.
+        heard, told = os.pipe()
+        os.set_blocking(told, False)
+        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        threading.Thread(target=_end_on_second_sigint, args=(heard,), name="signals", daemon=True).start()
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
             return  # a worker that loads exams; the process that it works for will stop it
-        name, now = signal.Signals(number).name, time.monotonic()
-        if number == signal.SIGINT and self.reason is not None and now - self._first > SAME_PRESS_S:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
+        name = signal.Signals(number).name
         if self.reason is not None:
             return
-        self.reason, self._first = name, now
+        self.reason = name
         if not self.training:
             raise Stopped(f"stopped by {name} before the first step: nothing to save")
         if is_main_process():
@@ -72,3 +74,15 @@ class Requests:
         """Lets the launcher's next attempt, if it restarts what ends, see that this run was to stop."""
         if self.folder is not None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
             (self.folder / "STOP").touch()
+
+
+def _end_on_second_sigint(heard: int) -> None:
+    first: float | None = None
+    while number := os.read(heard, 1):
+        if number[0] != signal.SIGINT:
+            continue
+        now = time.monotonic()
+        if first is None:
+            first = now
+        elif now - first > SAME_PRESS_S:
+            os._exit(128 + signal.SIGINT)

@@ -18,6 +18,7 @@ from framework.whole_file import write_whole
 PACKAGES = (
     "torch",
     "accelerate",
+    "deepspeed",
     "transformers",
     "faiss-cpu",
     "faiss-gpu",

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import psutil
+from accelerate.utils import parse_flag_from_env
 
 from framework.distributed.settled import precision_of, strategy_of
 from framework.recipe import Recipe
@@ -50,15 +51,18 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
 
 def _of_arithmetic(recipe: Recipe) -> Iterator[str]:
     train = recipe.train
-    accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    # accelerate launch exports some flags only beside others, and a precision also where nobody asked for one.
+    accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+    accumulation = accumulation or _flag_of_launcher("gradient_accumulation_steps") or "1"
     if accumulation != "1":
         yield (
             f"The launcher sets gradient_accumulation_steps={accumulation}, but accumulation follows from the recipe: "
             f"train.batch_size {train.batch_size}, train.micro_batch {train.micro_batch}. "
             "Leave the flag out and set train.micro_batch."
         )
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # exported also where nobody asked for one
-    if precision not in ("no", precision_of(recipe)):
+    exported, typed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), _flag_of_launcher("mixed_precision")
+    precision = typed or (exported if exported != "no" else "")
+    if precision and {"no": "fp32"}.get(precision, precision) != precision_of(recipe):
         yield (
             f"The launcher sets mixed_precision={precision}, but train.precision is '{train.precision}', here "
             f"{precision_of(recipe)}. Leave the flag out, or set train.precision={precision}."
@@ -67,9 +71,9 @@ def _of_arithmetic(recipe: Recipe) -> Iterator[str]:
 
 def _strategy_launched() -> str:
     """What accelerate launch was asked for by its flags; empty where by none."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
-    return "fsdp" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else ""
+    return "fsdp" if parse_flag_from_env("ACCELERATE_USE_FSDP") else ""
 
 
 def _of_deepspeed(recipe: Recipe) -> Iterator[str]:
@@ -90,12 +94,12 @@ def _of_deepspeed(recipe: Recipe) -> Iterator[str]:
 
 def _of_fsdp(recipe: Recipe) -> Iterator[str]:
     asked = recipe.distributed
-    if os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true" and asked.offload != "all":
+    if parse_flag_from_env("FSDP_OFFLOAD_PARAMS") and asked.offload != "all":
         yield (
             f"The launcher sets fsdp_offload_params, but distributed.offload is '{asked.offload}'. "
             "Leave the flag out, or set distributed.offload=all."
         )
-    if os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "").lower() == "true" and not asked.activation_checkpointing:
+    if parse_flag_from_env("FSDP_ACTIVATION_CHECKPOINTING") and not asked.activation_checkpointing:
         yield (
             "The launcher sets fsdp_activation_checkpointing, but distributed.activation_checkpointing is false. "
             "Leave the flag out, or set it to true in the recipe."

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -30,9 +30,12 @@ class DataParallel(Strategy):
     def __call__(self, batch: Batch) -> Tensor:
         return self.wrapped(batch)  # never .forward: wrappers hook the call
 
+    def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
+        # It is forward that decides whether backward exchanges anything.
+        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-            self.accelerator.backward(loss)
+        self.accelerator.backward(loss)
 
     def step(self) -> float:
         norm = float(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.clip))

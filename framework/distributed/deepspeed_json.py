@@ -18,6 +18,8 @@ ELSEWHERE = {
     "bf16": "train.precision",
     "amp": "train.precision",
     "activation_checkpointing": "distributed.activation_checkpointing",
+    "data_types": "train.precision",
+    "communication_data_type": "train.precision",
     "tensorboard": "nothing: TensorBoard is always written",
 }
 
@@ -37,8 +39,14 @@ def deepspeed_config(recipe: Recipe, slices: Slices) -> dict[str, Any]:
         "gradient_clipping": recipe.train.clip or 0.0,
         "zero_allow_untested_optimizer": True,  # any that works element by element; DeepSpeed knows few by name
         "zero_force_ds_cpu_optimizer": False,  # the recipe's own, also where its state waits on the host
-        "torch_autocast": {"enabled": precision_of(recipe) == "bf16", "dtype": "bfloat16"},
-        "zero_optimization": {"stage": int(strategy_of(recipe).removeprefix("zero"))},
+        # Of the modules that could be exchanged in bf16, none is: the other strategies exchange fp32.
+        "torch_autocast": {
+            "enabled": precision_of(recipe) == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
+        # Clipping and the check for gradients that are no number need the norm.
+        "zero_optimization": {"stage": int(strategy_of(recipe).removeprefix("zero")), "compute_grad_norm": True},
     }
     offload = recipe.distributed.offload
     if offload != "none":
@@ -51,10 +59,25 @@ def deepspeed_config(recipe: Recipe, slices: Slices) -> dict[str, Any]:
     theirs = _read(path)
     problems = [f"{path}: '{key}' belongs in the recipe: {home}" for key, home in ELSEWHERE.items() if key in theirs]
     problems += [f"{path}: {key} is 'auto'; leave it out, or give a value" for key in _autos(theirs)]
+    problems += _offload(theirs.get("zero_optimization"), ours["zero_optimization"], offload, path)
     merged = _merge(theirs, ours, "", problems, str(path))
     if problems:
         raise RecipeError(*problems)
     return merged
+
+
+def _offload(theirs: Any, ours: dict[str, Any], asked: str, path: Path) -> list[str]:
+    """Where the file moves tensors to another place than the recipe does."""
+    problems = []
+    for name in ("offload_optimizer", "offload_param"):
+        found = theirs.get(name) if isinstance(theirs, dict) else None
+        device = found.get("device", "none") if isinstance(found, dict) else "none"
+        if device != ours.get(name, {}).get("device", "none") and found is not None:
+            problems.append(
+                f"{path}: zero_optimization.{name}.device is {device!r}, but distributed.offload is '{asked}'; "
+                "set it in the recipe"
+            )
+    return problems
 
 
 def _read(path: Path) -> dict[str, Any]:

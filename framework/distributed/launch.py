@@ -49,25 +49,26 @@ def start_accelerator(recipe: Recipe, *, training: bool = True) -> Accelerator:
     for name in LAUNCHER_ONLY:
         os.environ.pop(name, None)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    both = strategy_of(recipe) == "fsdp" and recipe.distributed.offload == "all"  # clipping then adds up on the host
+    backend = "gloo" if cpu else "cuda:nccl,cpu:gloo" if both else "nccl"
     timeout = timedelta(minutes=recipe.distributed.timeout)
     handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]  # the strategy shares them
     if several:
         # On a CPU accelerate must be told of gloo, or it may believe in one process; a single process must not be told.
-        handlers.append(InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=timeout))
+        handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timeout))
         if cpu:
             os.environ["ACCELERATE_USE_CPU"] = "true"
     if several and restarts():
         # The launcher keeps one store for all attempts, and in it stand the addresses of processes that are gone.
         store, rank, processes = next(rendezvous("env://", timeout=timeout))
         fresh = dist.PrefixStore(f"attempt/{restarts()}", store)
-        backend = "gloo" if cpu else "nccl"
         dist.init_process_group(backend, store=fresh, rank=rank, world_size=processes, timeout=timeout)
     precision = precision_of(recipe)
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=handlers)
     if training and strategy_of(recipe) != "ddp" and not dist.is_initialized():
         # DeepSpeed and FSDP ask for a group, also of one, and DeepSpeed for what a launcher would have set.
         os.environ.setdefault("LOCAL_RANK", "0")
-        dist.init_process_group("gloo" if cpu else "nccl", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return accelerator
 
 
@@ -93,10 +94,12 @@ def _impossible(recipe: Recipe, training: bool) -> Iterator[str]:
 def launch_id() -> str:
     """The same for all attempts of one launch: a launcher that restarts its processes stays itself."""
     named = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    if named != "none":
-        return named
-    parent = psutil.Process(os.getppid())
-    return f"{socket.gethostname()}:{parent.pid}:{parent.create_time():.0f}"
+    place = f"{os.environ.get('MASTER_ADDR', socket.gethostname())}:{os.environ.get('MASTER_PORT', '')}"
+    try:
+        parent = psutil.Process(os.getppid())
+        return f"{named}@{place} {parent.pid} {parent.create_time():.0f}"
+    except psutil.Error:  # in a container there may be none
+        return f"{named}@{place}"
 
 
 def restarts() -> int:
@@ -111,7 +114,7 @@ def describe_launch(accelerator: Accelerator, recipe: Recipe) -> dict[str, Any]:
     told = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": processes,
-        "machines": int(os.environ.get("GROUP_WORLD_SIZE", "1")),
+        "machines": int(os.environ.get("GROUP_WORLD_SIZE") or os.environ.get("CROSS_SIZE") or 1),  # torchrun, deepspeed
         "strategy": strategy_of(recipe) if processes > 1 or strategy_of(recipe) != "ddp" else "one process",
         "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
         "clip": recipe.train.clip,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
+from accelerate.utils import parse_flag_from_env
 
 from framework.recipe import Recipe
 
 
 def on_cpu() -> bool:
-    return not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    return not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
 def precision_of(recipe: Recipe) -> str:

@@ -11,7 +11,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +104,10 @@ class Strategy(ABC):
     @abstractmethod
     def __call__(self, batch: Batch) -> Tensor:
         """The sums of the terms, [terms]."""
+
+    def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of a micro-batch: gradients are exchanged on the `last` one of a step."""
+        return nullcontext()
 
     @abstractmethod
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -245,7 +249,8 @@ class Strategy(ABC):
         weights = {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith("weights/")}
         weights |= {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith("average/")}
         weights |= {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith("buffers/")}
-        return weights | {alias: weights[name] for alias, name in self.aliases.items()}
+        # Copies, since a safetensors file holds no bytes under two names.
+        return weights | {alias: weights[name].clone() for alias, name in self.aliases.items()}
 
     def batch_norm_notice(self, slices: Slices) -> str | None:
         """What to say where batch normalization makes results depend on how a batch is cut."""
@@ -258,6 +263,10 @@ class Strategy(ABC):
             f"batch normalization sees {seen} exams at a time, not {slices.batch_size}, so results depend on this cut. "
             "An encoder without it (model.encoder.norm=group) does not"
         )
+
+    def settings(self) -> dict[str, Any]:
+        """What took effect below, to be stored with the run."""
+        return {}
 
     def scaler(self) -> Any:
         """What keeps fp16 gradients from vanishing; None in other formats."""

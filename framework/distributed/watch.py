@@ -23,7 +23,7 @@ from framework.exits import ProcessLost
 BEAT_S = 2.0  # between two signs of life
 WARN_SHARE, WARN_S = 0.5, 300.0  # a wait is told after half the time-out, and after five minutes at most
 # What libraries say of a connection that broke, or of a wait that took too long.
-LOST = ("connection closed", "connection reset", "timed out", "broken pipe", "socket", "nccl", "gloo", "peer")
+LOST = ("connection closed", "connection reset", "connection refused", "timed out", "broken pipe", "by peer")
 
 
 @dataclass

@@ -79,6 +79,9 @@ class Zero(Strategy):
         self.engine.step()  # skips what is not finite, and gives an infinite norm
         return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else math.inf
 
+    def settings(self) -> dict[str, Any]:
+        return {"deepspeed": self.config}
+
     def pieces(self) -> Iterator[tuple[str, Piece]]:
         for name, parameter in self.task.named_parameters():
             start, weights, flat, begin = self._place(parameter)

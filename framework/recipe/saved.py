@@ -24,7 +24,11 @@ NOT_THE_RESULT = (
     ("data", "cache"),
     ("data", "workers"),
     ("train", "micro_batch"),
-    ("distributed",),
+    ("distributed", "strategy"),
+    ("distributed", "offload"),
+    ("distributed", "activation_checkpointing"),
+    ("distributed", "timeout"),
+    ("distributed", "deepspeed_config"),
     ("checkpoint",),
 )
 # Texts that no YAML reader takes for anything else. The others are written in quotes.

@@ -126,7 +126,7 @@ class Train(Section):
 
 
 class Distributed(Section):
-    """How processes share the work. Changes speed and memory, not results."""
+    """How processes share the work. Changes speed and memory; of results, what batch normalization sees alone."""
 
     strategy: Literal["auto", "ddp", "zero1", "zero2", "zero3", "fsdp"] = "auto"
     """What is cut over the processes; ddp, auto: nothing, zero1: optimizer state, zero2: gradients too, others: all."""
