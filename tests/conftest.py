@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -11,12 +12,16 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: threads that wait for one another only cost time
 os.environ["ACCELERATE_USE_CPU"] = os.environ.get("ACCELERATE_USE_CPU", "true")
+
+
+LONGEST_S = 600.0  # that a command of these tests may take; only one that hangs does
 
 
 def launch(
@@ -43,30 +48,58 @@ def launch(
         "python": [],
         "accelerate": ["-m", "accelerate.commands.launch", "--num_processes", count, "--main_process_port", "0"],
         "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count],
-        "deepspeed": ["-m", "deepspeed.launcher.runner", "--num_accelerators", count, "--master_port", _free_port()],
+        "deepspeed": ["-m", "deepspeed.launcher.runner", "--num_accelerators", count, "--master_port", free_port()],
     }[by]
     start = [sys.executable, *module, *flags, str(ROOT / "launch.py")]
     told = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **(environment or {})}
-    done = subprocess.run([*start, *words], cwd=cwd, env=told, capture_output=True, text=True)
-    assert not check or done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-    return done
+    # A session of its own, as a terminal makes for a command, so that what hangs ends with all that it has started.
+    process = subprocess.Popen(
+        [*start, *words], cwd=cwd, env=told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        out, err = process.communicate(timeout=LONGEST_S)
+        ended = f"ended with {process.returncode}"
+    except subprocess.TimeoutExpired:
+        kill_all_of(process.pid)
+        out, err = process.communicate()
+        check, ended = True, f"did not end within {LONGEST_S:.0f} s"
+    except BaseException:
+        kill_all_of(process.pid)
+        raise
+    whole = process.returncode == 0 and ended.startswith("ended")
+    assert not check or whole, f"{' '.join(words)} {ended}\n{out[-3000:]}\n{err[-6000:]}"
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def _free_port() -> str:
-    """DeepSpeed's launcher is the one that cannot look for a free port itself."""
+def kill_all_of(pid: int) -> None:
+    """Kills a process and all that it has started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(pid)
+        for process in [*started.children(recursive=True), started]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def free_port() -> str:
+    """For a launcher that cannot look for one itself, as DeepSpeed's."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return str(free.getsockname()[1])
 
 
 def records(run: Path, name: str) -> dict[int, float]:
-    """Values of a run by step; a step that stands twice fails here."""
-    found: dict[int, float] = {}
+    """Values of a run by step."""
+    return {step: value for (step, found), value in all_records(run).items() if found == name}
+
+
+def all_records(run: Path) -> dict[tuple[int, str], float]:
+    """What a run has written, by step and name; what stands twice fails here."""
+    found: dict[tuple[int, str], float] = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
-        if row["name"] == name:
-            assert row["step"] not in found, f"{name} stands twice at step {row['step']}"
-            found[row["step"]] = row["value"]
+        assert (row["step"], row["name"]) not in found, f"{row['name']} stands twice at step {row['step']}"
+        found[row["step"], row["name"]] = row["value"]
     return found
 
 

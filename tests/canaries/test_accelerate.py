@@ -32,6 +32,8 @@ LAUNCHES = {
     "fsdp": [*ACCELERATE, "--use_fsdp", *TWO, WORKER, "start", *LAUNCHER_ONLY],
     "torchrun": [*TORCHRUN, WORKER, "start"],
     "torchrun_untold": [*TORCHRUN, WORKER, "alone"],
+}
+RESTARTED = {
     "restarted_by_torchrun": [*TORCHRUN, "--max_restarts", "1", WORKER, "fail_once"],
     "restarted_by_accelerate": [*ACCELERATE, "--multi_gpu", "--max_restarts", "1", *TWO, WORKER, "fail_once"],
 }
@@ -41,23 +43,31 @@ Told = dict[str, list[dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    return what_they_tell(LAUNCHES, tmp_path_factory.mktemp("told"))
+
+
+@pytest.fixture(scope="module")
+def told_of_restarts(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    return what_they_tell(RESTARTED, tmp_path_factory.mktemp("told_of_restarts"))
+
+
+def what_they_tell(launches: dict[str, list[str]], folder: Path) -> Told:
     """What each process of each launch has told; two launches run at a time."""
-    folder = tmp_path_factory.mktemp("told")
     file = folder / "deepspeed.json"
     file.write_text(json.dumps({"train_batch_size": 2, "zero_optimization": {"stage": 2}}))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     everything: Told = {}
-    names = list(LAUNCHES)
+    names = list(launches)
     for pair in (names[at : at + 2] for at in range(0, len(names), 2)):
         running = {}
         for name in pair:
-            words = [str(file) if word == "FILE" else word for word in LAUNCHES[name]]
+            words = [str(file) if word == "FILE" else word for word in launches[name]]
             said = {} if name == "torchrun_untold" else {"ACCELERATE_USE_CPU": "true"}
             with (folder / f"{name}.out").open("w") as out, (folder / f"{name}.err").open("w") as err:
                 running[name] = subprocess.Popen(words, env={**environment, **said}, stdout=out, stderr=err)
         for name, process in running.items():
             try:
-                code = process.wait(timeout=120)
+                code = process.wait(timeout=240)
             finally:
                 process.terminate()  # a launcher takes its processes with it
             assert code == 0, (name, (folder / f"{name}.err").read_text()[-4000:])
@@ -153,21 +163,26 @@ def test_processes_find_one_another_through_the_store_of_the_launcher(told: Told
         assert found["environment"]["LOCAL_WORLD_SIZE"] == "2" and found["environment"]["GROUP_WORLD_SIZE"] == "1"
 
 
-@pytest.mark.parametrize("launch", ["restarted_by_torchrun", "restarted_by_accelerate"])
-def test_a_launcher_that_restarts_counts_it_and_stays_the_same_process(told: Told, launch: str) -> None:
+@pytest.mark.long
+@pytest.mark.parametrize("launch", RESTARTED)
+def test_a_launcher_that_restarts_counts_it_and_stays_the_same_process(told_of_restarts: Told, launch: str) -> None:
     """Of the first attempt one process at least tells; its end may come before the other does."""
-    first = [found for found in told[launch] if found["environment"]["TORCHELASTIC_RESTART_COUNT"] == "0"]
-    second = [found for found in told[launch] if found["environment"]["TORCHELASTIC_RESTART_COUNT"] == "1"]
+    first = [found for found in told_of_restarts[launch] if found["environment"]["TORCHELASTIC_RESTART_COUNT"] == "0"]
+    second = [found for found in told_of_restarts[launch] if found["environment"]["TORCHELASTIC_RESTART_COUNT"] == "1"]
     assert first and len(second) == 2
-    assert {found["environment"]["TORCHELASTIC_MAX_RESTARTS"] for found in told[launch]} == {"1"}
-    assert len({found["environment"]["TORCHELASTIC_RUN_ID"] for found in told[launch]}) == 1
-    assert len({found["parent"] for found in told[launch]}) == 1
+    assert {found["environment"]["TORCHELASTIC_MAX_RESTARTS"] for found in told_of_restarts[launch]} == {"1"}
+    assert len({found["environment"]["TORCHELASTIC_RUN_ID"] for found in told_of_restarts[launch]}) == 1
+    assert len({found["parent"] for found in told_of_restarts[launch]}) == 1
 
 
-def test_a_launch_without_a_name_is_called_none_and_may_not_be_restarted(told: Told) -> None:
+@pytest.mark.long
+def test_a_launch_without_a_name_is_called_none(told_of_restarts: Told) -> None:
     """So launch_id takes the launcher's process there."""
-    assert exported(told, "restarted_by_accelerate")["TORCHELASTIC_RUN_ID"] == "none"
-    assert exported(told, "restarted_by_torchrun")["TORCHELASTIC_RUN_ID"] != "none"
+    assert exported(told_of_restarts, "restarted_by_accelerate")["TORCHELASTIC_RUN_ID"] == "none"
+    assert exported(told_of_restarts, "restarted_by_torchrun")["TORCHELASTIC_RUN_ID"] != "none"
+
+
+def test_a_launch_is_not_restarted_unless_that_is_asked_for(told: Told) -> None:
     assert exported(told, "fsdp")["TORCHELASTIC_MAX_RESTARTS"] == "0"
 
 

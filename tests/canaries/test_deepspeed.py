@@ -115,6 +115,12 @@ def test_an_optimizer_that_it_does_not_know_must_be_allowed(facts: list[dict[str
         assert fact["rest"]["unknown_optimizer"] and fact["rest"]["unknown_refused"]
 
 
+def test_the_name_by_which_messages_through_shared_memory_are_switched_off_is_one_that_it_knows(
+    facts: list[dict[str, Any]],
+) -> None:
+    assert all(fact["rest"]["knows_shared_memory"] for fact in facts)
+
+
 def test_autocast_computes_in_bf16_and_leaves_the_weights_in_fp32(facts: list[dict[str, Any]]) -> None:
     assert all(fact["rest"]["autocast"] == ["torch.bfloat16", "torch.float32", "torch.float32"] for fact in facts)
 

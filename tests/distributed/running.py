@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil
-from conftest import ROOT
+from conftest import ROOT, all_records, kill_all_of
 
 from framework.checkpoint import checkpoints_of, problem_of
 
@@ -85,10 +82,7 @@ class Running:
 
     def __exit__(self, *error: object) -> None:
         if self.process.poll() is None:
-            for process in psutil.Process(self.process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            self.process.kill()
+            kill_all_of(self.process.pid)
         self.process.wait()
 
     @property
@@ -121,17 +115,6 @@ class Running:
         return self.text
 
 
-def records(run: Path, *kinds: str) -> dict[tuple[int, str], float]:
-    """The values that a run has written, of names that begin so; one that stands twice fails here."""
-    found: dict[tuple[int, str], float] = {}
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        if row["name"].startswith(kinds):
-            assert (row["step"], row["name"]) not in found, f"{row['name']} stands twice at step {row['step']}"
-            found[row["step"], row["name"]] = row["value"]
-    return found
-
-
 def newest_is_whole(run: Path, step: int | None = None) -> Path:
     """The newest checkpoint, every byte of which is as it was written, and which is of this step."""
     found = checkpoints_of(run / "checkpoints")
@@ -149,7 +132,10 @@ def nothing_is_left_over(run: Path) -> None:
 
 def same_run(run: Path, other: Path, tolerance: float = 0.0) -> None:
     """Both have the same losses, learning rates, gradients, scores and reports."""
-    one, two = records(run, "train/", "val/", "final/"), records(other, "train/", "val/", "final/")
+    one, two = (
+        {key: value for key, value in all_records(of).items() if key[1].startswith(("train/", "val/", "final/"))}
+        for of in (run, other)
+    )
     assert set(one) == set(two)
     apart = {key: abs(value - two[key]) for key, value in one.items()}
     worst = max(apart, key=lambda key: apart[key])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -14,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import launch
-from running import Running, newest_is_whole, nothing_is_left_over, records, same_run, waiting_recipe
+from conftest import free_port, launch, records
+from running import Running, newest_is_whole, nothing_is_left_over, same_run, waiting_recipe
 
 from framework.build import build_dataset
 from framework.checkpoint import SavedState, checkpoints_of, problem_of
@@ -54,20 +55,21 @@ def test_a_run_killed_again_and_again_while_it_saves_ends_as_one_that_never_was(
     large = ["model.decoder.width=256", "model.decoder.feedforward=1024", "checkpoint.every_steps=1", "train.epochs=4"]
     launch(recipe, "run.name=not_killed", *large, cwd=work)
     run, words = runs / "killed", [recipe, "run.name=killed", "resume=auto", *large]
-    drawn, broken_off = random.Random(9233), 0
-    for number in range(4):  # ten at once: test_saver.py
+    drawn, broken_off, kills = random.Random(9233), 0, 0
+    while kills < 4 or (not broken_off and kills < 20):  # ten at once: test_saver.py
         before = max((path.name for path in checkpoints_of(run / "checkpoints")[:1]), default="none")
-        with Running(*words, cwd=work, scratch=tmp_path / f"{number}") as started:
+        with Running(*words, cwd=work, scratch=tmp_path / f"{kills}") as started:
             while not list((run / "checkpoints").glob("step-*")) or newest_name(run) == before:
                 assert started.process.poll() is None, started.text
                 time.sleep(0.01)
             time.sleep(drawn.uniform(0, 0.3))
             started.process.kill()
             started.end(-signal.SIGKILL)
+        kills += 1
         broken_off += bool(list((run / "checkpoints").glob(".*.part")))
         newest = checkpoints_of(run / "checkpoints")[0]
         assert problem_of(newest) is None
-    assert broken_off, "no kill met a save half done"
+    assert broken_off, f"none of {kills} kills met a save half done"
     done = launch(*words, cwd=work)
     assert "resumed from" in done.stdout
     nothing_is_left_over(run)
@@ -111,8 +113,7 @@ def test_a_full_disk_ends_the_run_with_its_checkpoints_whole_and_with_room_it_go
     with Running(*words, cwd=work, scratch=tmp_path / "a", processes=processes, by=by, wait="train:10") as started:
         for rank in range(processes):
             started.until("waits", rank)
-        time.sleep(1)  # the checkpoint of step 8 is on its way in the background
-        newest_is_whole(run, 8)
+        until_saved(run, 8)  # in the background
         ballast = fill(small_disk, 400_000)
         started.go()
         text = started.end(MISTAKE if processes == 1 else None)
@@ -128,6 +129,15 @@ def test_a_full_disk_ends_the_run_with_its_checkpoints_whole_and_with_room_it_go
     assert f"resumed from {run / 'checkpoints' / 'step-8'}" in done.stdout
     assert len(records(run, "train/loss")) == 16
     nothing_is_left_over(run)
+
+
+def until_saved(run: Path, step: int, seconds: float = 60.0) -> None:
+    """Returns when the newest checkpoint is of this step."""
+    latest, ends = run / "checkpoints" / "latest", time.monotonic() + seconds
+    while not (latest.is_file() and latest.read_text().strip() == f"step-{step}"):
+        assert time.monotonic() < ends, f"no checkpoint of step {step} in {seconds:.0f} s"
+        time.sleep(0.02)
+    newest_is_whole(run, step)
 
 
 # Numbers that are none
@@ -190,7 +200,7 @@ def test_bad_steps_are_skipped_and_counted_and_touch_nothing(
         untouched(run, step)
     told = json.loads((run / "checkpoints" / "step-8" / "trainer.json").read_text())
     assert (told["step"], told["updates"], told["skipped"]) == (8, 6, 2)
-    losses = [value for (_, name), value in records(run, "train/loss").items()]
+    losses = list(records(run, "train/loss").values())
     assert len(losses) == 8 and losses[-1] < losses[0]
 
 
@@ -228,7 +238,7 @@ def test_out_of_memory_with_one_exam_names_other_ways() -> None:
 
 
 @pytest.mark.long
-def test_the_size_that_is_named_where_memory_ends_is_one_that_fits(recipe: str, runs: Path, work: Path) -> None:
+def test_the_next_smaller_size_is_named_where_memory_ends(recipe: str, runs: Path, work: Path) -> None:
     words, fits = [recipe, "train.epochs=1"], {"FITS": "4"}
     done = launch(*words, "run.name=too_large", cwd=work, environment=fits, check=False)
     assert done.returncode == MISTAKE and "Traceback" not in done.stderr
@@ -262,19 +272,34 @@ def test_under_restarts_a_run_whose_process_was_killed_ends_as_one_that_nothing_
     same_run(run, whole)
 
 
-def test_without_restarts_the_process_that_is_left_says_what_happened_and_ends(
+def test_the_process_that_is_left_alone_says_what_happened_and_ends_with_a_code_of_its_own(
     recipe: str, runs: Path, work: Path, tmp_path: Path
 ) -> None:
-    run, words = runs / "lost", [recipe, "run.name=lost"]
-    with Running(
-        *words, cwd=work, scratch=tmp_path / "a", processes=2, by="torchrun", wait="train:12", WAIT_RANK="1"
-    ) as started:
-        os.kill(started.until("waits", 1), signal.SIGKILL)
-        text = started.end(1, seconds=60)
-    assert "rank 0: waited for the others at step 12, and one of them died, hangs or cannot be reached" in text, text
+    """Started without a launcher, which would end with a code of its own."""
+    told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    with contextlib.ExitStack() as both:
+        first, second = (
+            both.enter_context(
+                Running(
+                    recipe,
+                    "run.name=lost",
+                    cwd=work,
+                    scratch=tmp_path / rank,
+                    wait="train:12",
+                    WAIT_RANK="1",
+                    RANK=rank,
+                    LOCAL_RANK=rank,
+                    **told,
+                )  # fmt: skip
+            )
+            for rank in ("0", "1")
+        )
+        os.kill(second.until("waits", 1), signal.SIGKILL)
+        second.end(-signal.SIGKILL)
+        text = first.end(LOST, seconds=60)
+    assert "waited for the others at step 12, and one of them died, hangs or cannot be reached" in text, text
     assert "Go on from the last checkpoint with resume=auto" in text
-    assert f"exitcode  : {LOST}" in text or f"exitcode: {LOST}" in text or "exitcode  : -9" in text
-    newest_is_whole(run, 8)
+    newest_is_whole(runs / "lost", 8)
 
 
 @pytest.mark.long
@@ -299,7 +324,7 @@ def test_the_run_of_a_lost_process_goes_on_with_the_next_start(
 def test_a_process_that_is_frozen_is_named_by_the_other_before_the_time_out_ends_the_run(
     rank: int, recipe: str, runs: Path, work: Path, tmp_path: Path
 ) -> None:
-    words = [recipe, f"run.name=frozen_{rank}", "distributed.timeout=0.4"]
+    words = [recipe, f"run.name=frozen_{rank}", "distributed.timeout=1"]
     with Running(
         *words, cwd=work, scratch=tmp_path / "a", processes=2, by="torchrun", wait="train:12", WAIT_RANK=str(rank)
     ) as started:
@@ -307,12 +332,12 @@ def test_a_process_that_is_frozen_is_named_by_the_other_before_the_time_out_ends
         time.sleep(3)  # until it has told where it is, which it does every two seconds
         os.kill(pid, signal.SIGSTOP)
         host = os.uname().nodename
-        started.until(f"rank {rank} (host {host}, pid {pid}) does not answer for", seconds=23)
+        started.until(f"rank {rank} (host {host}, pid {pid}) does not answer for", seconds=50)
         assert "waited for the others at" not in started.text, "named too late"
-        started.until(f"rank {1 - rank}: waited for the others at step 12", seconds=30)
+        started.until(f"rank {1 - rank}: waited for the others at step 12", seconds=60)
         psutil.Process(pid).kill()  # the launcher would wait half a minute for it
         text = started.end(1, seconds=60)
-    assert "The run ends when they have waited 0.4 minutes (distributed.timeout)" in text
+    assert "The run ends when they have waited 1 minutes (distributed.timeout)" in text
     assert "last at step 12" in text
     newest_is_whole(runs / f"frozen_{rank}", 8)
 
@@ -322,16 +347,16 @@ def test_a_process_that_is_frozen_is_named_by_the_other_before_the_time_out_ends
 def test_a_process_that_got_stuck_shows_where_in_the_code(
     wait: str, recipe: str, runs: Path, work: Path, tmp_path: Path
 ) -> None:
-    words = [recipe, f"run.name=stuck_{wait[:4]}", "distributed.timeout=0.4"]
+    words = [recipe, f"run.name=stuck_{wait[:4]}", "distributed.timeout=1"]
     with Running(
         *words, cwd=work, scratch=tmp_path / "a", processes=2, by="torchrun", wait=wait, WAIT_RANK="1"
     ) as started:
         started.until("waits", 1)
         at = "step 12" if wait == "train:12" else "writing reports"
-        started.until(f"rank 1 is at {at}, here:", seconds=23)
+        started.until(f"rank 1 is at {at}, here:", seconds=50)
         started.until("in wait_at", seconds=5)
         assert "waited for the others at" not in started.text, "named too late"
-        started.until(f"rank 0: waited for the others at {at}", seconds=40)
+        started.until(f"rank 0: waited for the others at {at}", seconds=60)
         started.go()
         started.end(1, seconds=90)
     if wait == "eval:1":

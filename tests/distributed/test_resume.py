@@ -136,6 +136,7 @@ LONG_MOVES = [
     ("ddp", 2, "zero3", 2),
     ("ddp", 1, "fsdp", 2),
     ("zero2", 2, "zero2", 1),
+    ("zero3", 1, "zero3", 2),
     ("zero3", 2, "zero3", 4),
     ("zero3", 2, "fsdp", 2),
     ("fsdp", 2, "zero1", 2),
@@ -150,6 +151,7 @@ AS_THERE: dict[tuple[str, int], dict[str, Any]] = {
         "words": ("distributed.strategy=zero2", "train.micro_batch=4"),
         "flags": ("--use_deepspeed", "--zero_stage", "2"),
     },
+    ("zero3", 1): {"words": ("distributed.strategy=zero3", "train.micro_batch=8")},
     ("zero3", 2): {"words": ("distributed.strategy=zero3", "train.micro_batch=4"), "by": "deepspeed"},
     ("fsdp", 2): {"words": ("distributed.strategy=fsdp", "train.micro_batch=1"), "by": "torchrun"},
 }

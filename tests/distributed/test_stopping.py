@@ -111,6 +111,7 @@ def test_so_does_one_whose_workers_hear_the_signals_too(
     same_run(run, never_stopped)
 
 
+@pytest.mark.long
 def test_a_second_ctrl_c_stops_at_once(recipe: str, runs: Path, work: Path, tmp_path: Path) -> None:
     words = [recipe, "run.name=pressed_twice"]
     with Running(*words, cwd=work, scratch=tmp_path / "start", wait="train:10") as started:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,18 +45,18 @@ class Way:
 
 # 8 exams a step: on two processes, micro-batches of 4 are the whole share, of 1 are four accumulated.
 WAYS = [
-    Way("ddp", 1),
-    Way("zero2", 4, flags=("--use_deepspeed", "--zero_stage", "2")),
     Way("zero3", 4, by="deepspeed"),
     Way("fsdp", 1, by="torchrun"),
 ]
 LONG_WAYS = [
     Way("ddp", 2, processes=1),
     Way("ddp", 8, processes=1, by="accelerate"),
+    Way("ddp", 1),
     Way("ddp", 4, by="torchrun"),
     Way("zero1", 4),
     Way("zero1", 1, by="torchrun"),
     Way("zero2", 1),
+    Way("zero2", 4, flags=("--use_deepspeed", "--zero_stage", "2")),
     Way("zero3", 1),
     Way("zero3", 8, processes=1),
     Way("fsdp", 4),
@@ -146,9 +147,7 @@ BATCH_NORM = ("model.encoder={_delete_: true, name: resnet, depth: 10, width: 8}
 
 
 @long
-def test_batch_normalization_on_two_processes_is_told_and_is_the_same_under_every_strategy(
-    exact_run: Callable[..., Path], work: Path
-) -> None:
+def test_batch_normalization_on_two_processes_is_the_same_under_every_strategy(exact_run: Callable[..., Path]) -> None:
     runs = []
     for strategy in ("ddp", "zero2", "zero3", "fsdp"):
         keys = [*BATCH_NORM, f"distributed.strategy={strategy}"]
@@ -191,6 +190,7 @@ def test_batch_normalization_is_told_where_a_step_is_cut(tmp_path: Path, norm: s
         assert not says or "sees 4 exams at a time, not 8" in str(notice)
 
 
+@long
 def test_the_notice_is_printed(work: Path) -> None:
     keys = ["data.dataset.exams=8", "train.epochs=1", "evaluate.max_tokens=8", "distiller.topics=2"]
     done = launch(SMOKE, *keys, BATCH_NORM[0], "train.micro_batch=2", "run.name=notice", cwd=work)
@@ -218,6 +218,23 @@ def test_recomputed_blocks_draw_the_same_dropout_and_count_a_batch_once(tmp_path
     assert [name for name in ends[0] if name.endswith("num_batches_tracked")]
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(("again", "times"), [("false", 1), ("true", 2)])
+def test_a_strategy_computes_blocks_a_second_time_where_it_is_told_to(tmp_path: Path, again: str, times: int) -> None:
+    encoder = "model.encoder={_delete_: true, name: resnet, depth: 10, width: 8}"
+    keys = [encoder, "model.decoder.layers=2", f"distributed.activation_checkpointing={again}"]
+    strategy, parts, recipe, _ = made(tmp_path, *keys)
+    calls: Counter[nn.Module] = Counter()
+    for block in (*blocks_of(strategy.task.encoder), *blocks_of(strategy.task.decoder)):
+        # Inside the block, whose own hooks stand before what is computed again.
+        inside = next(block.children())
+        calls[inside] = 0
+        inside.register_forward_hook(lambda part, given, out: calls.update([part]))
+    strategy.task.train()
+    weights = torch.tensor([loss.weight for loss in recipe.active_losses.values()])
+    take_step(strategy, [collate([parts.exams["train"][0], parts.exams["train"][1]])], weights)
+    assert len(calls) >= 4 and set(calls.values()) == {times}
 
 
 class Two(nn.Module):
@@ -271,6 +288,7 @@ def test_a_model_without_blocks_cannot_be_told_to_compute_them_again() -> None:
 # Contradictions: what the launcher exports, what the recipe says, and what must be named.
 DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
 ZERO2 = ["distributed.strategy=zero2"]
+FSDP, BY_FSDP = {"ACCELERATE_USE_FSDP": "true"}, ["distributed.strategy=fsdp"]
 CONTRADICTIONS: list[tuple[dict[str, str], Sequence[str], str]] = [
     ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, [], r"gradient_accumulation_steps=4.*train\.batch_size 8"),
     ({"ACCELERATE_MIXED_PRECISION": "bf16"}, ["train.precision=fp32"], r"mixed_precision=bf16.*'fp32', here fp32"),
@@ -279,11 +297,24 @@ CONTRADICTIONS: list[tuple[dict[str, str], Sequence[str], str]] = [
     (DEEPSPEED, [], r"asks for zero2.*distributed\.strategy is 'auto'"),
     (DEEPSPEED, ["distributed.strategy=zero3"], r"asks for zero2.*'zero3'"),
     ({**DEEPSPEED, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, ZERO2, r"asks for zero0.*'zero2'"),
-    ({"ACCELERATE_USE_FSDP": "true"}, ["distributed.strategy=ddp"], r"asks for fsdp.*'ddp'"),
+    ({**DEEPSPEED, "ACCELERATE_USE_DEEPSPEED": "True"}, [], r"asks for zero2.*'auto'"),
+    (FSDP, ["distributed.strategy=ddp"], r"asks for fsdp.*'ddp'"),
+    ({"FSDP_OFFLOAD_PARAMS": "true", **FSDP}, BY_FSDP, r"fsdp_offload_params, but distributed\.offload is 'none'"),
+    (
+        {"FSDP_OFFLOAD_PARAMS": "True", **FSDP},
+        [*BY_FSDP, "distributed.offload=optimizer"],
+        r"fsdp_offload_params, but distributed\.offload is 'optimizer'",
+    ),
+    (
+        {"FSDP_ACTIVATION_CHECKPOINTING": "true", **FSDP},
+        BY_FSDP,
+        r"fsdp_activation_checkpointing, but distributed\.activation_checkpointing is false",
+    ),
     ({"ACCELERATE_DEEPSPEED_CONFIG_FILE": "mine.json", **DEEPSPEED}, ZERO2, r"mine\.json.*distributed\.deepspeed_conf"),
     ({"ACCELERATE_GRADIENT_CLIPPING": "0.5", **DEEPSPEED}, ZERO2, r"gradient_clipping=0\.5.*train\.clip is 1\.0"),
     ({"ACCELERATE_GRADIENT_CLIPPING": "0.5", **DEEPSPEED}, [*ZERO2, "train.clip=null"], r"=0\.5.*clip is None"),
     ({"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu", **DEEPSPEED}, ZERO2, r"offload \(optimizer\).*'none'"),
+    ({"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu", **DEEPSPEED}, ZERO2, r"offload \(all\).*'none'"),
     ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, [], r"torch\.compile \(ACCELERATE_DYNAMO_BACKEND=INDUCTOR\)"),
     ({"ACCELERATE_USE_MEGATRON_LM": "true"}, [], r"Megatron-LM"),
     ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, [], r"parallelism"),
@@ -320,6 +351,13 @@ def test_what_a_machine_without_gpu_cannot_do_is_refused(keys: Sequence[str], me
         start_accelerator(load_recipe(SMOKE, keys))
 
 
+@pytest.mark.parametrize("strategy", ["zero1", "zero3"])
+def test_zero_without_deepspeed_is_refused_with_the_ways_out(monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
+    monkeypatch.setattr("framework.distributed.launch.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=rf"{strategy} needs the package deepspeed.*sonoscribe\[deepspeed\].*fsdp"):
+        start_accelerator(load_recipe(SMOKE, [f"distributed.strategy={strategy}"]))
+
+
 def test_what_the_launcher_says_alike_is_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"MIXED_PRECISION": "no", "GRADIENT_ACCUMULATION_STEPS": "1", "DYNAMO_BACKEND": "NO"}.items():
         monkeypatch.setenv(f"ACCELERATE_{name}", value)
@@ -333,6 +371,22 @@ def test_a_contradiction_stops_a_launch_before_anything_is_written(work: Path) -
     assert done.returncode != 0
     assert "asks for zero2, but distributed.strategy is 'auto'" in done.stderr
     assert not (work / "runs" / "smoke" / "contradicts").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "key", "message"),
+    [
+        # Of the first, what is exported is the same with no flag at all; of the second, nothing is.
+        (["--mixed_precision", "no"], "train.precision=bf16", "mixed_precision=no, but train.precision is 'bf16'"),
+        (["--gradient_accumulation_steps", "4"], "train.micro_batch=4", "sets gradient_accumulation_steps=4, but"),
+    ],
+)
+def test_a_flag_that_the_launcher_does_not_pass_on_is_heard_all_the_same(
+    work: Path, flags: list[str], key: str, message: str
+) -> None:
+    done = launch(SMOKE, key, "run.name=flagged", cwd=work, by="accelerate", flags=flags, check=False)
+    assert done.returncode != 0 and message in done.stderr, done.stderr
+    assert not (work / "runs" / "smoke" / "flagged").exists()
 
 
 def test_processes_that_accelerate_leaves_out_without_a_word_are_asked_for(work: Path) -> None:
@@ -387,6 +441,8 @@ def test_a_deepspeed_file_adds_and_the_recipe_has_the_say(tmp_path: Path) -> Non
         ({"bf16": {"enabled": True}}, r"'bf16' belongs in the recipe: train\.precision"),
         ({"optimizer": {"type": "Adam"}}, r"'optimizer' belongs in the recipe: optimizer"),
         ({"scheduler": {}}, r"'scheduler' belongs in the recipe: schedule"),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, r"'data_types' belongs in the recipe: train\.precision"),
+        ({"communication_data_type": "fp16"}, r"'communication_data_type' belongs in the recipe: train\.precision"),
         ("[1]", r"found list, expected an object"),
         ("{", r"cannot be read as JSON"),
     ],
@@ -394,6 +450,33 @@ def test_a_deepspeed_file_adds_and_the_recipe_has_the_say(tmp_path: Path) -> Non
 def test_a_deepspeed_file_that_says_what_the_recipe_owns_is_refused(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         config_of(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("part", "device", "asked"),
+    [
+        ("offload_optimizer", "cpu", "none"),
+        ("offload_param", "nvme", "none"),
+        ("offload_param", "cpu", "optimizer"),
+        ("offload_optimizer", "none", "optimizer"),
+        ("offload_param", "nvme", "all"),
+    ],
+)
+def test_a_deepspeed_file_that_moves_tensors_elsewhere_than_the_recipe_is_refused(
+    tmp_path: Path, part: str, device: str, asked: str
+) -> None:
+    says = rf"zero_optimization\.{part}\.device is '{device}', but distributed\.offload is '{asked}'"
+    with pytest.raises(RecipeError, match=says):
+        config_of(tmp_path, {"zero_optimization": {part: {"device": device}}}, f"distributed.offload={asked}")
+
+
+def test_a_deepspeed_file_may_say_how_what_the_recipe_moves_is_moved(tmp_path: Path) -> None:
+    pinned = {"device": "cpu", "pin_memory": True}
+    content = {"zero_optimization": {"offload_optimizer": pinned}}
+    assert config_of(tmp_path, content, "distributed.offload=optimizer")["zero_optimization"] == {
+        "stage": 2,
+        "offload_optimizer": pinned,
+    }
 
 
 def test_a_deepspeed_file_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -36,10 +36,13 @@ ELSEWHERE = {
 }
 EIGHT_GPUS = "accelerate launch --config_file docs/launch/eight_gpus.yaml"
 NEEDS_GPUS = "needs eight GPUs; tests/docs/test_launch_files.py reads its file as accelerate does"
+IN_TESTS_OF_STRATEGIES = "tests/distributed/test_strategies.py launches so"
 IN_FRESH_ENVIRONMENT = "`make package` does it in an environment of its own"
 NOT_RUN = {
     "make train": "makes an environment and trains for minutes; `python launch.py breast` is run here, shortened",
     "make test": "is this",
+    "make test-long": "takes minutes, and is the rest of this",
+    "make two-hosts": "takes minutes, and needs root",
     "make env": "makes the environment that this runs in",
     "make lint": "changes files",
     "make docs": "changes files; tests/docs/test_reference.py holds what it writes",
@@ -47,6 +50,10 @@ NOT_RUN = {
     "make package": "makes an environment and needs a package index",
     "make bench": "measures for minutes, and nothing holds a speed",
     "python launch.py plan breast --probe": "docs/recipes.md does the same with a smaller recipe",
+    "deepspeed --num_gpus 2 --master_port 29501 launch.py recipes/smoke.yaml "
+    "distributed.strategy=zero2": f"{IN_TESTS_OF_STRATEGIES}, on a free port",
+    "accelerate launch --config_file docs/launch/cpu.yaml launch.py recipes/smoke.yaml "
+    "distributed.strategy=zero3": f"{IN_TESTS_OF_STRATEGIES}; tests/docs/test_launch_files.py reads the file",
     f"{EIGHT_GPUS} launch.py recipes/breast.yaml train.batch_size=64": NEEDS_GPUS,
     f"{EIGHT_GPUS} --max_restarts 3 launch.py recipes/breast.yaml checkpoint.every_steps=50": NEEDS_GPUS,
     "torchrun --standalone --nproc_per_node 8 --max_restarts 3 launch.py recipes/breast.yaml "

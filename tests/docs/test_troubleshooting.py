@@ -110,6 +110,8 @@ class Reader:
                 parts = node.args
             elif name == "encode" and isinstance(node.func, ast.Attribute):
                 parts = [node.func.value]
+            elif name == "items" and isinstance(node.func, ast.Attribute) and last_name(node.func.value).isupper():
+                parts = list(_given(last_name(node.func.value), self.tree))  # a table of the file
             elif name in self.functions and name not in seen:
                 function = self.functions[name]
                 parts = _results(function)
@@ -143,7 +145,8 @@ def _spoken(node: ast.AST) -> list[ast.expr]:
 
 
 def _results(function: ast.FunctionDef) -> list[ast.expr]:
-    return [node.value for node in ast.walk(function) if isinstance(node, (ast.Return, ast.Yield)) and node.value]
+    gives = (ast.Return, ast.Yield, ast.YieldFrom)
+    return [node.value for node in ast.walk(function) if isinstance(node, gives) and node.value]
 
 
 def _given(name: str, scope: ast.AST) -> Iterator[ast.expr]:
@@ -251,6 +254,11 @@ def test_no_message_has_two_rows() -> None:
             ["is too large"],
         ),
         ('problems = [*f()]\nraise MyError(*problems)\n\ndef f():\n    yield "two are wrong"', ["two are wrong"]),
+        (
+            'raise MyError(*f())\n\ndef f():\n    yield from g()\n\ndef g():\n    yield "both are wrong"',
+            ["both are wrong"],
+        ),
+        ('A = {"b": "is of C"}\n\ndef f():\n    for x, y in A.items():\n        say(f"{x} {y}")', ["is of C"]),
         ('if note := g():\n    say(f"{note}")\n\ndef g():\n    return "three are left"', ["three are left"]),
         ('os.write(2, f"{name}: is heard".encode())', [": is heard"]),
         ('print("done")', []),

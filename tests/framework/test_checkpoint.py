@@ -26,7 +26,7 @@ from framework.checkpoint import (
 )
 from framework.data import Slices, collate
 from framework.distributed import Strategy, spread, start_accelerator
-from framework.exported_model import ModelError, ModelTexts, load_weights
+from framework.exported_model import ModelError, ModelTexts, load_weights, write_model
 from framework.recipe import load_recipe
 from framework.step import take_step
 
@@ -144,12 +144,19 @@ def test_a_damaged_model_names_itself(tmp_path: Path) -> None:
 # A strategy's state, through a checkpoint into another.
 
 
-def made(folder: Path, *keys: str) -> tuple[Strategy, Parts]:
+def made(folder: Path, *keys: str, tied: bool = False) -> tuple[Strategy, Parts]:
+    """Of the smoke recipe on one process.
+
+    Args:
+        tied: the decoder reads and writes words with one weight.
+    """
     few = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "distiller.topics=2"]
     words = [*few, "train.ema=0.9", f"data.cache={folder / 'cache'}", *keys]
     recipe = load_recipe(ROOT / "recipes" / "smoke.yaml", words)
     accelerator = start_accelerator(recipe)
     parts = build_parts(recipe, accelerator, run=folder)
+    if tied:
+        parts.task.decoder.write.weight = parts.task.decoder.embed.weight
     slices = Slices.plan(8, None, 0, 1)
     return spread(accelerator, recipe, parts.task, slices, lambda task: build_optimizer(recipe, task)), parts
 
@@ -218,3 +225,29 @@ def test_an_average_that_a_run_did_not_have_begins_at_its_weights(tmp_path: Path
     averages = [name for name in state if name.startswith("average/")]
     assert averages
     assert all(torch.equal(state[name], state[name.replace("average/", "weights/", 1)]) for name in averages)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "fsdp"])
+def test_tied_weights_are_one_while_training_and_two_in_the_exported_model(tmp_path: Path, strategy: str) -> None:
+    read, write = "decoder.embed.weight", "decoder.write.weight"
+    keys = [f"distributed.strategy={strategy}"]
+    trained, parts = made(tmp_path, *keys, tied=True)
+    steps(trained, parts, 0, 1)
+    state = trained.state()
+    assert f"weights/{read}" in state and not [name for name in state if name.endswith(write)]
+    exported = trained.exported(state)
+    assert torch.equal(exported[read], state[f"average/{read}"]) and torch.equal(exported[write], exported[read])
+    with trained.whole_task() as task:
+        assert task.decoder.write.weight is task.decoder.embed.weight
+        assert torch.equal(task.decoder.embed.weight, exported[read])
+    write_model(tmp_path / "model", exported, ModelTexts(parts.tokenizer, "name: x\n"))
+    _, fresh = made(tmp_path, tied=True)
+    assert not torch.equal(fresh.task.decoder.embed.weight, exported[read])
+    load_weights(tmp_path / "model", fresh.task)
+    assert fresh.task.decoder.write.weight is fresh.task.decoder.embed.weight
+    assert torch.equal(fresh.task.decoder.embed.weight, exported[read])
+
+    path = saved(trained, parts, tmp_path / "run")
+    other, other_parts = made(tmp_path, *keys, tied=True)
+    other.load(SavedState(path), trained.updates)
+    assert torch.equal(steps(trained, parts, 2, 3), steps(other, other_parts, 2, 3))

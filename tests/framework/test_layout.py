@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # From the top down. A module imports only from further down; what stands together may not import each other.
-ORDER = ("cli", "engine", "evaluation", "build", "distributed", "task", "data", "recipe", "registry")
+ORDER = ("cli", "engine", "evaluation", "build", "step", "distributed", "task", "data", "recipe", "registry")
 CORE = sorted((ROOT / "framework").rglob("*.py"))
 PLUGINS = sorted(path for path in (ROOT / "plugins").rglob("*.py"))
 

@@ -12,16 +12,16 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from framework.build import build_parts, build_plugin, build_task
-from framework.distributed import start_accelerator
+from framework.build import build_optimizer, build_parts, build_task
+from framework.distributed import spread, start_accelerator
 from framework.exam import Batch
-from framework.optim import parameter_groups
 from framework.plan import plan, probe
 from framework.plan.material import count_tokens, count_views, read_material
 from framework.plan.memory import Memory, memory_by_strategy, optimizer_bytes
 from framework.plan.model import Part, build_meta_task, count_topics, measure_activations, saved_bytes
 from framework.plan.probe import time_steps
 from framework.plan.tables import MEMORY_HEADER, in_bytes, in_time, memory_rows, part_rows, plan_rows, probe_rows
+from framework.plan.whole import slices_of
 from framework.recipe import RECIPES, Recipe, load_recipe
 from framework.registry import PluginError
 from framework.report_space import ReportSpace
@@ -183,11 +183,9 @@ def test_the_steps_of_a_probe_are_steps() -> None:
     space = ReportSpace(8, 0)
     space.fit([material.tokenizer.segment(exam.report) for exam in material.splits["train"]])
     task = build_task(recipe, material.tokenizer, 4, space, trained=True)
-    groups = parameter_groups(task, recipe.optimizer.lr, None)
-    optimizer = build_plugin(recipe, "optimizer", recipe.optimizer, groups=groups)
     before = {name: weight.detach().clone() for name, weight in task.named_parameters()}
-    task, optimizer = accelerator.prepare(task, optimizer)
-    times = time_steps(accelerator, task, optimizer, recipe, plan(recipe, 1), material)
+    strategy = spread(accelerator, recipe, task, slices_of(recipe, 1), lambda task: build_optimizer(recipe, task))
+    times = time_steps(strategy, recipe, plan(recipe, 1), material)
     assert len(times) > 0 and min(times) > 0
     assert not [name for name, weight in task.named_parameters() if torch.equal(weight, before[name])]
 

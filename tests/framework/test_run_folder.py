@@ -184,6 +184,22 @@ def test_a_run_killed_between_its_best_checkpoint_and_its_model_gets_that_model(
     assert load_file(run / "model" / "model.safetensors")["encoder.weight"].tolist() == [2.0, 2.0, 2.0]
 
 
+def test_a_damaged_best_model_is_not_published_and_no_longer_the_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(tmp_path, "run.name=mine", "resume=auto")
+    run = tmp_path / "smoke" / "mine"
+    best, newest = write(run, recipe, 1), write(run, recipe, 2, best_step=1)
+    shutil.rmtree(run / "model")
+    damage(best / "model" / "model.safetensors")
+    opened = open_run(recipe)
+    assert opened.checkpoint == newest and opened.progress is not None
+    assert not (run / "model").exists()
+    assert (opened.progress.best, opened.progress.best_step, opened.progress.kept) == (None, None, {})
+    told = capsys.readouterr().out
+    assert f"the best model so far cannot be used, and the best of what follows is kept: {best}" in told
+
+
 def test_a_run_that_another_process_writes_to_is_refused_and_names_it(tmp_path: Path) -> None:
     held = tmp_path / "smoke" / "mine"
     held.mkdir(parents=True)
@@ -213,7 +229,7 @@ def test_a_restarted_attempt_goes_on_with_the_run_of_its_own_launch(
 ) -> None:
     home, recipe = tmp_path / "smoke", recipe_of(tmp_path)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
-    begun(home / "20260101-000000-aa", "mine")
+    begun(home / "20260101-000000-aa", launch_id())
     write(home / "20260101-000000-aa", recipe, 4)
     begun(home / "20260102-000000-aa", "of somebody else")
     assert open_run(recipe).folder not in (home / "20260101-000000-aa", home / "20260102-000000-aa")
@@ -253,4 +269,4 @@ def test_a_launch_without_a_name_is_known_by_its_launcher(monkeypatch: pytest.Mo
     one = launch_id()
     assert one == launch_id() and str(psutil.Process().ppid()) in one
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
-    assert launch_id() == "mine"
+    assert launch_id().startswith("mine@") and str(psutil.Process().ppid()) in launch_id()
