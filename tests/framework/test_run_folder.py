@@ -17,7 +17,7 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 from framework import run_folder
-from framework.checkpoint import CheckpointError, Keep, Progress, Snapshot, write_checkpoint
+from framework.checkpoint import CheckpointError, Keep, Progress, Snapshot, checkpoints_of, write_checkpoint
 from framework.distributed import launch_id
 from framework.exits import Stopped
 from framework.exported_model import ModelTexts
@@ -270,3 +270,24 @@ def test_a_launch_without_a_name_is_known_by_its_launcher(monkeypatch: pytest.Mo
     assert one == launch_id() and str(psutil.Process().ppid()) in one
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
     assert launch_id().startswith("mine@") and str(psutil.Process().ppid()) in launch_id()
+
+
+def test_what_is_newer_than_a_named_checkpoint_is_set_aside_and_pushes_nothing_out(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    run = tmp_path / "smoke" / "mine"
+    one, *_ = [write(run, recipe, step, best_step=1) for step in (1, 2, 3)]
+    open_run(recipe_of(tmp_path, f"resume={one}"))
+    names = sorted(path.name for path in (run / "checkpoints").iterdir() if path.is_dir())
+    assert [name.rsplit("-", 2)[0] for name in names[:2]] == ["aside-step-2", "aside-step-3"] and names[2:] == [
+        "step-1"
+    ]
+    snapshot = Snapshot(Progress(step=2, recipe=result_tree(recipe)), {}, {}, ModelTexts(Tokenizer(), "{}\n"))
+    write_checkpoint(run / "checkpoints", snapshot, Keep(1, 0, True))
+    assert checkpoints_of(run / "checkpoints") == [run / "checkpoints" / "step-2"]
+
+
+def test_a_copy_of_a_checkpoint_is_none(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "run.name=mine", "resume=auto")
+    only = write(tmp_path / "smoke" / "mine", recipe, 1)
+    shutil.copytree(only, only.with_name("step-1.bak"))
+    assert open_run(recipe).checkpoint == only
