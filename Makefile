@@ -50,6 +50,7 @@ lint: env-dev
 bench: env
 	$(BIN)/python -m benchmarks.parts
 	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.saving
 
 # What is made from the code, and committed.
 docs: env

@@ -72,6 +72,8 @@ def measure(strategy: str, batch_size: int, words: list[str]) -> None:
         times.append(time.perf_counter() - started)
     pieces = [piece for _, piece in held.pieces()]
     kept = sum(p.weights.nbytes + sum(state.nbytes for state in p.states.values()) for p in pieces)
+    if strategy in ("zero1", "zero2"):  # beside the shares that the optimizer works on
+        kept += sum(weight.nbytes for weight in held.task.parameters())
     peak = torch.cuda.max_memory_allocated() if on_gpu else _resident() - before
     seen = gather(accelerator, [[statistics.median(times[WARM_UP:]), peak, kept]])
     if accelerator.is_main_process:

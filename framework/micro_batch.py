@@ -105,5 +105,5 @@ def too_large(slices: Slices, step: int) -> OutOfGpuMemoryError:
         )
     return OutOfGpuMemoryError(
         f"{where}. train.micro_batch={smaller[-1]} needs about half of it; train.batch_size stays "
-        f"{slices.batch_size}, by accumulation over {share // smaller[-1]}, and so do the results"
+        f"{slices.batch_size}, by accumulation over {share // smaller[-1]}"
     )

@@ -46,8 +46,7 @@ class FullyShardedDataParallel(Strategy):
             return self.task(batch)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        self.task.set_requires_gradient_sync(last)  # type: ignore[operator]
-        loss.backward()
+        loss.backward()  # each micro-batch is exchanged, as whole gradients would have to be kept until the last
 
     def step(self) -> float:
         found: Any = nn.utils.clip_grad_norm_(self.task.parameters(), self.clip)

@@ -105,8 +105,7 @@ def steps() -> dict[str, Any]:
     told: dict[str, Any] = {}
 
     def step(number: int, clip: float, factor: float = 1.0) -> Any:
-        for last, batch in enumerate(batches(RANK, number)):
-            net.set_requires_gradient_sync(bool(last))
+        for batch in batches(RANK, number):
             (net(batch) * factor).backward()
         norm = nn.utils.clip_grad_norm_(net.parameters(), clip)
         whole = float(norm.full_tensor())

@@ -55,7 +55,6 @@ def test_it_talks_through_the_group_that_is_there_with_its_time_out(facts: list[
 
 
 def test_gradients_are_sums_over_micro_batches_and_means_over_processes(facts: list[dict[str, Any]]) -> None:
-    """With set_requires_gradient_sync on the last micro-batch alone."""
     for fact in facts:
         assert fact["plain"] < NOISE and fact["plain_norm"][0] == pytest.approx(fact["plain_norm"][1], rel=1e-5)
 

@@ -83,7 +83,9 @@ def test_a_file_that_says_what_the_recipe_owns_would_be_refused(
     file = tmp_path / "half.yaml"
     file.write_text((FOLDER / "cpu.yaml").read_text(encoding="utf-8") + "mixed_precision: bf16\n", encoding="utf-8")
     for name in LAUNCHER_ONLY:
-        monkeypatch.setenv(name, exported(file).get(name, ""))
+        monkeypatch.delenv(name, raising=False)
+    for name in exported(file).keys() & {*LAUNCHER_ONLY}:
+        monkeypatch.setenv(name, exported(file)[name])
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     with pytest.raises(ValueError, match=r"mixed_precision=bf16, but train\.precision is 'auto', here fp32"):
         start_accelerator(load_recipe(ROOT / "recipes" / "smoke.yaml"))
