@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -69,6 +70,7 @@ def open_run(recipe: Recipe) -> OpenedRun:
         say(f"warning: the best model so far cannot be used, and the best of what follows is kept: {problem}")
         progress.best, progress.best_step = None, None
         progress.kept.pop(best.name, None)
+        shutil.rmtree(folder / "model", ignore_errors=True)  # the same bytes under a second name
     elif best.is_dir():  # whatever stands at `model`: a run may have died between a checkpoint and its model
         publish_model(best / "model", folder / "model")
     return OpenedRun(folder, checkpoint, progress)

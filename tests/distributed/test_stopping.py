@@ -120,7 +120,7 @@ def test_a_second_ctrl_c_stops_at_once(recipe: str, runs: Path, work: Path, tmp_
         started.until("SIGINT: saving at the end of this step; once more stops at once")
         time.sleep(SAME_PRESS_S + 0.2)  # sooner, it is taken for the same press, which a launcher passed on
         os.kill(pid, INT)
-        started.end(-INT)
+        started.end(128 + INT)
     newest_is_whole(runs / "pressed_twice", 8)  # of the epoch before
 
 

@@ -22,6 +22,7 @@ def requests() -> Iterator[Requests]:
     yield requests
     for number, handler in before.items():
         signal.signal(number, handler)
+    signal.set_wakeup_fd(-1)  # or a Ctrl-C to these tests would be heard as one to a run
 
 
 @pytest.mark.parametrize("number", SIGNALS)
