@@ -114,9 +114,11 @@ class Loop:
         if opened.checkpoint is not None and opened.progress is not None:
             self._go_on(opened.checkpoint, opened.progress)
         cut = {name: getattr(self.slices, name) for name in ("batch_size", "micro_batch", "accumulation")}
-        self.progress.recipe, self.progress.launch = result_tree(recipe), {**launch, **cut, **self.strategy.settings()}
+        settled = {**launch, **cut, **self.strategy.settings()}
+        self.progress.recipe = result_tree(recipe)
+        self.progress.launch = {key: value for key, value in settled.items() if key != "id"}  # no matter who started it
         if accelerator.is_main_process:
-            write_environment(self.folder, self.progress.launch)  # anew, with what was settled since
+            write_environment(self.folder, settled)  # anew, with what was settled since
         # A validation that was not finished is done anew, and so are the scores at the end.
         again = ("val/", "final/") if self.progress.step_in_epoch else ("final/",)
         self.tracker = Tracker(self.folder, writes=accelerator.is_main_process, done=self.progress.step, again=again)

@@ -98,9 +98,10 @@ def _leave(code: int) -> NoReturn:
     """Ends this process; where it is one of several, at once, since a peer that is gone cannot be said goodbye to."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        if torch.distributed.get_world_size() > 1:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
     sys.exit(code)
 
 
