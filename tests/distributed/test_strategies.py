@@ -392,6 +392,7 @@ def test_processes_that_accelerate_leaves_out_without_a_word_are_asked_for(work:
     assert not (work / "runs" / "smoke" / "lonely").exists()
 
 
+@pytest.mark.long
 def test_a_batch_that_does_not_divide_over_the_processes_names_the_nearest(work: Path) -> None:
     done = launch(SMOKE, "train.batch_size=7", "run.name=odd", cwd=work, processes=2, check=False)
     assert done.returncode != 0 and "The nearest sizes that do: 6, 8" in done.stderr
