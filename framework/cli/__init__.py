@@ -97,11 +97,11 @@ def main(words: Sequence[str] | None = None) -> None:
 def _leave(code: int) -> NoReturn:
     """Ends this process; where it is one of several, at once, since a peer that is gone cannot be said goodbye to."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
-        if torch.distributed.get_world_size() > 1:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+    grouped = torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
+    if torch is not None and grouped and torch.distributed.get_world_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

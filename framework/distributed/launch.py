@@ -66,8 +66,7 @@ def start_accelerator(recipe: Recipe, *, training: bool = True) -> Accelerator:
     precision = precision_of(recipe)
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=handlers)
     if training and strategy_of(recipe) != "ddp" and not dist.is_initialized():
-        # DeepSpeed and FSDP ask for a group, also of one, and DeepSpeed for what a launcher would have set.
-        os.environ.setdefault("LOCAL_RANK", "0")
+        # DeepSpeed and FSDP ask for a group, also of one.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return accelerator
 
