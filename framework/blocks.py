@@ -23,6 +23,11 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
     return found
 
 
+def blocks_of_task(task: Any) -> list[nn.Module]:
+    """Those of encoder and decoder; losses have none that are worth it."""
+    return [*blocks_of(task.encoder), *blocks_of(task.decoder)]
+
+
 def compute_again(block: nn.Module) -> None:
     """Makes a block keep its input alone for the backward pass, which computes it a second time.
 

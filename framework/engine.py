@@ -112,7 +112,7 @@ class Loop:
         self.progress = Progress()
         self.saved: tuple[int, ...] | None = None  # where the last checkpoint is
         if opened.checkpoint is not None and opened.progress is not None:
-            self._go_on(opened.checkpoint, opened.progress)
+            self._go_on(opened.checkpoint, opened.progress, launch)
         cut = {name: getattr(self.slices, name) for name in ("batch_size", "micro_batch", "accumulation")}
         settled = {**launch, **cut, **self.strategy.settings()}
         self.progress.recipe = result_tree(recipe)
@@ -282,14 +282,13 @@ class Loop:
         self.watch.at("writing reports")
         self._heed()
 
-    def _go_on(self, checkpoint: Path, progress: Progress) -> None:
+    def _go_on(self, checkpoint: Path, progress: Progress, now: dict[str, Any]) -> None:
         main = self.accelerator.is_main_process
         self.strategy.load(SavedState(checkpoint) if main else None, progress.updates)
         scaler = self.strategy.scaler()
         if scaler is not None and progress.scaler:
             scaler.load_state_dict(progress.scaler)
         before = {key: progress.launch.get(key) for key in ("processes", "strategy", "precision")}
-        now = describe_launch(self.accelerator, self.recipe)
         changed = [f"{key} {value} then, {now[key]} now" for key, value in before.items() if value != now[key]]
         say(f"resumed from {checkpoint}, step {progress.step} of {self.steps}" + "".join(f"; {c}" for c in changed))
         self.progress = progress

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from framework.blocks import blocks_of, compute_again, keep_all
+from framework.blocks import blocks_of_task, compute_again, keep_all
 from framework.data import ExamSet, Sample, Slices, collate
 from framework.distributed import agree, strategy_of
 from framework.exam import Batch
@@ -41,7 +41,7 @@ def largest_micro_batch(accelerator: Accelerator, recipe: Recipe, task: Any, exa
     hardest = hardest_sample(exams)
     sizes = [size for size in range(share, 0, -1) if share % size == 0]
     before = {name: buffer.clone() for name, buffer in task.named_buffers()}
-    again = [*blocks_of(task.encoder), *blocks_of(task.decoder)] if recipe.distributed.activation_checkpointing else []
+    again = blocks_of_task(task) if recipe.distributed.activation_checkpointing else []
     for block in again:
         compute_again(block)
     task.to(accelerator.device).train()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +22,7 @@ class Saver:
     def __init__(self, folder: Path, keep: Keep, background: bool) -> None:
         self.folder, self.keep, self.background = folder, keep, background
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
-        self.writing: Future[float] | None = None
+        self.writing: Future[None] | None = None
 
     def save(self, snapshot: Snapshot) -> None:
         """Starts to write. The one before must be finished, or it is waited for.
@@ -36,14 +35,12 @@ class Saver:
         if not self.background:
             self.finish()
 
-    def _write(self, snapshot: Snapshot) -> float:
-        started = time.monotonic()
+    def _write(self, snapshot: Snapshot) -> None:
         try:
             write_checkpoint(self.folder, snapshot, self.keep)
         except Exception:
             clear_unfinished(self.folder)  # half a checkpoint would keep a full disk full
             raise
-        return time.monotonic() - started
 
     @property
     def failed(self) -> bool:

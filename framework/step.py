@@ -38,7 +38,7 @@ def take_step(strategy: Strategy, group: list[Batch], weights: Tensor) -> tuple[
                 terms = accelerator.reduce(sums, "sum") / counts
                 if not bool(torch.isfinite(terms).all()):
                     loss = loss * math.nan  # so that the gradient tells on every process, whatever it was
-            strategy.backward(loss, last=last)
+            strategy.backward(loss)
     return terms, strategy.step()
 
 

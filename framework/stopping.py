@@ -50,7 +50,7 @@ class Requests:
             os.write(2, f"\n{name}: saving at the end of this step{again}\n".encode())
 
     def watch(self, folder: Path) -> None:
-        """From here on the run's folder is looked at: `touch RUN/SAVE`, `touch RUN/STOP`. The main process looks."""
+        """From here on the run's folder is looked at: `touch RUN/SAVE`, `touch RUN/STOP`."""
         self.folder, self.training = folder, True
 
     def pending(self) -> int:

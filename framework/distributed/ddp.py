@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from framework.distributed.strategy import Piece, Strategy
+from framework.distributed.strategy import Piece, Strategy, scalars_for
 from framework.exam import Batch
 
 
@@ -34,7 +34,7 @@ class DataParallel(Strategy):
         # It is forward that decides whether backward exchanges anything.
         return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
     def step(self) -> float:
@@ -59,11 +59,3 @@ class DataParallel(Strategy):
         if states or scalars:
             like = {key: torch.empty_like(parameter).copy_(value) for key, value in states.items()}
             self.optimizer.state[parameter] = {**scalars_for(self.optimizer, scalars, parameter), **like}
-
-
-def scalars_for(
-    optimizer: torch.optim.Optimizer, scalars: Mapping[str, Tensor], parameter: Tensor
-) -> dict[str, Tensor]:
-    """Steps are counted on the CPU, unless the update is one kernel on the device."""
-    on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
-    return {key: value.to(parameter.device if on_device else "cpu") for key, value in scalars.items()}

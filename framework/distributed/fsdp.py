@@ -15,9 +15,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from framework.blocks import blocks_of
-from framework.distributed.ddp import scalars_for
-from framework.distributed.strategy import Piece, Strategy
+from framework.blocks import blocks_of_task
+from framework.distributed.strategy import Piece, Strategy, scalars_for
 from framework.exam import Batch
 
 
@@ -34,7 +33,7 @@ class FullyShardedDataParallel(Strategy):
         for parameter in task.parameters():
             parameter.data = parameter.data.contiguous()  # it cuts no other layout
         policy = CPUOffloadPolicy() if self.recipe.distributed.offload == "all" else OffloadPolicy()
-        for block in [*blocks_of(task.encoder), *blocks_of(task.decoder)]:
+        for block in blocks_of_task(task):
             fully_shard(block, mesh=mesh, offload_policy=policy)
         fully_shard(task, mesh=mesh, offload_policy=policy)
         for buffer in task.buffers():
@@ -45,7 +44,7 @@ class FullyShardedDataParallel(Strategy):
         with self.accelerator.autocast():
             return self.task(batch)
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def backward(self, loss: Tensor) -> None:
         loss.backward()  # each micro-batch is exchanged, as whole gradients would have to be kept until the last
 
     def step(self) -> float:

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from framework.blocks import blocks_of, compute_again
+from framework.blocks import blocks_of_task, compute_again
 from framework.checkpoint import SavedState
 from framework.data import Slices
 from framework.distributed.talk import on_main, share
@@ -62,13 +62,12 @@ class Strategy(ABC):
         # Every process begins with the main process's weights, whatever a plugin drew them from.
         share(accelerator, [*task.parameters(), *task.buffers()])
         self.shapes = {name: parameter.shape for name, parameter in task.named_parameters()}
-        self.names = {id(parameter): name for name, parameter in task.named_parameters()}
         self.aliases = _aliases(task)
         self.decay = recipe.train.ema
         self.updates = 0
         self._plain: ReportTask | None = None if self._evaluates_in_place else _without_weights(task)
         if recipe.distributed.activation_checkpointing:
-            blocks = blocks_of(task.encoder) + blocks_of(task.decoder)
+            blocks = blocks_of_task(task)
             if not blocks:
                 raise RecipeError(
                     "distributed.activation_checkpointing: neither encoder nor decoder has a list of blocks "
@@ -106,12 +105,12 @@ class Strategy(ABC):
         """The sums of the terms, [terms]."""
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of a micro-batch: gradients are exchanged on the `last` one of a step."""
+        """Around forward and backward of a micro-batch: by the `last` one of a step, gradients must be exchanged."""
         return nullcontext()
 
     @abstractmethod
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Adds to the gradients; on the `last` micro-batch of a step they are averaged over the processes."""
+    def backward(self, loss: Tensor) -> None:
+        """Adds to the gradients, which come to be averaged over the processes."""
 
     @abstractmethod
     def step(self) -> float:
@@ -172,7 +171,8 @@ class Strategy(ABC):
             finally:
                 self.task.train(training)
             return
-        for name, whole in self._weights(averaged=True, on_all=True):
+        for name, piece in self.pieces():
+            whole = self._whole(name, piece.start, self.average.get(name, piece.weights), on_all=True)
             _set_parameter(self._plain, name, nn.Parameter(whole, requires_grad=False))
         for alias, name in self.aliases.items():
             _set_parameter(self._plain, alias, self._plain.get_parameter(name))
@@ -246,9 +246,9 @@ class Strategy(ABC):
 
     def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights and buffers of a state by name: averages where there are, tied weights twice."""
-        weights = {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith("weights/")}
-        weights |= {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith("average/")}
-        weights |= {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith("buffers/")}
+        weights: dict[str, Tensor] = {}
+        for kind in ("weights/", "average/", "buffers/"):  # an average stands in for the weights that it is of
+            weights |= {key.removeprefix(kind): value for key, value in state.items() if key.startswith(kind)}
         # Copies, since a safetensors file holds no bytes under two names.
         return weights | {alias: weights[name].clone() for alias, name in self.aliases.items()}
 
@@ -275,11 +275,6 @@ class Strategy(ABC):
     def _learns(self, name: str) -> bool:
         return self.task.get_parameter(name).requires_grad
 
-    def _weights(self, *, averaged: bool, on_all: bool) -> Iterator[tuple[str, Tensor]]:
-        for name, piece in self.pieces():
-            part = self.average.get(name, piece.weights) if averaged else piece.weights
-            yield name, self._whole(name, piece.start, part, on_all=on_all)
-
     def _whole(self, name: str, start: int, part: Tensor, *, on_all: bool) -> Tensor:
         """A parameter (or its average, or a state of it) from the pieces of all processes."""
         if self.whole_on_each:
@@ -291,6 +286,14 @@ class Strategy(ABC):
             # No two pieces overlap, so adding them up puts them together.
             dist.all_reduce(whole) if on_all else dist.reduce(whole, dst=0)
         return whole.view(shape)
+
+
+def scalars_for(
+    optimizer: torch.optim.Optimizer, scalars: Mapping[str, Tensor], parameter: Tensor
+) -> dict[str, Tensor]:
+    """Steps are counted on the CPU, unless the update is one kernel on the device."""
+    on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    return {key: value.to(parameter.device if on_device else "cpu") for key, value in scalars.items()}
 
 
 def _part(whole: Tensor, start: int, like: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
@@ -59,9 +60,8 @@ class Zero(Strategy):
         self.optimizer = build_optimizer(self.task)
         # The global batch follows from the rest; a probe takes the share of one process of several.
         config = {key: value for key, value in self.config.items() if key != "train_batch_size"}
-        alone = (
-            "LOCAL_RANK" not in os.environ
-        )  # without a launcher; DeepSpeed asks for it, and whoever we start must not
+        # Without a launcher; DeepSpeed asks for it, and whoever we start must not hear of it.
+        alone = "LOCAL_RANK" not in os.environ
         os.environ.setdefault("LOCAL_RANK", "0")
         try:
             self.engine, self.cut, *_ = deepspeed.initialize(
@@ -79,8 +79,11 @@ class Zero(Strategy):
     def __call__(self, batch: Batch) -> Tensor:
         return self.engine(batch)
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
         self.engine.set_gradient_accumulation_boundary(is_boundary=last)
+        return super().accumulating(last=last)
+
+    def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> float:
