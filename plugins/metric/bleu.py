@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+
+import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
@@ -40,38 +41,41 @@ class Bleu:
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs, or a reference without words."""
+        sums_S = self.per_exam(pairs).sum(0)
+        empty = sum(not pair.prediction_words for pair in pairs)
+        _warn(empty, len(pairs), sums_S[: len(ORDERS)])
+        return {name: float(value) for name, value in self.of_sums(sums_S).items()}
+
+    def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
+        """Of each report: clipped hits of order 1 to 4, runs of order 1 to 4, words, words of the reference."""
         if not pairs:
             raise ValueError("BLEU of no reports: the split is empty")
-        hits, totals = [0, 0, 0, 0], [0, 0, 0, 0]
-        written = expected = empty = 0
+        rows = []
         for pair in pairs:
             if not pair.reference_words:
                 raise ValueError(f"BLEU: the reference of exam {pair.exam_id} has no words")
-            length = len(pair.prediction_words)
-            written += length
-            expected += len(pair.reference_words)
-            empty += not length
-            for n in ORDERS:
-                totals[n - 1] += max(0, length - n + 1)
+            hits = [0] * len(ORDERS)
             reference = _ngrams(pair.reference_words)
             for ngram, count in _ngrams(pair.prediction_words).items():
                 if ngram in reference:
                     hits[len(ngram) - 1] += min(count, reference[ngram])
-        _warn(empty, len(pairs), hits)
-        return self._scores(hits, totals, written, expected)
+            length = len(pair.prediction_words)
+            rows.append((*hits, *(max(0, length - n + 1) for n in ORDERS), length, len(pair.reference_words)))
+        return np.array(rows, dtype=np.float64)
 
-    def _scores(self, hits: list[int], totals: list[int], written: int, expected: int) -> dict[str, float]:
+    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        """The values of sums over exams, [..., 10]."""
+        orders = len(ORDERS)
+        hits, totals = sums[..., :orders], sums[..., orders : 2 * orders]
+        written, expected = sums[..., -2], sums[..., -1]
         ratio = (written + HITS_FLOOR) / (expected + TOTAL_FLOOR)
-        # An exponent below -700 is 0 in double precision; math.exp gives that 0 without complaint.
-        brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
-        scores, product = {}, 1.0
-        for n in ORDERS:
-            product *= (hits[n - 1] + HITS_FLOOR) / (totals[n - 1] + TOTAL_FLOOR)
-            scores[f"bleu_{n}"] = product ** (1 / n) * brevity
-        return scores
+        # 1 where reports are longer than their references; an exponent below -700 is 0 in double precision.
+        brevity = np.exp(np.minimum(0.0, 1 - 1 / ratio))
+        products = np.cumprod((hits + HITS_FLOOR) / (totals + TOTAL_FLOOR), axis=-1)
+        return {f"bleu_{n}": products[..., n - 1] ** (1 / n) * brevity for n in ORDERS}
 
 
-def _warn(empty: int, reports: int, hits: list[int]) -> None:
+def _warn(empty: int, reports: int, hits: np.ndarray) -> None:
     if empty:
         warnings.warn(
             f"BLEU: {empty} of {reports} predictions are empty; they count, and lower the score", stacklevel=3

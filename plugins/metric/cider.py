@@ -8,6 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from framework.exam import Pair
 from framework.registry import register
 
@@ -95,16 +97,23 @@ class Cider:
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs, or a reference without words."""
+        sums_S = self.per_exam(pairs).sum(0)
+        _warn(pairs, self._corpus(pairs), sums_S[0])
+        return {name: float(value) for name, value in self.of_sums(sums_S).items()}
+
+    def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
+        """Of each report: its similarity, and 1.
+
+        N-grams weigh as in all of `pairs`, also where some of these rows are summed, so that the value of a resample is
+        a mean of what the same exams score in the whole split.
+        """
         if not pairs:
             raise ValueError("CIDEr of no reports: the split is empty")
         for pair in pairs:
             if not pair.reference_words:
                 raise ValueError(f"CIDEr: the reference of exam {pair.exam_id} has no words")
-        references = tuple(pair.reference_words for pair in pairs)
-        if self._last is None or self._last.references != references:
-            self._last = _corpus(references)
-        corpus = self._last
-        total = 0.0
+        corpus = self._corpus(pairs)
+        rows = []
         vectors: dict[Words, _Vector] = {}
         for pair in pairs:
             words = pair.prediction_words
@@ -112,9 +121,18 @@ class Cider:
                 vectors[words] = corpus.vectors.get(words) or _vector(
                     words, _ngrams(words), corpus.rarity, corpus.unseen
                 )
-            total += _similarity(vectors[words], corpus.vectors[pair.reference_words])
-        _warn(pairs, corpus, total)
-        return {"cider": total / len(pairs) * SCALE}
+            rows.append((_similarity(vectors[words], corpus.vectors[pair.reference_words]), 1))
+        return np.array(rows, dtype=np.float64)
+
+    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        """The value of sums over exams, [..., 2]: a mean."""
+        return {"cider": sums[..., 0] / sums[..., 1] * SCALE}
+
+    def _corpus(self, pairs: Sequence[Pair]) -> _Corpus:
+        references = tuple(pair.reference_words for pair in pairs)
+        if self._last is None or self._last.references != references:
+            self._last = _corpus(references)
+        return self._last
 
 
 def _warn(pairs: Sequence[Pair], corpus: _Corpus, total: float) -> None:

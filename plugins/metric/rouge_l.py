@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
+
 from framework.exam import Pair
 from framework.registry import register
 
@@ -44,25 +46,34 @@ class RougeL:
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs, or a reference without words."""
-        if not pairs:
-            raise ValueError("ROUGE-L of no reports: the split is empty")
-        total = 0.0
-        empty = 0
-        for pair in pairs:
-            if not pair.reference_words:
-                raise ValueError(f"ROUGE-L: the reference of exam {pair.exam_id} has no words")
-            common = longest_common_subsequence(pair.prediction_words, pair.reference_words)
-            empty += not pair.prediction_words
-            if common:
-                precision = common / len(pair.prediction_words)
-                recall = common / len(pair.reference_words)
-                total += (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
+        sums_S = self.per_exam(pairs).sum(0)
+        empty = sum(not pair.prediction_words for pair in pairs)
         if empty:
             warnings.warn(f"ROUGE-L: {empty} of {len(pairs)} predictions are empty; each counts as 0", stacklevel=2)
-        if not total:
+        if not sums_S[0]:
             warnings.warn(
                 f"ROUGE-L is 0: no prediction of {len(pairs)} shares a word with its reference. Compare the two texts' "
                 "language and segmentation",
                 stacklevel=2,
             )
-        return {"rouge_l": total / len(pairs)}
+        return {name: float(value) for name, value in self.of_sums(sums_S).items()}
+
+    def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
+        """Of each report: its F, and 1."""
+        if not pairs:
+            raise ValueError("ROUGE-L of no reports: the split is empty")
+        rows = []
+        for pair in pairs:
+            if not pair.reference_words:
+                raise ValueError(f"ROUGE-L: the reference of exam {pair.exam_id} has no words")
+            common, score = longest_common_subsequence(pair.prediction_words, pair.reference_words), 0.0
+            if common:
+                precision = common / len(pair.prediction_words)
+                recall = common / len(pair.reference_words)
+                score = (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
+            rows.append((score, 1))
+        return np.array(rows, dtype=np.float64)
+
+    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        """The value of sums over exams, [..., 2]: a mean."""
+        return {"rouge_l": sums[..., 0] / sums[..., 1]}

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Sequence
+
+import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
-from plugins.metric.findings_f1.reader import Finding, read
+from plugins.metric.findings_f1.reader import Finding, attributes, read
+
+PART = "findings_f1/"  # and an attribute
 
 
-def _f1(both: int, told: int, true: int) -> float:
-    return 2 * both / (told + true) if told + true else 0.0
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """0 of nothing."""
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
 @register("metric", "findings_f1")
@@ -37,25 +41,37 @@ class FindingsF1:
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs."""
+        counts_EKA = self.per_exam(pairs).reshape(len(pairs), 3, -1)
+        _, told_EA, true_EA = counts_EKA.swapaxes(0, 1)
+        _warn(pairs, int((~true_EA.any(1)).sum()), int(told_EA.sum()))
+        values = self.of_sums(counts_EKA.sum(0).reshape(-1))
+        unstated = {f"{PART}{name}" for name, stated in zip(attributes(), true_EA.any(0)) if not stated}
+        return {name: float(value) for name, value in values.items() if name not in unstated}
+
+    def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
+        """Of each report: findings in both texts, told by the prediction, and true, each of all attributes."""
         if not pairs:
             raise ValueError("findings F1 of no reports: the split is empty")
-        both: Counter[str] = Counter()
-        told: Counter[str] = Counter()
-        true: Counter[str] = Counter()
-        unread = 0
-        for pair in pairs:
-            predicted, expected = read(pair.prediction), read(pair.reference)
-            both.update(attribute for attribute, _ in predicted & expected)
-            told.update(attribute for attribute, _ in predicted)
-            true.update(attribute for attribute, _ in expected)
-            unread += not expected
-        _warn(pairs, unread, told.total())
-        scores = {
-            "findings_f1": _f1(both.total(), told.total(), true.total()),
-            "findings_precision": both.total() / told.total() if told else 0.0,
-            "findings_recall": both.total() / true.total() if true else 0.0,
+        place = {name: number for number, name in enumerate(attributes())}
+        counts_EKA = np.zeros((len(pairs), 3, len(place)))
+        for counts_KA, pair in zip(counts_EKA, pairs):
+            told, true = read(pair.prediction), read(pair.reference)
+            for counts_A, found in zip(counts_KA, (told & true, told, true)):
+                for attribute, _ in found:
+                    counts_A[place[attribute]] += 1
+        return counts_EKA.reshape(len(pairs), -1)
+
+    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        """The values of sums over exams, [..., 3 times the attributes]; of an attribute that none states, 0."""
+        counts = sums.reshape(*sums.shape[:-1], 3, -1)
+        both, told, true = counts.sum(-1)[..., 0], counts.sum(-1)[..., 1], counts.sum(-1)[..., 2]
+        f1_of_each = _share(2 * counts[..., 0, :], counts[..., 1, :] + counts[..., 2, :])
+        return {
+            "findings_f1": _share(2 * both, told + true),
+            "findings_precision": _share(both, told),
+            "findings_recall": _share(both, true),
+            **{f"{PART}{name}": f1_of_each[..., number] for number, name in enumerate(attributes())},
         }
-        return scores | {f"findings_f1/{name}": _f1(both[name], told[name], true[name]) for name in sorted(true)}
 
 
 def _warn(pairs: Sequence[Pair], unread: int, told: int) -> None:

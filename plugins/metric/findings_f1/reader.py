@@ -287,9 +287,19 @@ def _spans(pattern: re.Pattern[str], text: str) -> tuple[Span, ...]:
 
 
 @cache
+def _lexicon() -> Any:
+    return yaml.safe_load(LEXICON.read_text(encoding="utf-8"))
+
+
+@cache
 def _readers() -> dict[str, Reader]:
-    lexicon = yaml.safe_load(LEXICON.read_text(encoding="utf-8"))
-    return {"en": Reader("en", lexicon), "zh": Reader("zh", lexicon)}
+    return {"en": Reader("en", _lexicon()), "zh": Reader("zh", _lexicon())}
+
+
+@cache
+def attributes() -> tuple[str, ...]:
+    """All that `read` may tell of, by alphabet."""
+    return tuple(sorted({"lesion", "count", *_lexicon()["attributes"]}))
 
 
 @lru_cache(maxsize=16384)
