@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 
 from framework.data_check import listing
 from framework.exam import Exam, ExamError, View
+from framework.lock import one_at_a_time
 from framework.progress import progress_bar
 from framework.whole_file import write_whole
 
@@ -80,8 +81,9 @@ def build_image_cache(
     names = [(exam_id, view.name) for exam_id, view, *_ in jobs]
     key = hashlib.sha256(json.dumps([VERSION, source_key, size, channels, names]).encode()).hexdigest()[:24]
     path, notes = folder / "images" / f"{key}.npy", folder / "images" / f"{key}.json"
-    if not notes.is_file():
-        _make(jobs, path, notes, size, channels)
+    with one_at_a_time(path.with_suffix(".lock"), "images"):
+        if not notes.is_file():
+            _make(jobs, path, notes, size, channels)
     problems = [ExamError(*row) for row in json.loads(notes.read_text(encoding="utf-8"))]
     if problems and broken == "stop":
         notes.unlink()  # so that a mended file is looked at again
