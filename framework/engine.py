@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import resource
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +43,7 @@ from framework.score_table import print_scores
 from framework.step import augmented, draw_anew, take_step
 from framework.stopping import FAILED, SAVE, Requests
 from framework.task import ReportTask
-from framework.tracking import BAD_STEPS, Tracker, write_environment
+from framework.tracking import BAD_STEPS, COST, Tracker, write_environment, write_json
 from framework.whole_file import write_whole
 
 SAMPLES = 4  # validation exams whose reports are shown after each validation
@@ -118,7 +120,7 @@ class Loop:
         self.progress.recipe = result_tree(recipe)
         self.progress.launch = {key: value for key, value in settled.items() if key != "id"}  # no matter who started it
         if accelerator.is_main_process:
-            write_environment(self.folder, settled)  # anew, with what was settled since
+            write_environment(self.folder, {**settled, "steps": self.steps})  # anew, with what was settled since
         # A validation that was not finished is done anew, and so are the scores at the end.
         again = ("val/", "final/") if self.progress.step_in_epoch else ("final/",)
         self.tracker = Tracker(self.folder, writes=accelerator.is_main_process, done=self.progress.step, again=again)
@@ -346,6 +348,7 @@ class Loop:
                 )
                 values = {f"final/{split}/{name}": value for name, value in scores["model"].items()}
                 self.tracker.scalars(progress.step, values)
+        self._note_cost()
         print_scores("test", scores, self.parts.scorer.segmentation)
         page = on_main(accelerator, lambda: write_page(self.folder, self.parts))
         say(f"\nrun     {self.folder}\nopen    {page}\n        tensorboard --logdir {self.folder}")
@@ -357,13 +360,21 @@ class Loop:
             publish_model(newest / "model", self.folder / "model")
         load_weights(self.folder / "model", task)
 
+    def _note_cost(self) -> None:
+        memory = max(gather(self.accelerator, [_most_memory_gib(self.accelerator.device)]))
+        if self.accelerator.is_main_process:
+            write_json(self.folder / COST, {"parameters": self._parameters, "memory_gib": memory})
+
+    @property
+    def _parameters(self) -> int:
+        return sum(shape.numel() for shape in self.strategy.shapes.values())
+
     def _say_sizes(self) -> None:
         parts, slices = self.parts, self.slices
         exams = ", ".join(f"{len(exams)} {name}" for name, exams in parts.exams.items())
-        parameters = sum(shape.numel() for shape in self.strategy.shapes.values()) / 1e6
         topics = f", {parts.topics.count} topics" if parts.topics else ""
         left_out = f" ({parts.left_out} left out: broken images)" if parts.left_out else ""
-        say(f"exams {exams}{left_out}; {len(parts.tokenizer)} words{topics}; {parameters:.1f} M parameters")
+        say(f"exams {exams}{left_out}; {len(parts.tokenizer)} words{topics}; {self._parameters / 1e6:.1f} M parameters")
         cut = f"{slices.micro_batch} x {slices.processes} processes x {slices.accumulation} accumulated"
         say(f"{self.steps} steps of {slices.batch_size} exams = {cut}")
         if notice := self.strategy.batch_norm_notice(slices):
@@ -372,3 +383,11 @@ class Loop:
 
 def _place(accelerator: Accelerator) -> tuple[int, int]:
     return accelerator.process_index, accelerator.num_processes
+
+
+def _most_memory_gib(device: torch.device) -> float:
+    """The most memory that this process has held: of tensors on the GPU, or else of all on the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

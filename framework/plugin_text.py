@@ -34,6 +34,7 @@ KINDS = _kinds(
     ("metric", "a score of generated reports", ""),
     ("optimizer", "parameters to updates", "groups"),
     ("schedule", "the learning rate over the steps", "steps"),
+    ("executor", "what starts the cells of a grid", "jobs folder"),
 )
 # Values that exist only where a distiller found topics.
 NEEDS_TOPICS = frozenset({"topic_count"})

@@ -30,6 +30,7 @@ PACKAGES = (
 
 
 BAD_STEPS = "non_finite.jsonl"  # steps that were skipped, and their exams
+COST = "cost.json"  # parameters, and the most memory that a process held
 
 
 class Tracker:

@@ -1,7 +1,7 @@
 """The door: all verbs, and what becomes of an error. Whatever is heavy is imported inside the verb that needs it.
 
 launch.py RECIPE [key=value ...]     train (under `accelerate launch` as well)
-launch.py VERB ...                   everything else; the verbs stand in runs.py, recipes.py, plugins.py and data.py
+launch.py VERB ...                   everything else, by runs.py, recipes.py, plugins.py, data.py and grids.py
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NoReturn
 import typer
 
 from framework import exits
-from framework.cli import data, plugins, recipes, runs
+from framework.cli import data, grids, plugins, recipes, runs
 
 TRACEBACK = "SONOSCRIBE_TRACEBACK"
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +48,12 @@ data_app = typer.Typer(no_args_is_help=True, help="Data sets: check one, or writ
 data_app.command()(data.check)
 data_app.command()(data.make)
 app.add_typer(data_app, name="data")
+grid_app = typer.Typer(no_args_is_help=True, help="Ablations: train all cells of a grid, watch them, show their table.")
+grid_app.command()(grids.run)
+grid_app.command()(grids.status)
+grid_app.command()(grids.report)
+grid_app.command()(grids.cancel)
+app.add_typer(grid_app, name="grid")
 
 
 def rank() -> int:
@@ -60,7 +66,7 @@ def with_verb(words: Sequence[str]) -> list[str]:
     Raises:
         ValueError: the first word is no recipe, and looks like a verb.
     """
-    verbs = [*(verb.__name__ for verb in VERBS), "data"]
+    verbs = [*(verb.__name__ for verb in VERBS), "data", "grid"]
     words = [word for word in words if not word.startswith("--local_rank=")]  # it stands in the environment as well
     if not words or words[0] in verbs or words[0].startswith("-"):
         return list(words)
@@ -79,19 +85,25 @@ def main(words: Sequence[str] | None = None) -> None:
     try:
         app(args=with_verb(words), prog_name="sonoscribe" if Path(sys.argv[0]).name == "sonoscribe" else "launch.py")
     except (ValueError, OSError) as error:
+        exits.tell_outcome(exits.MISTAKE, error)
         if os.environ.get(TRACEBACK):
             raise
         _complain(error)
         _leave(exits.MISTAKE)
     except exits.Stopped as stopped:
+        exits.tell_outcome(exits.STOPPED, stopped)
         if not rank():
             print(stopped, flush=True)
         _leave(exits.STOPPED)
     except exits.ProcessLost as error:
+        exits.tell_outcome(exits.LOST, error)
         print(f"rank {rank()}: {error}", file=sys.stderr)
         _leave(exits.LOST)
     except exits.MainProcessFailed:
         _leave(exits.MISTAKE)
+    except Exception as error:
+        exits.tell_outcome(exits.DEFECT, f"{type(error).__name__}: {error}")
+        raise
 
 
 def _leave(code: int) -> NoReturn:

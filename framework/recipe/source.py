@@ -18,6 +18,7 @@ from framework.registry import did_you_mean, short
 
 Key = tuple[str | int, ...]  # where a value stands: ("model", "encoder", "width")
 RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
+GRIDS = "grids"  # the folder in it whose files state ablations of recipes, see framework/grid
 SHIPPED = "shipped:"  # `_base_: shipped:breast.yaml`, wherever the package lies
 # Sections that may be a whole file: `data: busbra` is recipes/data/busbra.yaml.
 GROUPS = ("data", "model", "losses", "train", "distributed", "evaluate", "checkpoint", "run")
@@ -194,7 +195,8 @@ def read_node(node: yaml.Node, key: Key, name: str, origins: dict[Key, str], pro
 
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that come with the package, by name: `breast`, `base/sgf`."""
-    return {str(p.relative_to(RECIPES).with_suffix("")): p for p in sorted(RECIPES.rglob("*.yaml"))}
+    files = [path for path in sorted(RECIPES.rglob("*.yaml")) if path.parent != RECIPES / GRIDS]
+    return {str(path.relative_to(RECIPES).with_suffix("")): path for path in files}
 
 
 def find_shipped(named: str, others: Sequence[str] = ()) -> Path:

@@ -24,6 +24,7 @@ from framework.testing.dataset import check_dataset
 from framework.testing.decoder import check_decoder
 from framework.testing.distiller import check_distiller
 from framework.testing.encoder import check_encoder
+from framework.testing.executor import check_executor
 from framework.testing.loss import check_loss
 from framework.testing.metric import check_metric
 from framework.testing.optimizer import check_optimizer
@@ -42,6 +43,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "metric": check_metric,
     "optimizer": check_optimizer,
     "schedule": check_schedule,
+    "executor": check_executor,
 }
 
 

@@ -1,0 +1,146 @@
+"""The verbs of grids: run, status, report, cancel."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from framework.cli.show import show, show_json
+from framework.cli.words import Json
+
+if TYPE_CHECKING:
+    from framework.grid.make import Grid
+
+LOOKS_S = 2.0  # between two looks of `grid status` at the cells
+
+GridArgument = Annotated[str, typer.Argument(metavar="GRID", help="A grid file, or the name of a shipped grid.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="On top of the grid's recipe, in every cell; say the same each time."
+    ),
+]
+
+
+def run(
+    grid: GridArgument,
+    overrides: Overrides = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Cells at once; else as the executor can.")] = None,
+    executor: Annotated[str | None, typer.Option(help="local, slurm, ray or a plugin; else the grid's.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list all cells; start none.")] = False,
+    retry: Annotated[
+        str | None, typer.Option(metavar="failed", help="Start cells again that have failed (or: pruned).")
+    ] = None,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End all when a cell fails.")] = False,
+    only: Annotated[str | None, typer.Option(metavar="LABEL", help="Rows whose label holds this alone.")] = None,
+) -> None:
+    """Train every cell that is not done yet, then show the table."""
+    made = _load(grid, overrides)
+    from framework.grid.run import dry_rows, run_grid
+
+    if dry_run:
+        show(*dry_rows(made, only))
+        _notices(made.notices)
+        return
+    _notices(made.notices)
+    good = run_grid(made, executor=executor, jobs=jobs, retry=retry, fail_fast=fail_fast, only=only)
+    if only is None:
+        _report(made)
+    if not good:
+        raise typer.Exit(1)
+
+
+def status(grid: GridArgument, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Show how the cells stand; on a terminal, until all are settled or Ctrl-C."""
+    made = _load(grid, overrides)
+    from framework.grid.run import cells_of
+    from framework.grid.status import HEADER, counts, status_rows
+
+    rows = status_rows(cells_of(made))
+    if as_json:
+        show_json([dict(zip(("label", "seed", "hash", "status", "progress", "time", "note"), row)) for row in rows])
+        return
+    if sys.stdout.isatty() and any(row[3] in ("running", "queued") for row in rows):
+        _watch(made)
+        return
+    show(HEADER, rows)
+    print(counts(rows))
+
+
+def report(grid: GridArgument, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Show the table of what is done so far, and write it as CSV, Markdown, LaTeX and one page."""
+    made = _load(grid, overrides)
+    if as_json:
+        from framework.grid.report import grid_result
+
+        show_json(asdict(grid_result(made)))
+        return
+    _report(made)
+
+
+def cancel(grid: GridArgument, overrides: Overrides = None) -> None:
+    """Let every cell that runs save and end, wherever it runs; `grid run` goes on with them."""
+    made = _load(grid, overrides)
+    from framework.grid.run import cancel_grid
+
+    asked = cancel_grid(made)
+    print(f"asked {asked} running cell{'s' * (asked != 1)} to save and end")
+
+
+def _load(named: str, overrides: Sequence[str] | None) -> Grid:
+    from framework.grid.file import find_grid, read_grid
+    from framework.grid.make import make_grid
+
+    return make_grid(read_grid(find_grid(named)), overrides or ())
+
+
+def _notices(notices: Sequence[str]) -> None:
+    for notice in notices:
+        print(f"notice: {notice}")
+
+
+def _report(made: Grid) -> None:
+    from framework.grid.report import grid_result, write_report
+    from framework.grid.table import header_and_rows
+    from framework.grid.wording import notes_below
+
+    result = grid_result(made)
+    header, rows = header_and_rows(result)
+    show(header, rows, result.name)
+    for note in notes_below(result):
+        print(note)
+    print()
+    for path in write_report(result, made.folder).values():
+        print(path)
+
+
+def _watch(made: Grid) -> None:
+    from rich import box
+    from rich.console import Group
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    from framework.grid.run import cells_of
+    from framework.grid.status import HEADER, counts, status_rows
+
+    def drawn(rows: Sequence[Sequence[str]]) -> Any:
+        table = Table(*HEADER, box=box.SIMPLE_HEAD)
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        return Group(table, Text(counts(rows)))
+
+    rows = status_rows(cells_of(made))
+    try:
+        with Live(drawn(rows), auto_refresh=False) as live:
+            while any(row[3] in ("running", "queued") for row in rows):
+                time.sleep(LOOKS_S)
+                rows = status_rows(cells_of(made))
+                live.update(drawn(rows), refresh=True)
+    except KeyboardInterrupt:
+        pass  # how people end watching

@@ -1,0 +1,183 @@
+"""What the figures of a grid show: means per setting, which of them lack something, the Pareto front, the curves."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
+
+from framework.grid.results import CellResult, GridResult, Row
+from framework.grid.wording import axis_names, lacks_of, one_line
+
+SHOWN_STEPS = 240  # points of a curve; of more, stretches of steps are averaged
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A metric at one label of an axis, over all settings of the other axes."""
+
+    label: str
+    mean: float | None  # of the rows' means, so that a row that lacks seeds weighs as much as any; None: no score
+    cells: tuple[tuple[CellResult, float], ...]  # each by itself
+    lacks: tuple[str, ...]  # what the mean should be over and is not, in words
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Values of one cell as it was trained."""
+
+    row: int
+    cell: CellResult
+    points: tuple[tuple[float, float], ...]  # (step, value)
+
+
+def labels_of(result: GridResult, axis: str) -> list[str]:
+    """In the order of the file; labels that only rows have come last."""
+    return list(dict.fromkeys([*result.axes.get(axis, ()), *(_label(row, axis) for row in result.rows)]))
+
+
+def varied(result: GridResult) -> list[str]:
+    """Axes with at least two labels: of others there is no effect to see."""
+    return [axis for axis in axis_names(result) if len(labels_of(result, axis)) > 1]
+
+
+def main_effects(result: GridResult, axis: str, metric: str) -> list[Effect]:
+    return [_effect(result, {axis: label}, metric) for label in labels_of(result, axis)]
+
+
+def interactions(result: GridResult, axis: str, other: str, metric: str) -> dict[str, list[Effect]]:
+    """By label of `other`: the effects of `axis` there."""
+    return {
+        line: [_effect(result, {axis: label, other: line}, metric) for label in labels_of(result, axis)]
+        for line in labels_of(result, other)
+    }
+
+
+def crossed_pairs(result: GridResult) -> list[tuple[str, str]]:
+    """Pairs of axes of which one was changed while the other stayed, at two of its labels at least."""
+    pairs = []
+    for axis, other in combinations(varied(result), 2):
+        seen: dict[str, set[str]] = {}
+        for row in result.rows:
+            seen.setdefault(_label(row, other), set()).add(_label(row, axis))
+        if sum(len(labels) > 1 for labels in seen.values()) > 1:
+            pairs.append((axis, other))
+    return pairs
+
+
+def _effect(result: GridResult, fixed: dict[str, str], metric: str) -> Effect:
+    rows = [row for row in result.rows if all(_label(row, axis) == label for axis, label in fixed.items())]
+    others = [axis for axis in axis_names(result) if axis not in fixed]
+    means, cells, lacks = [], [], []
+    for row in rows:
+        spread = row.values.get(metric)
+        scored = [(cell, cell.scores[metric]) for cell in row.cells if metric in cell.scores]
+        finite = [(cell, value) for cell, value in scored if math.isfinite(value)]
+        cells += finite
+        said = [text for cell in row.cells for text in lacks_of(cell, (metric,), with_error=False)]
+        if len(finite) < len(scored):
+            said.append("a score is no number")
+        elif spread is None and not said:
+            said.append("no score")
+        if said:
+            lacks.append(f"{one_line(row.label)}: {'; '.join(said)}")
+        if spread is not None and math.isfinite(spread.mean):
+            means.append(spread.mean)
+    at = ", ".join(f"{one_line(axis)}={one_line(label)}" for axis, label in fixed.items())
+    there = {_settings(row, others) for row in rows}
+    absent = dict.fromkeys(settings for row in result.rows if (settings := _settings(row, others)) not in there)
+    if not rows:
+        lacks.append(f"{at}: not in the grid")
+    elif absent:
+        told = "; ".join(", ".join(f"{one_line(a)}={one_line(s)}" for a, s in zip(others, row)) for row in absent)
+        lacks.append(f"{at}: not in the grid with {told}")
+    label = next(iter(fixed.values()))
+    return Effect(label, fmean(means) if means else None, tuple(cells), tuple(lacks))
+
+
+def _label(row: Row, axis: str) -> str:
+    return row.settings.get(axis, "-")
+
+
+def _settings(row: Row, axes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(_label(row, axis) for axis in axes)
+
+
+def pareto_front(points: Sequence[tuple[float, float]], higher_is_better: bool) -> list[int]:
+    """Indices of the points (cost, score) that no other beats in one and equals in the other, by rising cost."""
+    sign = 1 if higher_is_better else -1
+    worth = [(cost, -sign * score) for cost, score in points]  # of both, less is better
+    front = [
+        index
+        for index, (cost, loss) in enumerate(worth)
+        if not any(c <= cost and s <= loss and (c, s) != (cost, loss) for c, s in worth)
+    ]
+    return sorted(front, key=lambda index: worth[index])
+
+
+def read_curves(result: GridResult) -> tuple[str, list[Curve], list[str]]:
+    """The curves of all cells, their name, and a note on each cell that has none.
+
+    It is the first metric on the validation exams where a cell has recorded it, or else the training loss.
+    """
+    wanted = [f"val/{result.metrics[0].split('/', 1)[-1]}"] if result.metrics else []
+    notes: list[str] = []
+    broken: set[str] = set()
+    for name in [*wanted, "train/loss"]:
+        curves, without = [], []
+        for index, row in enumerate(result.rows):
+            for cell in row.cells:
+                who = f"{one_line(row.label)}, seed {cell.seed}"
+                try:
+                    points = _points(cell, name)
+                except ValueError as error:
+                    if who not in broken:
+                        notes.append(f"{who}: {one_line(str(error))}")
+                    broken.add(who)
+                    continue
+                if points:
+                    curves.append(Curve(index, cell, tuple(points)))
+                else:
+                    without.append(f"{who} ({one_line(cell.status)})")
+        if curves:
+            break
+    if curves and without:
+        notes.append(f"Without {one_line(name)}: {'; '.join(without)}")
+    size = math.ceil(max((len(curve.points) for curve in curves), default=1) / SHOWN_STEPS)
+    if size > 1:
+        notes.append(f"Each point is the mean of {size} values in a row.")
+        curves = [Curve(curve.row, curve.cell, _thinned(curve.points, size)) for curve in curves]
+    return name, curves, notes
+
+
+def _points(cell: CellResult, name: str) -> list[tuple[float, float]]:
+    """Raises ValueError where a record cannot be read. A last line that is being written is no record yet."""
+    path = cell.run / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    word, points = json.dumps(name), []  # most lines are of other names, and need no parsing
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), 1):
+        if word not in line or not line.endswith("\n"):
+            continue
+        try:
+            record = json.loads(line)
+            if record["name"] == name and math.isfinite(record["value"]):
+                points.append((float(record["step"]), float(record["value"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"metrics.jsonl, line {number} cannot be read ({error}): its curve is left out") from None
+    return points
+
+
+def _thinned(points: Sequence[tuple[float, float]], size: int) -> tuple[tuple[float, float], ...]:
+    stretches = [points[start : start + size] for start in range(0, len(points), size)]
+    return tuple((stretch[-1][0], fmean(value for _, value in stretch)) for stretch in stretches)
+
+
+def mean_curve(curves: Sequence[Curve]) -> list[tuple[float, float]]:
+    """Over the seeds of a row, at the steps that all of them have come to."""
+    by_step = [dict(curve.points) for curve in curves]
+    steps = sorted(set.intersection(*map(set, by_step))) if by_step else []
+    return [(step, fmean(values[step] for values in by_step)) for step in steps]

@@ -1,0 +1,182 @@
+"""Makes a grid of a grid file: all its cells, checked whole before the first of them is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from framework.grid.axes import ABLATE, Combination, read_axes
+from framework.grid.cells import Cell, CellMaker, Change, Option
+from framework.grid.file import ReadGrid
+from framework.grid.labels import names_of
+from framework.grid.scores import problem_with
+from framework.grid.search import AT_RANDOM
+from framework.grid.space import Choices, Space, label_of, random_trials, read_space
+from framework.recipe import Recipe, RecipeError
+from framework.recipe.source import Key, dotted
+from framework.registry import short
+
+SEED = "train.seed"
+SHOWN = 3  # rows that a complaint names
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid with its cells, all of them good recipes."""
+
+    read: ReadGrid
+    base: Recipe  # of every cell, before anything is changed in it
+    axes: dict[str, tuple[str, ...]]  # axis -> labels, in the order of the file
+    cells: tuple[Cell, ...]  # rows one after another, the seeds of each together; none yet of a search by TPE
+    baseline: str | None  # label of the row that the others are compared with
+    maker: CellMaker
+    space: Space | None = None  # of a search
+    notices: tuple[str, ...] = ()  # what was done that its author may not expect
+
+    @property
+    def name(self) -> str:
+        return self.read.name
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.base.run.root) / "grids" / self.name
+
+
+def make_grid(read: ReadGrid, overrides: Sequence[str] = ()) -> Grid:
+    """The cells of a grid.
+
+    Raises:
+        RecipeError: whatever is wrong in any of them, one line a mistake.
+    """
+    maker = CellMaker(read, overrides)
+    if read.said.search is not None:
+        return _searched(maker)
+    stated = read_axes(read)
+    _overrides_count(maker, stated.combinations)
+    cells = _checked(maker, stated.combinations)
+    _scores_are_known(read, [cell.recipe for cell in cells])
+    notices = tuple(dict.fromkeys(notice for cell in cells for notice in cell.notices))
+    return Grid(read, maker.base_recipe(), stated.axes, cells, stated.baseline, maker, notices=notices)
+
+
+def _searched(maker: CellMaker) -> Grid:
+    """A search: its trials, if they can be known beforehand. What its keys can be is checked in any case."""
+    read, search = maker.grid, maker.grid.said.search
+    assert search is not None, read.path
+    problems = [
+        f"{read.where((word,))}: {word}: a search has its keys in search.keys; take {word} out"
+        for word in ("axes", "zip", ABLATE, "include", "exclude")
+        if getattr(read.said, word)
+    ]
+    if len(read.said.seeds) > 1:
+        problems.append(f"{read.where(('seeds',))}: seeds: a search trains each trial once; expected one seed at most")
+    if search.prune is not None and search.method != "tpe":
+        problems.append(
+            f"{read.where(('search', 'prune'))}: search.prune: is for method: tpe, which hears of validations"
+        )
+    if read.said.report.baseline is not None:
+        problems.append(f"{read.where(('report', 'baseline'))}: report.baseline: a search has none; take it out")
+    at: Key = ("search", "keys")
+
+    def complain(inside: tuple[str | int, ...], text: str) -> None:
+        key = (*at, *inside)
+        problems.append(f"{read.where(key)}: {dotted(key)}: {text}")
+
+    space = read_space(search.keys, complain)
+    if problems:
+        raise RecipeError(*problems)
+    extremes = [
+        (label_of(key, value, space), [Option({}, (Change(key, value, (*at, key)),))])
+        for key, part in space.items()
+        for value in (part.values if isinstance(part, Choices) else (part.low, part.high))
+    ]
+    _overrides_count(maker, extremes)
+    _checked(maker, extremes)
+    base = maker.base_recipe()
+    _scores_are_known(read, [base])
+    names = names_of(space)
+    cells: list[Cell] = []
+    if search.method == "random":
+        cells = [search_cell(maker, space, values) for values in random_trials(space, search.trials, search.seed)]
+    axes = {names[key]: tuple(dict.fromkeys(cell.settings[names[key]] for cell in cells)) for key in space}
+    notices = [notice for cell in cells for notice in cell.notices]
+    if search.method == "tpe" and search.trials <= AT_RANDOM:
+        notices.append(f"the first {AT_RANDOM} trials of tpe are drawn at random, and search.trials is {search.trials}")
+    return Grid(read, base, axes, tuple(cells), None, maker, space, tuple(dict.fromkeys(notices)))
+
+
+def search_cell(maker: CellMaker, space: Space, values: dict[str, Any]) -> Cell:
+    """The cell of a trial.
+
+    Raises:
+        RecipeError: its values do not go together.
+    """
+    names = names_of(space)
+    labels = {names[key]: space[key].label(value) for key, value in values.items()}
+    changes = tuple(Change(key, value, ("search", "keys", key)) for key, value in values.items())
+    label = ", ".join(label_of(key, value, space) for key, value in values.items())
+    return maker.cells(label, [Option(labels, changes)], maker.grid.said.seeds)[0]
+
+
+def _overrides_count(maker: CellMaker, combinations: Sequence[Combination]) -> None:
+    """Refuses a word behind the grid that the grid's own values would hide."""
+    changed = {change.key for _, options in combinations for option in options for change in option.changes}
+    changed |= {SEED} if maker.grid.said.seeds else set()
+    for word in maker.overrides:
+        key = word.lstrip("~+").partition("=")[0].strip()
+        for other in changed:
+            if key == other or key.startswith(f"{other}."):
+                raise RecipeError(f"override: {word}: the grid sets {other} in its cells, so this would have no effect")
+
+
+def _checked(maker: CellMaker, combinations: Sequence[Combination]) -> tuple[Cell, ...]:
+    """All cells. What is wrong in some of them is told once, with the rows that it is wrong in."""
+    grid = maker.grid
+    problems: dict[str, list[str]] = {}
+    cells: list[Cell] = []
+    if grid.said.seeds and SEED in {*grid.said.axes, *grid.said.zip}:
+        raise RecipeError(f"{grid.where(('seeds',))}: seeds: {SEED} is an axis as well; it can be one of them alone")
+    for label, options in combinations:
+        try:
+            cells += maker.cells(label, options, grid.said.seeds)
+        except RecipeError as error:
+            for line in error.lines:
+                problems.setdefault(line, []).append(label)
+    if problems:
+        raise RecipeError(*[_with_rows(line, rows, len(combinations)) for line, rows in problems.items()])
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        other = first.setdefault(cell.digest, cell)
+        if other is not cell:
+            raise RecipeError(
+                f"{short(grid.path)}: '{other.title}' and '{cell.title}' compute the same: what they differ in has no "
+                "effect on a result. Exclude one of them"
+            )
+    return tuple(cells)
+
+
+def _with_rows(line: str, rows: Sequence[str], of: int) -> str:
+    rows = list(dict.fromkeys(rows))
+    if len(rows) == of:
+        return line
+    more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    return f"{line} (in {'; '.join(rows[:SHOWN])}{more})"
+
+
+def _scores_are_known(read: ReadGrid, recipes: Sequence[Recipe]) -> None:
+    problems = [
+        f"{read.where(('report', 'metrics', index))}: report.metrics.{index}: {problem}"
+        for index, metric in enumerate(read.said.report.metrics)
+        if (problem := problem_with(metric, recipes))
+    ]
+    search = read.said.search
+    if (
+        search is not None
+        and search.monitor is not None
+        and (problem := problem_with(search.monitor, recipes, ["val"]))
+    ):
+        problems.append(f"{read.where(('search', 'monitor'))}: search.monitor: {problem}")
+    if problems:
+        raise RecipeError(*problems)

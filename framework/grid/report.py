@@ -1,0 +1,59 @@
+"""Ends a grid: its table, in every form that a paper or a reader may want."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from framework.grid.cell_folder import CellFolder
+from framework.grid.cells import rows_of
+from framework.grid.make import Grid
+from framework.grid.page import write_page
+from framework.grid.results import GridResult
+from framework.grid.rows import grid_rows
+from framework.grid.run import cells_of
+from framework.grid.scores import higher_is_better
+from framework.grid.table import as_csv, as_latex, as_markdown, cells_csv
+from framework.whole_file import write_whole
+
+
+def grid_result(grid: Grid) -> GridResult:
+    """What the cells of a grid have come to so far.
+
+    Raises:
+        ValueError: the report asks for a score that no cell has.
+    """
+    recipe, asked, cells = grid.base, grid.read.said.report, cells_of(grid)
+    metrics = asked.metrics or (f"test/{recipe.evaluate.monitored}",)
+    groups = [
+        (label, row[0].settings, [CellFolder.of(cell).result(cell) for cell in row])
+        for label, row in rows_of(cells).items()
+    ]
+    rows, exams, notices = grid_rows(groups, metrics, baseline=grid.baseline, compare=asked.compare)
+    recipes = [recipe, *(cell.recipe for cell in cells)]
+    return GridResult(
+        name=grid.name,
+        metrics=metrics,
+        higher_is_better={metric: higher_is_better(metric, recipes) for metric in metrics},
+        axes={
+            axis: labels or tuple(dict.fromkeys(c.settings[axis] for c in cells)) for axis, labels in grid.axes.items()
+        },
+        baseline=grid.baseline,
+        rows=rows,
+        exams=exams,
+        notices=(*grid.notices, *notices),
+    )
+
+
+def write_report(result: GridResult, folder: Path) -> dict[str, Path]:
+    """Writes all forms of a table into a folder: what each is -> its file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "table.csv": as_csv(result),
+        "cells.csv": cells_csv(result),
+        "table.md": as_markdown(result),
+        "table.tex": as_latex(result),
+    }
+    for name, text in texts.items():
+        write_whole(folder / name, text)
+    write_page(result, folder / "index.html")
+    return {name: folder / name for name in [*texts, "index.html"]}

@@ -1,0 +1,213 @@
+"""Starts the cells of a grid through an executor until all are settled. Several may work on one grid at once.
+
+What it knows it reads from the cells' folders: killed at any moment, another goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from framework.grid.cell_folder import SETTLED, CellFolder, Status
+from framework.grid.cells import Cell
+from framework.grid.executor import Executor, Handle, Job
+from framework.progress import progress_bar, say
+
+LOOKS_S = 1.0  # between two looks at the cells
+ENDS_S = 400.0  # that cells may take to save and end
+
+
+class Source(Protocol):
+    """Where a scheduler gets its cells from."""
+
+    def cells(self) -> Sequence[Cell]:
+        """Those that are known."""
+
+    def more(self) -> Cell | None:
+        """One more, that is chosen by what the others scored; None: there are no more, or not now."""
+
+    def look(self, statuses: dict[str, Status]) -> None:
+        """Heeds what has become of the cells since."""
+
+    @property
+    def total(self) -> int:
+        """How many there are going to be."""
+
+
+@dataclass
+class Fixed:
+    """Cells that are all known beforehand."""
+
+    known: Sequence[Cell]
+
+    def cells(self) -> Sequence[Cell]:
+        return self.known
+
+    def more(self) -> Cell | None:
+        return None
+
+    def look(self, statuses: dict[str, Status]) -> None:
+        """Nothing depends on it."""
+
+    @property
+    def total(self) -> int:
+        return len(self.known)
+
+
+@dataclass
+class Scheduler:
+    """One `grid run`."""
+
+    name: str  # of the grid
+    source: Source
+    executor: Executor
+    attempts: int  # deaths of a cell that count as its failure
+    fail_fast: bool = False
+    cancel: Path = Path("CANCEL")  # a file that ends it
+    handles: dict[str, Handle] = field(default_factory=dict)  # by digest: what this scheduler has started
+    statuses: dict[str, Status] = field(default_factory=dict)
+    left: set[str] = field(default_factory=set)  # stopped since this scheduler began: not started again by it
+    failed: bool = False  # a cell, since this scheduler began
+    interrupted: int = 0
+
+    def run(self) -> bool:
+        """Works until every cell is settled or stopped. True: all of them are done or pruned."""
+        for cell in self.source.cells():
+            CellFolder.of(cell).cancel.unlink(missing_ok=True)
+        self.cancel.unlink(missing_ok=True)
+        with _interrupts(self), progress_bar((), total=self.source.total, text=self.name) as bar:
+            while True:
+                self._look()
+                bar.set_postfix_str(self._counts(), refresh=False)
+                bar.update(sum(status in SETTLED for status in self.statuses.values()) - bar.n)
+                if why := self._why_to_end():
+                    self._end(why)
+                    break
+                self._start()
+                if not self._open():
+                    break
+                time.sleep(LOOKS_S)
+        self.executor.close()
+        return all(status in ("done", "pruned") for status in self.statuses.values())
+
+    def _look(self) -> None:
+        """What has become of the cells; says what has changed."""
+        for cell in self.source.cells():
+            folder, before = CellFolder.of(cell), self.statuses.get(cell.digest)
+            now: Status = before if before == "done" else folder.status()  # type: ignore[assignment]
+            handle = self.handles.get(cell.digest)
+            if handle is not None and now != "running":
+                if handle.state() == "gone":
+                    del self.handles[cell.digest]
+                    now = folder.status()  # it may have ended between the two questions
+                elif now == "stopped":
+                    continue  # a queue that took the machine away starts it again
+            if now == "stopped" and before not in (None, "stopped"):
+                self.left.add(cell.digest)
+            if now == "failed" and before is not None:
+                self.failed = True
+            if now != before:
+                self.statuses[cell.digest] = now
+                self._tell(cell, folder, before, now)
+        self.source.look(self.statuses)
+
+    def _tell(self, cell: Cell, folder: CellFolder, before: Status | None, now: Status) -> None:
+        if now == "running":
+            holder = folder.holder()
+            say(f"running  {cell.title}   {folder.path}" + (f" on {holder.host}" if holder else ""))
+        elif before is not None and now == "queued":
+            say(f"again    {cell.title}: {folder.state().reason}")
+        elif before is not None and now == "done":
+            say(f"done     {cell.title}   {folder.state().seconds:.0f} s")
+        elif before is not None:
+            say(f"{now:8} {cell.title}: {folder.state().reason}   {folder.log}")
+
+    def _start(self) -> None:
+        """As many cells as there is room for."""
+        room = self.executor.room()
+        waiting = [cell for cell in self.source.cells() if self._may_start(cell)][: max(0, room)]
+        while len(waiting) < room and (cell := self.source.more()) is not None:
+            if self._may_start(cell):
+                waiting.append(cell)
+        if not waiting:
+            return
+        jobs = []
+        for cell in waiting:
+            folder = CellFolder.of(cell)
+            folder.prepare(cell.recipe)
+            command = (
+                sys.executable, "-m", "framework.grid.cell_process", str(folder.path),
+                "--processes", str(self.executor.processes), "--attempts", str(self.attempts),
+            )  # fmt: skip
+            jobs.append(Job(f"{self.name}-{cell.digest}", command, folder.log))
+        for cell, handle in zip(waiting, self.executor.start(jobs), strict=True):
+            self.handles[cell.digest] = handle
+
+    def _may_start(self, cell: Cell) -> bool:
+        digest, status = cell.digest, self.statuses.get(cell.digest, "queued")
+        return digest not in self.handles and digest not in self.left and status in ("queued", "stopped")
+
+    def _open(self) -> bool:
+        """Whether there is a cell that something may still become of."""
+        statuses = [(cell, self.statuses.get(cell.digest, "queued")) for cell in self.source.cells()]
+        return any(
+            cell.digest in self.handles or status == "running" or self._may_start(cell) for cell, status in statuses
+        )
+
+    def _why_to_end(self) -> str | None:
+        if self.interrupted:
+            return "interrupted; once more leaves at once, and the cells save and end by themselves"
+        if self.cancel.exists():
+            return f"{self.cancel} is there"
+        if self.fail_fast and self.failed:
+            return "a cell has failed"
+        return None
+
+    def _end(self, why: str) -> None:
+        """Ends what this scheduler has started, and waits until it has saved."""
+        say(f"ending: {why}")
+        for handle in self.handles.values():
+            handle.cancel()
+        patience = time.monotonic() + ENDS_S
+        while self.interrupted < 2 and time.monotonic() < patience:
+            self._look()
+            if not self.handles:
+                break
+            time.sleep(LOOKS_S)
+
+    def _counts(self) -> str:
+        found = list(self.statuses.values())
+        return ", ".join(f"{found.count(status)} {status}" for status in dict.fromkeys(found))
+
+
+@contextmanager
+def _interrupts(scheduler: Scheduler) -> Iterator[None]:
+    """Counts Ctrl-C and SIGTERM, which a scheduler heeds at its next look."""
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        scheduler.interrupted += 1
+
+    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def forget(cells: Iterable[Cell], statuses: Sequence[Status]) -> list[Cell]:
+    """Lets cells of these statuses be started again; gives those that it has changed."""
+    changed = []
+    for cell in cells:
+        folder = CellFolder.of(cell)
+        if folder.status() in statuses:
+            folder.change(status="queued", deaths=0, reason=None)
+            changed.append(cell)
+    return changed

@@ -1,0 +1,98 @@
+"""The statistics of a grid's table: spread over seeds, differences over resampled exams, Holm's correction.
+
+Shapes: E exams, R resamples of them, K differences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+import numpy as np
+
+from framework.grid.results import Spread
+
+RESAMPLES = 10_000
+LEVEL = 0.95  # of the interval
+AT_ONCE = 1_000_000  # exams of resamples that are held in memory together: some 30 MB
+# Below this a difference is rounding: equal scores that were summed in another order.
+NOTHING = 1e-12
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What resampled exams tell of a difference."""
+
+    value: float  # on the exams themselves
+    low: float  # 95 % interval
+    high: float
+    p: float  # two-sided
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Mean and sample standard deviation (n - 1); None of no values."""
+    if not values:
+        return None
+    return Spread(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values corrected for their number, in the order given: the chance of a single false alarm among them all.
+
+    The smallest of m counts m times, the next m - 1 times and so on; none is below a smaller one's, nor above 1.
+
+    Source:
+        Holm 1979, Scandinavian Journal of Statistics 6:65-70.
+    """
+    corrected, so_far = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        so_far = max(so_far, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = so_far
+    return corrected
+
+
+def bootstrap_differences(
+    differences: Callable[[np.ndarray], np.ndarray], exams: int, *, seed: int, resamples: int = RESAMPLES
+) -> list[Difference]:
+    """Differences on exams drawn with replacement, as many as there are.
+
+    What is compared is computed on one and the same resample, which makes the comparison paired. The interval is from
+    the 2.5 % to the 97.5 % point of the resampled differences. p is what goes with such an interval: twice the smaller
+    share of resamples on either side of 0, those at 0 on both, with the exams themselves counted in so that it is
+    never 0:
+
+        p = min(1, 2 (1 + min(#{d <= 0}, #{d >= 0})) / (1 + R))
+
+    Args:
+        differences: gives them, [K, R], from how often each exam is in each resample, [R, E]; called with some
+            resamples at a time.
+        exams: at least 2.
+
+    Source:
+        Efron and Tibshirani 1993, An Introduction to the Bootstrap, sections 13.3 (interval) and 15.4 (level reached).
+        Koehn 2004, EMNLP, for scores of a whole test set.
+    """
+    from scipy import stats
+
+    def of_drawn(drawn_RE: np.ndarray, axis: int) -> np.ndarray:
+        first_R1 = np.arange(len(drawn_RE))[:, None] * exams
+        counts = np.bincount((drawn_RE + first_R1).ravel(), minlength=drawn_RE.size)
+        return differences(counts.reshape(drawn_RE.shape).astype(np.float64))
+
+    found = stats.bootstrap(
+        (np.arange(exams),),  # exams are drawn by their numbers
+        of_drawn,
+        n_resamples=resamples,
+        batch=max(1, AT_ONCE // exams),
+        vectorized=True,
+        confidence_level=LEVEL,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    )
+    values_K = differences(np.ones((1, exams)))[:, 0]
+    drawn_KR = found.bootstrap_distribution
+    fewer_K = np.minimum((drawn_KR <= NOTHING).sum(-1), (drawn_KR >= -NOTHING).sum(-1))
+    p_K = np.minimum(1.0, 2 * (1 + fewer_K) / (1 + resamples))
+    interval = found.confidence_interval
+    return [Difference(*map(float, row)) for row in zip(values_K, interval.low, interval.high, p_K)]

@@ -1,0 +1,162 @@
+"""What the table and the page of a grid say in words: numbers, seeds that are missing, and the notes beneath."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from framework.grid.results import CellResult, Comparison, GridResult, Row, Spread
+
+SIGNIFICANT = 0.05  # a corrected p below it is marked
+
+
+@dataclass(frozen=True)
+class Note:
+    """A footnote of one row."""
+
+    mark: str  # "1"
+    row: Row
+    text: str  # "seed 2 failed: out of memory; seed 3 queued"
+
+
+def one_line(text: str) -> str:
+    """Labels and error texts come from files: whatever they hold, they stay in their line."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+
+
+def axis_names(result: GridResult) -> list[str]:
+    """Axes that the rows have settings of, in the order of the file; what a row was given beside them comes last."""
+    return list(dict.fromkeys([*result.axes, *(axis for row in result.rows for axis in row.settings)]))
+
+
+def settings_of(result: GridResult, row: Row) -> list[str]:
+    """The cells of a row under `setting_headers`."""
+    axes = axis_names(result)
+    return [one_line(row.settings.get(axis, "-")) for axis in axes] if axes else [one_line(row.label)]
+
+
+def setting_headers(result: GridResult) -> list[str]:
+    return [one_line(axis) for axis in axis_names(result)] or ["setting"]
+
+
+def arrow(result: GridResult, metric: str) -> str:
+    return "↑" if result.higher_is_better[metric] else "↓"
+
+
+def decimals(result: GridResult, metric: str) -> int:
+    """Places after the point that every number of a metric is written with: three figures of its largest mean."""
+    means = [abs(spread.mean) for row in result.rows if (spread := row.values.get(metric)) is not None]
+    largest = max((mean for mean in means if math.isfinite(mean)), default=0.0)
+    if largest == 0:
+        return 3
+    return min(8, max(3 if largest < 100 else 1, 2 - math.floor(math.log10(largest))))
+
+
+def mean_text(spread: Spread, places: int) -> str:
+    return f"{spread.mean:.{places}f}"
+
+
+def spread_text(spread: Spread | None, places: int) -> str:
+    """`0.312 ± 0.004`; of a single seed the mean alone."""
+    if spread is None:
+        return "-"
+    beside = "" if spread.deviation is None else f" ± {spread.deviation:.{places}f}"
+    return mean_text(spread, places) + beside
+
+
+def p_text(p: float) -> str:
+    return "p<0.001" if p < 0.001 else f"p={p:.3f}"
+
+
+def is_significant(comparison: Comparison | None) -> bool:
+    return comparison is not None and comparison.p_corrected < SIGNIFICANT
+
+
+def best_rows(result: GridResult, metric: str) -> set[int]:
+    """Indices of the rows with the best mean; several where they read the same."""
+    places = decimals(result, metric)
+    means = {
+        index: spread.mean
+        for index, row in enumerate(result.rows)
+        if (spread := row.values.get(metric)) is not None and math.isfinite(spread.mean)
+    }
+    if not means:
+        return set()
+    best = (max if result.higher_is_better[metric] else min)(means.values())
+    return {index for index, mean in means.items() if f"{mean:.{places}f}" == f"{best:.{places}f}"}
+
+
+def time_text(seconds: float | None) -> str:
+    """`45 s`, `12.5 min` or `3 h 05 min`."""
+    if seconds is None:
+        return "-"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if seconds < 59.95 * 60:
+        return f"{seconds / 60:.1f} min"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def memory_text(gib: float | None) -> str:
+    return "-" if gib is None else f"{gib:.2f}"
+
+
+def parameters_text(count: int | None) -> str:
+    """In millions."""
+    if count is None:
+        return "-"
+    return f"{count / 1e6:.2f}" if count >= 1e5 else f"{count / 1e6:.4f}"
+
+
+def seeds_text(row: Row) -> str:
+    """`3/3`, or `1/3, 1 failed, 1 queued`."""
+    done = len(row.cells) - len(row.missing)
+    by_status: dict[str, int] = {}
+    for cell in row.missing:
+        by_status[one_line(cell.status)] = by_status.get(one_line(cell.status), 0) + 1
+    return ", ".join([f"{done}/{len(row.cells)}", *(f"{count} {status}" for status, count in by_status.items())])
+
+
+def footnotes(result: GridResult) -> dict[int, Note]:
+    """By index of the row: a note on each row that lacks a score of a seed."""
+    notes: dict[int, Note] = {}
+    for index, row in enumerate(result.rows):
+        said = [text for cell in row.cells for text in lacks_of(cell, result.metrics)]
+        if not row.cells:
+            said = ["it has no cell"]
+        if said:
+            notes[index] = Note(str(len(notes) + 1), row, "; ".join(said))
+    return notes
+
+
+def lacks_of(cell: CellResult, metrics: tuple[str, ...], *, with_error: bool = True) -> Iterator[str]:
+    """Why scores of a cell are not there."""
+    if cell.status != "done":
+        error = f": {one_line(cell.error)}" if cell.error and with_error else ""
+        yield f"seed {cell.seed} {one_line(cell.status)}{error}"
+        return
+    for metric in metrics:
+        if metric not in cell.scores:
+            yield f"seed {cell.seed} done, but without {one_line(metric)}"
+
+
+def legend(result: GridResult) -> list[str]:
+    """What the numbers and marks of the table mean, a sentence each."""
+    said = ["Mean ± standard deviation (n - 1) over the seeds that are done; ↑ higher is better, ↓ lower is better."]
+    if any(spread.deviation is None for row in result.rows for spread in row.values.values() if spread is not None):
+        said.append("A mean without ± is of one seed.")
+    if result.baseline is not None:
+        over = "" if result.exams is None else f" over the same {result.exams} exams"
+        said.append(
+            f"Δ: difference to the baseline ({one_line(result.baseline)}) with its 95 % interval{over}, not corrected; "
+            f"p two-sided, corrected by Holm over all comparisons of a metric; * p < {SIGNIFICANT}."
+        )
+    return said
+
+
+def notes_below(result: GridResult) -> list[str]:
+    """All that has to stand under a table in plain text: legend, notices, footnotes."""
+    marked = [f"[{note.mark}] {one_line(note.row.label)}: {note.text}" for note in footnotes(result).values()]
+    return [*legend(result), *(one_line(notice) for notice in result.notices), *marked]
