@@ -60,16 +60,12 @@ class Zero(Strategy):
         self.optimizer = build_optimizer(self.task)
         # The global batch follows from the rest; a probe takes the share of one process of several.
         config = {key: value for key, value in self.config.items() if key != "train_batch_size"}
-        # Without a launcher; DeepSpeed asks for it, and whoever we start must not hear of it.
-        alone = "LOCAL_RANK" not in os.environ
-        os.environ.setdefault("LOCAL_RANK", "0")
-        try:
-            self.engine, self.cut, *_ = deepspeed.initialize(
-                model=self.task, optimizer=self.optimizer, config=config, dist_init_required=False
-            )
-        finally:
-            if alone:
-                del os.environ["LOCAL_RANK"]
+        os.environ.setdefault("LOCAL_RANK", "0")  # without a launcher: zero3 asks for it, in its second step as well
+        for tensor in [*self.task.parameters(), *self.task.buffers()]:
+            tensor.data = tensor.data.contiguous()  # it sends them as plain bytes, which channels_last weights are not
+        self.engine, self.cut, *_ = deepspeed.initialize(
+            model=self.task, optimizer=self.optimizer, config=config, dist_init_required=False
+        )
         # DeepSpeed talks through groups of its own, which would wait for as long as torch does by default.
         for group in dist.distributed_c10d._world.pg_map:
             dist.distributed_c10d._set_pg_timeout(timedelta(minutes=self.recipe.distributed.timeout), group)
