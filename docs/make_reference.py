@@ -1,4 +1,4 @@
-"""Writes docs/reference/ from the code: what every key of a recipe and of every shipped plugin means.
+"""Writes docs/reference/ from the code: what every key of a recipe, a grid file and a shipped plugin means.
 
 python docs/make_reference.py           writes the files
 python docs/make_reference.py --check   exits with 1 and the names of those that are stale
@@ -9,16 +9,18 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from framework.grid.file import GridFile  # noqa: E402
 from framework.listing import SECTION, describe, in_words  # noqa: E402
-from framework.recipe.json_schema import BESIDE, json_schema  # noqa: E402
+from framework.recipe.json_schema import BESIDE, json_schema, meaning  # noqa: E402
 from framework.recipe.merge import REPLACE, value_at  # noqa: E402
-from framework.recipe.schema import CHOICES, SLOTS  # noqa: E402
+from framework.recipe.schema import CHOICES, SLOTS, Section  # noqa: E402
 from framework.recipe.source import Key  # noqa: E402
 from framework.registry import KINDS, PLUGINS, Plugin, catalogue  # noqa: E402
 
@@ -107,6 +109,52 @@ def recipe_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def grids_page() -> str:
+    parts = [
+        NOTE,
+        "# Keys of a grid file",
+        "Every key, its type, and what it is where the file does not set it. What they do together: "
+        "[grids.md](../grids.md). Keys of executors: [plugins.md](plugins.md#executor).",
+        *grid_tables("The file", GridFile),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def grid_tables(head: str, model: type[Section]) -> Iterator[str]:
+    """The table of a block of keys, and those of the blocks in it."""
+    yield f"## {head}"
+    yield inspect.getdoc(model) or ""
+    yield table([grid_row(model, field) for field in model.model_fields])
+    for field, inner in sections_in(model).items():
+        yield from grid_tables(field, inner)
+
+
+def grid_row(model: type[Section], field: str) -> tuple[str, ...]:
+    made, inner = model.model_fields[field], sections_in(model).get(field)
+    if field == "executor":
+        words = "[executor](plugins.md#executor)"
+    elif inner:
+        words = f"[block](#{field})"
+    else:
+        words = in_words(model.model_json_schema()["properties"][field], code)
+    if made.is_required():
+        value = REQUIRED
+    else:
+        found = made.get_default(call_default_factory=True)
+        value = "its keys' own" if isinstance(found, Section) else code(found)
+    return code(field), words, value, " ".join(meaning(model, field).split())
+
+
+def sections_in(model: type[Section]) -> dict[str, type[Section]]:
+    """The fields that hold a block of keys of their own."""
+    found = {}
+    for name, field in model.model_fields.items():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                found[name] = kind
+    return found
+
+
 def plugin_part(plugin: Plugin) -> str:
     """One plugin: what it is, the rest of its docstring, its keys, and a piece of recipe."""
     found = describe(plugin)
@@ -126,7 +174,7 @@ def plugin_part(plugin: Plugin) -> str:
             f"### {plugin.kind}/{plugin.name}",
             plugin.summary,
             text.strip(),
-            f"Source: {found.source}",
+            f"Source: {found.source}" if found.source else "",
             " ".join([f"Code: [{place}](../../{place}).", *fit]),
             table(keys, PLUGIN_HEAD) if keys else "It has no keys.",
             f"```yaml\n{found.snippet}\n```",
@@ -144,7 +192,8 @@ def plugins_page() -> str:
         NOTE,
         "# Shipped plugins",
         "By kind: what each is, its keys, and a piece of recipe in which every key has its default; `???` stands where "
-        "a recipe must choose. How to write one: [plugins.md](../plugins.md).",
+        "a recipe must choose. Executors stand in a [grid file](../grids.md#executors). How to write one: "
+        "[plugins.md](../plugins.md).",
     ]
     shipped = sorted((p for p in catalogue().values() if p.path.is_relative_to(PLUGINS)), key=lambda p: p.name)
     for kind in KINDS.values():
@@ -153,7 +202,7 @@ def plugins_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-PAGES = {"recipe.md": recipe_page, "plugins.md": plugins_page}
+PAGES = {"recipe.md": recipe_page, "grids.md": grids_page, "plugins.md": plugins_page}
 
 
 def main(words: list[str]) -> int:

@@ -1,11 +1,11 @@
-"""What `ls` and `describe` tell of kinds, plugins and recipes, from their text alone."""
+"""What `ls` and `describe` tell of kinds, plugins, recipes and grids, from their text alone."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ import yaml
 from pydantic import TypeAdapter
 
 from framework.recipe.schema import SLOTS
-from framework.recipe.source import read_text, shipped_recipes
+from framework.recipe.source import read_text
 from framework.registry import KINDS, Plugin, PluginError, broken, catalogue, did_you_mean, find, short, unusable
 from framework.signature import RESERVED, Key, given, gives, keys_of, needs
 
-RECIPE_WORD = "recipe"  # `ls recipe` lists these, though they are no plugins
+# `ls` lists these as well, though they are no plugins.
+RECIPE_WORD = "recipe"
+GRID_WORD = "grid"
 MODELINE = "# yaml-language-server:"
-# What build.py hands over, in words.
+# What build.py hands over, in words; to an executor, `grid run` does.
 GIVEN = {
     "channels": "channels of an image (data.channels)",
     "vocabulary_size": "words that the tokenizer knows",
@@ -32,6 +34,8 @@ GIVEN = {
     "word_vectors_WD": "where each word points in the report space",
     "groups": "parameters by learning rate and decay",
     "steps": "steps of the whole run",
+    "jobs": "cells at once, where the user asks for a number (--jobs)",
+    "folder": "where it may keep files of its own",
 }
 SECTION = re.compile(r"^([A-Z]\w+):[ \t]*\n((?:[ \t]+.*(?:\n|\Z)|[ \t]*\n)+)", re.MULTILINE)
 JSON_TYPES = {
@@ -105,17 +109,17 @@ def plugins_of(kind: str | None, files: tuple[Path, ...] = ()) -> list[Plugin]:
         singular = {f"{known}es" if known.endswith("s") else f"{known}s": known for known in KINDS}
         kind = singular.get(kind, kind)
         if kind not in KINDS:
-            known = [*KINDS, RECIPE_WORD]
+            known = [*KINDS, RECIPE_WORD, GRID_WORD]
             raise PluginError(f"Unknown kind '{kind}'.{did_you_mean(kind, known)} Known: {', '.join(known)}")
     order = list(KINDS)
     plugins = [plugin for plugin in catalogue(files).values() if kind in (None, plugin.kind)]
     return sorted(plugins, key=lambda plugin: (order.index(plugin.kind), plugin.name))
 
 
-def recipe_rows() -> list[tuple[str, str, str]]:
-    """Name, first line of the head comment, and place of every shipped recipe."""
+def rows_of_files(files: Mapping[str, Path]) -> list[tuple[str, str, str]]:
+    """Name, first line of the head comment, and place of recipes or grids."""
     rows = []
-    for name, path in shipped_recipes().items():
+    for name, path in files.items():
         comments = [line for line in read_text(path).splitlines() if line.startswith("#")]
         head = next((line.lstrip("# ") for line in comments if not line.startswith(MODELINE)), "")
         rows.append((name, head, short(path)))
@@ -186,9 +190,16 @@ def as_yaml(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("...").removesuffix("\n")
 
 
+def stands_in(kind: str) -> str:
+    """Where the plugins of a kind are named."""
+    return "a recipe" if kind in SLOTS.values() else "a grid file"
+
+
 def snippet(plugin: Plugin) -> str:
-    """A piece of recipe that uses a plugin, every key with its default; `???` where the recipe must choose."""
-    slot = next(slot for slot, kind in SLOTS.items() if kind == plugin.kind)
+    """A piece of recipe that uses a plugin, every key with its default; `???` where the recipe must choose. Of an
+    executor, a piece of a grid file.
+    """
+    slot = next((slot for slot, kind in SLOTS.items() if kind == plugin.kind), (plugin.kind,))
     keys = [f"{key.name}: {'???' if key.required else as_yaml(key.default)}" for key in keys_of(plugin)]
     beside = {"weight": "1.0", "lr": "0.001", "encoder_lr": "null"}
     keys = [f"{word}: {beside[word]}" for word in sorted(RESERVED.get(plugin.kind, ()), reverse=True)] + keys

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -72,7 +73,14 @@ def status(grid: GridArgument, overrides: Overrides = None, as_json: Json = Fals
     print(counts(rows))
 
 
-def report(grid: GridArgument, overrides: Overrides = None, as_json: Json = False) -> None:
+def report(
+    grid: GridArgument,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write it, to be handed on without the runs.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Show the table of what is done so far, and write it as CSV, Markdown, LaTeX and one page."""
     made = _load(grid, overrides)
     if as_json:
@@ -80,7 +88,7 @@ def report(grid: GridArgument, overrides: Overrides = None, as_json: Json = Fals
 
         show_json(asdict(grid_result(made)))
         return
-    _report(made)
+    _report(made, out)
 
 
 def cancel(grid: GridArgument, overrides: Overrides = None) -> None:
@@ -104,7 +112,7 @@ def _notices(notices: Sequence[str]) -> None:
         print(f"notice: {notice}")
 
 
-def _report(made: Grid) -> None:
+def _report(made: Grid, out: Path | None = None) -> None:
     from framework.grid.report import grid_result, write_report
     from framework.grid.table import header_and_rows
     from framework.grid.wording import notes_below
@@ -115,7 +123,7 @@ def _report(made: Grid) -> None:
     for note in notes_below(result):
         print(note)
     print()
-    for path in write_report(result, made.folder).values():
+    for path in write_report(result, out or made.folder, linked=out is None):
         print(path)
 
 

@@ -13,35 +13,42 @@ import typer
 from framework.cli.show import show, show_json
 from framework.cli.words import Files, Json, files_of
 
+# What files that `ls` lists are, beside plugins.
+FILES_GIVE = {"recipe": "a whole run, or a piece of one", "grid": "an ablation: recipes that differ in some keys"}
+
 
 def ls(
-    kind: Annotated[str | None, typer.Argument(help="A kind of plugin, or `recipe`; else all.")] = None,
+    kind: Annotated[str | None, typer.Argument(help="A kind of plugin, `recipe` or `grid`; else all.")] = None,
     plugins: Files = None,
     broken: Annotated[
         bool, typer.Option("--broken", help="Those that cannot be used, with the reason; imports all the others.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List plugins and recipes, one line each."""
+    """List plugins, recipes and grids, one line each."""
     files = files_of(plugins)
     if broken:
         _ls_broken(files, as_json)
         return
-    from framework.listing import RECIPE_WORD, plugins_of, recipe_rows
+    from framework.grid.file import shipped_grids
+    from framework.listing import GRID_WORD, RECIPE_WORD, plugins_of, rows_of_files
+    from framework.recipe.source import shipped_recipes
     from framework.registry import KINDS, short
 
-    only_recipes = kind in (RECIPE_WORD, f"{RECIPE_WORD}s")
-    found = [] if only_recipes else plugins_of(kind, files)
+    shipped = {RECIPE_WORD: shipped_recipes, GRID_WORD: shipped_grids}
+    only = next((word for word in shipped if kind in (word, f"{word}s")), None)
+    found = [] if only else plugins_of(kind, files)
     rows = [(p.kind, p.name, p.summary, p.origin, short(p.path)) for p in found]
-    if kind is None or only_recipes:
-        rows += [(RECIPE_WORD, name, head, "shipped", where) for name, head, where in recipe_rows()]
+    for word, files_of_word in shipped.items():
+        if kind is None or only == word:
+            rows += [(word, name, head, "shipped", where) for name, head, where in rows_of_files(files_of_word())]
     headers = ("kind", "name", "what it is", "from", "where")
     if as_json:
         show_json([dict(zip(("kind", "name", "summary", "origin", "where"), row)) for row in rows])
     elif sys.stdout.isatty():
         for group, members in groupby(rows, key=lambda row: row[0]):
-            title = f"{group}: {KINDS[group].gives}" if group in KINDS else "recipe: a whole run, or a piece of one"
-            show(headers[1:], [row[1:] for row in members], title)
+            gives = FILES_GIVE[group] if group in FILES_GIVE else KINDS[group].gives
+            show(headers[1:], [row[1:] for row in members], f"{group}: {gives}")
     else:
         show(headers, rows)
 
@@ -63,8 +70,8 @@ def describe(
     plugins: Files = None,
     as_json: Json = False,
 ) -> None:
-    """Show a plugin's signature, keys, types, defaults, units, source, and a piece of recipe to paste."""
-    from framework.listing import as_yaml, find_by_words
+    """Show a plugin's signature, keys, types, defaults, units, source, and a block to paste."""
+    from framework.listing import as_yaml, find_by_words, stands_in
     from framework.listing import describe as describe_plugin
 
     found = describe_plugin(find_by_words(name, files_of(plugins)))
@@ -89,7 +96,7 @@ def describe(
             print(f"{word}: {', '.join(values)}")
     if found.source:
         print(f"Source: {found.source}")
-    print(f"\nIn a recipe:\n\n{found.snippet}")
+    print(f"\nIn {stands_in(found.kind)}:\n\n{found.snippet}")
 
 
 def new(
@@ -101,11 +108,11 @@ def new(
     ] = False,
 ) -> None:
     """Write a plugin file and its test from a template; both work as they stand."""
-    from framework.listing import snippet
+    from framework.listing import snippet, stands_in
     from framework.registry import find, short
     from framework.scaffold import write_plugin
 
     path, test = (file.resolve() for file in write_plugin(kind, name, folder, shipped=shipped))
     files = "" if shipped else f"plugins: [{short(path)}]\n"
     print(f"{short(path)}\n{short(test)}\n\nTry it:\n\n    pytest {short(test)}\n")
-    print(f"In a recipe:\n\n{files}{snippet(find(kind, name, () if shipped else (path,)))}")
+    print(f"In {stands_in(kind)}:\n\n{files}{snippet(find(kind, name, () if shipped else (path,)))}")

@@ -144,7 +144,7 @@ def _drop_what_needs_topics(merged: Merged, changed: Sequence[Layer]) -> tuple[s
     ):
         return ()
     asked = {name for layer in changed for name in layer.tree.get("losses", ())}
-    dropped = []
+    notices = []
     for name, block in losses.items():
         if name in asked or not isinstance(block, dict) or block.get("weight") == 0:
             continue
@@ -154,8 +154,8 @@ def _drop_what_needs_topics(merged: Merged, changed: Sequence[Layer]) -> tuple[s
             continue  # told when the recipe is checked
         if "topics" in needed:
             block["weight"] = 0
-            dropped.append(f"losses.{name} is off where the distiller is {NO_TOPICS}: it needs topics")
-    return tuple(dropped)
+            notices.append(f"losses.{name} is off where the distiller is {NO_TOPICS}: it needs topics")
+    return tuple(notices)
 
 
 def changes_of(values: dict[str, Any], at: Key) -> list[Change]:

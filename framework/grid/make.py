@@ -9,6 +9,7 @@ from typing import Any
 
 from framework.grid.axes import ABLATE, Combination, read_axes
 from framework.grid.cells import Cell, CellMaker, Change, Option
+from framework.grid.executors import choose_executor
 from framework.grid.file import ReadGrid
 from framework.grid.labels import names_of
 from framework.grid.scores import problem_with
@@ -50,6 +51,7 @@ def make_grid(read: ReadGrid, overrides: Sequence[str] = ()) -> Grid:
     Raises:
         RecipeError: whatever is wrong in any of them, one line a mistake.
     """
+    choose_executor(read)
     maker = CellMaker(read, overrides)
     if read.said.search is not None:
         return _searched(maker)
@@ -76,24 +78,27 @@ def _searched(maker: CellMaker) -> Grid:
         problems.append(
             f"{read.where(('search', 'prune'))}: search.prune: is for method: tpe, which hears of validations"
         )
+    if search.monitor is not None and search.method != "tpe":
+        at = read.where(("search", "monitor"))
+        problems.append(f"{at}: search.monitor: is for method: tpe; what is drawn at random depends on no score")
     if read.said.report.baseline is not None:
         problems.append(f"{read.where(('report', 'baseline'))}: report.baseline: a search has none; take it out")
-    at: Key = ("search", "keys")
+    keys: Key = ("search", "keys")
 
     def complain(inside: tuple[str | int, ...], text: str) -> None:
-        key = (*at, *inside)
+        key = (*keys, *inside)
         problems.append(f"{read.where(key)}: {dotted(key)}: {text}")
 
     space = read_space(search.keys, complain)
     if problems:
         raise RecipeError(*problems)
     extremes = [
-        (label_of(key, value, space), [Option({}, (Change(key, value, (*at, key)),))])
+        (label_of(key, value, space), [Option({}, (Change(key, value, (*keys, key)),))])
         for key, part in space.items()
         for value in (part.values if isinstance(part, Choices) else (part.low, part.high))
     ]
     _overrides_count(maker, extremes)
-    _checked(maker, extremes)
+    _good_cells(maker, extremes)
     base = maker.base_recipe()
     _scores_are_known(read, [base])
     names = names_of(space)
@@ -132,20 +137,11 @@ def _overrides_count(maker: CellMaker, combinations: Sequence[Combination]) -> N
 
 
 def _checked(maker: CellMaker, combinations: Sequence[Combination]) -> tuple[Cell, ...]:
-    """All cells. What is wrong in some of them is told once, with the rows that it is wrong in."""
+    """All cells, no two of which compute the same."""
     grid = maker.grid
-    problems: dict[str, list[str]] = {}
-    cells: list[Cell] = []
     if grid.said.seeds and SEED in {*grid.said.axes, *grid.said.zip}:
         raise RecipeError(f"{grid.where(('seeds',))}: seeds: {SEED} is an axis as well; it can be one of them alone")
-    for label, options in combinations:
-        try:
-            cells += maker.cells(label, options, grid.said.seeds)
-        except RecipeError as error:
-            for line in error.lines:
-                problems.setdefault(line, []).append(label)
-    if problems:
-        raise RecipeError(*[_with_rows(line, rows, len(combinations)) for line, rows in problems.items()])
+    cells = _good_cells(maker, combinations)
     first: dict[str, Cell] = {}
     for cell in cells:
         other = first.setdefault(cell.digest, cell)
@@ -155,6 +151,21 @@ def _checked(maker: CellMaker, combinations: Sequence[Combination]) -> tuple[Cel
                 "effect on a result. Exclude one of them"
             )
     return tuple(cells)
+
+
+def _good_cells(maker: CellMaker, combinations: Sequence[Combination]) -> list[Cell]:
+    """The cells. What is wrong in some of them is told once, with the rows that it is wrong in."""
+    problems: dict[str, list[str]] = {}
+    cells: list[Cell] = []
+    for label, options in combinations:
+        try:
+            cells += maker.cells(label, options, maker.grid.said.seeds)
+        except RecipeError as error:
+            for line in error.lines:
+                problems.setdefault(line, []).append(label)
+    if problems:
+        raise RecipeError(*[_with_rows(line, rows, len(combinations)) for line, rows in problems.items()])
+    return cells
 
 
 def _with_rows(line: str, rows: Sequence[str], of: int) -> str:

@@ -43,15 +43,16 @@ STATUS_CLASS = {"done": "done", "failed": "failed", "running": "running"}  # of 
 COSTS = ("time", "memory [GiB]", "parameters [M]")
 
 
-def write_page(result: GridResult, path: Path, made: date | None = None) -> None:
+def write_page(result: GridResult, path: Path, made: date | None = None, *, linked: bool = True) -> None:
     """Writes the page to `path`; links of cells lead from there to `run/report.html` where that is a file.
 
     The same result, files and date give the same bytes.
 
     Args:
         made: the date that stands on it; None: today.
+        linked: False for a page that is handed on without the runs.
     """
-    link = {cell.run: _link(path, cell.run) for row in result.rows for cell in row.cells}
+    link = {cell.run: _link(path, cell.run) if linked else None for row in result.rows for cell in row.cells}
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',

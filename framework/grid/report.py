@@ -44,8 +44,12 @@ def grid_result(grid: Grid) -> GridResult:
     )
 
 
-def write_report(result: GridResult, folder: Path) -> dict[str, Path]:
-    """Writes all forms of a table into a folder: what each is -> its file."""
+def write_report(result: GridResult, folder: Path, *, linked: bool = True) -> list[Path]:
+    """Writes all forms of a table into a folder.
+
+    Args:
+        linked: whether its page leads to the reports of the cells, which a folder that is handed on does not have.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "table.csv": as_csv(result),
@@ -55,5 +59,5 @@ def write_report(result: GridResult, folder: Path) -> dict[str, Path]:
     }
     for name, text in texts.items():
         write_whole(folder / name, text)
-    write_page(result, folder / "index.html")
-    return {name: folder / name for name in [*texts, "index.html"]}
+    write_page(result, folder / "index.html", linked=linked)
+    return [folder / name for name in [*texts, "index.html"]]

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from framework.grid.cell_folder import CellFolder, Status
 from framework.grid.cells import Cell, rows_of
-from framework.grid.executor import Executor
+from framework.grid.executors import build_executor
 from framework.grid.make import Grid
 from framework.grid.scheduler import Fixed, Scheduler, Source, forget
 from framework.progress import say
-from framework.recipe import RecipeError
-from framework.recipe.check import explain
-from framework.registry import did_you_mean, find, load
-from framework.signature import given, model_of
+from framework.registry import did_you_mean
 
-KIND = "executor"
 RETRIED: tuple[Status, ...] = ("failed", "pruned")
 
 
@@ -50,7 +45,7 @@ def run_grid(
     scheduler = Scheduler(
         name=grid.name,
         source=source,
-        executor=build_executor(grid, executor, jobs),
+        executor=build_executor(grid.read, grid.folder, executor, jobs),
         attempts=grid.read.said.attempts,
         fail_fast=fail_fast,
         cancel=_cancel_file(grid),
@@ -60,41 +55,6 @@ def run_grid(
     if failed and retry is None:
         say(f"{len(failed)} failed; --retry failed starts them again")
     return good
-
-
-def build_executor(grid: Grid, named: str | None, jobs: int | None) -> Executor:
-    """The executor that the grid file or the command line names, with the grid file's keys if they are its own.
-
-    Raises:
-        RecipeError: there is none of this name, or it does not take these keys.
-    """
-    read = grid.read
-    said = dict(read.said.executor)
-    name = said.pop("name", None)
-    at = f"{read.where((KIND,))}: {KIND}"
-    if not isinstance(name, str):
-        raise RecipeError(f"{at}: needs name, such as {{name: local}}")
-    if named is not None and named != name:
-        name, said, at = named, {}, f"--{KIND}"
-    plugin = find(KIND, name, read.plugin_files)
-    keys = _checked_keys(plugin, said, at)
-    known = {"jobs": jobs, "folder": grid.folder / name}
-    handed = {word: known[word] for word in given(plugin)}
-    if jobs is not None and "jobs" not in handed:
-        raise RecipeError(f"--jobs: executor {name} does not take it")
-    built: Executor = load(plugin)(**keys, **handed)
-    return built
-
-
-def _checked_keys(plugin: Any, said: dict[str, Any], at: str) -> dict[str, Any]:
-    from pydantic import ValidationError
-
-    try:
-        return model_of(plugin).model_validate(said, strict=True).model_dump(by_alias=True)
-    except ValidationError as error:
-        names = [field.alias or name for name, field in model_of(plugin).model_fields.items()]
-        found = explain(error, said, (), lambda place: names if place == () else [])
-        raise RecipeError(*[f"{at}.{'.'.join(map(str, key))}: {problem}" for key, problem in found]) from None
 
 
 def source_of(grid: Grid, only: str | None = None) -> Source:

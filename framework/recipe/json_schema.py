@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import sys
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from framework.recipe import schema as recipe_schema
 from framework.recipe.merge import REPLACE
 from framework.recipe.schema import NO_TOPICS, SLOTS, Choice, Loss, Optimizer, Recipe, Section
 from framework.recipe.source import GROUPS, REFERENCE, shipped_recipes
@@ -55,7 +55,7 @@ def json_schema(files: Files = ()) -> Schema:
         "then": {"allOf": _required(files)},
         "definitions": {
             "reference": {"type": "string", "pattern": f"^{REFERENCE.pattern}$", "description": "Another key's value."},
-            **{kind: _plugin_block(kind, files) for kind in KINDS if kind != "loss"},
+            **{kind: _plugin_block(kind, files) for kind in KINDS if kind in SLOTS.values() and kind != "loss"},
         },
     }
 
@@ -66,17 +66,19 @@ def as_text(schema: Schema) -> str:
 
 
 def meaning(section: type[Section], field: str) -> str:
-    """What a field is for: the text under it in schema.py, or that of the section that it holds."""
-    written = (_texts().get((model.__name__, field)) for model in section.__mro__)
+    """What a field is for: the text under it in its file, or that of the section that it holds."""
+    models = [model for model in section.__mro__ if issubclass(model, Section)]
+    written = (_texts(model.__module__).get((model.__name__, field)) for model in models)
     text = next(filter(None, written), getattr(section.model_fields[field].annotation, "__doc__", None))
-    assert text, f"framework/recipe/schema.py: {section.__name__}.{field} has no text under it"
+    assert text, f"{section.__module__}: {section.__name__}.{field} has no text under it"
     return text
 
 
 @cache
-def _texts() -> dict[tuple[str, str], str]:
+def _texts(module: str) -> dict[tuple[str, str], str]:
+    """The texts under the fields of the sections that a module defines."""
     found = {}
-    for node in ast.parse(inspect.getsource(recipe_schema)).body:
+    for node in ast.parse(inspect.getsource(sys.modules[module])).body:
         for field, below in pairwise(node.body if isinstance(node, ast.ClassDef) else ()):
             if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
                 found[node.name, ast.unparse(field.target)] = str(ast.literal_eval(below.value))  # type: ignore[attr-defined]

@@ -105,10 +105,12 @@ def _cancels(executor: Any, folder: Path, patience_s: float) -> None:
     saved, ready = folder / "saved", folder / "ready"
     job = Job("check-cancel", (sys.executable, "-c", WAITS, str(saved), str(ready)), folder / "cancel.txt")
     (handle,) = _started(executor, [job])
-    _wait(handle, ready.exists, "a command is started", patience_s)
-    state = handle.state()
-    hold(state == "running", "a command that runs is running", found=state, expected="running", fix="mend state()")
-    handle.cancel()
+    try:
+        _wait(handle, ready.exists, "a command is started", patience_s)
+        state = handle.state()
+        hold(state == "running", "a command that runs is running", found=state, expected="running", fix="mend state()")
+    finally:
+        handle.cancel()
     _wait(handle, partial(_is_gone, handle), "a command that was cancelled ends", patience_s)
     hold(
         saved.exists(),

@@ -34,8 +34,10 @@ class LocalHandle:
 
 @register("executor", "local")
 class Local:
-    """A pool on this machine. With GPUs, each cell gets some of its own, also beside other `grid run`s of this user;
-    on a CPU, cells share the cores. A cell outlives the `grid run` that started it.
+    """A pool on this machine.
+
+    With GPUs, each cell gets some of its own, also beside other `grid run`s of this user; on a CPU, cells share the
+    cores. A cell outlives the `grid run` that started it.
 
     Args:
         processes: of each cell: GPUs, or processes on a CPU. [processes]

@@ -21,7 +21,11 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
+from framework.grid.file import GridFile, read_grid, shipped_grids
+from framework.grid.make import make_grid
 from framework.recipe import load_recipe
+from framework.registry import find
+from framework.signature import model_of
 
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("examples/**/README.md"), *ROOT.glob("docs/**/*.md")]
 PAGES = sorted(file.relative_to(ROOT).as_posix() for file in FILES)
@@ -89,7 +93,7 @@ SHORTENED = {
         )
     },
     "train.epochs=20": "train.epochs=1",
-    "in 1 2;": "in 1;",
+    "grid run": "grid run --dry-run",  # tests/grid/test_running.py runs one whole
 }
 OWN = re.compile(r"\b(mine|my_)")  # names of files that a page writes itself
 
@@ -270,11 +274,23 @@ def test_the_recipe_or_its_piece_loads(block: Block, tmp_path: Path) -> None:
         (tmp_path / file.name).symlink_to(file)
     said = yaml.safe_load(block.text)
     assert isinstance(said, dict), f"{block}: no recipe; name another language: {', '.join(sorted(LANGUAGES))}"
+    if said.keys() <= GridFile.model_fields.keys():
+        hold_a_grid(block.text, whole="recipe" in said, path=tmp_path / "grid.yaml")
+        return
     whole = "_base_" in said or {"data", "model", "losses"} <= said.keys()
     (tmp_path / "piece.yaml").write_text("" if whole else "_base_: shipped:smoke.yaml\n", encoding="utf-8")
     with (tmp_path / "piece.yaml").open("a", encoding="utf-8") as file:
         file.write(block.text)
     load_recipe(tmp_path / "piece.yaml")
+
+
+def hold_a_grid(text: str, whole: bool, path: Path) -> None:
+    """A grid file, or a piece of one: its cells are good, and so are the keys of its executor."""
+    path.write_text(text if whole else f"recipe: shipped:smoke\n{text}", encoding="utf-8")
+    grid = make_grid(read_grid(path))
+    executor = dict(grid.read.said.executor)
+    plugin = find("executor", executor.pop("name"), grid.read.plugin_files)
+    model_of(plugin).model_validate(executor, strict=True)  # not built: the cluster that it is for is not here
 
 
 @pytest.mark.parametrize("block", [block for block in HERE if block.language == "json"], ids=str)
@@ -301,6 +317,11 @@ def test_no_exception_is_left_over() -> None:
     assert not NOT_RUN.keys() - typed
     assert not [pattern for pattern in SHORTENED if not any(pattern in text for text in typed - NOT_RUN.keys())]
     assert not ELSEWHERE.keys() - {(block.page, block.language) for block in ALL}
+
+
+def test_the_page_of_grids_names_every_shipped_grid() -> None:
+    named = re.findall(r"(?m)^\| \[`(\w+)`\]\(\.\./recipes/grids/\1\.yaml\)", read("docs/grids.md"))
+    assert sorted(named) == sorted(shipped_grids())
 
 
 def test_lines_go_on_comments_end_and_fences_hold() -> None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from framework.grid.executors import build_executor
+from framework.grid.file import read_grid
+from framework.grid.make import make_grid
 from framework.recipe import load_recipe
+from framework.recipe.schema import SLOTS
 from framework.registry import KINDS
 from framework.scaffold import TEMPLATES, write_plugin
 from framework.testing import CHECKS
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "guide.md"
+IN_RECIPES = [kind for kind in KINDS if kind in SLOTS.values()]
 SHOWN = re.compile(r"(?ms)(^<!-- framework/templates/(\w+)\.py -->\n```python\n)(.*?)(^```$)")
 
 
@@ -63,7 +69,7 @@ def test_a_stale_block_is_named_and_written_anew() -> None:
     assert renewed(old) == TEXT
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", IN_RECIPES)
 def test_the_recipe_of_a_section_loads_with_its_plugin(kind: str, tmp_path: Path) -> None:
     path, _ = write_plugin(kind, f"my_{kind}", tmp_path)
     (block,) = blocks("yaml", SECTIONS[kind])
@@ -72,6 +78,17 @@ def test_the_recipe_of_a_section_loads_with_its_plugin(kind: str, tmp_path: Path
     assert block.startswith("_base_: shipped:smoke.yaml\n")
     assert recipe.plugin_files == (path,)
     assert f"my_{kind}" in str(recipe.model_dump(exclude={"plugins"}))
+
+
+def test_the_grid_file_of_the_executors_section_loads_with_its_plugin(tmp_path: Path) -> None:
+    path, _ = write_plugin("executor", "my_executor", tmp_path)
+    (block,) = blocks("yaml", SECTIONS["executor"])
+    (tmp_path / "mine.yaml").write_text(block, encoding="utf-8")
+    grid = make_grid(read_grid(tmp_path / "mine.yaml"))
+    assert grid.read.plugin_files == (path,)
+    executor: Any = build_executor(grid.read, grid.folder, None, 3)
+    assert (type(executor).__name__, executor.jobs) == ("MyExecutor", 3)
+    assert executor.niceness == grid.read.said.executor["niceness"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from framework.grid.file import GridFile, Prune, Report, Search
 from framework.recipe.schema import Recipe, Section
 from framework.registry import PLUGINS, catalogue
 from framework.signature import keys_of
@@ -49,7 +50,7 @@ def test_a_stale_page_is_named_and_written_anew(tmp_path: Path) -> None:
 def test_every_row_of_a_table_has_the_cells_of_its_head(page: Path) -> None:
     rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     assert len(rows) > 30
-    cells = {"recipe.md": 4, "plugins.md": 5}[page.name]
+    cells = {"recipe.md": 4, "grids.md": 4, "plugins.md": 5}[page.name]
     assert {len(re.split(r"(?<!\\)\|", row)) - 2 for row in rows} == {cells}
 
 
@@ -65,6 +66,16 @@ def test_every_key_of_the_recipe_and_of_every_shipped_plugin_has_a_row() -> None
             part = plugins.split(f"\n### {plugin.kind}/{plugin.name}\n", 1)[1].split("\n### ", 1)[0]
             for key in keys_of(plugin):
                 assert f"\n| `{key.name}` |" in part, f"{plugin.kind}/{plugin.name}: {key.name}"
+
+
+def test_every_key_of_a_grid_file_has_a_row_that_says_what_it_means() -> None:
+    parts = re.split(r"(?m)^## ", (REFERENCE / "grids.md").read_text(encoding="utf-8"))
+    tables = {head: text for head, _, text in (part.partition("\n") for part in parts)}
+    blocks = {"The file": GridFile, "search": Search, "prune": Prune, "report": Report}
+    assert [head for head in tables if head in blocks] == list(blocks)
+    for head, model in blocks.items():
+        keys = re.findall(r"(?m)^\| `(\w+)` \|.*\| ([^|]+\.) \|$", tables[head])
+        assert [key for key, _ in keys] == list(model.model_fields), head
 
 
 def test_the_code_that_a_page_links_to_is_there() -> None:

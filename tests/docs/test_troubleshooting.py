@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "troubleshooting.md"
 OURS = ("framework", "plugins")
 FOR_AUTHORS = ("framework/testing", "framework/templates")  # what tests of plugins say, not what users meet
-SPEAKERS = {"note", "say", "warn", "warning", "ExamError", "ExamWarning", "BadParameter", "exit", "_refuse"}
+SPEAKERS = {"note", "say", "warn", "warning", "ExamError", "ExamWarning", "BadParameter", "exit", "_refuse", "complain"}
+REASON = "reason"  # a value of this name is kept, and told later
 LISTS = ("problems", "notices")
 NOT_FOR_USERS = {"AssertionError", "KeyError", "Exit", "MainProcessFailed"}
 OTHERS = "<!-- not from this code -->"  # closes the part of the page whose messages are ours
@@ -135,13 +136,17 @@ def _spoken(node: ast.AST) -> list[ast.expr]:
         return [node.exc] if name.islower() else node.exc.args + [k.value for k in node.exc.keywords]
     if isinstance(node, ast.AugAssign) and last_name(node.target) in LISTS:
         return [node.value]
+    if isinstance(node, ast.Dict):
+        keys = [key.value if isinstance(key, ast.Constant) else None for key in node.keys]
+        return [value for key, value in zip(keys, node.values) if key == REASON]
     if not isinstance(node, ast.Call):
         return []
-    name = last_name(node.func)
+    name, kept = last_name(node.func), [word.value for word in node.keywords if word.arg == REASON]
     on_list = name == "append" and isinstance(node.func, ast.Attribute) and last_name(node.func.value) in LISTS
-    to_person = name == "print" and any(ast.unparse(k.value) == "sys.stderr" for k in node.keywords)
+    # What is flushed goes into a log that people follow.
+    to_person = name == "print" and any(ast.unparse(k) in ("file=sys.stderr", "flush=True") for k in node.keywords)
     in_a_signal = ast.unparse(node.func) == "os.write" and ast.unparse(node.args[0]) == "2"
-    return node.args if name in SPEAKERS or on_list or to_person or in_a_signal else []
+    return kept + (node.args if name in SPEAKERS or on_list or to_person or in_a_signal else [])
 
 
 def _results(function: ast.FunctionDef) -> list[ast.expr]:
@@ -203,15 +208,16 @@ def missing(told: tuple[Message, ...], rows: tuple[str, ...]) -> list[str]:
 
 
 def stale(told: tuple[Message, ...], rows: tuple[str, ...]) -> list[str]:
-    """Rows with words that no message has: longest pieces are struck out first."""
-    pieces = sorted({piece for m in told for piece in m.pieces if WORD.search(piece)}, key=len, reverse=True)
+    """Rows with words that no message has: every piece is struck out wherever it stands, and pieces may overlap."""
+    pieces = {piece for m in told for piece in m.pieces if WORD.search(piece)}
     found = []
     for row in rows:
-        left = row
+        left = list(row)
         for piece in pieces:
-            if piece in left:
-                left = re.sub(WORD_BEGINS + re.escape(piece) + WORD_ENDS, " | ", left)
-        if words := PLAIN_WORD.findall(left):
+            if piece in row:
+                for stands in re.finditer(WORD_BEGINS + re.escape(piece) + WORD_ENDS, row):
+                    left[slice(*stands.span())] = " " * len(piece)
+        if words := PLAIN_WORD.findall("".join(left)):
             found.append(f"{row}\n    (no message says: {' '.join(words)})")
     return found
 
@@ -262,6 +268,10 @@ def test_no_message_has_two_rows() -> None:
         ('if note := g():\n    say(f"{note}")\n\ndef g():\n    return "three are left"', ["three are left"]),
         ('os.write(2, f"{name}: is heard".encode())', [": is heard"]),
         ('print("done")', []),
+        ('print(f"{name}: is taken over", flush=True)', [": is taken over"]),
+        ('complain((key,), "is no list")', ["is no list"]),
+        ('replace(state, reason="it was killed")', ["it was killed"]),
+        ('told = {"code": 3, "reason": "it did not say why"}', ["it did not say why"]),
     ],
 )
 def test_messages_are_found_however_they_are_put_together(

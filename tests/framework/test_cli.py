@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from framework import cli
-from framework.listing import snippet
+from framework.listing import snippet, stands_in
 from framework.registry import catalogue
 from framework.signature import class_texts
 
@@ -70,6 +70,7 @@ def test_ls_names_plugins_and_recipes_in_plain_columns(run):
     assert code == 0
     assert ["encoder", "tiny_cnn"] in [row[:2] for row in rows]
     assert ["recipe", "breast"] in [row[:2] for row in rows]
+    assert ["grid", "smoke"] in [row[:2] for row in rows]
     assert not set(out) & set("│┃─━"), "lines are for terminals"
 
 
@@ -77,6 +78,12 @@ def test_ls_of_a_kind_shows_that_kind_and_plugins_of_a_file(run):
     _, out, _ = run("ls", "encoders", "--plugins", str(TOYS))
     assert {line.split()[0] for line in out.splitlines()[1:]} == {"encoder"}
     assert "toy_eyes" in out
+
+
+@pytest.mark.parametrize("word", ["recipe", "recipes", "grid", "grids"])
+def test_ls_of_recipes_or_grids_shows_those_alone(run, word):
+    _, out, _ = run("ls", word)
+    assert {line.split()[0] for line in out.splitlines()[1:]} == {word.removesuffix("s")}
 
 
 def test_ls_of_an_unknown_kind_says_what_is_known(run):
@@ -93,6 +100,14 @@ def test_describe_shows_keys_docs_and_a_piece_of_recipe(run):
     assert row[1].split("  ")[0] == "whole number above 0" and row[1].endswith("how many, in all splits.")
     assert "\nMore about them.\n" in out and "Args:" not in out
     assert out.endswith("data:\n  dataset: {name: toy_exams, organ: breast, exams: 8}\n")
+
+
+def test_the_block_of_an_executor_is_for_a_grid_file(run, tmp_path):
+    assert run("describe", "executor/local")[1].endswith("\nIn a grid file:\n\nexecutor: {name: local, processes: 1}\n")
+    _, out, _ = run("new", "executor", "mine", str(tmp_path))
+    file = tmp_path / "mine.py"
+    assert out.endswith(f"In a grid file:\n\nplugins: [{file}]\nexecutor: {{name: mine, processes: 1, niceness: 10}}\n")
+    assert "\nIn a recipe:\n" in run("describe", "encoder/resnet")[1]
 
 
 def test_describe_tells_source_fit_and_what_the_run_hands_over(run):
@@ -165,7 +180,22 @@ def test_describe_finds_a_name_without_its_kind(run):
     assert out.startswith("loss/toy_topic: Of topics.") and "losses:\n  toy_topic: {weight: 1.0}" in out
 
 
-@pytest.mark.parametrize("plugin", list(catalogue().values()), ids=lambda p: f"{p.kind}/{p.name}")
+def of(*, recipes):
+    return [p for p in catalogue().values() if (stands_in(p.kind) == "a recipe") == recipes]
+
+
+@pytest.mark.parametrize("plugin", of(recipes=False), ids=lambda p: f"{p.kind}/{p.name}")
+def test_the_piece_of_grid_file_is_good(plugin, tmp_path):
+    from framework.grid.file import read_grid
+    from framework.signature import model_of
+
+    (tmp_path / "g.yaml").write_text(f"recipe: shipped:smoke\n{snippet(plugin)}\n")
+    said = dict(read_grid(tmp_path / "g.yaml").said.executor)
+    assert said.pop("name") == plugin.name
+    assert model_of(plugin).model_validate(said, strict=True).model_fields_set
+
+
+@pytest.mark.parametrize("plugin", of(recipes=True), ids=lambda p: f"{p.kind}/{p.name}")
 def test_the_piece_of_recipe_is_good(plugin, tmp_path):
     from framework.recipe import load_recipe, save
 

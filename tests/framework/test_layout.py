@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # From the top down. A module imports only from further down; what stands together may not import each other.
-ORDER = ("cli", "engine", "evaluation", "build", "step", "distributed", "task", "data", "recipe", "registry")
+ORDER = ("cli", "grid", "engine", "evaluation", "build", "step", "distributed", "task", "data", "recipe", "registry")
 CORE = sorted((ROOT / "framework").rglob("*.py"))
 PLUGINS = sorted(path for path in (ROOT / "plugins").rglob("*.py"))
 
@@ -55,6 +55,12 @@ def test_a_plugin_imports_no_other_plugin(path):
 def test_nothing_calls_back_up(path):
     above = {f"framework.{name}" for name in ORDER[: ORDER.index(module(path))]}
     assert [name for name in imported(path) if ".".join(name.split(".")[:2]) in above] == []
+
+
+@pytest.mark.parametrize("path", [p for p in CORE if module(p) == "grid"], ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_grid_trains_nothing_itself(path):
+    """Cells are processes of their own, so that one that dies takes nothing along."""
+    assert [name for name in imported(path) if name.startswith("framework.engine")] == []
 
 
 def test_the_core_imports_in_no_circle():

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from framework import registry
-from framework.listing import GIVEN, describe, find_by_words, in_words, plugins_of, recipe_rows
+from framework.grid.file import shipped_grids
+from framework.listing import GIVEN, describe, find_by_words, in_words, plugins_of, rows_of_files, stands_in
+from framework.recipe.source import shipped_recipes
 from framework.registry import KINDS, Broken, PluginError, catalogue, find
 
 TOYS = Path(__file__).parent / "toys.py"
@@ -15,7 +17,8 @@ TOYS = Path(__file__).parent / "toys.py"
 @pytest.mark.parametrize("plugin", list(catalogue().values()), ids=lambda p: f"{p.kind}/{p.name}")
 def test_every_shipped_plugin_says_what_it_is_where_it_is_from_and_what_its_keys_mean(plugin):
     found = describe(plugin)
-    assert found.summary and found.source, "the first line of the docstring, and its Source: section"
+    assert found.summary, "the first line of the docstring"
+    assert found.source or plugin.kind == "executor", "its Source: section; an executor is no method"
     assert [key.name for key in found.keys if not key.meaning] == []
     assert "Source:" not in found.body and "Args:" not in found.body
     assert found.origin == "shipped" and plugin.path.stem in (plugin.name, "__init__")
@@ -60,7 +63,9 @@ def test_types_are_said_in_words(schema, words):
 def test_a_kind_may_be_asked_for_in_the_plural():
     assert {plugin.kind for plugin in plugins_of("losses")} == {"loss"}
     assert {plugin.kind for plugin in plugins_of("encoders")} == {"encoder"}
-    with pytest.raises(PluginError, match=r"Unknown kind 'losss'\. Did you mean 'loss'\? Known: dataset, .*, recipe"):
+    with pytest.raises(
+        PluginError, match=r"Unknown kind 'losss'\. Did you mean 'loss'\? Known: dataset, .*, executor, recipe, grid"
+    ):
         plugins_of("losss")
 
 
@@ -97,7 +102,21 @@ def test_a_name_of_two_kinds_asks_which(tmp_path):
 
 
 def test_recipes_are_told_by_the_first_line_of_their_head():
-    rows = {name: (head, where) for name, head, where in recipe_rows()}
+    rows = {name: (head, where) for name, head, where in rows_of_files(shipped_recipes())}
     assert rows["breast"][0].startswith("Tried: the whole method on phantom exams of the breast")
     assert not any("yaml-language-server" in head for head, _ in rows.values())
     assert rows["data/busbra"][1].endswith("recipes/data/busbra.yaml")
+    assert not any(name.startswith("grids/") for name in rows), "a grid is no recipe"
+
+
+def test_grids_are_told_by_the_first_line_of_their_head():
+    rows = {name: (head, where) for name, head, where in rows_of_files(shipped_grids())}
+    assert rows["smoke"][0].startswith("Tried: nothing; four tiny cells")
+    assert rows["smoke"][1].endswith("recipes/grids/smoke.yaml")
+
+
+def test_an_executor_is_described_by_the_block_of_a_grid_file():
+    found = describe(find("executor", "local"))
+    assert found.snippet == "executor: {name: local, processes: 1}"
+    assert set(found.given) == {"jobs"} and [key.name for key in found.keys] == ["processes"]
+    assert {kind for kind in KINDS if stands_in(kind) == "a grid file"} == {"executor"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ def test_the_test_of_every_kind_passes_as_it_stands(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, tests)],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
+        env={"PYTHONPATH": str(ROOT), "PATH": os.defpath, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
@@ -42,7 +43,7 @@ def test_the_test_of_every_kind_passes_as_it_stands(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_recipe_can_name_it(kind: str, tmp_path: Path) -> None:
+def test_a_recipe_or_grid_file_can_name_it(kind: str, tmp_path: Path) -> None:
     path, _ = write_plugin(kind, f"my_own_{kind}", tmp_path)
     plugin = find(kind, f"my_own_{kind}", (path,))
     keys = keys_of(plugin)

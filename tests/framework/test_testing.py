@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +18,7 @@ import torch
 from torch import nn
 
 from framework.exam import Features
+from framework.grid.executor import Job
 from framework.registry import KINDS, PluginError
 from framework.scaffold import TEMPLATES
 from framework.special_tokens import EOS, PAD
@@ -25,13 +29,15 @@ GOOD: dict[str, Any] = {kind: plugin(TEMPLATES / f"{kind}.py", kind, f"my_{kind}
 MUTANTS: list[Any] = []
 Encoder, Decoder, Loss, Distiller = (GOOD[kind] for kind in ("encoder", "decoder", "loss", "distiller"))
 Dataset, Tokenizer, Augment, Metric = (GOOD[kind] for kind in ("dataset", "tokenizer", "augment", "metric"))
+Executor = GOOD["executor"]
+Handle = sys.modules[Executor.__module__].MyHandle
 
 
-def breaks(kind: str, promise: str) -> Callable[[Any], Any]:
-    """Marks a plugin that breaks this promise of its kind, and no earlier one."""
+def breaks(kind: str, promise: str, **settings: Any) -> Callable[[Any], Any]:
+    """Marks a plugin that breaks this promise of its kind, and no earlier one; `settings` are those of the check."""
 
     def mark(plugin: Any) -> Any:
-        MUTANTS.append(pytest.param(kind, plugin, promise, id=f"{kind}: {plugin.__name__}"))
+        MUTANTS.append(pytest.param(kind, plugin, promise, settings, id=f"{kind}: {plugin.__name__}"))
         return plugin
 
     return mark
@@ -561,6 +567,57 @@ class LooksAtWords(Metric):
     by_words = False
 
 
+class BySums(Metric):
+    """Keeps the second half of the contract too."""
+
+    def __call__(self, pairs):
+        return {name: float(value) for name, value in self.of_sums(self.per_exam(pairs).sum(0)).items()}
+
+    def per_exam(self, pairs):
+        return np.array([(super(BySums, self).__call__([pair])["my_metric"], 1) for pair in pairs], dtype=np.float64)
+
+    def of_sums(self, sums):
+        return {"my_metric": sums[..., 0] / sums[..., 1]}
+
+
+@breaks("metric", "a metric that offers sums offers per_exam and of_sums")
+class NothingOfTheSums(Metric):
+    per_exam = BySums.per_exam
+
+
+@breaks("metric", "per_exam gives the sums of each exam")
+class SumsOfAll(BySums):
+    def per_exam(self, pairs):
+        return super().per_exam(pairs).sum(0, keepdims=True)
+
+
+@breaks("metric", "a row of per_exam is that of its exam")
+class SortsItsRows(BySums):
+    def per_exam(self, pairs):
+        return np.sort(super().per_exam(pairs), axis=0)
+
+
+@breaks("metric", "sums over all exams give what the metric gives of them")
+class AnotherFormula(BySums):
+    def __call__(self, pairs):
+        return {name: value**0.5 for name, value in super().__call__(pairs).items()}
+
+
+@breaks("metric", "of_sums gives a finite value of any sums")
+class DividesByNothing(BySums):
+    __call__ = Metric.__call__
+
+    def of_sums(self, sums):
+        return {"my_metric": sums[..., 0] ** 2 / (sums[..., 0] * sums[..., 1])}
+
+
+@breaks("metric", "of_sums takes [..., S]")
+class MixesResamples(BySums):
+    def of_sums(self, sums):
+        values = super().of_sums(sums)["my_metric"]
+        return {"my_metric": np.broadcast_to(values.mean(), values.shape)}
+
+
 @breaks("optimizer", "every group learns at its own rate")
 def one_rate(*, groups):
     return torch.optim.SGD([weight for group in groups for weight in group.parameters], lr=0.1)
@@ -628,10 +685,98 @@ def counts_calls(*, steps):
     return lambda step: 1 / (1 + next(calls))
 
 
-@pytest.mark.parametrize("kind, plugin, promise", MUTANTS)
-def test_a_broken_promise_is_caught_and_named(kind: str, plugin: Any, promise: str) -> None:
+# --- executors
+
+
+@breaks("executor", "`processes` tells how many processes a cell has")
+class NoProcesses(Executor):
+    processes = property(lambda self: None, lambda self, value: None)
+
+
+@breaks("executor", "an executor that runs nothing has room")
+class RoomForOne(Executor):
+    def __init__(self, *, jobs: int | None = None) -> None:
+        super().__init__(jobs=1)
+
+
+class Otherwise(Executor):
+    """Starts its commands in another way, and ends them when it is closed: what breaks a promise leaves them behind."""
+
+    handle: Any = Handle
+
+    def command(self, job: Job) -> list[str]:
+        return list(job.command)
+
+    def log(self, job: Job) -> Path:
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        return job.log
+
+    def _start(self, job: Job) -> Any:
+        with self.log(job).open("ab") as log:
+            return self.handle(subprocess.Popen(self.command(job), stdout=log, stderr=log))
+
+    def close(self) -> None:
+        for handle in self.started:
+            handle.process.kill()
+            handle.process.wait()
+
+
+@breaks("executor", "a command is run with its words as they are", patience_s=10)
+class ThroughAShell(Otherwise):
+    def command(self, job: Job) -> list[str]:
+        return ["sh", "-c", " ".join('"' + word.replace('"', r"\"") + '"' for word in job.command)]
+
+
+@breaks("executor", "what a command prints is added to its log", patience_s=10)
+class NoLog(Otherwise):
+    def log(self, job: Job) -> Path:
+        return Path(os.devnull)
+
+
+@breaks("executor", "there is a handle for each job")
+class FirstOnly(Executor):
+    def start(self, jobs):
+        return super().start(jobs[:1])
+
+
+@breaks("executor", "a command that has ended is gone", patience_s=1)
+class NeverGone(Otherwise):
+    class handle(Handle):  # noqa: N801
+        def state(self):
+            return "running"
+
+
+@breaks("executor", "jobs that are gone leave their room to others", patience_s=10)
+class CountsTheGone(Executor):
+    def room(self):
+        return self.jobs - len(self.started)
+
+
+@breaks("executor", "a command that was cancelled ends", patience_s=1)
+class DeafToCancel(Otherwise):
+    class handle(Handle):  # noqa: N801
+        def cancel(self):
+            pass
+
+
+@breaks("executor", "a command that is cancelled gets SIGTERM", patience_s=10)
+class Kills(Otherwise):
+    class handle(Handle):  # noqa: N801
+        def cancel(self):
+            self.process.kill()
+
+
+@breaks("executor", "a command that runs is running", patience_s=10)
+class WaitsForEver(Otherwise):
+    class handle(Handle):  # noqa: N801
+        def state(self):
+            return "waiting" if super().state() == "running" else "gone"
+
+
+@pytest.mark.parametrize("kind, plugin, promise, settings", MUTANTS)
+def test_a_broken_promise_is_caught_and_named(kind: str, plugin: Any, promise: str, settings: Any) -> None:
     with pytest.raises(BrokenPromise) as caught:
-        check(kind, plugin)
+        check(kind, plugin, **settings)
     told = str(caught.value)
     assert promise in told, told
     assert all(f"\n  {word}: " in told for word in ("found", "expected", "fix"))
@@ -640,6 +785,10 @@ def test_a_broken_promise_is_caught_and_named(kind: str, plugin: Any, promise: s
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plugin_that_keeps_its_promises_passes(kind: str) -> None:
     check(kind, GOOD[kind])
+
+
+def test_a_metric_by_sums_passes() -> None:
+    check("metric", BySums)
 
 
 def test_every_kind_has_a_check_and_some_mutants() -> None:

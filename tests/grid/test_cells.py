@@ -154,6 +154,11 @@ def test_a_grid_of_seeds_alone_has_one_row(grid):
     assert list(rows_of(made.cells)) == ["smoke"] and made.baseline is None
 
 
+def test_a_search_may_go_over_the_recipes_own_values(grid):
+    keys = "optimizer.lr: {low: 0.005, high: 0.01}, train.batch_size: {low: 8, high: 16}"
+    assert len(grid(f"search: {{trials: 5, keys: {{{keys}}}}}").cells) == 5
+
+
 MISTAKES = {
     "axis: {a: [1]}": "g.yaml:2:1: axis: unknown key. Did you mean 'axes'? Known: recipe, set, axes, zip, ablate, "
     "exclude, include, seeds, search, report, plugins, executor, attempts",
@@ -186,6 +191,10 @@ MISTAKES = {
     "is like that, found lr=1; lr=2. Rows: lr=1; lr=2",
     "axes: {train.seed: [1, 2]}\nseeds: [3]": "g.yaml:3:1: seeds: train.seed is an axis as well; it can be one of them alone",
     "seeds: [-1]": "g.yaml:2:9: seeds.0: found -1, expected at least 0",
+    "executor: {name: lokal}": "g.yaml:2:1: executor: Unknown executor 'lokal'. Did you mean 'local'? Known: local, ray, slurm",
+    "executor: {name: local, processes: 0}": "g.yaml:2:1: executor.processes: found 0, expected a number above 0",
+    "executor: {name: local, gpu: 2}": "g.yaml:2:1: executor.gpu: unknown key. Known: processes",
+    "executor: {processes: 2}": "g.yaml:2:1: executor: needs name, such as {name: local}",
     "attempts: 0": "g.yaml:2:1: attempts: found 0, expected a number above 0",
     "report: {metrics: [test/bleu_5]}": "g.yaml:2:20: report.metrics.0: no metric of the recipe gives 'bleu_5'. Did you mean 'bleu_4'? Known: test/bleu_1",
     "report: {metrics: [test/cider, bleu_4]}": "g.yaml:2:32: report.metrics.1: found 'bleu_4', expected test/<score> or val/<score>",

@@ -230,3 +230,45 @@ def test_a_cell_that_dies_again_and_again_counts_as_failed(tmp_path):
     finally:
         scheduler.kill()
     assert scheduler.returncode == 1 and "0/1, 1 failed" in out and "it was killed" in out
+
+
+SEARCH = """
+set: {train.epochs: 1, data.dataset.exams: 16, data.dataset.val_exams: 4, data.dataset.test_exams: 4}
+search:
+  method: tpe
+  trials: TRIALS
+  keys: {optimizer.lr: {low: 0.001, high: 0.1, log: true}, distiller.topics: [2, 3]}
+"""
+
+
+@pytest.mark.long
+def test_a_search_asks_for_trials_one_after_another_and_goes_on_with_more(tmp_path):
+    pytest.importorskip("optuna")
+    name = write_grid(tmp_path, SEARCH.replace("TRIALS", "2"))
+    told = launch("grid", "run", name, cwd=tmp_path)
+    first = {cell.path.name for cell in cells(tmp_path)}
+    assert len(first) == 2 and told.stdout.count("1/1") == 2
+    write_grid(tmp_path, SEARCH.replace("TRIALS", "3"))
+    launch("grid", "run", name, cwd=tmp_path)
+    assert [cell.status() for cell in cells(tmp_path)] == ["done"] * 3
+    assert [cell.state().attempts for cell in cells(tmp_path)] == [1] * 3
+    assert first < {cell.path.name for cell in cells(tmp_path)}
+    (journal,) = (tmp_path / "runs" / "grids" / "mine").glob("search-*.journal")
+    values = [json.loads(line) for line in journal.read_text().splitlines()]
+    scores = [json.loads((cell.run / "scores.json").read_text())["val"]["model"]["bleu_4"] for cell in cells(tmp_path)]
+    assert sorted(row["values"][0] for row in values if row.get("values")) == pytest.approx(sorted(scores))
+
+
+@pytest.mark.long
+def test_a_trial_that_is_given_up_is_pruned_and_no_failure(tmp_path):
+    name = write_grid(tmp_path, "set: {train.epochs: 40}\nseeds: [1]\n")
+    scheduler = start(name, cwd=tmp_path)
+    try:
+        until(partial(is_trained, tmp_path, 1), "training")
+        (cell,) = cells(tmp_path)
+        until(lambda: cell.progress() is not None, "first step")
+        cell.cancel.write_text("pruned")
+        out, _ = scheduler.communicate(timeout=LONGEST_S)
+    finally:
+        scheduler.kill()
+    assert scheduler.returncode == 0 and "0/1, 1 pruned" in out and cell.status() == "pruned"

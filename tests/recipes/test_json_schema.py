@@ -17,12 +17,13 @@ from framework.recipe import RECIPES, load_recipe, save
 from framework.recipe import schema as recipe_schema
 from framework.recipe.json_schema import as_text, json_schema, meaning
 from framework.recipe.schema import Section
-from framework.recipe.source import parse, read_node
+from framework.recipe.source import parse, read_node, shipped_recipes
 from framework.registry import catalogue
 from framework.signature import keys_of
 
 COMMITTED = RECIPES / "sonoscribe.schema.json"
-FILES = sorted([*RECIPES.rglob("*.yaml"), *(ROOT / "docs" / "examples").glob("*.yaml")])
+SHIPPED_FILES = sorted(shipped_recipes().values())
+FILES = sorted([*SHIPPED_FILES, *(ROOT / "docs" / "examples").glob("*.yaml")])
 WHOLE = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 MODELINE = re.compile(r"# yaml-language-server: \$schema=(\S+)\n")
 SHIPPED = json_schema()
@@ -79,7 +80,7 @@ def test_every_recipe_passes_when_saved_whole(name: str) -> None:
     assert errors(save(load_recipe(name))) == []
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", SHIPPED_FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_first_line_of_a_shipped_recipe_leads_to_the_schema(path: Path) -> None:
     found = MODELINE.match(path.read_text(encoding="utf-8"))
     assert found, "its first line is no # yaml-language-server: $schema=..."
@@ -187,6 +188,12 @@ def test_two_mistakes_are_both_told() -> None:
     assert len(errors("train: {epochs: 0}\nmodel: {encoder: {name: resnet, depth: 11, widht: 3}}")) == 3
 
 
+def test_what_stands_in_a_grid_file_is_not_offered() -> None:
+    assert "executor" not in SHIPPED["definitions"] and "encoder" in SHIPPED["definitions"]
+    (found,) = errors("executor: {name: local}")
+    assert found.startswith(": Additional properties are not allowed ('executor'")
+
+
 PLUGIN = '''
 from framework.registry import register
 
@@ -246,7 +253,7 @@ def test_every_field_of_the_recipe_says_what_it_means() -> None:
 
 def test_the_meaning_of_a_plugins_key_is_its_description() -> None:
     for plugin in catalogue().values():
-        if plugin.kind not in ("loss", "metric") and keys_of(plugin):
+        if plugin.kind not in ("loss", "metric", "executor") and keys_of(plugin):
             key = keys_of(plugin)[0]
             (known,) = [
                 rule["then"]["properties"]
