@@ -28,7 +28,7 @@ train: env
 	$(BIN)/accelerate launch launch.py recipes/breast.yaml
 
 test: env-dev
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --numprocesses logical --maxprocesses 4 --dist loadfile
 
 # Every strategy and way of resuming, deaths of all kinds: what takes minutes.
 test-long: env-dev

@@ -21,14 +21,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: threads that wai
 os.environ["ACCELERATE_USE_CPU"] = os.environ.get("ACCELERATE_USE_CPU", "true")
 
 
+AT_FIRST = dict(os.environ)
+
+
 @pytest.fixture(autouse=True)
 def _same_environment() -> Iterator[None]:
-    """What a test, or a library in it, sets in the environment ends with it."""
-    before = dict(os.environ)
+    """What a test, or a library in it, sets in the environment ends with it: DeepSpeed's rank would mislead others."""
     yield
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-    os.environ.update(before)
+    for name in os.environ.keys() - AT_FIRST.keys():
+        if not name.startswith("PYTEST_"):
+            del os.environ[name]
 
 
 LONGEST_S = 600.0  # that a command of these tests may take; only one that hangs does

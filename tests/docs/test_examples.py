@@ -262,7 +262,12 @@ def results(
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize("step", STEPS, ids=str)
+# The README is what everybody types; the other pages take minutes together.
+QUICK = "README.md"
+MARKED = [step if step.page == QUICK else pytest.param(step, marks=pytest.mark.long) for step in STEPS]
+
+
+@pytest.mark.parametrize("step", MARKED, ids=str)
 def test_it_runs(step: Block, results: Results) -> None:
     done = results[step.page].result()[step]
     assert done.returncode == 0, f"{step}: {step.text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
