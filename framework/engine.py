@@ -348,9 +348,9 @@ class Loop:
                 )
                 values = {f"final/{split}/{name}": value for name, value in scores["model"].items()}
                 self.tracker.scalars(progress.step, values)
-        self._note_cost()
         print_scores("test", scores, self.parts.scorer.segmentation)
         page = on_main(accelerator, lambda: write_page(self.folder, self.parts))
+        self._note_cost()
         say(f"\nrun     {self.folder}\nopen    {page}\n        tensorboard --logdir {self.folder}")
 
     def _load_best(self, task: ReportTask) -> None:

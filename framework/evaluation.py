@@ -116,9 +116,6 @@ def evaluate_split(
 
 
 def _store(run: Path, split: str, scores: dict[str, dict[str, float]], rows: Rows, parts: Parts) -> None:
-    path = run / "scores.json"
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, {**stored, "segmentation": parts.scorer.segmentation, split: scores})
     folder = run / "predictions"
     folder.mkdir(exist_ok=True)
     lines = []
@@ -126,6 +123,9 @@ def _store(run: Path, split: str, scores: dict[str, dict[str, float]], rows: Row
         line = {"id": exam_id, "reference": reference, "prediction": prediction}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     write_whole(folder / f"{split}.jsonl", "".join(lines))
+    path = run / "scores.json"  # last: who finds the scores finds what they were made from
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, {**stored, "segmentation": parts.scorer.segmentation, split: scores})
 
 
 def evaluate_run(run: Path, split: str) -> dict[str, dict[str, float]]:

@@ -33,5 +33,5 @@ def tell_outcome(code: int, reason: object) -> None:
     """
     path = os.environ.get(OUTCOME)
     if path:
-        with contextlib.suppress(FileExistsError), Path(path).open("x", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), Path(path).open("x", encoding="utf-8") as file:
             json.dump({"code": code, "reason": str(reason)}, file, ensure_ascii=False)

@@ -28,8 +28,9 @@ from framework.progress import say
 from framework.recipe import Recipe, recipe_hash
 from framework.recipe.explain import differences
 from framework.recipe.saved import keys_in
+from framework.stopping import WATCHER
 
-ORPHANS_S = 20.0  # how long the workers of a process that was killed may live on
+ORPHANS_S = 60.0  # how long a training whose launcher or watcher was killed may live on
 SHOWN = 8  # differences of a recipe that are told
 
 
@@ -186,7 +187,7 @@ _held: list[Any] = []  # locks last as long as the process
 
 def _lock(folder: Path) -> None:
     file = (folder / ".lock").open("a+")
-    patience = time.monotonic() + (ORPHANS_S if restarts() else 0)
+    patience = time.monotonic() + (ORPHANS_S if restarts() or WATCHER in os.environ else 0)
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

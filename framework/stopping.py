@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from framework.alive import birth_of
 from framework.exits import Stopped
 from framework.progress import is_main_process, say
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SAVE, STOP, FAILED = 1, 2, 3  # the larger is heeded
 LOOKS_S = 1.0  # between two looks at the folder, which may lie far away
+# In the environment, number and birth of a process without which the run shall not go on: who started it for a grid.
+WATCHER = "SONOSCRIBE_WATCHER"
 SAME_PRESS_S = 3.0  # a launcher passes on the SIGINT that the terminal has sent to all
 
 
@@ -60,6 +63,8 @@ class Requests:
             self._looked = now
             if self.reason is None and (self.folder / "STOP").exists():
                 self.reason = f"{self.folder / 'STOP'}"
+            if self.reason is None and _watcher_is_gone():
+                self.reason = "the end of the process that watched over it"
             if self.reason is None and (self.folder / "SAVE").exists():
                 return SAVE
         return STOP if self.reason else 0
@@ -74,6 +79,11 @@ class Requests:
         """Lets the launcher's next attempt, if it restarts what ends, see that this run was to stop."""
         if self.folder is not None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
             (self.folder / "STOP").touch()
+
+
+def _watcher_is_gone() -> bool:
+    pid, _, born = os.environ.get(WATCHER, "").partition(" ")
+    return bool(pid) and str(birth_of(int(pid))) != born
 
 
 def _end_on_second_sigint(heard: int) -> None:

@@ -29,8 +29,9 @@ PACKAGES = (
 )
 
 
+RECORDS = "metrics.jsonl"  # one value a line
 BAD_STEPS = "non_finite.jsonl"  # steps that were skipped, and their exams
-COST = "cost.json"  # parameters, and the most memory that a process held
+COST = "cost.json"  # parameters, and the most memory that a process held; a run that has come to its end has it
 
 
 class Tracker:
@@ -42,7 +43,7 @@ class Tracker:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path = run / "metrics.jsonl"
+        self.path = run / RECORDS
         # What is done again would stand twice: later steps (all of them, where a run died before its first checkpoint),
         # and of this step what begins so.
         for path in (self.path, run / BAD_STEPS):

@@ -38,14 +38,18 @@ def run(
         str | None, typer.Option(metavar="failed", help="Start cells again that have failed (or: pruned).")
     ] = None,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End all when a cell fails.")] = False,
-    only: Annotated[str | None, typer.Option(metavar="LABEL", help="Rows whose label holds this alone.")] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="The row of this label, or rows whose labels hold it.")
+    ] = None,
 ) -> None:
     """Train every cell that is not done yet, then show the table."""
     made = _load(grid, overrides)
-    from framework.grid.run import dry_rows, run_grid
+    from framework.grid.run import RETRIED, dry_rows, run_grid
 
+    if retry not in (None, *RETRIED):
+        raise ValueError(f"--retry: found {retry!r}, expected {' or '.join(RETRIED)}")
     if dry_run:
-        show(*dry_rows(made, only))
+        show(*dry_rows(made, only, executor))
         _notices(made.notices)
         return
     _notices(made.notices)

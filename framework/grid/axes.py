@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from framework.recipe.source import Key, dotted
 from framework.registry import did_you_mean, short
 
 ABLATE = "ablate"  # the axis of `ablate`
+MOST_CELLS = 10_000
 
 Combination = tuple[str, Sequence[Option]]  # label of the row, and what it changes
 
@@ -40,6 +42,11 @@ def read_axes(read: ReadGrid) -> Stated:
     dimensions = list(_dimensions(read, names, problems))
     if problems:
         raise RecipeError(*problems)
+    count = math.prod(len(options) for options in dimensions) * max(1, len(read.said.seeds))
+    if count > MOST_CELLS:
+        raise RecipeError(
+            f"{short(read.path)}: {count:,} cells, expected at most {MOST_CELLS:,}; take values out, or use search"
+        )
     combinations: list[Combination] = [
         (_row_label(options, read), options) for options in itertools.product(*dimensions)
     ]
@@ -69,7 +76,7 @@ def _dimensions(read: ReadGrid, names: dict[str, str], problems: list[str]) -> I
         if options := _options(read, ("axes", key), names[key], values, problems):
             yield options
     zipped = [_options(read, ("zip", key), names[key], values, problems) for key, values in said.zip.items()]
-    if len({len(options) for options in zipped}) > 1:
+    if all(zipped) and len({len(options) for options in zipped}) > 1:
         lengths = ", ".join(f"{len(options)} of {key}" for key, options in zip(said.zip, zipped))
         problems.append(f"{read.where(('zip',))}: zip: found {lengths}; expected as many values of each")
     elif zipped:
@@ -171,7 +178,7 @@ def _by_axis(
             guess = did_you_mean(key, [*axes, *names])
             problems.append(
                 f"{read.where((*at, key))}: {dotted((*at, key))}: no axis of this grid.{guess} "
-                f"Its axes: {', '.join(axes)}"
+                f"Its axes: {', '.join(axes) or 'none'}"
             )
             continue
         found[axis] = value

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -22,9 +22,10 @@ from types import FrameType
 import psutil
 
 from framework import exits
-from framework.grid.cell_folder import SETTLED, CellFolder, CellState
+from framework.alive import birth_of
+from framework.grid.cell_folder import PRUNED, SETTLED, CellFolder, CellState, Outcome, Status
 from framework.grid.lease import BEAT_S, Lease, take_when_dead
-from framework.tracking import write_json
+from framework.stopping import WATCHER
 
 CELL = "SONOSCRIBE_CELL"  # in the environment of all that trains a cell
 LOOKS_S = 0.5  # between two looks at the training
@@ -47,31 +48,47 @@ class CellProcess:
             print(f"{self.folder.path}: another process trains this cell", flush=True)
             return
         try:
-            _end_remains(self.folder)
-            if self.folder.status_at_rest() not in SETTLED:
+            if self._end_remains(lease) and self.folder.status_at_rest() not in SETTLED:
                 self._train(lease)
         finally:
             lease.release()
 
     def _train(self, lease: Lease) -> None:
         folder, before = self.folder, self.folder.state()
-        if folder.has_scores:  # whoever trained it died before it could say so
+        if folder.is_finished:  # whoever trained it died before it could say so
             folder.write(replace(before, status="done", reason=None))
             return
         if before.deaths >= self.attempts:
             folder.write(replace(before, status="failed"))
             return
-        if folder.cancel.exists():
-            folder.write(replace(before, status="stopped", reason="cancelled before it began"))
+        self.stop_as = self.stop_as or folder.asked_to_stop()
+        if self.stop_as is not None:
+            folder.write(replace(before, status="stopped", reason="asked to stop before it began"))
             return
-        begun = replace(before, status="running", attempts=before.attempts + 1, host=socket.gethostname())
-        # Should this process die as well, what it was doing counts as a death.
-        folder.write(replace(begun, deaths=before.deaths + 1, reason="it was killed"))
-        step = progress.step if (progress := folder.progress()) else 0
-        write_json(folder.path / "begin.json", {"time": time.time(), "step": step})
+        saved = folder.saved_step()
+        begun = replace(
+            before,
+            status="running",
+            attempts=before.attempts + 1,
+            deaths=before.deaths if saved == before.saved_step else 0,
+            saved_step=saved,
+            host=socket.gethostname(),
+        )
+        folder.begin()
         folder.outcome.unlink(missing_ok=True)
-        started = time.monotonic()
-        code = self._watch(self._start(), lease)
+        training, started = self._start(), time.monotonic()
+
+        def note() -> None:
+            """Should this process die as well, what it was doing counts as a death, and the time is not lost."""
+            spent = before.seconds + time.monotonic() - started
+            folder.write(replace(begun, deaths=begun.deaths + 1, reason="it was killed", seconds=spent))
+
+        try:
+            note()
+            code = self._watch(training, lease, note)
+        except BaseException:
+            self._kill()
+            raise
         if code is not None:
             folder.write(self._ended(code, replace(begun, seconds=before.seconds + time.monotonic() - started)))
 
@@ -83,81 +100,95 @@ class CellProcess:
             str(self.folder.recipe_file),
         ]  # fmt: skip
         environment = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
-        environment |= {CELL: str(self.folder.path.resolve()), exits.OUTCOME: str(self.folder.outcome.resolve())}
+        environment |= {
+            CELL: str(self.folder.path.resolve()),
+            exits.OUTCOME: str(self.folder.outcome.resolve()),
+            WATCHER: f"{os.getpid()} {birth_of(os.getpid())}",
+        }
+        # The launcher of several processes would kill them half a minute after a signal.
+        environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", f"{SAVES_S:.0f}")
         return subprocess.Popen(command, env=environment, start_new_session=True)
 
-    def _watch(self, training: subprocess.Popen[bytes], lease: Lease) -> int | None:
+    def _watch(self, training: subprocess.Popen[bytes], lease: Lease, note: Callable[[], None]) -> int | None:
         """Waits until the training and all that it has started are gone. None: the cell is another process's now."""
         beat = time.monotonic()
         asked: float | None = None
-        while training.poll() is None or _group_lives(training.pid):
+        while training.poll() is None or self._training():
             time.sleep(LOOKS_S)
             now = time.monotonic()
             if now - beat > BEAT_S:
                 beat = now
                 if not lease.beat():
-                    _signal_group(training.pid, signal.SIGKILL)
+                    self._kill()
                     print(f"{self.folder.path}: taken over by another process", flush=True)
                     return None
-            if self.stop_as is None and self.folder.cancel.exists():
-                self.stop_as = self.folder.cancel.read_text(encoding="utf-8").strip() or "stopped"
+                note()
+            self.stop_as = self.stop_as or self.folder.asked_to_stop()
             if self.stop_as is not None and asked is None:
                 asked = now
-                _signal_group(training.pid, signal.SIGTERM)
+                for process in self._training():
+                    _signal(process, signal.SIGTERM)
             if asked is not None and now - asked > SAVES_S:
-                _signal_group(training.pid, signal.SIGKILL)
-        return training.returncode
+                self._kill()
+        return training.returncode if lease.beat() else None
 
     def _ended(self, code: int, state: CellState) -> CellState:
         """What the cell is now."""
-        if self.folder.has_scores:
+        if self.folder.is_finished:
             return replace(state, status="done", deaths=0, reason=None)
-        try:
-            told = json.loads(self.folder.outcome.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            told = {"code": None, "reason": "it was killed (out of memory?)"}
-        reason = next((line for line in told["reason"].splitlines() if line.strip()), "it did not say why")
-        if self.stop_as is not None or told["code"] == exits.STOPPED:
-            status = "pruned" if self.stop_as == "pruned" else "stopped"
-            return replace(state, status=status, deaths=0, reason=reason)  # type: ignore[arg-type]
-        if told["code"] in (None, exits.LOST):
+        told = self.folder.told()
+        if told is None and self.stop_as is not None:
+            told = Outcome(exits.STOPPED, reason="asked to stop before its first step")
+        elif told is None and code in (exits.DEFECT, *(-number for number in signal.Signals)):
+            # Launchers make 1 of whatever signal.
+            told = Outcome(exits.LOST, reason="it was killed (out of memory?)")
+        elif told is None:
+            told = Outcome(exits.MISTAKE, reason=f"the launcher ended with exit code {code}; the log has its words")
+        status: Status = "failed"
+        deaths = 0
+        if told.code == exits.STOPPED:
+            status = PRUNED if self.stop_as == PRUNED else "stopped"
+        elif told.code == exits.LOST:
             deaths = state.deaths + 1
             status = "failed" if deaths >= self.attempts else "queued"
-            return replace(state, status=status, deaths=deaths, reason=reason)  # type: ignore[arg-type]
-        return replace(state, status="failed", reason=reason)
+        return replace(state, status=status, deaths=deaths, reason=told.reason)
 
     def _asked_to_stop(self, number: int, frame: FrameType | None) -> None:
         self.stop_as = self.stop_as or "stopped"
 
+    def _training(self) -> list[psutil.Process]:
+        """All that trains the cell on this machine, in whatever session a launcher has put it."""
+        mine, found = str(self.folder.path.resolve()), []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(CELL) == mine and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
 
-def _group_lives(leader: int) -> bool:
-    """Whether a process of the group is left; one that is dead, and whose parent does not ask, does not count."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, ProcessLookupError):
-            if os.getpgid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                return True
-    return False
+    def _kill(self) -> None:
+        left = self._training()
+        for process in left:
+            _signal(process, signal.SIGKILL)
+        psutil.wait_procs(left, timeout=BEAT_S)
+
+    def _end_remains(self, lease: Lease) -> bool:
+        """Ends what is left of a training whose watcher died: two must not write to one run. False: lost the lease."""
+        patience = time.monotonic() + SAVES_S
+        left = self._training()
+        for process in left:
+            _signal(process, signal.SIGTERM)
+        while left and time.monotonic() < patience:
+            left = psutil.wait_procs(left, timeout=BEAT_S)[1]
+            if not lease.beat():
+                return False
+        if left:
+            self._kill()
+        return True
 
 
-def _signal_group(leader: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader, number)
-
-
-def _end_remains(folder: CellFolder) -> None:
-    """Ends what is left of a training whose watcher died: two must not write to one run."""
-    mine = str(folder.path.resolve())
-    left = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get(CELL) == mine:
-                left.append(process)
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            process.terminate()
-    for process in psutil.wait_procs(left, timeout=60)[1]:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    with contextlib.suppress(psutil.Error):
+        process.send_signal(number)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from framework.grid.file import ReadGrid
-from framework.grid.labels import as_label
+from framework.grid.labels import as_label, fingerprint
 from framework.recipe import NO_TOPICS, Recipe, RecipeError, recipe_hash
 from framework.recipe.check import check_recipe
 from framework.recipe.merge import Merged, merge
@@ -41,11 +41,13 @@ class Option:
 
     def has(self, axis: str, wanted: Any) -> bool:
         """Whether the axis stands at a label or value, or at one of a list of them."""
-        if isinstance(wanted, list):
-            return any(self.has(axis, one) for one in wanted)
         if axis not in self.labels:
             return False
-        return as_label(wanted) == self.labels[axis] or (axis in self.values and wanted == self.values[axis])
+        if axis in self.values and fingerprint(wanted) == fingerprint(self.values[axis]):
+            return True
+        if isinstance(wanted, list):
+            return any(self.has(axis, one) for one in wanted)
+        return as_label(wanted) == self.labels[axis]
 
 
 @dataclass(frozen=True)

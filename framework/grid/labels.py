@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -32,3 +33,8 @@ def names_of(keys: Iterable[str]) -> dict[str, str]:
     short = {key: key.split(".", 1)[-1] for key in keys}
     taken = Counter(short.values())
     return {key: name if taken[name] == 1 else key for key, name in short.items()}
+
+
+def fingerprint(value: Any) -> str:
+    """A text that equal values share, and no others: 1, 1.0 and true are three."""
+    return json.dumps(value, sort_keys=True)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-import psutil
+from framework.alive import birth_of
 
 BEAT_S = 10.0  # from one touch to the next
 DEAD_S = 90.0  # without one: the holder, on a machine that cannot be asked, is taken for dead
@@ -31,7 +31,7 @@ class Holder:
     machine: str
     host: str  # for people
     pid: int
-    born: float  # when the process began, since numbers of processes come again
+    born: float  # see framework.alive
     since: str  # local time, when the lease was taken
 
 
@@ -56,38 +56,40 @@ class Lease:
 
     def beat(self) -> bool:
         """Tells that the holder lives. False: another process has taken the cell over."""
-        newest = _newest(self.path.parent)
-        if newest is None or newest != self.path:
+        try:
+            numbers = _numbers(self.path.parent)
+        except OSError:
+            return True  # a disk that is away for a moment; the next beat tells
+        if self.number not in numbers or max(numbers) > self.number:
             return False
-        with contextlib.suppress(OSError):  # a disk that is away for a moment; the next beat tells
+        with contextlib.suppress(OSError):
             os.utime(self.path)
         return True
 
     def release(self) -> None:
-        for path in self.path.parent.glob("lease-*"):
-            if NAME.fullmatch(path.name) and _number(path) <= self.number:
-                path.unlink(missing_ok=True)
+        for number in _numbers(self.path.parent):
+            if number <= self.number:
+                (self.path.parent / f"lease-{number}").unlink(missing_ok=True)
 
 
 def take(folder: Path) -> Lease | None:
     """The lease of a cell; None where a living process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    newest = _newest(folder)
-    if newest is not None and _lives(newest):
-        return None
-    path = folder / f"lease-{1 if newest is None else _number(newest) + 1}"
-    me = psutil.Process()
-    since = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
-    holder = Holder(this_machine(), socket.gethostname(), me.pid, me.create_time(), since)
-    part = Path(tempfile.mkstemp(dir=folder, prefix=".lease-")[1])
-    try:
-        part.write_text(json.dumps(asdict(holder)), encoding="utf-8")
-        os.link(part, path)  # whole at once, and only where there is none of this name
-    except FileExistsError:
-        return None
-    finally:
-        part.unlink()
-    return Lease(path)
+    while True:
+        number = max(_numbers(folder), default=0)
+        try:
+            if number and _lives(folder / f"lease-{number}"):
+                return None
+        except FileNotFoundError:
+            continue  # released meanwhile: look again
+        lease = Lease(folder / f"lease-{number + 1}")
+        if not _write(lease.path):
+            return None
+        # While this process looked at a dead lease, all may have been released, and another have begun at 1 again.
+        if any(_lives_still(folder / f"lease-{other}") for other in _numbers(folder) if other != lease.number):
+            lease.path.unlink(missing_ok=True)
+            return None
+        return lease
 
 
 def take_when_dead(folder: Path) -> Lease | None:
@@ -95,19 +97,22 @@ def take_when_dead(folder: Path) -> Lease | None:
     enough; a queue that starts a cell elsewhere is quicker than that.
     """
     while (lease := take(folder)) is None:
-        newest = _newest(folder)
-        holder = None if newest is None else _read(newest)
-        if newest is None or holder is None:
+        newest = folder / f"lease-{max(_numbers(folder), default=0)}"
+        try:
+            if _read(newest).machine == this_machine() or _beats(newest):
+                return None
+        except FileNotFoundError:
             continue  # released meanwhile
-        if holder.machine == this_machine() or _beats(newest):
-            return None
     return lease
 
 
 def holder_of(folder: Path) -> Holder | None:
     """Who trains the cell now; None: nobody, or one that is dead."""
-    newest = _newest(folder)
-    return _read(newest) if newest is not None and _lives(newest) else None
+    try:
+        newest = folder / f"lease-{max(_numbers(folder))}"
+        return _read(newest) if _lives(newest) else None
+    except (ValueError, FileNotFoundError):
+        return None
 
 
 def _number(path: Path) -> int:
@@ -116,44 +121,63 @@ def _number(path: Path) -> int:
     return int(found[1])
 
 
-def _newest(folder: Path) -> Path | None:
-    return max((path for path in folder.glob("lease-*") if NAME.fullmatch(path.name)), key=_number, default=None)
+def _numbers(folder: Path) -> list[int]:
+    return [int(found[1]) for path in folder.iterdir() if (found := NAME.fullmatch(path.name))]
 
 
-def _read(path: Path) -> Holder | None:
+def _write(path: Path) -> bool:
+    """Makes a lease, whole at once; False where there is one of this name."""
+    born = birth_of(os.getpid())
+    assert born is not None, "this process lives"
+    since = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
+    holder = Holder(this_machine(), socket.gethostname(), os.getpid(), born, since)
+    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=".lease-")
     try:
-        return Holder(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None  # released meanwhile, or no lease of ours
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(asdict(holder), file)
+        os.link(part, path)
+    except FileExistsError:
+        return False
+    finally:
+        Path(part).unlink()
+    return True
+
+
+def _read(path: Path) -> Holder:
+    return Holder(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def _lives(path: Path) -> bool:
-    holder = _read(path)
-    if holder is None:
-        return False
-    if holder.machine == this_machine():
-        try:
-            process = psutil.Process(holder.pid)
-            return abs(process.create_time() - holder.born) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+    """Raises FileNotFoundError where the lease is gone. One that cannot be read for another reason counts as alive."""
     try:
+        holder = _read(path)
+        if holder.machine == this_machine():
+            return birth_of(holder.pid) == holder.born
         return _disk_time(path.parent) - path.stat().st_mtime < DEAD_S
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return True
+
+
+def _lives_still(path: Path) -> bool:
+    try:
+        return _lives(path)
     except FileNotFoundError:
         return False
 
 
 def _beats(path: Path) -> bool:
-    """Whether a lease is touched, or released, within the time of two beats."""
-    try:
-        before = path.stat().st_mtime
-        time.sleep(2 * BEAT_S)
-        return path.stat().st_mtime != before
-    except FileNotFoundError:
-        return False
+    """Whether a lease is touched within the time of two beats. Raises FileNotFoundError where it is released."""
+    before = path.stat().st_mtime
+    time.sleep(2 * BEAT_S)
+    return path.stat().st_mtime != before
 
 
 def _disk_time(folder: Path) -> float:
     """Now, by the clock that stamps the leases: that of the disk's server, and not of this machine."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as file:
-        return os.fstat(file.fileno()).st_mtime
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as file:
+            return os.fstat(file.fileno()).st_mtime
+    except PermissionError:  # who may only look
+        return time.time()

@@ -102,14 +102,22 @@ def _searched(maker: CellMaker) -> Grid:
     base = maker.base_recipe()
     _scores_are_known(read, [base])
     names = names_of(space)
-    cells: list[Cell] = []
+    cells: tuple[Cell, ...] = ()
     if search.method == "random":
-        cells = [search_cell(maker, space, values) for values in random_trials(space, search.trials, search.seed)]
+        cells = _checked(maker, [_trial(space, each) for each in random_trials(space, search.trials, search.seed)])
     axes = {names[key]: tuple(dict.fromkeys(cell.settings[names[key]] for cell in cells)) for key in space}
     notices = [notice for cell in cells for notice in cell.notices]
     if search.method == "tpe" and search.trials <= AT_RANDOM:
         notices.append(f"the first {AT_RANDOM} trials of tpe are drawn at random, and search.trials is {search.trials}")
-    return Grid(read, base, axes, tuple(cells), None, maker, space, tuple(dict.fromkeys(notices)))
+    return Grid(read, base, axes, cells, None, maker, space, tuple(dict.fromkeys(notices)))
+
+
+def _trial(space: Space, values: dict[str, Any]) -> Combination:
+    """Label and changes of a trial."""
+    names = names_of(space)
+    labels = {names[key]: space[key].label(value) for key, value in values.items()}
+    changes = tuple(Change(key, value, ("search", "keys", key)) for key, value in values.items())
+    return ", ".join(label_of(key, value, space) for key, value in values.items()), [Option(labels, changes)]
 
 
 def search_cell(maker: CellMaker, space: Space, values: dict[str, Any]) -> Cell:
@@ -118,11 +126,8 @@ def search_cell(maker: CellMaker, space: Space, values: dict[str, Any]) -> Cell:
     Raises:
         RecipeError: its values do not go together.
     """
-    names = names_of(space)
-    labels = {names[key]: space[key].label(value) for key, value in values.items()}
-    changes = tuple(Change(key, value, ("search", "keys", key)) for key, value in values.items())
-    label = ", ".join(label_of(key, value, space) for key, value in values.items())
-    return maker.cells(label, [Option(labels, changes)], maker.grid.said.seeds)[0]
+    label, options = _trial(space, values)
+    return maker.cells(label, options, maker.grid.said.seeds)[0]
 
 
 def _overrides_count(maker: CellMaker, combinations: Sequence[Combination]) -> None:
@@ -136,11 +141,30 @@ def _overrides_count(maker: CellMaker, combinations: Sequence[Combination]) -> N
                 raise RecipeError(f"override: {word}: the grid sets {other} in its cells, so this would have no effect")
 
 
+def _values_count(read: ReadGrid, combinations: Sequence[Combination]) -> None:
+    """Refuses values that others of the same file would hide in every cell."""
+    seeds, problems = read.said.seeds, []
+    for index, seed in enumerate(seeds):
+        if seed in seeds[:index]:
+            problems.append(f"{read.where(('seeds', index))}: seeds: {seed} stands twice")
+    changed = {change.key: change.at for _, options in combinations for option in options for change in option.changes}
+    changed |= {key: ("set", key) for key in read.said.set}
+    if seeds and SEED in changed:
+        at = changed[SEED]
+        problems.append(f"{read.where(at)}: {SEED}: seeds are given as well, and would hide it; take one of them out")
+    for key in read.said.set:
+        if key in {*read.said.axes, *read.said.zip}:
+            problems.append(
+                f"{read.where(('set', key))}: set.{key}: is an axis as well, which would hide it; take it out"
+            )
+    if problems:
+        raise RecipeError(*problems)
+
+
 def _checked(maker: CellMaker, combinations: Sequence[Combination]) -> tuple[Cell, ...]:
     """All cells, no two of which compute the same."""
     grid = maker.grid
-    if grid.said.seeds and SEED in {*grid.said.axes, *grid.said.zip}:
-        raise RecipeError(f"{grid.where(('seeds',))}: seeds: {SEED} is an axis as well; it can be one of them alone")
+    _values_count(grid, combinations)
     cells = _good_cells(maker, combinations)
     first: dict[str, Cell] = {}
     for cell in cells:

@@ -19,7 +19,7 @@ class CellResult:
     seconds: float | None = None  # from its start to its end, over all attempts
     memory_gib: float | None = None  # the most that one process held: on the GPU, or else of the host
     parameters: int | None = None
-    error: str | None = None  # the last line of what went wrong
+    error: str | None = None  # what went wrong, in a line
 
 
 @dataclass(frozen=True)

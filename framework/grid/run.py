@@ -7,7 +7,7 @@ from pathlib import Path
 
 from framework.grid.cell_folder import CellFolder, Status
 from framework.grid.cells import Cell, rows_of
-from framework.grid.executors import build_executor
+from framework.grid.executors import build_executor, choose_executor
 from framework.grid.make import Grid
 from framework.grid.scheduler import Fixed, Scheduler, Source, forget
 from framework.progress import say
@@ -31,24 +31,23 @@ def run_grid(
         executor: plugin to start cells with; None: the grid's.
         jobs: cells at once.
         retry: status of cells that are started again although they are settled.
-        only: text that the labels of the rows hold.
+        only: a row by its label, or a text that the rows' labels hold.
 
     Returns:
         Whether all of them are done.
     """
     source = source_of(grid, only)
+    starter = build_executor(grid.read, grid.folder, executor, jobs)
     if retry is not None:
-        if retry not in RETRIED:
-            raise ValueError(f"--retry: found {retry!r}, expected {' or '.join(RETRIED)}")
         again = forget(source.cells(), [retry])  # type: ignore[list-item]
         say(f"{len(again)} {retry} cell{'s' * (len(again) != 1)} to be started again")
     scheduler = Scheduler(
         name=grid.name,
         source=source,
-        executor=build_executor(grid.read, grid.folder, executor, jobs),
+        executor=starter,
         attempts=grid.read.said.attempts,
         fail_fast=fail_fast,
-        cancel=_cancel_file(grid),
+        cancel_file=_cancel_file(grid),
     )
     good = scheduler.run()
     failed = [digest for digest, status in scheduler.statuses.items() if status == "failed"]
@@ -66,7 +65,8 @@ def source_of(grid: Grid, only: str | None = None) -> Source:
         from framework.grid.searching import SearchedCells
 
         return SearchedCells(grid)
-    cells = [cell for cell in grid.cells if only is None or only in cell.title]
+    cells = [cell for cell in grid.cells if only in (None, cell.label, cell.title)]
+    cells = cells or [cell for cell in grid.cells if only is not None and only in cell.title]
     if not cells:
         labels = list(rows_of(grid.cells))
         raise ValueError(f"--only: no cell holds {only!r}.{did_you_mean(only or '', labels)} Rows: {'; '.join(labels)}")
@@ -78,8 +78,11 @@ def cells_of(grid: Grid) -> Sequence[Cell]:
     return source_of(grid).cells()
 
 
-def dry_rows(grid: Grid, only: str | None = None) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def dry_rows(
+    grid: Grid, only: str | None = None, executor: str | None = None
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Header and rows of what `grid run` would find."""
+    choose_executor(grid.read, executor)
     cells = source_of(grid, only).cells()
     rows: list[tuple[str, ...]] = [
         (cell.label, str(cell.seed), cell.digest, CellFolder.of(cell).status()) for cell in cells
@@ -92,13 +95,10 @@ def cancel_grid(grid: Grid) -> int:
     path = _cancel_file(grid)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    running = 0
-    for cell in cells_of(grid):
-        folder = CellFolder.of(cell)
-        if folder.path.is_dir() and folder.status_at_rest() in ("queued", "stopped"):
-            folder.cancel.write_text("stopped", encoding="utf-8")
-            running += folder.holder() is not None
-    return running
+    running = [folder for cell in cells_of(grid) if (folder := CellFolder.of(cell)).holder() is not None]
+    for folder in running:
+        folder.ask_to_stop("stopped")
+    return len(running)
 
 
 def _cancel_file(grid: Grid) -> Path:

@@ -5,6 +5,7 @@ What it knows it reads from the cells' folders: killed at any moment, another go
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import time
@@ -15,11 +16,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from framework.grid.cell_folder import SETTLED, CellFolder, Status
+from framework.grid.cell_folder import PRUNED, SETTLED, CellFolder, Status
 from framework.grid.cells import Cell
 from framework.grid.executor import Executor, Handle, Job
 from framework.progress import progress_bar, say
 
+NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 LOOKS_S = 1.0  # between two looks at the cells
 ENDS_S = 400.0  # that cells may take to save and end
 
@@ -69,54 +71,69 @@ class Scheduler:
     source: Source
     executor: Executor
     attempts: int  # deaths of a cell that count as its failure
+    cancel_file: Path  # touched while this one works, it ends
     fail_fast: bool = False
-    cancel: Path = Path("CANCEL")  # a file that ends it
     handles: dict[str, Handle] = field(default_factory=dict)  # by digest: what this scheduler has started
     statuses: dict[str, Status] = field(default_factory=dict)
-    left: set[str] = field(default_factory=set)  # stopped since this scheduler began: not started again by it
+    not_again: set[str] = field(default_factory=set)  # asked to stop, or beyond help, since this scheduler began
+    tried: dict[str, int] = field(default_factory=dict)  # attempts that a cell had when it was started last
+    fruitless: dict[str, int] = field(default_factory=dict)  # starts in a row that did not even begin an attempt
+    exhausted: bool = False  # the source has no more cells for now
     failed: bool = False  # a cell, since this scheduler began
     interrupted: int = 0
 
     def run(self) -> bool:
-        """Works until every cell is settled or stopped. True: all of them are done or pruned."""
-        for cell in self.source.cells():
-            CellFolder.of(cell).cancel.unlink(missing_ok=True)
-        self.cancel.unlink(missing_ok=True)
+        """Works until every cell is settled or stopped. True: there are some, and all are done or pruned."""
+        self.cancelled_before = _touched(self.cancel_file)
         with _interrupts(self), progress_bar((), total=self.source.total, text=self.name) as bar:
-            while True:
-                self._look()
-                bar.set_postfix_str(self._counts(), refresh=False)
-                bar.update(sum(status in SETTLED for status in self.statuses.values()) - bar.n)
-                if why := self._why_to_end():
-                    self._end(why)
-                    break
-                self._start()
-                if not self._open():
-                    break
-                time.sleep(LOOKS_S)
-        self.executor.close()
-        return all(status in ("done", "pruned") for status in self.statuses.values())
+            try:
+                while True:
+                    self._look()
+                    bar.set_postfix_str(self._counts(), refresh=False)
+                    bar.update(sum(status in SETTLED for status in self.statuses.values()) - bar.n)
+                    if why := self._why_to_end():
+                        self._end(why)
+                        break
+                    self._start()
+                    if not self._open():
+                        break
+                    time.sleep(LOOKS_S)
+            finally:
+                self.executor.close()
+        return bool(self.statuses) and all(status in ("done", PRUNED) for status in self.statuses.values())
 
     def _look(self) -> None:
         """What has become of the cells; says what has changed."""
         for cell in self.source.cells():
-            folder, before = CellFolder.of(cell), self.statuses.get(cell.digest)
+            digest, folder = cell.digest, CellFolder.of(cell)
+            before = self.statuses.get(digest)
             now: Status = before if before == "done" else folder.status()  # type: ignore[assignment]
-            handle = self.handles.get(cell.digest)
-            if handle is not None and now != "running":
-                if handle.state() == "gone":
-                    del self.handles[cell.digest]
-                    now = folder.status()  # it may have ended between the two questions
-                elif now == "stopped":
-                    continue  # a queue that took the machine away starts it again
-            if now == "stopped" and before not in (None, "stopped"):
-                self.left.add(cell.digest)
-            if now == "failed" and before is not None:
+            handle = self.handles.get(digest)
+            if handle is not None and handle.state() == "gone":
+                del self.handles[digest]
+                now = folder.status()  # it may have ended between the two questions
+                self._note_fruitless(cell, folder, now)
+            elif handle is not None and now == "stopped":
+                continue  # a queue that took the machine away starts it again
+            if now == "stopped" and before not in (None, "stopped") and folder.was_asked_to_stop:
+                self.not_again.add(digest)
+            if now == "failed" and before not in (None, "failed"):
                 self.failed = True
             if now != before:
-                self.statuses[cell.digest] = now
+                self.statuses[digest] = now
                 self._tell(cell, folder, before, now)
         self.source.look(self.statuses)
+
+    def _note_fruitless(self, cell: Cell, folder: CellFolder, now: Status) -> None:
+        """Counts jobs that ended before they could write anything down, as where the disk is full or Python missing."""
+        digest = cell.digest
+        if now not in ("queued", "stopped") or folder.state().attempts != self.tried[digest]:
+            self.fruitless.pop(digest, None)
+            return
+        self.fruitless[digest] = self.fruitless.get(digest, 0) + 1
+        if self.fruitless[digest] >= self.attempts and not folder.was_asked_to_stop:
+            self.not_again.add(digest)
+            say(f"given up {cell.title}: it does not even begin; {folder.log} ends with: {folder.last_words()}")
 
     def _tell(self, cell: Cell, folder: CellFolder, before: Status | None, now: Status) -> None:
         if now == "running":
@@ -133,29 +150,35 @@ class Scheduler:
         """As many cells as there is room for."""
         room = self.executor.room()
         waiting = [cell for cell in self.source.cells() if self._may_start(cell)][: max(0, room)]
-        while len(waiting) < room and (cell := self.source.more()) is not None:
-            if self._may_start(cell):
+        self.exhausted = False
+        while len(waiting) < room and not self.exhausted:
+            cell = self.source.more()
+            self.exhausted = cell is None
+            if cell is not None and self._may_start(cell):
                 waiting.append(cell)
-        if not waiting:
-            return
         jobs = []
         for cell in waiting:
             folder = CellFolder.of(cell)
             folder.prepare(cell.recipe)
+            folder.stop_file.unlink(missing_ok=True)
+            self.tried[cell.digest] = folder.state().attempts
+            self.statuses.setdefault(cell.digest, "queued")
             command = (
                 sys.executable, "-m", "framework.grid.cell_process", str(folder.path),
                 "--processes", str(self.executor.processes), "--attempts", str(self.attempts),
             )  # fmt: skip
-            jobs.append(Job(f"{self.name}-{cell.digest}", command, folder.log))
+            jobs.append(Job(f"{NOT_IN_NAMES.sub('-', self.name)}-{cell.digest}", command, folder.log))
         for cell, handle in zip(waiting, self.executor.start(jobs), strict=True):
             self.handles[cell.digest] = handle
 
     def _may_start(self, cell: Cell) -> bool:
         digest, status = cell.digest, self.statuses.get(cell.digest, "queued")
-        return digest not in self.handles and digest not in self.left and status in ("queued", "stopped")
+        return digest not in self.handles and digest not in self.not_again and status in ("queued", "stopped")
 
     def _open(self) -> bool:
-        """Whether there is a cell that something may still become of."""
+        """Whether there is a cell that something may still become of, or may be one that is not known yet."""
+        if not self.exhausted and len(self.source.cells()) < self.source.total:
+            return True
         statuses = [(cell, self.statuses.get(cell.digest, "queued")) for cell in self.source.cells()]
         return any(
             cell.digest in self.handles or status == "running" or self._may_start(cell) for cell, status in statuses
@@ -164,8 +187,8 @@ class Scheduler:
     def _why_to_end(self) -> str | None:
         if self.interrupted:
             return "interrupted; once more leaves at once, and the cells save and end by themselves"
-        if self.cancel.exists():
-            return f"{self.cancel} is there"
+        if _touched(self.cancel_file) != self.cancelled_before:
+            return "the grid was cancelled"
         if self.fail_fast and self.failed:
             return "a cell has failed"
         return None
@@ -181,10 +204,19 @@ class Scheduler:
             if not self.handles:
                 break
             time.sleep(LOOKS_S)
+        if self.handles:
+            say(f"{len(self.handles)} cells have not ended yet; `grid status` tells when they have")
 
     def _counts(self) -> str:
         found = list(self.statuses.values())
         return ", ".join(f"{found.count(status)} {status}" for status in dict.fromkeys(found))
+
+
+def _touched(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from framework.grid.space import Choices, Range, Space, draw_new, fingerprint, is_exhausted
+from framework.grid.labels import fingerprint
+from framework.grid.space import Choices, Range, Space, draw_new, is_exhausted
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from framework.grid.labels import labels_of, names_of
+from framework.grid.labels import fingerprint, labels_of, names_of
 from framework.listing import as_yaml
 from framework.registry import did_you_mean
 
@@ -189,11 +188,6 @@ def _exact(number: float) -> Decimal:
 def label_of(key: str, value: Any, space: Space) -> str:
     """`lr=0.0023`"""
     return f"{names_of(space)[key]}={space[key].label(value)}"
-
-
-def fingerprint(value: Any) -> str:
-    """A text that equal values share, and no others: 1, 1.0 and true are three."""
-    return json.dumps(value, sort_keys=True)
 
 
 def random_trials(space: Space, trials: int, seed: int) -> list[dict[str, Any]]:

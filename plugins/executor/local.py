@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
-import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -28,8 +26,7 @@ class LocalHandle:
         return "running" if self.process.poll() is None else "gone"
 
     def cancel(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.process.pid, signal.SIGTERM)
+        self.process.terminate()
 
 
 @register("executor", "local")
@@ -86,6 +83,7 @@ class Local:
                 lock.close()  # the cell holds it on, for as long as it lives
             handles.append(LocalHandle(process))
         self.running += handles
+        self.close()
         return handles
 
     def close(self) -> None:

@@ -127,6 +127,18 @@ def test_excluded_combinations_are_left_out_by_label_value_or_list(grid):
     assert len(grid(axes + "exclude: [{distiller: none}, {optimizer.lr: 0.3}]").cells) == 2
 
 
+def test_what_python_holds_equal_is_not_excluded(grid):
+    made = grid("axes: {evaluate.no_repeat: [0, 1]}\nexclude: [{no_repeat: 1}]")
+    assert list(rows_of(made.cells)) == ["no_repeat=0"]
+    with pytest.raises(RecipeError, match="no combination is like that"):
+        grid("axes: {evaluate.no_repeat: [0, 1]}\nexclude: [{no_repeat: true}]")
+
+
+def test_random_trials_that_compute_the_same_are_refused(mistakes):
+    keys = "{data.workers: [0, 1], optimizer.lr: [0.1, 0.2]}"
+    assert "compute the same" in mistakes(f"search: {{method: random, trials: 4, keys: {keys}}}")[0]
+
+
 def test_included_cells_stand_beside_the_combinations(grid):
     made = grid(
         "axes: {distiller.topics: [3, 4]}\ninclude: [{label: all of it, distiller.topics: 4, optimizer.lr: 0.1}]"
@@ -189,7 +201,13 @@ MISTAKES = {
     "you mean 'lr=2'? Rows: lr=1; lr=2",
     "axes: {optimizer.lr: [1, 2]}\nreport: {baseline: {lr: [1, 2]}}": "g.yaml:3:10: report.baseline: expected one row that "
     "is like that, found lr=1; lr=2. Rows: lr=1; lr=2",
-    "axes: {train.seed: [1, 2]}\nseeds: [3]": "g.yaml:3:1: seeds: train.seed is an axis as well; it can be one of them alone",
+    "axes: {train.seed: [1, 2]}\nseeds: [3]": "g.yaml:2:24: train.seed: seeds are given as well, and would hide it; take one of them out",
+    "seeds: [1, 1]": "g.yaml:2:12: seeds: 1 stands twice",
+    "set: {train.seed: 5}\nseeds: [1]": "g.yaml:2:7: train.seed: seeds are given as well, and would hide it",
+    "set: {optimizer.lr: 5}\naxes: {optimizer.lr: [1]}": "g.yaml:2:7: set.optimizer.lr: is an axis as well, which hides it",
+    "axes: {"
+    + ", ".join(f"losses.x{n}.weight: [0, 1, 2, 3]" for n in range(9))
+    + "}": "g.yaml: 262,144 cells, expected at most 10,000",
     "seeds: [-1]": "g.yaml:2:9: seeds.0: found -1, expected at least 0",
     "executor: {name: lokal}": "g.yaml:2:1: executor: Unknown executor 'lokal'. Did you mean 'local'? Known: local, ray, slurm",
     "executor: {name: local, processes: 0}": "g.yaml:2:1: executor.processes: found 0, expected a number above 0",

@@ -267,7 +267,7 @@ def test_a_trial_that_is_given_up_is_pruned_and_no_failure(tmp_path):
         until(partial(is_trained, tmp_path, 1), "training")
         (cell,) = cells(tmp_path)
         until(lambda: cell.progress() is not None, "first step")
-        cell.cancel.write_text("pruned")
+        cell.ask_to_stop("pruned")
         out, _ = scheduler.communicate(timeout=LONGEST_S)
     finally:
         scheduler.kill()

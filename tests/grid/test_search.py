@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 from framework.grid import search as search_module
+from framework.grid.labels import fingerprint
 from framework.grid.search import Outcome, TpeSearch, Trial
 from framework.grid.space import (
     Choices,
     Range,
     Space,
-    fingerprint,
     label_of,
     random_trials,
     read_space,

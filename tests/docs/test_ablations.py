@@ -1,0 +1,45 @@
+"""docs/results holds what the shipped grids came to, and the page tells the same numbers as the files beside it."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from framework.grid.cells import rows_of
+from framework.grid.file import find_grid, read_grid, shipped_grids
+from framework.grid.make import make_grid
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+PAGE = (RESULTS / "ablations.md").read_text(encoding="utf-8")
+GRIDS = sorted(set(shipped_grids()) - {"smoke"})  # whose numbers mean nothing
+
+
+def read(name: str, file: str) -> list[dict[str, str]]:
+    with (RESULTS / name / file).open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_results_are_of_the_cells_that_the_grid_has(name):
+    rows = rows_of(make_grid(read_grid(find_grid(name))).cells)
+    table, cells = read(name, "table.csv"), read(name, "cells.csv")
+    assert [row["row"] for row in table] == list(rows)
+    assert len(cells) == sum(map(len, rows.values())) and {cell["status"] for cell in cells} == {"done"}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_page_tells_the_numbers_of_the_table(name):
+    for row in read(name, "table.csv"):
+        for metric in ("test/bleu_4", "test/cider", "test/findings_f1"):
+            mean, deviation = float(row[f"{metric} mean"]), float(row[f"{metric} deviation"])
+            shown = f"{mean:.3f} ± {deviation:.3f}"
+            assert shown in PAGE.replace("**", ""), f"{name}, {row['row']}: {metric} is {shown}"
+    assert f"`recipes/grids/{name}.yaml`" in PAGE
+
+
+def test_a_page_that_is_handed_on_leads_nowhere_else():
+    for name in GRIDS:
+        page = (RESULTS / name / "index.html").read_text(encoding="utf-8")
+        assert "report.html" not in page and "http" not in page.replace("http-equiv", "")
