@@ -62,7 +62,9 @@ class Zero(Strategy):
         config = {key: value for key, value in self.config.items() if key != "train_batch_size"}
         os.environ.setdefault("LOCAL_RANK", "0")  # without a launcher: zero3 asks for it, in its second step as well
         for tensor in [*self.task.parameters(), *self.task.buffers()]:
-            tensor.data = tensor.data.contiguous()  # it sends them as plain bytes, which channels_last weights are not
+            # It sends them as plain bytes, which channels_last weights are not; and `contiguous` would leave those of
+            # a 1 x 1 convolution as they are.
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
         self.engine, self.cut, *_ = deepspeed.initialize(
             model=self.task, optimizer=self.optimizer, config=config, dist_init_required=False
         )

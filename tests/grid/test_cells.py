@@ -204,7 +204,7 @@ MISTAKES = {
     "axes: {train.seed: [1, 2]}\nseeds: [3]": "g.yaml:2:24: train.seed: seeds are given as well, and would hide it; take one of them out",
     "seeds: [1, 1]": "g.yaml:2:12: seeds: 1 stands twice",
     "set: {train.seed: 5}\nseeds: [1]": "g.yaml:2:7: train.seed: seeds are given as well, and would hide it",
-    "set: {optimizer.lr: 5}\naxes: {optimizer.lr: [1]}": "g.yaml:2:7: set.optimizer.lr: is an axis as well, which hides it",
+    "set: {optimizer.lr: 5}\naxes: {optimizer.lr: [1]}": "g.yaml:2:7: set.optimizer.lr: is an axis as well, which would hide it",
     "axes: {"
     + ", ".join(f"losses.x{n}.weight: [0, 1, 2, 3]" for n in range(9))
     + "}": "g.yaml: 262,144 cells, expected at most 10,000",
