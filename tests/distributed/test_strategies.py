@@ -143,8 +143,8 @@ def test_computing_activations_again_changes_no_loss(exact_run: Callable[..., Pa
     same_losses(exact_run(), other)
 
 
-# A low rate: ddp alone keeps weights in channels_last, which adds up in another order. That is noise of 5e-7 in the first
-# step, and batch normalization of four exams makes it grow with the rate.
+# A low rate: ddp alone keeps weights in channels_last, which adds up in another order. That is noise of 5e-7 in the
+# first step, and batch normalization of four exams makes it grow with the rate.
 BATCH_NORM = (
     "model.encoder={_delete_: true, name: resnet, depth: 10, width: 8}", "train.epochs=1", "train.ema=null",
     "optimizer.lr=1e-4", "optimizer.encoder_lr=1e-4",
