@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -138,21 +139,24 @@ def _watch(made: Grid) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from framework.grid.run import cells_of
+    from framework.grid.run import source_of
     from framework.grid.status import HEADER, counts, status_rows
+
+    source = source_of(made)
 
     def drawn(rows: Sequence[Sequence[str]]) -> Any:
         table = Table(*HEADER, box=box.SIMPLE_HEAD)
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
-        return Group(table, Text(counts(rows)))
+        return Group(Text(counts(rows)), table)  # a long table is cut at its end
 
-    rows = status_rows(cells_of(made))
-    try:
-        with Live(drawn(rows), auto_refresh=False) as live:
-            while any(row[3] in ("running", "queued") for row in rows):
-                time.sleep(LOOKS_S)
-                rows = status_rows(cells_of(made))
-                live.update(drawn(rows), refresh=True)
-    except KeyboardInterrupt:
-        pass  # how people end watching
+    def open_(rows: Sequence[Sequence[str]]) -> bool:
+        return len(rows) < source.total or any(row[3] in ("running", "queued") for row in rows)
+
+    rows = status_rows(source.cells())
+    # Ctrl-C is how people end watching.
+    with contextlib.suppress(KeyboardInterrupt), Live(drawn(rows), auto_refresh=False) as live:
+        while open_(rows):
+            time.sleep(LOOKS_S)
+            rows = status_rows(source.cells())
+            live.update(drawn(rows), refresh=True)
