@@ -87,14 +87,16 @@ def distill(
         raise ValueError(f"topics are found in the split '{TRAIN}', which has no reports; splits: {list(texts)}")
     name, place = _fingerprint(distiller, texts, key), cache / "topics"
     place.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time(place / f"{name}.lock", "topics"):
-        topics = _read(place, name)
-        if topics is None:
-            topics = _find(distiller, texts)
-            write_whole(place / f"{name}.png", _picture(distiller, topics, texts[TRAIN]))
-            _write(place, name, topics)
-        else:
-            log.info("topics read from %s", place / f"{name}.json")
+    topics = _read(place, name)
+    if topics is None:
+        with one_at_a_time(place / f"{name}.lock", "topics"):
+            topics = _read(place, name)  # another run may have found them meanwhile
+            if topics is None:
+                topics = _find(distiller, texts)
+                write_whole(place / f"{name}.png", _picture(distiller, topics, texts[TRAIN]))
+                _write(place, name, topics)
+    else:
+        log.info("topics read from %s", place / f"{name}.json")
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(place / f"{name}.png", folder / "topics.png")

@@ -81,9 +81,10 @@ def build_image_cache(
     names = [(exam_id, view.name) for exam_id, view, *_ in jobs]
     key = hashlib.sha256(json.dumps([VERSION, source_key, size, channels, names]).encode()).hexdigest()[:24]
     path, notes = folder / "images" / f"{key}.npy", folder / "images" / f"{key}.json"
-    with one_at_a_time(path.with_suffix(".lock"), "images"):
-        if not notes.is_file():
-            _make(jobs, path, notes, size, channels)
+    if not notes.is_file():  # a cache that is there may be on a disk that this machine may only read
+        with one_at_a_time(path.with_suffix(".lock"), "images"):
+            if not notes.is_file():
+                _make(jobs, path, notes, size, channels)
     problems = [ExamError(*row) for row in json.loads(notes.read_text(encoding="utf-8"))]
     if problems and broken == "stop":
         notes.unlink()  # so that a mended file is looked at again
