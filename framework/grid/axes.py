@@ -17,6 +17,7 @@ from framework.recipe.source import Key, dotted
 from framework.registry import did_you_mean, short
 
 ABLATE = "ablate"  # the axis of `ablate`
+INCLUDE = "include"  # the axis of rows that stand beside the combinations
 MOST_CELLS = 10_000
 
 Combination = tuple[str, Sequence[Option]]  # label of the row, and what it changes
@@ -203,7 +204,7 @@ def _included(read: ReadGrid, names: dict[str, str], dimensions: Sequence[Sequen
             for axis in option.labels
             if axis == names.get(change.key) and option.has(axis, change.value)
         }
-        combinations.append((label, [Option(labels, tuple(changes))]))
+        combinations.append((label, [Option({**labels, INCLUDE: label}, tuple(changes))]))
     if problems:
         raise RecipeError(*problems)
     return combinations

@@ -15,6 +15,9 @@ from framework.grid.wording import axis_names, lacks_of, one_line
 SHOWN_STEPS = 240  # points of a curve; of more, stretches of steps are averaged
 
 
+MOST_LABELS = 24  # beside one another in a plot
+
+
 @dataclass(frozen=True)
 class Effect:
     """A metric at one label of an axis, over all settings of the other axes."""
@@ -36,12 +39,13 @@ class Curve:
 
 def labels_of(result: GridResult, axis: str) -> list[str]:
     """In the order of the file; labels that only rows have come last."""
-    return list(dict.fromkeys([*result.axes.get(axis, ()), *(_label(row, axis) for row in result.rows)]))
+    own = [row.settings[axis] for row in result.rows if axis in row.settings]
+    return list(dict.fromkeys([*result.axes.get(axis, ()), *own]))
 
 
 def varied(result: GridResult) -> list[str]:
-    """Axes with at least two labels: of others there is no effect to see."""
-    return [axis for axis in axis_names(result) if len(labels_of(result, axis)) > 1]
+    """Axes whose effect can be seen: of the grid file, with two labels at least, and not as many as a search draws."""
+    return [axis for axis in result.axes if 1 < len(labels_of(result, axis)) <= MOST_LABELS]
 
 
 def main_effects(result: GridResult, axis: str, metric: str) -> list[Effect]:

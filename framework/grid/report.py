@@ -24,11 +24,14 @@ def grid_result(grid: Grid) -> GridResult:
     """
     recipe, asked, cells = grid.base, grid.read.said.report, cells_of(grid)
     metrics = asked.metrics or (f"test/{recipe.evaluate.monitored}",)
+    if grid.read.said.search is not None and not asked.metrics:  # what is best is not chosen on test
+        metrics = (grid.read.said.search.monitor or recipe.evaluate.monitor, *metrics)
+    baseline = None if asked.compare == "none" else grid.baseline
     groups = [
         (label, row[0].settings, [CellFolder.of(cell).result(cell) for cell in row])
         for label, row in rows_of(cells).items()
     ]
-    rows, exams, notices = grid_rows(groups, metrics, baseline=grid.baseline, compare=asked.compare)
+    rows, exams, notices = grid_rows(groups, metrics, baseline=baseline, compare=asked.compare)
     recipes = [recipe, *(cell.recipe for cell in cells)]
     return GridResult(
         name=grid.name,
@@ -37,7 +40,7 @@ def grid_result(grid: Grid) -> GridResult:
         axes={
             axis: labels or tuple(dict.fromkeys(c.settings[axis] for c in cells)) for axis, labels in grid.axes.items()
         },
-        baseline=grid.baseline,
+        baseline=baseline,
         rows=rows,
         exams=exams,
         notices=(*grid.notices, *notices),

@@ -171,7 +171,11 @@ def by_calls(metric: Any, pairs: Sequence[Pair]) -> Values:
             ]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what there is to warn of was said when the run was scored
-                rows.append(metric(drawn))
-        return {name: np.array([float(row[name]) for row in rows]) for name in metric.names}
+                try:
+                    found = metric(drawn)
+                    rows.append([float(found[name]) for name in metric.names])
+                except Exception as error:  # whatever a plugin may raise
+                    raise NotComparableError(f"its metric fails on a resample: {error!r}") from error
+        return dict(zip(metric.names, np.array(rows).T))
 
     return values

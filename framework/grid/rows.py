@@ -5,6 +5,7 @@ Shapes: E exams, R resamples of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -84,8 +85,9 @@ def _check(rows: Sequence[Group], metrics: Sequence[str], baseline: str | None) 
         guess = did_you_mean(baseline, labels)
         raise ValueError(f"report.baseline: no row is called '{baseline}'.{guess} Rows: {', '.join(labels)}")
     known = {name: None for group in rows for cell in group.done for name in cell.scores}
+    all_done = all(cell.status == "done" for group in rows for cell in group.cells)
     for metric in metrics:
-        if known and metric not in known:
+        if known and metric not in known and all_done:  # until then, a cell that gives it may still be to come
             whole = [name for name in known if name.count("/") == 1]
             raise ValueError(
                 f"report.metrics: no cell has a score '{metric}'.{did_you_mean(metric, known)} "
@@ -168,14 +170,23 @@ def _versus(
     found: dict[tuple[str, str], Difference] = {}
     for has_sums, resamples in ((True, RESAMPLES), (False, SLOW_RESAMPLES)):
         chosen = [(label, score) for label, score in compared if first.has_sums(score) is has_sums]
-        if chosen:
-            found |= zip(chosen, _differences(opened, baseline, chosen, exams, seed, resamples))
+        # A metric of somebody's own may fail on a resample, and then takes no other with it.
+        for together in [chosen] if has_sums else [[key for key in chosen if key[1] == score] for score in scores]:
+            try:
+                found |= zip(
+                    together, _differences(opened, baseline, together, exams, seed, resamples) if together else ()
+                )
+            except NotComparableError as error:
+                notices.append(f"{split}/{together[0][1]} is not compared: {error}")
         if chosen and not has_sums:
             slow = ", ".join(dict.fromkeys(f"{split}/{score}" for _, score in chosen))
             notices.append(
                 f"{slow}: on {resamples} resamples of the exams, not {RESAMPLES}, so that no p is below "
                 f"{2 / (1 + resamples):.3f}: its metric has no per_exam and of_sums"
             )
+    for label, score in [key for key, one in found.items() if not math.isfinite(one.low + one.high)]:
+        del found[label, score]
+        notices.append(f"{label}: {split}/{score} is not compared: it is no number on some resamples")
     corrected: dict[tuple[str, str], float] = {}
     for score in scores:
         chosen = [key for key in found if key[1] == score]

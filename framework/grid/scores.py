@@ -30,7 +30,7 @@ def problem_with(metric: str, recipes: Sequence[Recipe], splits: Sequence[str] =
             if names is None:
                 return None  # it names its scores at run time
             known |= dict.fromkeys(names)
-    if score_of(metric) in known:
+    if score_of(metric) in known or score.split("/")[0] in known:
         return None
     all_known = ", ".join(f"{split}/{name}" for name in known)
     return f"no metric of the recipe gives '{score}'.{did_you_mean(score, known)} Known: {all_known}"
@@ -42,9 +42,10 @@ def higher_is_better(metric: str, recipes: Sequence[Recipe]) -> bool:
     Raises:
         ValueError: none of the recipes' metrics does.
     """
+    score = metric.partition("/")[2].split("/")[0]
     for recipe in recipes:
         for chosen in recipe.evaluate.metrics:
-            found = load(find("metric", chosen.name, recipe.plugin_files))
-            if score_of(metric) in found.names:
+            found = load(find("metric", chosen.name, recipe.plugin_files))(**chosen.keys)  # some name scores when made
+            if score in found.names or score_of(metric) in found.names:
                 return bool(found.higher_is_better)
     raise ValueError(problem_with(metric, recipes) or f"no metric gives {metric}")

@@ -145,7 +145,7 @@ def as_latex(result: GridResult) -> str:
         lines.append(_latex_line([*line, *_costs(row)]))
         versus = [_latex_versus(result, row, metric) for metric in result.metrics]
         if any(versus):
-            lines.append(_latex_line([*[""] * (len(headers) + 1), *versus, "", "", ""]))
+            lines.append(_latex_line([*[""] * len(headers), r"\scriptsize $\Delta$", *versus, "", "", ""]))
     said = [latex(text) for text in [*legend(result), *result.notices]]
     said += [rf"\textsuperscript{{{n.mark}}} {latex(n.row.label)}: {latex(n.text)}" for n in notes.values()]
     parts = [

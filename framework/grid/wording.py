@@ -151,7 +151,8 @@ def legend(result: GridResult) -> list[str]:
         over = "" if result.exams is None else f" over the same {result.exams} exams"
         said.append(
             f"Δ: difference to the baseline ({one_line(result.baseline)}) with its 95 % interval{over}, not corrected; "
-            f"p two-sided, corrected by Holm over all comparisons of a metric; * p < {SIGNIFICANT}."
+            f"p two-sided, corrected by Holm over all comparisons of a metric; * p < {SIGNIFICANT}. "
+            "Exams are resampled, seeds are not: p says nothing of other seeds."
         )
     return said
 

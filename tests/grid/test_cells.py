@@ -144,7 +144,11 @@ def test_included_cells_stand_beside_the_combinations(grid):
         "axes: {distiller.topics: [3, 4]}\ninclude: [{label: all of it, distiller.topics: 4, optimizer.lr: 0.1}]"
     )
     last = made.cells[-1]
-    assert (last.label, last.settings, last.recipe.optimizer.lr) == ("all of it", {"topics": "4"}, 0.1)
+    assert (last.label, last.settings, last.recipe.optimizer.lr) == (
+        "all of it",
+        {"topics": "4", "include": "all of it"},
+        0.1,
+    )
 
 
 def test_set_and_overrides_hold_in_every_cell(grid):

@@ -289,6 +289,23 @@ def test_a_metric_without_sums_is_called_on_fewer_resamples_and_that_is_told(cel
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("float('nan') if '(1)' in str(by_id) else 1.0", "it is no number on some resamples"),
+        ("1 / ('(1)' not in str(by_id))", "its metric fails on a resample: ZeroDivisionError"),
+    ],
+)
+def test_a_metric_that_cannot_take_a_resample_takes_no_other_with_it(cell, tmp_path, broken, said) -> None:
+    own = SLOW.replace("sum(by_id.values()) / len(by_id)", broken)
+    recipe = with_metrics(tmp_path / "own", "[bleu, share_right]", own)
+    groups = {"plain": [cell(REFERENCES, recipe=recipe)], "new": [cell(REFERENCES, recipe=recipe)]}
+    rows, _, notices = rows_of(groups, ["test/bleu_4", "test/share_right"])
+    assert rows["new"].versus["test/share_right"] is None and said in notices
+    assert rows["new"].versus["test/bleu_4"].p == 1
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("metric", [Bleu(), RougeL(), FindingsF1()], ids=lambda metric: type(metric).__name__)
 def test_sums_give_what_a_call_gives_of_any_resample(metric) -> None:
     words, texts = Words(), [*corrupted(REFERENCES, 0.3, seed=4), *REFERENCES[1:], REFERENCES[0]]
