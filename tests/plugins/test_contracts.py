@@ -73,16 +73,23 @@ SMALL: dict[tuple[str, str], list[dict[str, Any] | Callable[[Path], dict[str, An
     ("schedule", "step"): [{}, {"every": 0.0}],
     ("tokenizer", "words"): [{}, {"lowercase": False, "min_count": 2}],
 }
-CASES = [(kind, name, keys) for (kind, name), each in SMALL.items() for keys in each]
+LONG = {("executor", "ray")}  # a cluster of its own takes a quarter of a minute, and minutes on a busy machine
+CASES = [
+    pytest.param(kind, name, keys, marks=[pytest.mark.long] if (kind, name) in LONG else [], id=f"{kind}/{name}")
+    for (kind, name), each in SMALL.items()
+    for keys in each
+]
 
 
 def test_every_shipped_plugin_is_checked() -> None:
     assert sorted(SMALL) == SHIPPED, "a shipped plugin needs a row in SMALL"
 
 
-@pytest.mark.parametrize("kind, name, keys", CASES, ids=[f"{kind}/{name}" for kind, name, _ in CASES])
+@pytest.mark.parametrize("kind, name, keys", CASES)
 def test_it_keeps_the_contract_of_its_kind(kind: str, name: str, keys: Any, tmp_path: Path) -> None:
-    check(kind, partial(load(catalogue()[kind, name]), **(keys if isinstance(keys, dict) else keys(tmp_path))))
+    settings = {"patience_s": 300.0} if (kind, name) in LONG else {}
+    make = partial(load(catalogue()[kind, name]), **(keys if isinstance(keys, dict) else keys(tmp_path)))
+    check(kind, make, **settings)
 
 
 def test_reports_of_the_chinese_tokenizer_keep_the_contract_too() -> None:
