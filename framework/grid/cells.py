@@ -91,7 +91,7 @@ class CellMaker:
         Raises:
             RecipeError: it has mistakes.
         """
-        return check_recipe(merge([deepcopy(layer) for layer in [*self.base, *self.typed]]), self.grid.recipe)
+        return check_recipe(merge([*self.base, *self.typed]), self.grid.recipe)
 
     def cells(self, label: str, options: Sequence[Option], seeds: Sequence[int]) -> list[Cell]:
         """A combination under each seed; the recipe's own where there are none.
@@ -107,7 +107,7 @@ class CellMaker:
             if seed is not None:
                 at = self.grid.where(("seeds",))
                 layers.append(Layer({"train": {"seed": seed}}, {("train",): at, ("train", "seed"): at}))
-            merged = merge([deepcopy(layer) for layer in layers])
+            merged = merge(layers)
             notices = _drop_what_needs_topics(merged, changed)
             recipe = check_recipe(merged, self.grid.recipe)
             cells.append(Cell(label, settings, recipe.train.seed, recipe, notices))

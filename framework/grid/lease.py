@@ -47,17 +47,14 @@ def this_machine() -> str:
 class Lease:
     """A lease that this process holds."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @property
-    def number(self) -> int:
-        return _number(self.path)
+    def __init__(self, folder: Path, number: int) -> None:
+        self.folder, self.number = folder, number
+        self.path = _path(folder, number)
 
     def beat(self) -> bool:
         """Tells that the holder lives. False: another process has taken the cell over."""
         try:
-            numbers = _numbers(self.path.parent)
+            numbers = _numbers(self.folder)
         except OSError:
             return True  # a disk that is away for a moment; the next beat tells
         if self.number not in numbers or max(numbers) > self.number:
@@ -67,9 +64,9 @@ class Lease:
         return True
 
     def release(self) -> None:
-        for number in _numbers(self.path.parent):
+        for number in _numbers(self.folder):
             if number <= self.number:
-                (self.path.parent / f"lease-{number}").unlink(missing_ok=True)
+                _path(self.folder, number).unlink(missing_ok=True)
 
 
 def take(folder: Path) -> Lease | None:
@@ -78,15 +75,15 @@ def take(folder: Path) -> Lease | None:
     while True:
         number = max(_numbers(folder), default=0)
         try:
-            if number and _lives(folder / f"lease-{number}"):
+            if number and _lives(_path(folder, number)):
                 return None
         except FileNotFoundError:
             continue  # released meanwhile: look again
-        lease = Lease(folder / f"lease-{number + 1}")
+        lease = Lease(folder, number + 1)
         if not _write(lease.path):
             return None
         # While this process looked at a dead lease, all may have been released, and another have begun at 1 again.
-        if any(_lives_still(folder / f"lease-{other}") for other in _numbers(folder) if other != lease.number):
+        if any(_lives_still(_path(folder, other)) for other in _numbers(folder) if other != lease.number):
             lease.path.unlink(missing_ok=True)
             return None
         return lease
@@ -97,7 +94,7 @@ def take_when_dead(folder: Path) -> Lease | None:
     enough; a queue that starts a cell elsewhere is quicker than that.
     """
     while (lease := take(folder)) is None:
-        newest = folder / f"lease-{max(_numbers(folder), default=0)}"
+        newest = _path(folder, max(_numbers(folder), default=0))
         try:
             if _read(newest).machine == this_machine() or _beats(newest):
                 return None
@@ -109,16 +106,14 @@ def take_when_dead(folder: Path) -> Lease | None:
 def holder_of(folder: Path) -> Holder | None:
     """Who trains the cell now; None: nobody, or one that is dead."""
     try:
-        newest = folder / f"lease-{max(_numbers(folder))}"
+        newest = _path(folder, max(_numbers(folder)))
         return _read(newest) if _lives(newest) else None
     except (ValueError, FileNotFoundError):
         return None
 
 
-def _number(path: Path) -> int:
-    found = NAME.fullmatch(path.name)
-    assert found is not None, path
-    return int(found[1])
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"lease-{number}"
 
 
 def _numbers(folder: Path) -> list[int]:

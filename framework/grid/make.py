@@ -130,10 +130,14 @@ def search_cell(maker: CellMaker, space: Space, values: dict[str, Any]) -> Cell:
     return maker.cells(label, options, maker.grid.said.seeds)[0]
 
 
+def _changed(combinations: Sequence[Combination]) -> dict[str, Key]:
+    """Keys of the recipe that some cells set, and where in the grid file."""
+    return {change.key: change.at for _, options in combinations for option in options for change in option.changes}
+
+
 def _overrides_count(maker: CellMaker, combinations: Sequence[Combination]) -> None:
     """Refuses a word behind the grid that the grid's own values would hide."""
-    changed = {change.key for _, options in combinations for option in options for change in option.changes}
-    changed |= {SEED} if maker.grid.said.seeds else set()
+    changed = {*_changed(combinations), *([SEED] if maker.grid.said.seeds else [])}
     for word in maker.overrides:
         key = word.lstrip("~+").partition("=")[0].strip()
         for other in changed:
@@ -147,8 +151,7 @@ def _values_count(read: ReadGrid, combinations: Sequence[Combination]) -> None:
     for index, seed in enumerate(seeds):
         if seed in seeds[:index]:
             problems.append(f"{read.where(('seeds', index))}: seeds: {seed} stands twice")
-    changed = {change.key: change.at for _, options in combinations for option in options for change in option.changes}
-    changed |= {key: ("set", key) for key in read.said.set}
+    changed = {**_changed(combinations), **{key: ("set", key) for key in read.said.set}}
     if seeds and SEED in changed:
         at = changed[SEED]
         problems.append(f"{read.where(at)}: {SEED}: seeds are given as well, and would hide it; take one of them out")
@@ -206,12 +209,8 @@ def _scores_are_known(read: ReadGrid, recipes: Sequence[Recipe]) -> None:
         for index, metric in enumerate(read.said.report.metrics)
         if (problem := problem_with(metric, recipes))
     ]
-    search = read.said.search
-    if (
-        search is not None
-        and search.monitor is not None
-        and (problem := problem_with(search.monitor, recipes, ["val"]))
-    ):
+    monitor = read.said.search.monitor if read.said.search is not None else None
+    if monitor is not None and (problem := problem_with(monitor, recipes, ["val"])):
         problems.append(f"{read.where(('search', 'monitor'))}: search.monitor: {problem}")
     if problems:
         raise RecipeError(*problems)

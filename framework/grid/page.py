@@ -16,11 +16,14 @@ from framework.grid.plots import cost_figure, curves_figure, interaction_figure,
 from framework.grid.results import CellResult, Comparison, GridResult, Row
 from framework.grid.svg import escape, key
 from framework.grid.wording import (
+    COSTS,
     Note,
     arrow,
     axis_names,
     best_rows,
+    cost_texts,
     decimals,
+    difference_texts,
     footnotes,
     is_significant,
     lacks_of,
@@ -28,7 +31,6 @@ from framework.grid.wording import (
     memory_text,
     one_line,
     p_text,
-    parameters_text,
     seeds_text,
     setting_headers,
     settings_of,
@@ -39,8 +41,7 @@ from framework.whole_file import write_whole
 
 # Beside the escaping: a browser runs this one script and loads nothing, whatever a label holds.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{}'; base-uri 'none'; form-action 'none'"
-STATUS_CLASS = {"done": "done", "failed": "failed", "running": "running"}  # of others: it waits for somebody
-COSTS = ("time", "memory [GiB]", "parameters [M]")
+WITH_A_STYLE = {"done", "failed", "running"}  # of others: it waits for somebody
 
 
 def write_page(result: GridResult, path: Path, made: date | None = None, *, linked: bool = True) -> None:
@@ -161,12 +162,8 @@ def _row(result: GridResult, index: int, note: Note | None) -> str:
     cells.append(_td(escape(seeds_text(row)) + mark, len(row.cells) - len(row.missing), "words"))
     for metric in result.metrics:
         cells += _metric_cells(result, index, metric)
-    seconds, memory = row.seconds, row.memory_gib
-    cells += [
-        _td(time_text(seconds.mean if seconds else None), seconds.mean if seconds else None),
-        _td(memory_text(memory.mean if memory else None), memory.mean if memory else None),
-        _td(parameters_text(row.parameters), row.parameters),
-    ]
+    costs = [spread.mean if spread else None for spread in (row.seconds, row.memory_gib)]
+    cells += [_td(text, value) for text, value in zip(cost_texts(row), [*costs, row.parameters])]
     kind = ' class="baseline"' if tag else ""
     return f"<tr{kind}>{''.join(cells)}</tr>\n"
 
@@ -183,9 +180,9 @@ def _metric_cells(result: GridResult, index: int, metric: str) -> list[str]:
     if versus is None:
         none = "" if row.label == result.baseline else "-"
         return [*cells, _td(none, None), _td(none, None)]
-    low, high = (f"{value:+.{places}f}" for value in (versus.low, versus.high))
+    difference, low, high = difference_texts(versus, places)
     text = (
-        f'<span class="under">{versus.difference:+.{places}f}{_interval(result, metric, versus)}</span> '
+        f'<span class="under">{difference}{_interval(result, metric, versus)}</span> '
         f'<span class="pm">[{low}, {high}]</span>'
     )
     mark = " *" if is_significant(versus) else ""
@@ -249,7 +246,7 @@ def _cells(result: GridResult, link: dict[Path, str | None]) -> list[str]:
 
 def _cell(result: GridResult, row: Row, cell: CellResult, link: str | None) -> str:
     status = one_line(cell.status)
-    known = STATUS_CLASS.get(cell.status, "waits")
+    known = cell.status if cell.status in WITH_A_STYLE else "waits"
     scores = [(cell.scores.get(metric), decimals(result, metric)) for metric in result.metrics]
     error = "; ".join(lacks_of(cell, result.metrics)) if cell.status == "done" else one_line(cell.error or "")
     parts = [

@@ -140,7 +140,6 @@ def _versus(
     base = next(group for group in rows if group.label == baseline)
     if not base.done:
         return {}, 0, [f"nothing is compared on {split}: no seed of the baseline, {baseline}, is done"]
-    notices = []
     try:
         first = Written(base.done[0], split)
         opened = {baseline: _opened(base, first)}
@@ -149,44 +148,15 @@ def _versus(
             raise NotComparableError(f"{exams} exam, of which there is only one resample")
     except NotComparableError as error:
         return {}, 0, [f"nothing is compared on {split}, because of the baseline, {baseline}: {error}"]
+    notices: list[str] = []
     for group in rows:
         if group is not base and group.done:
             try:
                 opened[group.label] = _opened(group, first)
             except NotComparableError as error:
                 notices.append(f"{group.label}: not compared on {split}: {error}")
-    compared = []
-    for score in scores:
-        for label, written in opened.items():
-            try:
-                for one in written:
-                    one.check(score, first)
-            except NotComparableError as error:
-                notices.append(f"{label}: {split}/{score} is not compared: {error}")
-                if label == baseline:
-                    break  # and so no other row is; the baseline comes first
-            else:
-                compared += [(label, score)] if label != baseline else []
-    found: dict[tuple[str, str], Difference] = {}
-    for has_sums, resamples in ((True, RESAMPLES), (False, SLOW_RESAMPLES)):
-        chosen = [(label, score) for label, score in compared if first.has_sums(score) is has_sums]
-        # A metric of somebody's own may fail on a resample, and then takes no other with it.
-        for together in [chosen] if has_sums else [[key for key in chosen if key[1] == score] for score in scores]:
-            try:
-                found |= zip(
-                    together, _differences(opened, baseline, together, exams, seed, resamples) if together else ()
-                )
-            except NotComparableError as error:
-                notices.append(f"{split}/{together[0][1]} is not compared: {error}")
-        if chosen and not has_sums:
-            slow = ", ".join(dict.fromkeys(f"{split}/{score}" for _, score in chosen))
-            notices.append(
-                f"{slow}: on {resamples} resamples of the exams, not {RESAMPLES}, so that no p is below "
-                f"{2 / (1 + resamples):.3f}: its metric has no per_exam and of_sums"
-            )
-    for label, score in [key for key, one in found.items() if not math.isfinite(one.low + one.high)]:
-        del found[label, score]
-        notices.append(f"{label}: {split}/{score} is not compared: it is no number on some resamples")
+    compared = [key for score in scores for key in _comparable(opened, baseline, score, notices)]
+    found = _found(opened, baseline, compared, seed, notices)
     corrected: dict[tuple[str, str], float] = {}
     for score in scores:
         chosen = [key for key in found if key[1] == score]
@@ -196,6 +166,54 @@ def _versus(
         exams if found else 0,
         notices,
     )
+
+
+def _comparable(
+    opened: Mapping[str, Sequence[Written]], baseline: str, score: str, notices: list[str]
+) -> list[tuple[str, str]]:
+    """(label, score) of the rows whose score compares with the baseline's; notes why of the others."""
+    first, compared = opened[baseline][0], []
+    for label, written in opened.items():
+        try:
+            for one in written:
+                one.check(score, first)
+        except NotComparableError as error:
+            notices.append(f"{label}: {first.split}/{score} is not compared: {error}")
+            if label == baseline:
+                return []  # and so no other row is; the baseline comes first
+        else:
+            compared += [(label, score)] if label != baseline else []
+    return compared
+
+
+def _found(
+    opened: Mapping[str, Sequence[Written]],
+    baseline: str,
+    compared: Sequence[tuple[str, str]],
+    seed: int,
+    notices: list[str],
+) -> dict[tuple[str, str], Difference]:
+    """The difference of each (label, score) that has one on every resample; notes of the others why."""
+    first = opened[baseline][0]
+    split, exams = first.split, len(first.references)
+    quick = [key for key in compared if first.has_sums(key[1])]
+    found = dict(zip(quick, _differences(opened, baseline, quick, exams, seed, RESAMPLES))) if quick else {}
+    slow = list(dict.fromkeys(score for _, score in compared if not first.has_sums(score)))
+    for score in slow:  # each by itself: a metric of somebody's own may fail on a resample
+        keys = [key for key in compared if key[1] == score]
+        try:
+            found |= zip(keys, _differences(opened, baseline, keys, exams, seed, SLOW_RESAMPLES))
+        except NotComparableError as error:
+            notices.append(f"{split}/{score} is not compared: {error}")
+    if slow:
+        notices.append(
+            f"{', '.join(f'{split}/{score}' for score in slow)}: on {SLOW_RESAMPLES} resamples of the exams, not "
+            f"{RESAMPLES}, so that no p is below {2 / (1 + SLOW_RESAMPLES):.3f}: its metric has no per_exam and of_sums"
+        )
+    for label, score in [key for key, one in found.items() if not math.isfinite(one.low + one.high)]:
+        del found[label, score]
+        notices.append(f"{label}: {split}/{score} is not compared: it is no number on some resamples")
+    return found
 
 
 def _opened(group: Group, like: Written) -> list[Written]:

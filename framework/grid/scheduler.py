@@ -79,6 +79,7 @@ class Scheduler:
     tried: dict[str, int] = field(default_factory=dict)  # attempts that a cell had when it was started last
     fruitless: dict[str, int] = field(default_factory=dict)  # starts in a row that did not even begin an attempt
     exhausted: bool = False  # the source has no more cells for now
+    cancelled_before: int | None = None  # when the file was touched last, as this one began
     failed: bool = False  # a cell, since this scheduler began
     interrupted: int = 0
 

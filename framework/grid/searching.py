@@ -13,6 +13,7 @@ from framework.grid.search import TpeSearch, Trial
 from framework.progress import say
 from framework.recipe import RecipeError, recipe_hash
 from framework.registry import did_you_mean
+from framework.tracking import RECORDS
 
 
 class SearchedCells:
@@ -109,7 +110,7 @@ class SearchedCells:
 
 def validations(folder: CellFolder, monitor: str) -> list[float]:
     """The monitor's value after each validation so far."""
-    path = folder.run / "metrics.jsonl"
+    path = folder.run / RECORDS
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -9,26 +9,25 @@ from typing import Any
 
 from framework.grid.results import Comparison, GridResult, Row, Spread
 from framework.grid.wording import (
+    COSTS,
     arrow,
     axis_names,
     best_rows,
+    cost_texts,
     decimals,
+    difference_texts,
     footnotes,
     is_significant,
     legend,
     mean_text,
-    memory_text,
     one_line,
     p_text,
-    parameters_text,
     seeds_text,
     setting_headers,
     settings_of,
     spread_text,
-    time_text,
 )
 
-COSTS = ("time", "memory [GiB]", "parameters [M]")
 # Both CommonMark and Python-Markdown read these as the signs themselves; the second knows no backslash before < | $ ~.
 MARKDOWN = {sign: f"\\{sign}" for sign in "\\`*_{}[]"} | {sign: f"&#{ord(sign)};" for sign in "&<>|$~"}
 # Braces round [ and *: after \\ they would be read as its argument; round `: no ligature.
@@ -58,7 +57,7 @@ def header_and_rows(result: GridResult) -> tuple[list[str], list[list[str]]]:
             places = decimals(result, metric)
             line.append(spread_text(row.values.get(metric), places))
             line += [_versus(result, row, metric)] if result.baseline is not None else []
-        rows.append([*line, *_costs(row)])
+        rows.append([*line, *cost_texts(row)])
     return [*header, *COSTS], rows
 
 
@@ -117,7 +116,7 @@ def as_markdown(result: GridResult) -> str:
             line.append(f"**{mean}**{pm}{deviation}" if index in best_rows(result, metric) else text)
             if result.baseline is not None:
                 line.append(_versus(result, row, metric).replace("*", r"\*").replace("<", "&lt;"))
-        lines.append([*line, *_costs(row)])
+        lines.append([*line, *cost_texts(row)])
     said = [markdown(text) for text in [*legend(result), *result.notices]]
     said += [rf"\[{n.mark}\] {markdown(n.row.label)}: {markdown(n.text)}" for n in notes.values()]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -142,7 +141,7 @@ def as_latex(result: GridResult) -> str:
             places, best = decimals(result, metric), index in best_rows(result, metric)
             line.append(_latex_spread(row.values.get(metric), places, best))
         lines += [r"\addlinespace"] if index else []
-        lines.append(_latex_line([*line, *_costs(row)]))
+        lines.append(_latex_line([*line, *cost_texts(row)]))
         versus = [_latex_versus(result, row, metric) for metric in result.metrics]
         if any(versus):
             lines.append(_latex_line([*[""] * len(headers), r"\scriptsize $\Delta$", *versus, "", "", ""]))
@@ -170,23 +169,12 @@ def latex(text: str) -> str:
     return text.replace("''", "'{}'").replace("\0", "{}")
 
 
-def _costs(row: Row) -> list[str]:
-    seconds, memory = row.seconds, row.memory_gib
-    return [
-        time_text(seconds.mean if seconds else None),
-        memory_text(memory.mean if memory else None),
-        parameters_text(row.parameters),
-    ]
-
-
 def _versus(result: GridResult, row: Row, metric: str) -> str:
     """`+0.012 [+0.003, +0.021] p=0.012 *`; nothing of the baseline itself, `-` where there is nothing to compare."""
     versus = row.versus.get(metric)
     if versus is None:
         return "" if row.label == result.baseline else "-"
-    difference, low, high = (
-        f"{value:+.{decimals(result, metric)}f}" for value in (versus.difference, versus.low, versus.high)
-    )
+    difference, low, high = difference_texts(versus, decimals(result, metric))
     mark = " *" if is_significant(versus) else ""
     return f"{difference} [{low}, {high}] {p_text(versus.p_corrected)}{mark}"
 
@@ -203,9 +191,7 @@ def _latex_versus(result: GridResult, row: Row, metric: str) -> str:
     versus = row.versus.get(metric)
     if versus is None:
         return "" if row.label == result.baseline or result.baseline is None else "-{}"
-    difference, low, high = (
-        f"{value:+.{decimals(result, metric)}f}" for value in (versus.difference, versus.low, versus.high)
-    )
+    difference, low, high = difference_texts(versus, decimals(result, metric))
     mark = "^{*}" if is_significant(versus) else ""
     return rf"\scriptsize ${difference}{mark}$ $[{low}, {high}]$"
 

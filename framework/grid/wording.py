@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from framework.grid.results import CellResult, Comparison, GridResult, Row, Spread
 
 SIGNIFICANT = 0.05  # a corrected p below it is marked
+COSTS = ("time", "memory [GiB]", "parameters [M]")  # what `cost_texts` gives
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ def spread_text(spread: Spread | None, places: int) -> str:
     return mean_text(spread, places) + beside
 
 
+def difference_texts(versus: Comparison, places: int) -> tuple[str, str, str]:
+    """A difference and the ends of its interval, with their signs: `+0.012`, `+0.003`, `+0.021`."""
+    return f"{versus.difference:+.{places}f}", f"{versus.low:+.{places}f}", f"{versus.high:+.{places}f}"
+
+
 def p_text(p: float) -> str:
     return "p<0.001" if p < 0.001 else f"p={p:.3f}"
 
@@ -108,6 +114,16 @@ def parameters_text(count: int | None) -> str:
     if count is None:
         return "-"
     return f"{count / 1e6:.2f}" if count >= 1e5 else f"{count / 1e6:.4f}"
+
+
+def cost_texts(row: Row) -> list[str]:
+    """The cells of a row under `COSTS`."""
+    seconds, memory = row.seconds, row.memory_gib
+    return [
+        time_text(seconds.mean if seconds else None),
+        memory_text(memory.mean if memory else None),
+        parameters_text(row.parameters),
+    ]
 
 
 def seeds_text(row: Row) -> str:
