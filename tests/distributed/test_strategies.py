@@ -45,10 +45,10 @@ class Way:
 
 # 8 exams a step: on two processes, micro-batches of 4 are the whole share, of 1 are four accumulated.
 WAYS = [
-    Way("zero3", 4, by="deepspeed"),
-    Way("fsdp", 1, by="torchrun"),
+    Way("fsdp", 1, by="torchrun"),  # zero3 on two processes is quickly held by test_resume.py
 ]
 LONG_WAYS = [
+    Way("zero3", 4, by="deepspeed"),
     Way("ddp", 2, processes=1),
     Way("ddp", 8, processes=1, by="accelerate"),
     Way("ddp", 1),
