@@ -33,6 +33,15 @@ def _same_environment() -> Iterator[None]:
             del os.environ[name]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_group_left() -> Iterator[None]:
+    """A process group that a module's tests began ends with them: libraries behave otherwise where there is one."""
+    yield
+    groups = sys.modules.get("torch.distributed")
+    if groups is not None and groups.is_initialized():
+        groups.destroy_process_group()
+
+
 LONGEST_S = 600.0  # that a command of these tests may take; only one that hangs does
 
 
