@@ -21,7 +21,7 @@ $(VENV)/.installed: setup.cfg constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(ACCELERATOR),deepspeed,ray,search,slurm,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(ACCELERATOR),deepspeed,all,dev]'
 	@touch $@
 
 train: env

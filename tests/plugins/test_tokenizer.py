@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plugins.tokenizer.words import TERMS, Words, language_of
+from framework.segmentation import TERMS, language_of
+from plugins.tokenizer.words import Words
 
 ENGLISH = [
     "The left breast shows a 1.8 x 0.7 cm oval, hypoechoic mass (upper outer quadrant). BI-RADS 4A.",

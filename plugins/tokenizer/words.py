@@ -3,79 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from pydantic import PositiveInt
 
 from framework.registry import register
+from framework.segmentation import MASKED, is_cjk, key_of, language_of, segmentation_of, split
 from framework.special_tokens import BOS, EOS, PAD, UNK
 
-if TYPE_CHECKING:
-    import rjieba
-
-TERMS = Path(__file__).with_name("ultrasound_zh.txt")
 FORMAT = "sonoscribe words 1"
-CJK = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"
-LETTER = rf"(?:(?![{CJK}])[^\W\d_])"
-
-# Tried from top to bottom at each place of a text.
-TOKEN = re.compile(
-    rf"""
-      _[A-Za-z0-9]+_                                   # a masked measure, such as _2DS_
-    | (?:BI|TI|LI)-?RADS                               # without the category, so that BI-RADS4A is two words
-    | \d+[A-Da-d](?!{LETTER}|\d)                       # 4A, 3D
-    | \d+(?:st|nd|rd|th)(?!{LETTER})
-    | \d+(?:[.:]\d+)*                                  # 1.8, 10:30
-    | (?<=\d)[xX](?=\d)                                # 1.8x0.7
-    | {LETTER}(?:{LETTER}|\d)*(?:[-'’](?:{LETTER}|\d)+)*   # well-defined, o'clock, T1
-    | [{CJK}]+
-    | \S
-    """,
-    re.VERBOSE | re.IGNORECASE,
-)
-MASKED = re.compile(r"_[A-Za-z0-9]+_")
 SENTENCE_END = frozenset(".!?。！？")
 # Where English leaves out the space: before these, after those.
 CLOSING = frozenset(".,;:!?%)]}>°’”、，。；：！？）》】")
 OPENING = frozenset("([{<‘“（《【、，。；：！？）》】")
 BETWEEN = frozenset("-/_~～")
-
-
-@cache
-def _terms() -> tuple[str, ...]:
-    return tuple(dict.fromkeys(TERMS.read_text(encoding="utf-8").split()))
-
-
-@cache
-def _jieba() -> rjieba.Jieba:
-    """One segmenter a process: it does not pickle, takes 0.1 s to build and 20 MB, and is only needed for Chinese."""
-    import rjieba
-
-    jieba = rjieba.Jieba()
-    for term in _terms():
-        jieba.add_word(term, None, None)
-    return jieba
-
-
-def _is_cjk(character: str) -> bool:
-    return re.match(f"[{CJK}]", character) is not None
-
-
-def language_of(texts: Iterable[str]) -> Literal["en", "zh"]:
-    """Chinese where more than half of the letters are; masked measures have none."""
-    letters = chinese = 0
-    for text in texts:
-        for character in MASKED.sub("", text):
-            if character.isalpha():
-                letters += 1
-                chinese += _is_cjk(character)
-    return "zh" if chinese * 2 > letters else "en"
 
 
 @register("tokenizer", "words")
@@ -123,8 +67,8 @@ class Words:
         spellings: dict[str, Counter[str]] = {}
         for report in reports:
             starts = True
-            for word in self._split(report):
-                key = self._key(word)
+            for word in split(report):
+                key = key_of(word, self.lowercase)
                 counts[key] += 1
                 # A capital at the start of a sentence says nothing; BI-RADS or CDFI does, wherever it stands.
                 if not starts or word[1:] != word[1:].lower():
@@ -164,26 +108,11 @@ class Words:
     @property
     def segmentation(self) -> str:
         """What scores depend on; stored beside them, since scores of different words are not comparable."""
-        case = ", lower case" if self.lowercase else ""
-        if self.language == "zh":
-            return f"words: rjieba {version('rjieba')} + {TERMS.stem} ({len(_terms())} terms){case}"
-        return f"words: words and punctuation{case}"
-
-    def _split(self, text: str) -> list[str]:
-        words: list[str] = []
-        for token in TOKEN.findall(text):
-            if _is_cjk(token[0]):
-                words += _jieba().cut(token, hmm=False)
-            else:
-                words.append(token)
-        return words
-
-    def _key(self, word: str) -> str:
-        return word.lower() if self.lowercase and not MASKED.fullmatch(word) else word
+        return segmentation_of(self.language, self.lowercase)
 
     def segment(self, text: str) -> list[str]:
         """The words of a text, in order. Needs no `fit`."""
-        return [self._key(word) for word in self._split(text)]
+        return [key_of(word, self.lowercase) for word in split(text)]
 
     def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         """Ids from BOS to EOS; at most `max_tokens` of them, both included.
@@ -298,5 +227,5 @@ def _space_zh(last: str, word: str) -> bool:
     """A space only where two Latin words would run together: `BI-RADS 4A`, but `1.8cm`."""
     if MASKED.fullmatch(last) or MASKED.fullmatch(word):
         return False
-    latin = last[-1].isalnum() and word[0].isalnum() and not _is_cjk(last[-1]) and not _is_cjk(word[0])
+    latin = last[-1].isalnum() and word[0].isalnum() and not is_cjk(last[-1]) and not is_cjk(word[0])
     return latin and not (last[-1].isdigit() and word[0].isalpha())
