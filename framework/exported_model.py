@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from framework.pretrained import unsaved_names
 from framework.whole_file import sync_folder
 
 PARTS = ("encoder.", "decoder.")  # losses and their heads stay in the checkpoints
@@ -28,10 +30,11 @@ class ModelTexts:
 
     tokenizer: Any
     recipe: str  # as YAML
+    notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of parts, see pretrained.notes_of
 
 
 def write_model(folder: Path, weights: Mapping[str, Tensor], texts: ModelTexts) -> None:
-    """Writes weights of encoder and decoder, tokenizer and recipe into a new folder.
+    """Writes weights of encoder and decoder, tokenizer, recipe, and what parts are built from into a new folder.
 
     Args:
         weights: by their names in the task, on the CPU, no two of them sharing memory.
@@ -40,6 +43,8 @@ def write_model(folder: Path, weights: Mapping[str, Tensor], texts: ModelTexts) 
     save_file({name: value for name, value in weights.items() if name.startswith(PARTS)}, folder / "model.safetensors")
     texts.tokenizer.save(folder / "tokenizer.json")
     (folder / "recipe.yaml").write_text(texts.recipe, encoding="utf-8")
+    for part, notes in texts.notes.items():
+        (folder / f"{part}.json").write_text(json.dumps(notes, ensure_ascii=False), encoding="utf-8")
 
 
 def publish_model(model: Path, folder: Path) -> None:
@@ -65,14 +70,25 @@ def _link(source: str, target: str) -> None:
 
 def load_weights(folder: Path, task: nn.Module) -> None:
     """Puts an exported model's weights into a task that was built from its recipe and tokenizer."""
+    put_weights(read_weights(folder), task, folder)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """An exported model's weights by their names in the task."""
     path = folder / "model.safetensors"
     if not path.is_file():
         raise ModelError(f"{path}: no such file; expected the folder of a run that has validated once")
     try:
-        weights = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
         raise ModelError(f"{path}: damaged ({error}); copy the run's model/ again") from None
+
+
+def put_weights(weights: Mapping[str, Tensor], task: nn.Module, folder: Path) -> None:
+    """Puts weights that were read from `folder` into a task; those that it fetched and that are not saved stay."""
     missing, unknown = task.load_state_dict(weights, strict=False)
-    wrong = [name for name in missing if name.startswith(PARTS)] + list(unknown)
+    unsaved = unsaved_names(task)
+    wrong = [name for name in missing if name.startswith(PARTS) and name not in unsaved] + list(unknown)
     if wrong:
+        path = folder / "model.safetensors"
         raise ModelError(f"{path} does not fit its recipe; first names that differ: {', '.join(wrong[:5])}")

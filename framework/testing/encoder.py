@@ -36,6 +36,7 @@ def check_encoder(make: Make, *, size: int = 64) -> None:
         _gaps(build, image_BVCHW, mask_BV)
         _alone(encoder, image_BVCHW, mask_BV)
         check_gradients(encoder, _given(encoder, features), {})
+        _stages(encoder)
     check_module(build, use)
 
 
@@ -102,6 +103,20 @@ def _shapes(encoder: Any, features: Any) -> None:
         patches, mask = features.patches_BND.shape[1], features.patch_mask_BN.shape[1]
         fix = "repeat view_mask_BV once for each patch of a view"
         hold(patches == mask, "patches and their mask have one length", found=(patches, mask), expected="N, N", fix=fix)
+
+
+def _stages(encoder: Any) -> None:
+    """Of an encoder that offers `stages()`: what rates of learning by layer are set by."""
+    if not hasattr(encoder, "stages"):
+        return
+    promise = "stages() gives every parameter once, in lists from the image to the features"
+    fix = "give list[list[nn.Parameter]]; framework.stages.stages_of makes it of a backbone with a list of blocks"
+    with promised(promise, expected="a list of lists of parameters", fix=fix):
+        found = [id(weight) for stage in encoder.stages() for weight in stage]
+    names = {id(weight): name for name, weight in encoder.named_parameters()}
+    wrong = [name for each, name in names.items() if found.count(each) != 1]
+    wrong += ["one that is not the encoder's"] * any(each not in names for each in found)
+    hold(not wrong, promise, found=f"not once: {', '.join(wrong[:3])}", expected=f"{len(names)} parameters", fix=fix)
 
 
 @torch.no_grad()

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
 
 from framework.exam import Features
+from framework.pretrained import config_of, fetched_of, folder_of, read_model, require_all
 from framework.registry import register
-from framework.views import encode_views, view_positions
+from framework.stages import freeze_stages, stages_of, still
+from framework.views import encode_views, view_pooling, view_positions
 
 DEPTHS = {
     10: (1, 1, 1, 1),
@@ -38,7 +40,9 @@ class ResNet(nn.Module):
         width: Channels of the first stage; the published networks have 64. [channels]
         norm: `group` makes results independent of batch and processes; weights need `batch`.
         weights: A transformers ResNet to start from: a folder, or a name on the model hub.
-        max_views: The most views an exam may have. [views]
+        frozen_stages: Stages that stay as they are, with the stem before them; 0 trains all. [stages]
+        fusion: `concatenate` lays the patches of all views side by side; `attention` weighs views at each place.
+        max_views: The most views an exam may have; 0: any number, and their order means nothing. [views]
     """
 
     gives = ("patches", "pooled")
@@ -51,7 +55,9 @@ class ResNet(nn.Module):
         width: PositiveInt = 64,
         norm: Literal["batch", "group"] = "batch",
         weights: str | None = None,
-        max_views: PositiveInt = 4,
+        frozen_stages: NonNegativeInt = 0,
+        fusion: Literal["concatenate", "attention"] = "concatenate",
+        max_views: NonNegativeInt = 4,
     ) -> None:
         super().__init__()
         deep = depth >= 50
@@ -64,39 +70,46 @@ class ResNet(nn.Module):
         )
         if weights is not None and norm != "batch":
             raise ValueError("model.encoder: `weights` come with batch norm; leave out `norm: group`")
-        self.backbone = ResNetModel(config) if weights is None else _from_weights(weights, config, depth)
+        folder = None if weights is None else folder_of(weights, "model.encoder.weights")
+        self.backbone = ResNetModel(config) if folder is None else _from_weights(folder, config, depth)
         if norm == "group":
             _use_group_norm(self.backbone)
         self.backbone.to(memory_format=torch.channels_last)  # a sixth faster on CPU, more on GPU
         self.width = config.hidden_sizes[-1]
         self.position_VD = view_positions(max_views, self.width)
+        self.pooling = view_pooling(fusion, self.width)
+        freeze_stages(self.backbone, frozen_stages)
+        self.fetched = fetched_of(self, "backbone", str(weights), folder) if folder and frozen_stages else None
 
     def forward(self, image_BVCHW: Tensor, view_mask_BV: Tensor) -> Features:
-        return encode_views(self._maps, image_BVCHW, view_mask_BV, self.position_VD)
+        return encode_views(self._maps, image_BVCHW, view_mask_BV, self.position_VD, self.pooling)
+
+    def stages(self) -> list[list[nn.Parameter]]:
+        """Parameters from the image to the features."""
+        return stages_of(self, self.backbone)
+
+    def train(self, mode: bool = True) -> ResNet:
+        super().train(mode)
+        still(self.backbone)
+        return self
 
     def _maps(self, image_MCHW: Tensor) -> Tensor:
         standard = ((image_MCHW - MEAN) / STD).contiguous(memory_format=torch.channels_last)
         return self.backbone(standard).last_hidden_state
 
 
-def _from_weights(weights: str, config: ResNetConfig, depth: int) -> ResNetModel:
+def _from_weights(folder: Path, config: ResNetConfig, depth: int) -> ResNetModel:
     """Loads a pretrained network; grey images get the sum of its colour filters, which is the same as three copies."""
-    try:
-        model = ResNetModel.from_pretrained(weights, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        if weights[0] in "./~" and not Path(weights).is_dir():
-            raise ValueError(f"model.encoder.weights: no such folder: {weights}") from None
-        raise ValueError(
-            f"model.encoder.weights: '{weights}' does not load ({str(error).splitlines()[0]}). "
-            "Expected a folder with config.json and model.safetensors, or a name on the model hub."
-        ) from error
+    found_config = config_of(folder, "model.encoder.weights")
     for key in ("layer_type", "depths", "hidden_sizes"):
-        found, expected = getattr(model.config, key), getattr(config, key)
+        found, expected = getattr(found_config, key, None), getattr(config, key)
         if found != expected:
             raise ValueError(
-                f"model.encoder.weights: '{weights}' has {key} {found}, but depth {depth} and the recipe's width "
+                f"model.encoder.weights: '{folder}' has {key} {found}, but depth {depth} and the recipe's width "
                 f"mean {expected}"
             )
+    model, missing = read_model(ResNetModel, folder, found_config, "model.encoder")
+    require_all(missing, folder, "model.encoder")
     if config.num_channels == 1:
         stem = model.embedder.embedder.convolution
         grey = nn.Conv2d(1, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=False)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import PositiveInt
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from framework.exam import Features
 from framework.registry import register
-from framework.views import encode_views, view_positions
+from framework.views import encode_views, view_pooling, view_positions
 
 
 @register("encoder", "tiny_cnn")
@@ -19,12 +21,20 @@ class TinyCnn(nn.Module):
 
     Args:
         width: Channels of the last layer, a multiple of 8; the first has an eighth of them. [channels]
-        max_views: The most views an exam may have. [views]
+        fusion: `concatenate` lays the patches of all views side by side; `attention` weighs views at each place.
+        max_views: The most views an exam may have; 0: any number, and their order means nothing. [views]
     """
 
     gives = ("patches", "pooled")
 
-    def __init__(self, *, channels: int, width: PositiveInt = 64, max_views: PositiveInt = 4) -> None:
+    def __init__(
+        self,
+        *,
+        channels: int,
+        width: PositiveInt = 64,
+        fusion: Literal["concatenate", "attention"] = "concatenate",
+        max_views: NonNegativeInt = 4,
+    ) -> None:
         super().__init__()
         if width % 8:
             raise ValueError(f"model.encoder.width: {width} is not a multiple of 8")
@@ -36,6 +46,17 @@ class TinyCnn(nn.Module):
             before = after
         self.layers = nn.Sequential(*layers)
         self.position_VD = view_positions(max_views, width)
+        self.pooling = view_pooling(fusion, width)
 
     def forward(self, image_BVCHW: Tensor, view_mask_BV: Tensor) -> Features:
-        return encode_views(lambda image: self.layers(image - 0.5), image_BVCHW, view_mask_BV, self.position_VD)
+        return encode_views(self._maps, image_BVCHW, view_mask_BV, self.position_VD, self.pooling)
+
+    def stages(self) -> list[list[nn.Parameter]]:
+        """Parameters from the image to the features: a convolution with its norm each."""
+        convolutions = [list(self.layers[at : at + 3].parameters()) for at in range(0, len(self.layers), 3)]
+        known = {id(weight) for weight in self.layers.parameters()}
+        convolutions[-1] += [weight for weight in self.parameters() if id(weight) not in known]
+        return convolutions
+
+    def _maps(self, image_MCHW: Tensor) -> Tensor:
+        return self.layers(image_MCHW - 0.5)

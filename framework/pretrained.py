@@ -1,0 +1,389 @@
+"""Parts that others have trained: where their weights lie, what they tell of themselves, and what a run need not save.
+
+A part (encoder or decoder) that takes `weights` may offer two attributes, which build.py, strategy.py and
+exported_model.py ask for:
+
+    blueprint   what the part's shape was read from, as plain values; a trained model is built from it again without
+                the folder, which hands it over as the run-time value of that name
+    fetched     a `Fetched`: frozen weights that are as the folder has them; they are not saved, but read there again
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from framework.plugin_text import did_you_mean
+from framework.progress import say
+
+# What is read of a folder on the model hub: nothing that could carry code.
+SAFE = ["*.json", "*.txt", "*.model", "*.safetensors"]
+_unread: ContextVar[bool] = ContextVar("unread", default=False)
+
+
+@contextmanager
+def values_unread() -> Iterator[None]:
+    """Within it, parts are built in their right shapes with random values: what is only measured fetches no weights."""
+    token = _unread.set(True)
+    try:
+        yield
+    finally:
+        _unread.reset(token)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Weights that a part has read from a folder and never trains."""
+
+    weights: str  # as the recipe says it
+    folder: Path
+    names: frozenset[str]  # of parameters and buffers, in the part
+    _files: dict[str, list[Any]] = field(default_factory=dict, repr=False, compare=False)
+
+    def files(self) -> dict[str, list[Any]]:
+        """Size and SHA-256 of every file with weights, by name; read once."""
+        if not self._files:
+            self._files.update({path.name: [path.stat().st_size, digest(path)] for path in weight_files(self.folder)})
+        return self._files
+
+
+def weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        found = hashlib.sha256()
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def folder_of(weights: str, key: str) -> Path:
+    """The folder of pretrained weights: a local one, or that of a name on the model hub, fetched if it is not here yet.
+
+    Raises:
+        ValueError: there is no such folder, or the hub does not give it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    local = Path(weights).expanduser()
+    if local.is_dir():
+        if (local / "adapter_config.json").is_file():
+            raise ValueError(f"{key}: {weights} holds an adapter; expected whole weights (merge it into its model)")
+        return local
+    if weights[:1] in ("", ".", "/", "~") or local.exists():
+        raise ValueError(
+            f"{key}: no such folder: {weights}. Expected one with config.json and model.safetensors, or a name on the "
+            "model hub"
+        )
+    wanted = [pattern for pattern in SAFE if pattern != "*.safetensors"] if _unread.get() else SAFE
+    try:
+        return Path(snapshot_download(weights, allow_patterns=wanted))
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise ValueError(
+            f"{key}: '{weights}' is no folder, and the model hub does not give it ({_first_line(error)}). Expected a "
+            "folder with config.json and model.safetensors, or a name on the model hub"
+        ) from error
+
+
+def config_of(folder: Path, key: str) -> Any:
+    """What a folder of weights says of their shape, as a transformers configuration."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unfit(folder, key, error) from error
+
+
+def new_config(architecture: str, values: dict[str, Any], known: dict[str, str], key: str) -> Any:
+    """A transformers configuration from a recipe's `architecture` and `config`.
+
+    Args:
+        known: architectures that have a class of the kind that is wanted.
+        key: of the part in the recipe.
+
+    Raises:
+        ValueError: no such architecture or key, or values that do not go together.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES as ALL
+
+    require_known(architecture, known, ALL, key)
+    cls = _class_of(architecture)
+    _require_keys(cls(), values, key)
+    try:
+        return cls(**values)
+    except Exception as error:  # whatever its checks raise
+        raise ValueError(f"{key}.config: {architecture} refuses it ({_first_line(error)})") from error
+
+
+def require_known(architecture: str, known: dict[str, str], every: Any, key: str) -> None:
+    """Raises ValueError where transformers has no such architecture, or not as what is wanted."""
+    if architecture in known:
+        return
+    near = did_you_mean(architecture, known)
+    if architecture in every:
+        raise ValueError(
+            f"{key}.architecture: '{architecture}' has no class of this kind in transformers.{near} "
+            f"With one: {', '.join(sorted(known))}"
+        )
+    raise ValueError(f"{key}.architecture: Unknown architecture '{architecture}'.{near} Known: {_some(known)}")
+
+
+def changed(config: Any, values: dict[str, Any], key: str) -> Any:
+    """A folder's configuration with some values of a recipe in it, which must leave the shapes of weights alone."""
+    _require_keys(config, values, key)
+    config.update(values)
+    return config
+
+
+def _require_keys(config: Any, values: dict[str, Any], key: str) -> None:
+    known = {*config.to_dict(), *getattr(config, "attribute_map", {})}
+    for name in values:
+        if name not in known:
+            raise ValueError(
+                f"{key}.config: unknown key '{name}' of {config.model_type}.{did_you_mean(name, known)} "
+                f"Known: {', '.join(sorted(known))}"
+            )
+
+
+def config_from(blueprint: dict[str, Any]) -> Any:
+    """The configuration that a blueprint was made of."""
+    told = dict(blueprint["config"])
+    return _class_of(told["model_type"]).from_dict(told)
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """A configuration as values that JSON knows."""
+    found: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return found
+
+
+def _class_of(architecture: str) -> Any:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[architecture]
+
+
+def new_model(cls: Any, config: Any, key: str) -> Any:
+    """A model of a transformers class with random weights, in fp32."""
+    try:
+        return cls(config).float()
+    except Exception as error:  # whatever the architecture stumbles over
+        raise ValueError(
+            f"{key}.config: no {config.model_type} can be built of it ({type(error).__name__}: {_first_line(error)})"
+        ) from error
+
+
+def read_model(cls: Any, folder: Path, config: Any, key: str) -> tuple[Any, list[str]]:
+    """A model with a folder's weights, in fp32, and the names of its weights that are not there.
+
+    Raises:
+        ValueError: they do not load. Only safetensors are read, and no code of the folder is run.
+    """
+    if _unread.get():
+        return new_model(cls, config, key), []
+    if not weight_files(folder):
+        raise ValueError(f"{key}.weights: no *.safetensors in {folder}; files of other kinds could carry code")
+    try:
+        with _quietly():
+            model, told = cls.from_pretrained(
+                str(folder), config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+    except Exception as error:  # of transformers, safetensors, or the architecture
+        raise _unfit(folder, f"{key}.weights", error) from error
+    return model.float(), sorted(told["missing_keys"])
+
+
+def require_all(missing: list[str], folder: Path, key: str) -> None:
+    if missing:
+        raise ValueError(
+            f"{key}.weights: {folder} lacks {len(missing)} weights of the architecture, first {', '.join(missing[:3])}"
+        )
+
+
+def read_tokenizer(folder: Path, key: str) -> Any:
+    """The tokenizer that lies beside weights, of transformers."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:  # of transformers or tokenizers, which raise their own
+        raise ValueError(f"{key}: no tokenizer that loads in {folder} ({_first_line(error)})") from error
+
+
+def add_lora(model: nn.Module, rank: int, alpha: int, dropout: float, targets: list[str] | None, key: str) -> nn.Module:
+    """Freezes a model, and adds trainable products of two narrow matrices to some of its linear maps.
+
+    Source:
+        Hu et al. 2021, arXiv 2106.09685, equation 3; by peft.
+
+    Raises:
+        ValueError: peft is not installed, or no linear map has such a name.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise ValueError(f"{key}: LoRA needs peft: pip install 'sonoscribe[lora]'") from None
+    for weight in model.parameters():
+        weight.requires_grad_(False)
+    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)
+    try:
+        with _quietly():
+            return inject_adapter_in_model(settings, model)
+    except ValueError as error:
+        linear = {name.rpartition(".")[2] for name, part in model.named_modules() if _is_linear(part)}
+        raise ValueError(
+            f"{key}.lora_targets: found {targets}, expected names of linear maps, of: {', '.join(sorted(linear))} "
+            f"({_first_line(error)})"
+        ) from error
+
+
+def _is_linear(part: nn.Module) -> bool:
+    return isinstance(part, nn.Linear) or type(part).__name__ == "Conv1D"  # as GPT-2 has them
+
+
+def fetched_of(part: nn.Module, inner: str, weights: str, folder: Path) -> Fetched | None:
+    """What of a part need not be saved: the frozen weights of its module `inner`, which was read from a folder."""
+    below = part.get_submodule(inner)
+    names = {f"{inner}.{name}" for name, w in below.named_parameters(remove_duplicate=False) if not w.requires_grad}
+    for home, module in below.named_modules(prefix=inner):
+        mine = list(module.parameters())
+        if mine and not any(weight.requires_grad for weight in mine):
+            names |= {f"{home}.{name}" for name, _ in module.named_buffers()}
+    kept = names & set(part.state_dict(keep_vars=True))
+    return Fetched(weights, folder, frozenset(kept)) if kept else None
+
+
+def fetched_in(task: nn.Module) -> dict[str, Fetched]:
+    """The parts of a task that have fetched weights, by name."""
+    found = {name: getattr(part, "fetched", None) for name, part in task.named_children()}
+    return {name: fetched for name, fetched in found.items() if fetched is not None}
+
+
+def unsaved_names(task: nn.Module) -> frozenset[str]:
+    """Names in a task of weights that are not saved."""
+    return frozenset(f"{part}.{name}" for part, fetched in fetched_in(task).items() for name in fetched.names)
+
+
+def notes_of(task: nn.Module) -> dict[str, dict[str, Any]]:
+    """What is written beside a model's weights so that its parts can be built again: by part, where there is any."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, part in task.named_children():
+        if (blueprint := getattr(part, "blueprint", None)) is not None:
+            found.setdefault(name, {})["blueprint"] = blueprint
+    for name, fetched in fetched_in(task).items():
+        found.setdefault(name, {})["fetched"] = {"weights": fetched.weights, "files": fetched.files()}
+    return found
+
+
+def read_notes(model: Path, part: str) -> dict[str, Any]:
+    """What `notes_of` told of a part, from an exported model's folder; {} where there was nothing to tell."""
+    path = model / f"{part}.json"
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error}); copy the run's model/ again") from None
+    return found if isinstance(found, dict) else {}
+
+
+def require_same_weights(model: Path, task: nn.Module) -> None:
+    """Raises ValueError where a task's fetched weights are not those that a saved model was trained on."""
+    for name, fetched in fetched_in(task).items():
+        if told := read_notes(model, name).get("fetched"):
+            _compare(told["files"], fetched.files(), fetched.folder, f"model.{name}.weights")
+
+
+def require_fetched(told: dict[str, Any], key: str) -> None:
+    """Holds the folder of weights that a model was saved without to what it was then.
+
+    Raises:
+        ValueError: it is gone, or has other bytes.
+    """
+    try:
+        folder = folder_of(told["weights"], key)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. The model was saved without these frozen weights; put them back where they were"
+        ) from error
+    found = Fetched(told["weights"], folder, frozenset())
+    sizes = {path.name: path.stat().st_size for path in weight_files(folder)}
+    if sizes != {name: size for name, (size, _) in told["files"].items()}:
+        _compare(told["files"], {name: [size, ""] for name, size in sizes.items()}, folder, key)
+    _compare(told["files"], found.files(), folder, key)
+
+
+def _compare(before: dict[str, list[Any]], now: dict[str, list[Any]], folder: Path, key: str) -> None:
+    if before == now:
+        return
+    differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    raise ValueError(
+        f"{key}: {folder} has other weights than the model was trained on (by size or SHA-256): "
+        f"{', '.join(differing[:3])}. Put those files back; the model was saved without them"
+    )
+
+
+def say_saved(task: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
+    """How much of a task is saved, where some of it is not.
+
+    Args:
+        shapes: of its parameters, whole, by name.
+    """
+    unsaved = unsaved_names(task)
+    if not unsaved:
+        return
+    sizes = {name: shape.numel() for name, shape in shapes.items()}
+    saved = sum(size for name, size in sizes.items() if name not in unsaved)
+    origins = ", ".join(dict.fromkeys(fetched.weights for fetched in fetched_in(task).values()))
+    whole = sum(sizes.values())
+    say(f"{saved / 1e6:.2f} M of {whole / 1e6:.2f} M parameters are saved; the others are read from {origins} again")
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the bars and notices of transformers: what is wrong is raised, or told by us."""
+    import warnings
+
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _unfit(folder: Path, key: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{key}: '{folder}' does not load ({_first_line(error)}). Expected a folder with config.json and "
+        "model.safetensors, as transformers saves one"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _some(names: Any) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:40]) + (f" and {len(listed) - 40} more" if len(listed) > 40 else "")

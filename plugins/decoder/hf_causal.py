@@ -1,0 +1,304 @@
+"""A causal language model of transformers as a decoder: the visual features stand before the report as a prefix.
+
+Shapes: B batch, N patches, P positions before the report, D width of the features, H width of the language model,
+T tokens, W words in the vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as ARCHITECTURES
+
+from framework.exam import Features
+from framework.pretrained import (
+    add_lora,
+    changed,
+    config_from,
+    config_of,
+    fetched_of,
+    folder_of,
+    new_config,
+    new_model,
+    plain_config,
+    read_model,
+    read_tokenizer,
+    require_all,
+    require_known,
+)
+from framework.registry import register
+from framework.special_tokens import BOS, EOS, PAD, UNK
+from framework.stages import still
+from framework.values import Fraction
+
+KEY = "model.decoder"
+OURS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "is_decoder", "add_cross_attention")
+BARRED = -100.0  # logit of a sign that the language model has no word for: finite, and as good as never
+
+
+@register("decoder", "hf_causal")
+class HfCausal(nn.Module):
+    """Causal language model with the projected patches as its first positions; frozen, trained whole, or by LoRA.
+
+    With the tokenizer `hf` of the same folder the model keeps its words. With any other tokenizer new embeddings are
+    learned, which a frozen model cannot use. R2GenGPT's shallow alignment is a frozen model and frozen encoder, its
+    deep one a frozen model and a trained encoder, its delta one a frozen model and an encoder with `lora_rank`.
+
+    Source:
+        Wang et al. 2023, arXiv 2309.09812 (R2GenGPT), section 3; LoRA: Hu et al. 2021, arXiv 2106.09685, equation 3;
+        pooling by queries: Lee et al. 2019, arXiv 1810.00825, section 3.2 (PMA).
+
+    Args:
+        architecture: A causal language model of transformers such as gpt2 or llama, trained from scratch.
+        config: Values of its configuration, such as num_hidden_layers; with `weights`, those that leave shapes alone.
+        weights: A model to start from, in place of `architecture`: a folder, or a name on the model hub.
+        tuning: What is trained of the language model: nothing, all of it, or LoRA beside its frozen weights.
+        queries: Positions that the patches are pooled into, by learned attention; 0: each patch is one. [tokens]
+        prompt: Text between the image and the report, in the words of `weights`; null: none.
+        lora_rank: Width of LoRA's matrices. [channels]
+        lora_alpha: Factor of what LoRA adds, times the rank.
+        lora_dropout: Share of units dropped before LoRA's matrices. [share]
+        lora_targets: Names of the linear maps that LoRA changes, such as q_proj; null: those usual for the model.
+    """
+
+    needs = ("patches",)
+    gives = ("logits",)
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        feature_width: int,
+        max_tokens: int,
+        vocabulary: list[str] | None = None,
+        blueprint: dict | None = None,
+        architecture: str | None = None,
+        config: dict = {},  # noqa: B006
+        weights: str | None = None,
+        tuning: Literal["full", "frozen", "lora"] = "full",
+        queries: NonNegativeInt = 0,
+        prompt: str | None = None,
+        lora_rank: PositiveInt = 16,
+        lora_alpha: PositiveInt = 16,
+        lora_dropout: Fraction = 0.1,
+        lora_targets: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if blueprint is None and (architecture is None) == (weights is None):
+            raise ValueError(f"{KEY}: set either architecture or weights; found {'both' if weights else 'neither'}")
+        for name in OURS:
+            if name in config:
+                raise ValueError(f"{KEY}.config: '{name}' follows from the tokenizer and the decoder; take it out")
+        if tuning != "lora" and (lora_rank, lora_alpha, lora_dropout, lora_targets) != (16, 16, 0.1, None):
+            raise ValueError(f"{KEY}: keys of LoRA are set, and tuning is {tuning}; set tuning: lora or take them out")
+        self.max_tokens = max_tokens
+        self.blueprint, self.fetched, folder = None, None, None
+        # Of a model's own vocabulary: its id of each of our words, and what is added to the logits of our four signs.
+        words_W, signs_4, asked = torch.arange(vocabulary_size), torch.zeros(4), []
+        if blueprint is not None:
+            self.model = _new(config_from(blueprint))
+            keeps_words, asked = blueprint["keeps_words"], blueprint["prompt"]
+        elif weights is not None:
+            folder = folder_of(weights, f"{KEY}.weights")
+            self.model = _from_weights(folder, config)
+            kept = _words_of(folder, vocabulary, self.model.config.vocab_size) if vocabulary else None
+            if kept is None and tuning != "full":
+                raise ValueError(
+                    f"{KEY}.tuning: {tuning} leaves the embeddings of {weights} as they are, and the tokenizer has "
+                    f"other words; set data.tokenizer: {{name: hf, weights: {weights}}}, or tuning: full"
+                )
+            keeps_words = kept is not None
+            if kept is not None:
+                words_W, signs_4 = kept
+            else:
+                _learn_words_anew(self.model, vocabulary_size)
+            if prompt is not None:
+                if not keeps_words:
+                    raise ValueError(f"{KEY}.prompt: needs the words of {weights}; set data.tokenizer: hf")
+                asked = read_tokenizer(folder, f"{KEY}.weights")(prompt, add_special_tokens=False)["input_ids"]
+        else:
+            if tuning != "full" or prompt is not None:
+                raise ValueError(f"{KEY}.{'prompt' if prompt else 'tuning'}: is for weights that were trained before")
+            told = new_config(str(architecture), config, ARCHITECTURES, KEY)
+            told.vocab_size = vocabulary_size
+            told.pad_token_id, told.bos_token_id, told.eos_token_id = PAD, BOS, EOS
+            self.model, keeps_words = _new(told), False
+        self._require_prefix_model()
+        if blueprint is not None or weights is not None:
+            self.blueprint = {
+                "config": plain_config(self.model.config),
+                "keeps_words": keeps_words,
+                "prompt": list(asked),
+            }
+        self.keeps_words = keeps_words
+        self.register_buffer("words_W", words_W)
+        self.register_buffer("signs_4", signs_4)
+        self.register_buffer("prompt_T", torch.tensor(asked, dtype=torch.long))
+        if tuning == "lora":
+            add_lora(self.model, lora_rank, lora_alpha, lora_dropout, lora_targets, KEY)
+        elif tuning == "frozen":
+            self.model.requires_grad_(False)
+        if folder is not None and tuning != "full":
+            self.fetched = fetched_of(self, "model", str(weights), folder)
+        width = self.model.get_input_embeddings().embedding_dim
+        self.project = nn.Sequential(nn.Linear(feature_width, width), nn.LayerNorm(width))
+        self.pool = _Pool(queries, width) if queries else None
+
+    def forward(self, features: Features, tokens_BT: Tensor) -> Tensor:
+        """Logits [B, T, W]: at t, of the word that follows `tokens_BT[:, : t + 1]`."""
+        prefix_BPH, mask_BP = self._prefix(features)
+        words_BTH = self._embed(tokens_BT)
+        mask = torch.cat([mask_BP, mask_BP.new_ones(tokens_BT.shape)], dim=1)
+        logits = self._run(torch.cat([prefix_BPH, words_BTH], dim=1), mask, None, tokens_BT.shape[1])
+        return self._of_words(logits[:, -tokens_BT.shape[1] :])
+
+    def start(self, features: Features) -> dict[str, Any]:
+        """The state before the first word: keys and values of the prefix, and which of its positions count."""
+        prefix_BPH, mask_BP = self._prefix(features)
+        cache = DynamicCache()
+        self._run(prefix_BPH, mask_BP, cache, 1)
+        return {"mask": mask_BP, "past": _tensors(cache)}
+
+    def step(self, tokens_B: Tensor, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Logits [B, W] of the next word, and the state with this one in its cache."""
+        mask = torch.cat([state["mask"], state["mask"].new_ones(len(tokens_B), 1)], dim=1)
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(state["past"]):
+            cache.update(keys, values, layer)
+        logits = self._run(self._embed(tokens_B[:, None]), mask, cache, 1)
+        return self._of_words(logits[:, -1]), {"mask": mask, "past": _tensors(cache)}
+
+    def train(self, mode: bool = True) -> HfCausal:
+        super().train(mode)
+        still(self.model)
+        return self
+
+    def _prefix(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Embeddings [B, P, H] of what stands before the report, and which of them count."""
+        patches_BNH = self.project(features.patches_BND)
+        mask_BN = features.patch_mask_BN
+        if self.pool is not None:
+            prefix = self.pool(patches_BNH, mask_BN)
+            mask = mask_BN.new_ones(prefix.shape[:2])
+        else:
+            # Gaps come first, as padding does elsewhere: no word is then further from the patches than without them.
+            order_BN = mask_BN.to(torch.uint8).argsort(dim=1, stable=True)
+            prefix = patches_BNH.gather(1, order_BN[..., None].expand_as(patches_BNH))
+            mask = mask_BN.gather(1, order_BN)
+        if not len(self.prompt_T):
+            return prefix, mask
+        prompt_BTH = self.model.get_input_embeddings()(self.prompt_T).expand(len(prefix), -1, -1)
+        ones = mask.new_ones(prompt_BTH.shape[:2])
+        return torch.cat([prefix, prompt_BTH.to(prefix.dtype)], dim=1), torch.cat([mask, ones], dim=1)
+
+    def _embed(self, tokens_BT: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(self.words_W[tokens_BT])
+
+    def _run(self, embedded_BSH: Tensor, mask_BS: Tensor, cache: Any, last: int) -> Tensor:
+        """Logits of the language model at least at the `last` positions."""
+        most = getattr(self.model.config, "max_position_embeddings", None)
+        if most is not None and mask_BS.shape[1] > most:
+            raise ValueError(
+                f"{KEY}: {mask_BS.shape[1]} positions (patches, prompt and report), the language model has {most}. "
+                "Pool the patches (queries: 32), lower evaluate.max_tokens, or raise config.max_position_embeddings"
+            )
+        position_BS = (mask_BS.long().cumsum(1) - 1).clamp(min=0)[:, -embedded_BSH.shape[1] :]
+        return self.model(
+            inputs_embeds=embedded_BSH,
+            attention_mask=mask_BS.long(),
+            position_ids=position_BS,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **({"logits_to_keep": last} if self._keeps_logits else {}),
+        ).logits
+
+    def _of_words(self, logits: Tensor) -> Tensor:
+        """Logits of our words from those of the model's."""
+        if not self.keeps_words:
+            return logits
+        found = logits.index_select(-1, self.words_W)
+        return torch.cat([found[..., :4] + self.signs_4.to(found.dtype), found[..., 4:]], dim=-1)
+
+    def _require_prefix_model(self) -> None:
+        takes = inspect.signature(self.model.forward).parameters
+        lacking = [name for name in ("inputs_embeds", "position_ids", "past_key_values") if name not in takes]
+        if lacking or getattr(self.model, "_is_stateful", False):
+            raise ValueError(
+                f"{KEY}: {self.model.config.model_type} does not take {', '.join(lacking) or 'a cache of attention'}, "
+                "which a prefix of patches needs; take a model such as gpt2, llama, qwen2 or mistral"
+            )
+        self._keeps_logits = "logits_to_keep" in takes
+
+
+class _Pool(nn.Module):
+    """A fixed number of learned queries that attend to the patches."""
+
+    def __init__(self, queries: int, width: int) -> None:
+        super().__init__()
+        self.query_QH = nn.Parameter(torch.randn(queries, width) * width**-0.5)
+        heads = next(heads for heads in (8, 4, 2, 1) if width % heads == 0)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, patches_BNH: Tensor, mask_BN: Tensor) -> Tensor:
+        query_BQH = self.query_QH.expand(len(patches_BNH), -1, -1).to(patches_BNH.dtype)
+        seen, _ = self.attention(query_BQH, patches_BNH, patches_BNH, key_padding_mask=~mask_BN, need_weights=False)
+        return self.norm(query_BQH + seen)
+
+
+def _tensors(cache: Any) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Keys and values of each layer, batch first: what beam search can reorder, in every version of transformers."""
+    return tuple((layer[0], layer[1]) for layer in cache)
+
+
+def _new(config: Any) -> Any:
+    return new_model(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config, KEY)
+
+
+def _from_weights(folder: Path, values: dict[str, Any]) -> Any:
+    config = config_of(folder, f"{KEY}.weights")
+    require_known(config.model_type, ARCHITECTURES, [config.model_type], f"{KEY}.weights")
+    cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model, missing = read_model(cls, folder, changed(config, values, KEY), KEY)
+    require_all(missing, folder, KEY)
+    return model
+
+
+def _words_of(folder: Path, vocabulary: list[str], size: int) -> tuple[Tensor, Tensor] | None:
+    """The model's id of each of our words, and what to add to the logits of our four signs; None if a word is new.
+
+    Raises:
+        ValueError: the model has no word that ends a text.
+    """
+    tokenizer = read_tokenizer(folder, f"{KEY}.weights")
+    known = tokenizer.get_vocab()
+    theirs = [known.get(word, size) for word in vocabulary[UNK + 1 :]]
+    if any(id >= size for id in theirs):
+        return None
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise ValueError(f"{KEY}.weights: the tokenizer in {folder} has no eos_token, so no report would end")
+    begin = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    unknown = tokenizer.unk_token_id
+    signs = torch.zeros(4)
+    signs[[PAD, BOS]] = BARRED  # never a target
+    signs[UNK] = BARRED if unknown is None or unknown == end else 0.0
+    ids = {PAD: end, BOS: begin, EOS: end, UNK: end if unknown is None else unknown}
+    return torch.tensor([*(ids[sign] for sign in range(4)), *theirs]), signs
+
+
+def _learn_words_anew(model: Any, vocabulary_size: int) -> None:
+    """New embeddings and head for another vocabulary, drawn as the model draws its own."""
+    model.resize_token_embeddings(vocabulary_size, mean_resizing=False)
+    spread = getattr(model.config, "initializer_range", 0.02)
+    for part in {id(p): p for p in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+        nn.init.normal_(part.weight, std=spread)
+        if getattr(part, "bias", None) is not None:
+            nn.init.zeros_(part.bias)
