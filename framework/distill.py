@@ -11,7 +11,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from framework.lock import one_at_a_time
 from framework.report_space import ReportSpace
+from framework.topic_count import TopicChoice
 from framework.topic_measures import TopicCard, different_reports
 from framework.topic_picture import draw_topics
 from framework.whole_file import write_whole
@@ -26,14 +27,28 @@ from framework.whole_file import write_whole
 log = logging.getLogger(__name__)
 TRAIN = "train"  # the one split that topics are fitted on
 # Part of the key, beside the distiller's own file: another version may find other topics.
-CODE = ("distill", "report_space", "topic_measures", "topic_picture")
-LIBRARIES = ("faiss-cpu", "faiss-gpu", "numpy", "scikit-learn", "scipy")
+CODE = (
+    "distill",
+    "report_space",
+    "sentence_encoder",
+    "text_embedding",
+    "topic_count",
+    "topic_kmeans",
+    "topic_measures",
+    "topic_picture",
+    "topic_plane",
+)
+LIBRARIES = ("faiss-cpu", "faiss-gpu", "numba", "numpy", "pynndescent", "scikit-learn", "scipy", "torch", "umap-learn")
 
 
 class Distiller(Protocol):
-    """What a `distiller` plugin is. n reports, K topics."""
+    """What a `distiller` plugin is. n reports, K topics.
 
-    topic_count: int
+    Two attributes more may be there: `embedding`, a `TextEmbedding`, whose identity then is part of the cache's key,
+    and `choice`, a `TopicChoice`, once `fit` has chosen the number of topics.
+    """
+
+    topic_count: int | None  # known before `fit`, or None until then where only the reports tell
     space: ReportSpace | None  # set by `fit`; None for a distiller whose topics lie in no space
 
     def fit(self, texts: Sequence[str]) -> None:
@@ -64,6 +79,7 @@ class Topics:
     examples: list[str]  # a training report of each topic
     quality: dict[str, float | None]
     space: ReportSpace | None
+    choice: TopicChoice | None = None  # why so many, where the distiller chose
 
 
 def distill(
@@ -109,7 +125,9 @@ def _fingerprint(distiller: Distiller, texts: Mapping[str, Sequence[str]], key: 
     code = [Path(__file__).with_name(f"{part}.py") for part in CODE]
     code.append(Path(str(inspect.getsourcefile(type(distiller)))))
     sources = [hashlib.sha256(path.read_bytes()).hexdigest() for path in code]
-    made_from = [key, type(distiller).__qualname__, versions, sources, texts]
+    embedding = getattr(distiller, "embedding", None)
+    identity = None if embedding is None else embedding.identity
+    made_from = [key, type(distiller).__qualname__, versions, sources, identity, texts]
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -118,7 +136,12 @@ def _find(distiller: Distiller, texts: Mapping[str, Sequence[str]]) -> Topics:
     assigned = {split: distiller.assign(reports) for split, reports in texts.items()}
     cards = distiller.describe()
     if empty := sum(card.size == 0 for card in cards):
-        log.warning("%d of %d topics hold no training report; fewer topics would do", empty, len(cards))
+        log.warning(
+            "%d of %d topics hold no training report; fewer topics would do, unless that one is for noise",
+            empty,
+            len(cards),
+        )
+    assert distiller.topic_count is not None, "fit did not set topic_count"
     return Topics(
         labels={split: labels.astype(np.int64) for split, (labels, _) in assigned.items()},
         weights={split: weights.astype(np.float32) for split, (_, weights) in assigned.items()},
@@ -128,6 +151,7 @@ def _find(distiller: Distiller, texts: Mapping[str, Sequence[str]]) -> Topics:
         examples=[card.example for card in cards],
         quality=distiller.quality(),
         space=distiller.space,
+        choice=getattr(distiller, "choice", None),
     )
 
 
@@ -137,6 +161,7 @@ def _write(place: Path, name: str, topics: Topics) -> None:
     arrays |= {f"weights/{split}": weights for split, weights in topics.weights.items()}
     told: dict[str, Any] = {part.name: getattr(topics, part.name) for part in fields(topics)}
     del told["labels"], told["weights"]
+    told["choice"] = None if topics.choice is None else asdict(topics.choice)
     if topics.space is not None:
         arrays["space"] = topics.space.vectors_WD
         told["space"] = {"words": topics.space.words, "seed": topics.space.seed}
@@ -165,6 +190,7 @@ def _read(place: Path, name: str) -> Topics | None:
     arrays = dict(np.load(io.BytesIO(packed), allow_pickle=False))
     if told["space"] is not None:
         told["space"] = ReportSpace.restore(told["space"]["words"], arrays["space"], told["space"]["seed"])
+    told["choice"] = None if told["choice"] is None else TopicChoice(**told["choice"])
     for part in ("labels", "weights"):
         told[part] = {k.split("/", 1)[1]: array for k, array in arrays.items() if k.startswith(f"{part}/")}
     return Topics(**told)
@@ -180,6 +206,7 @@ def _picture(distiller: Distiller, topics: Topics, train: list[str]) -> bytes:
         topics.words,
         topics.sizes,
         topics.quality,
+        topics.choice,
     )
 
 
@@ -188,6 +215,7 @@ def _as_json(topics: Topics) -> bytes:
     told = {
         "count": topics.count,
         "quality": topics.quality,
+        "choice": None if topics.choice is None else asdict(topics.choice),
         "topics": [{"topic": k, "size": size, "words": w, "example": e} for k, (w, size, e) in enumerate(cards)],
         "labels": {split: labels.tolist() for split, labels in topics.labels.items()},
     }

@@ -29,6 +29,12 @@ def count_words(word_lists: Sequence[Sequence[str]], index: Mapping[str, int]) -
     return counts
 
 
+def inverse_document_frequency(reports_with_word: np.ndarray, reports: int) -> np.ndarray:
+    """How much each word tells, float64 [W]: scikit-learn's smooth form, as if one more report held every word."""
+    idf: np.ndarray = np.log((1 + reports) / (1 + reports_with_word)) + 1
+    return idf
+
+
 class ReportSpace:
     """TF-IDF (raw counts, smooth idf) and truncated SVD over segmented words.
 
@@ -79,7 +85,7 @@ class ReportSpace:
             )
         counts = count_words(word_lists, {word: row for row, word in enumerate(words)})
         reports_with_word = np.bincount(counts.indices, minlength=len(words))
-        idf = np.log((1 + len(word_lists)) / (1 + reports_with_word)) + 1
+        idf = inverse_document_frequency(reports_with_word, len(word_lists))
         weighted = counts @ sparse.diags(idf)
         length = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
         # Unit rows for the fit alone: a long report must not pull the axes. `embed` needs no such step, since the

@@ -1,4 +1,7 @@
-"""Topics at a glance: a map of the training reports coloured by topic, beside the sizes and words of the topics."""
+"""Topics at a glance: a map of the training reports coloured by topic, beside the sizes and words of the topics.
+
+Where the distiller chose the number of topics, what it chose by stands below.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from framework.topic_count import TopicChoice
+
 if TYPE_CHECKING:  # matplotlib takes a second to import, and only a picture needs it
     from matplotlib.axes import Axes
 
 # More different reports than this blur on a page, and t-SNE takes a second for each few hundred.
 MAPPED = 1000
+CURVE = 3.2  # inches that the curve of `topics: auto` is high
 CHINESE_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -44,7 +50,12 @@ def chinese_font() -> str | None:
 
 
 def flatten(points: np.ndarray) -> np.ndarray:
-    """A map of points [n, D] in the plane, float [n, 2]: t-SNE, or principal components of fewer than ten points."""
+    """A map of points [n, D] in the plane, float [n, 2].
+
+    Points of two dimensions or one lie as they are; of more, by t-SNE, or principal components of fewer than ten.
+    """
+    if points.shape[1] <= 2:
+        return np.pad(points, ((0, 0), (0, 2 - points.shape[1])))
     if len(points) >= 10:
         from sklearn.manifold import TSNE
 
@@ -63,6 +74,7 @@ def draw_topics(
     words: Sequence[Sequence[str]],
     sizes: Sequence[int],
     quality: Mapping[str, float | None],
+    choice: TopicChoice | None = None,
 ) -> bytes:
     """The picture of topics, as PNG. The same topics give the same picture.
 
@@ -74,6 +86,7 @@ def draw_topics(
         labels: int [n], its topic.
         words: the words of each topic.
         sizes: training reports of each topic.
+        choice: why there are so many, where the distiller chose.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -90,12 +103,18 @@ def draw_topics(
     colours = [palette(topic) for topic in range(len(sizes))]
 
     with matplotlib.rc_context({"font.family": family}):
-        figure = Figure(figsize=(15, max(6.0, 0.34 * len(sizes) + 1.5)), layout="constrained")
+        height = max(6.0, 0.34 * len(sizes) + 1.5)
+        figure = Figure(figsize=(15, height + (CURVE if choice else 0)), layout="constrained")
         FigureCanvasAgg(figure)
-        plane, bars = figure.subplots(1, 2, width_ratios=[1.15, 1])
+        axes = figure.subplot_mosaic(
+            "ms;cc" if choice else "ms", width_ratios=[1.15, 1], height_ratios=[height, CURVE] if choice else [height]
+        )
+        plane, bars = axes["m"], axes["s"]
         _draw_map(plane, flatten(points[shown]), copies[shown], labels[shown], colours)
         plane.set_title(f"{len(shown)} of {len(points)} different training reports; area: copies")
         _draw_sizes(bars, sizes, words if readable else None, colours)
+        if choice is not None:
+            _draw_choice(axes["c"], choice)
         figure.suptitle("   ".join(_told(name, value) for name, value in quality.items()), fontsize=10)
         if not readable:
             figure.supxlabel(
@@ -139,3 +158,19 @@ def _draw_sizes(axes: Axes, sizes: Sequence[int], words: Sequence[Sequence[str]]
     axes.invert_yaxis()
     axes.set_xlabel("training reports" + (", and the most characteristic words" if words is not None else ""))
     axes.set_xlim(0, 1.05 * max([1, *sizes]))
+
+
+def _draw_choice(axes: Axes, choice: TopicChoice) -> None:
+    best = max(range(len(choice.score)), key=choice.score.__getitem__)
+    axes.plot(choice.counts, choice.silhouette, marker=".", label="silhouette")
+    axes.plot(choice.counts, choice.stability, marker=".", label="stability")
+    axes.errorbar(
+        choice.counts, choice.score, choice.error, marker="o", capsize=3, color="black", label="score: mean of both"
+    )
+    bar = choice.score[best] - choice.error[best]
+    axes.axhline(bar, linestyle=":", color="gray", label="one standard error below the best score")
+    axes.axvline(choice.chosen, linestyle="--", color="gray")
+    axes.set_xticks(choice.counts)
+    axes.set_xlabel("topics tried, on resamples of the different training reports")
+    axes.set_title(f"{choice.chosen} topics: the fewest whose score reaches the dotted line", fontsize=10)
+    axes.legend(fontsize=9, loc="upper right")

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 from pydantic import PositiveInt
+from scipy import sparse
 from sklearn.decomposition import LatentDirichletAllocation
 
 from framework.registry import register
 from framework.report_space import ReportSpace, count_words
+from framework.text_embedding import LSA_DIMENSIONS
+from framework.topic_count import AUTO, TopicChoice, asked_range, choose_topic_count, require_different
 from framework.topic_measures import TopicCard, by_size, measure, topic_cards
 from framework.values import Fraction
-
-# Only to measure silhouettes where `faiss_kmeans` does by default, so that the two can be compared.
-MEASURED_IN = 64
 
 
 @register("distiller", "lda")
@@ -27,12 +28,14 @@ class LDA:
 
     On short reports that repeat each other some topics stay empty: of 18, 9 were the strongest of any among 1,200
     phantom reports. `faiss_kmeans` fills every topic there, is steadier, and takes 0.7 s of CPU time instead of 42.
+    `topics: auto` takes about 190 s of it, from one start a fit: a narrow `auto_range` saves most.
 
     Source:
         Blei, Ng and Jordan 2003, JMLR 3; fitted online: Hoffman, Blei and Bach 2010, NeurIPS 23.
 
     Args:
-        topics: number of topics. [topics]
+        topics: number of topics; `auto` chooses it by silhouette and stability on the training reports. [topics]
+        auto_range: the least and the largest number that `auto` tries; 2 to 30 unless given. [topics]
         restarts: fits from different starting points; the one with the highest bound on the likelihood is kept, since
             single fits often end with two topics in one. [fits]
         passes: over the training reports. [passes]
@@ -47,22 +50,27 @@ class LDA:
         *,
         segment: Callable[[str], list[str]],
         seed: int,
-        topics: PositiveInt = 18,
+        topics: PositiveInt | Literal["auto"] = 18,
+        auto_range: tuple[int, int] | None = None,
         restarts: PositiveInt = 3,
         passes: PositiveInt = 5,
         batch: PositiveInt = 128,
         min_reports: PositiveInt = 2,
         max_share: Fraction = 0.9,
     ) -> None:
+        asked_range("lda", topics, auto_range)
         self.segment = segment
         self.seed = seed
-        self.topic_count = topics
+        self.topics = topics
+        self.topic_count = None if topics == AUTO else topics
+        self.auto_range = auto_range
         self.restarts = restarts
         self.passes = passes
         self.batch = batch
         self.min_reports = min_reports
         self.max_share = max_share
         self.space: ReportSpace | None = None  # topics here are mixtures of words, and lie in no space
+        self.choice: TopicChoice | None = None
 
     def fit(self, texts: Sequence[str]) -> None:
         """Finds the topics of training reports; they are numbered from the largest to the smallest.
@@ -72,12 +80,9 @@ class LDA:
         """
         self._texts = list(texts)
         self._word_lists = [self.segment(text) for text in texts]
-        different = len({tuple(sorted(words)) for words in self._word_lists})
-        if different < self.topic_count:
-            raise ValueError(
-                f"distiller lda: {self.topic_count} topics asked of {len(texts)} training reports, of which "
-                f"{different} differ in their words; set distiller.topics to {max(different, 1)} or less"
-            )
+        if self.topics != AUTO:
+            different = len({tuple(sorted(words)) for words in self._word_lists})
+            require_different("lda", self.topics, len(texts), different)
         found = Counter(word for words in self._word_lists for word in set(words))
         kept = sorted(w for w, n in found.items() if self.min_reports <= n <= self.max_share * len(texts))
         if not kept:
@@ -88,25 +93,33 @@ class LDA:
             )
         self._index = {word: row for row, word in enumerate(kept)}
         self._counts = count_words(self._word_lists, self._index)
-        self._model = self._fitted(self.seed)
+        if self.topics == AUTO:
+            self.choice = choose_topic_count("lda", self._measured(), self._clusterer, self.auto_range, self.seed)
+            self.topic_count = self.choice.chosen
+        self._model = self._fitted(self._counts, self.topic_count, self.seed, self.restarts)
         self._order = np.arange(self.topic_count)
         self._order = by_size(self._weigh(self._counts)[0], self.topic_count)
 
-    def _fitted(self, seed: int) -> LatentDirichletAllocation:
+    def _fitted(self, counts: sparse.csr_matrix, topics: int, seed: int, restarts: int) -> LatentDirichletAllocation:
         fits = []
-        for start in range(self.restarts):
+        for start in range(restarts):
             model = LatentDirichletAllocation(
-                n_components=self.topic_count,
+                n_components=topics,
                 learning_method="online",
                 max_iter=self.passes,
                 batch_size=self.batch,
                 random_state=(seed * 1_000_003 + start) % 2**32,  # seeds next to each other share no start
                 n_jobs=1,  # more jobs change the result and have not been quicker
             )
-            fits.append(model.fit(self._counts))
-        return max(fits, key=lambda model: model.score(self._counts))
+            fits.append(model.fit(counts))
+        return max(fits, key=lambda model: model.score(counts))
 
-    def _weigh(self, counts: object) -> tuple[np.ndarray, np.ndarray]:
+    def _clusterer(self, places: np.ndarray, seed: int) -> Callable[[int], np.ndarray]:
+        """From one start each: `auto` asks for many fits, and a number that needs luck is not steady."""
+        counts = self._counts[places]
+        return lambda topics: self._fitted(counts, topics, seed, restarts=1).transform(counts).argmax(axis=1)
+
+    def _weigh(self, counts: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
         weights = self._model.transform(counts)[:, self._order]
         return weights.argmax(axis=1), weights.astype(np.float32)
 
@@ -128,10 +141,12 @@ class LDA:
 
     def quality(self) -> dict[str, float | None]:
         """Silhouette (in a report space made for this alone) and stability on the training reports."""
-        points = ReportSpace(MEASURED_IN, self.seed).fit(self._word_lists).embed(self._word_lists)
-        labels, _ = self._weigh(self._counts)
 
         def refit(seed: int) -> np.ndarray:
-            return self._fitted(seed).transform(self._counts).argmax(axis=1)
+            model = self._fitted(self._counts, self.topic_count, seed, self.restarts)
+            return model.transform(self._counts).argmax(axis=1)
 
-        return measure(self._texts, points, labels, refit, self.seed)
+        return measure(self._texts, self._measured(), self._weigh(self._counts)[0], refit, self.seed)
+
+    def _measured(self) -> np.ndarray:
+        return ReportSpace(LSA_DIMENSIONS, self.seed).fit(self._word_lists).embed(self._word_lists)

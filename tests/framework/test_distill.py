@@ -5,10 +5,12 @@ import unicodedata
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from framework import topic_picture
 from framework.distill import Topics, distill
 from framework.report_space import ReportSpace
+from framework.topic_count import TopicChoice
 from framework.topic_measures import different_reports, measure, silhouette, topic_cards
 
 TEXTS = {
@@ -112,6 +114,41 @@ def test_a_run_folder_gets_topics_and_their_picture(tmp_path):
     assert set(told["quality"]) >= {"silhouette", "stability", "silhouette_different"}
     assert (run / "topics.png").read_bytes()[:4] == b"\x89PNG"
     assert not list(tmp_path.rglob(".*")), "a part of a file is left"
+
+
+def test_why_so_many_topics_is_kept_written_and_drawn(tmp_path):
+    plain, chooses, reader = ByFirstWord(), ByFirstWord(), ByFirstWord()
+    chooses.choice = TopicChoice(2, [2, 3], [0.4, 0.3], [1.0, 0.5], [0.7, 0.4], [0.01, 0.02])
+    assert distill(plain, TEXTS, tmp_path / "plain", tmp_path, "a").choice is None
+    found = distill(chooses, TEXTS, None, tmp_path, "b")
+    assert distill(reader, TEXTS, tmp_path / "chosen", tmp_path, "b").choice == found.choice == chooses.choice
+    assert reader.fits == 0
+    told = json.loads((tmp_path / "chosen" / "topics.json").read_text())
+    assert (
+        told["choice"]["counts"] == [2, 3] and told["choice"]["score"] == [0.7, 0.4] and told["choice"]["chosen"] == 2
+    )
+    heights = [Image.open(tmp_path / run / "topics.png").height for run in ("plain", "chosen")]
+    assert heights[1] > heights[0] + 200, "a curve stands below"
+
+
+def test_another_sentence_encoder_in_the_same_folder_finds_topics_anew(tmp_path):
+    class Embedding:
+        def __init__(self, identity):
+            self.identity = identity
+
+    fits = []
+    for identity in ("hash of some weights", "hash of others", "hash of others"):
+        distiller = ByFirstWord()
+        distiller.embedding = Embedding(identity)
+        distill(distiller, TEXTS, None, tmp_path, "a")
+        fits.append(distiller.fits)
+    assert fits == [1, 1, 0]
+
+
+def test_points_of_two_dimensions_are_drawn_where_they_lie():
+    points = np.random.default_rng(0).normal(size=(40, 2))
+    assert np.array_equal(topic_picture.flatten(points), points)
+    assert np.array_equal(topic_picture.flatten(points[:, :1]), np.stack([points[:, 0], np.zeros(40)], axis=1))
 
 
 def test_empty_topics_are_told(tmp_path, caplog):

