@@ -24,15 +24,27 @@ class Sample:
     image_VCHW: np.ndarray
     tokens: list[int]
     topic: int | None
+    topic_weights: np.ndarray | None = None  # [K]
 
 
 class ExamSet(Dataset[Sample]):
-    """The exams of one split with their images, token ids and topics."""
+    """The exams of one split with their images, token ids and topics.
+
+    Args:
+        topics: of each exam, [n]; None where no distiller has found any.
+        topic_weights: how much of each topic a report has, [n, K].
+    """
 
     def __init__(
-        self, exams: Sequence[Exam], cache: ImageCache, tokens: Sequence[list[int]], topics: np.ndarray | None
+        self,
+        exams: Sequence[Exam],
+        cache: ImageCache,
+        tokens: Sequence[list[int]],
+        topics: np.ndarray | None,
+        topic_weights: np.ndarray | None = None,
     ) -> None:
-        self.exams, self.cache, self.tokens, self.topics = list(exams), cache, list(tokens), topics
+        self.exams, self.cache, self.tokens = list(exams), cache, list(tokens)
+        self.topics, self.topic_weights = topics, topic_weights
 
     def __len__(self) -> int:
         return len(self.exams)
@@ -40,7 +52,8 @@ class ExamSet(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         exam = self.exams[index]
         topic = None if self.topics is None else int(self.topics[index])
-        return Sample(exam.id, self.cache.images(exam.id), self.tokens[index], topic)
+        weights = None if self.topic_weights is None else self.topic_weights[index]
+        return Sample(exam.id, self.cache.images(exam.id), self.tokens[index], topic, weights)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -55,12 +68,14 @@ def collate(samples: Sequence[Sample]) -> Batch:
         view_mask_BV[row, : len(sample.image_VCHW)] = True
         report_BT[row, : len(sample.tokens)] = torch.tensor(sample.tokens)
     topics = [sample.topic for sample in samples]
+    weights = [sample.topic_weights for sample in samples if sample.topic_weights is not None]
     return Batch(
         [sample.exam_id for sample in samples],
         image_BVCHW.float() / 255,
         view_mask_BV,
         report_BT,
         None if topics[0] is None else torch.tensor(topics),
+        torch.from_numpy(np.stack(weights)).float() if weights else None,
     )
 
 

@@ -1,10 +1,10 @@
-"""One update: what is drawn for it, and the gradient of a global batch, however it is cut."""
+"""One update: what is drawn for it, and the gradient of a global batch, however it is cut. Shapes: L terms."""
 
 from __future__ import annotations
 
 import math
 import random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,31 +15,43 @@ from framework.distributed import Strategy
 from framework.exam import Batch
 
 
-def take_step(strategy: Strategy, group: list[Batch], weights: Tensor) -> tuple[Tensor, float]:
-    """One update from the micro-batches of a step. Returns the mean of each term over all processes, and the norm of
-    the gradient; where either is not finite, nothing was updated.
+class Step(NamedTuple):
+    """What an update was made of, over all processes. Where `loss` or `norm` is not finite, nothing was updated."""
+
+    terms_L: Tensor  # the mean of each
+    weights_L: Tensor  # the recipe's, times the factors that are learned
+    loss: float  # what was minimized
+    norm: float  # of the gradient
+
+
+def take_step(strategy: Strategy, group: list[Batch], weights_L: Tensor) -> Step:
+    """One update from the micro-batches of a step.
 
     The divisor of each term is known before the first backward, so sums over micro-batches and processes add up to
     the gradient of one large batch.
     """
     accelerator = strategy.accelerator
     strategy.begin_step()
-    counts = torch.stack([strategy.task.counts(batch) for batch in group]).sum(0).to(accelerator.device)
-    counts = accelerator.reduce(counts, "sum").clamp(min=1)
-    sums, terms = torch.zeros_like(weights), torch.zeros_like(weights)
+    weights_L = weights_L.to(accelerator.device)
+    counts_L = torch.stack([strategy.task.counts(batch) for batch in group]).sum(0).to(accelerator.device)
+    counts_L = accelerator.reduce(counts_L, "sum").clamp(min=1)
+    sums_2L = torch.zeros(2, len(weights_L), device=accelerator.device)
+    means_2L, factors_L = sums_2L, weights_L
     for number, batch in enumerate(group, 1):
         last = number == len(group)
         with strategy.accumulating(last=last):
-            of_batch = strategy(batch.to(accelerator.device))
-            sums += of_batch.detach()
+            of_batch_3L = strategy(batch.to(accelerator.device))
+            factors_L = of_batch_3L[2].detach()
+            sums_2L = sums_2L + of_batch_3L[:2].detach()
             # Wrappers average gradients over processes, and here they are to be added.
-            loss = (of_batch / counts * weights).sum() * accelerator.num_processes
+            loss = (of_batch_3L[0] / counts_L * weights_L).sum() * accelerator.num_processes
             if last:
-                terms = accelerator.reduce(sums, "sum") / counts
-                if not bool(torch.isfinite(terms).all()):
+                means_2L = accelerator.reduce(sums_2L, "sum") / counts_L
+                if not bool(torch.isfinite(means_2L).all()):
                     loss = loss * math.nan  # so that the gradient tells on every process, whatever it was
             strategy.backward(loss)
-    return terms, strategy.step()
+    minimized_L, terms_L = means_2L
+    return Step(terms_L, weights_L * factors_L, float((minimized_L * weights_L).sum()), strategy.step())
 
 
 def draw_anew(seed: int) -> None:

@@ -1,4 +1,7 @@
-"""The task: a batch goes in, the sums of the loss terms come out; or features, and from them a report."""
+"""The task: a batch goes in, the sums of the loss terms come out; or features, and from them a report.
+
+Shapes: L terms of the loss.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from framework.exam import Batch, Features, Outputs
+from framework.stages import still
+from framework.term_weights import Uncertainty
 
 
 class ReportTask(nn.Module):
@@ -17,28 +22,58 @@ class ReportTask(nn.Module):
     A loss gives the *sum* of its term over the items of a batch (`forward`) and, from the batch alone, how many items
     that are (`count`). The engine divides by the count over all processes and micro-batches of a step. Sums and counts
     apart make a step's loss the same however the step is cut; a mean of means would not be.
+
+    Args:
+        weighting: learns factors of the terms; None: they weigh what the recipe says.
+
+    `frozen` names the parts that do not learn, as their parameters begin.
     """
+
+    frozen: tuple[str, ...] = ()
 
     encoder: Any  # an nn.Module that offers what its kind promises, which no type of torch's can say
     decoder: Any
     losses: Any
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, losses: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        losses: Mapping[str, nn.Module],
+        weighting: Uncertainty | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.losses = nn.ModuleDict(losses)
+        self.weighting = weighting
+
+    def train(self, mode: bool = True) -> ReportTask:
+        """As of any module, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        modules = dict(self.named_modules(remove_duplicate=False))
+        for part in self.frozen:
+            if part in modules:  # not a parameter by itself
+                still(modules[part])
+        return self
 
     def counts(self, batch: Batch) -> Tensor:
-        """[terms], in the order of `losses`."""
+        """[L], in the order of `losses`."""
         return torch.stack([loss.count(batch).float() for loss in self.losses.values()])
 
     def forward(self, batch: Batch) -> Tensor:
-        """Sums of the terms, [terms], in the order of `losses`."""
+        """[3, L], in the order of `losses`: the sums to minimize, those of the terms, and the learned factors between.
+
+        One tensor, since that is what every wrapper hands through with its gradient.
+        """
         features = self.features(batch)
         logits_BTW = self.decoder(features, batch.report_BT[:, :-1])
-        outputs = Outputs(features, logits_BTW)
-        return torch.stack([loss(batch, outputs).float() for loss in self.losses.values()])
+        outputs = Outputs(features, logits_BTW, self.decoder)
+        sums_L = torch.stack([loss(batch, outputs).float() for loss in self.losses.values()])
+        if self.weighting is None:
+            return torch.stack([sums_L, sums_L.detach(), torch.ones_like(sums_L)])
+        minimized_L, factors_L = self.weighting(sums_L, self.counts(batch))
+        return torch.stack([minimized_L, sums_L.detach(), factors_L])
 
     def features(self, batch: Batch) -> Features:
         return self.encoder(batch.image_BVCHW, batch.view_mask_BV)

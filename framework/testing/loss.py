@@ -1,4 +1,9 @@
-"""What a loss promises. Shapes: B batch, N patches, D width, T tokens, W words in the vocabulary, K topics."""
+"""What a loss promises. Shapes: B batch, N patches, D width, T tokens, W words in the vocabulary, K topics.
+
+Two class attributes take a loss out of what it cannot keep: `mixes_exams = True`, that its term of an exam depends on
+the other exams of the micro-batch, so that sums over cuts do not add up; `draws = True`, that it draws random numbers
+outside of training as well, so that it is held to seeded results, and cuts to their counts.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from framework.exam import Batch, Features, Outputs
 from framework.signature import GIVERS
@@ -16,6 +23,8 @@ from framework.testing.modules import Untouchable, check_gradients, check_module
 from framework.testing.promise import Make, hold, made, promised
 
 WORDS, WIDTH, TOPICS, EXAMS = 12, 6, 3, 6
+# One word for each id, of different lengths, as some losses cut words into pieces of their own.
+VOCABULARY = ("<pad>", "<bos>", "<eos>", "<unk>", "oval", "mass", "left", "hypoechoic", "is", "seen", "no", ".")
 LENGTHS = (5, 2, 7, 4, 3, 1)  # words of each report
 NEEDS = tuple(GIVERS)  # what a loss may need
 CUTS = ((slice(0, 1), slice(1, 4), slice(4, 6)), (slice(0, 3), slice(3, 6)))
@@ -25,7 +34,8 @@ def check_loss(make: Make) -> None:
     """Holds a loss to its contract.
 
     Args:
-        make: The class, or what makes one; gets `vocabulary_size`, `feature_width`, `topic_count`, `word_vectors_WD`.
+        make: The class, or what makes one; gets `vocabulary_size`, `vocabulary`, `feature_width`, `topic_count` and
+            `word_vectors_WD`, `max_tokens` and `make_reward`.
 
     Raises:
         BrokenPromise: the first promise that it does not keep.
@@ -35,14 +45,17 @@ def check_loss(make: Make) -> None:
         return made(
             make,
             vocabulary_size=WORDS,
+            vocabulary=list(VOCABULARY),
             feature_width=WIDTH,
             topic_count=TOPICS,
             word_vectors_WD=drawn(WORDS, 5, seed=3),
+            max_tokens=max(LENGTHS),
+            make_reward=_make_reward,
         )
 
     def use(loss: Any, place: Callable[[Tensor], Tensor]) -> list[Tensor]:
         batch, outputs = _batch(loss, place), _outputs(loss, place)
-        return [loss(batch, outputs), loss.count(batch)]
+        return [_total(loss, batch, outputs), loss.count(batch)]
 
     loss = seeded(1, build).eval()
     _declared(loss)
@@ -54,7 +67,49 @@ def check_loss(make: Make) -> None:
         _left_alone(loss)
         _half_precision(loss)
     _gradients(loss)
-    check_module(build, use)
+    check_module(build, use, draws=_flag(loss, "draws"))
+
+
+def _flag(loss: Any, name: str) -> bool:
+    return bool(getattr(loss, name, False))
+
+
+def _total(loss: Any, batch: Batch, outputs: Outputs) -> Tensor:
+    """The sum; of a loss that says that it draws, by the same numbers each time."""
+    if _flag(loss, "draws"):
+        torch.manual_seed(7)
+    total: Tensor = loss(batch, outputs)
+    return total
+
+
+def _make_reward(weights: dict[str, float]) -> Callable[[list[str], list[list[int]]], np.ndarray]:
+    """Worth by the words of a report, other for each exam."""
+    assert weights
+
+    def worth(exam_ids: list[str], reports: list[list[int]]) -> np.ndarray:
+        return np.array([sum(ids) / (1 + len(ids)) + len(name) for name, ids in zip(exam_ids, reports, strict=True)])
+
+    return worth
+
+
+class Pen(nn.Module):
+    """A decoder without weights: the next word goes by the one before and by the image."""
+
+    def forward(self, features: Features, tokens_BT: Tensor) -> Tensor:
+        image_B1W = self._image(features)[:, None]
+        return image_B1W + one_hot(tokens_BT, WORDS)
+
+    def start(self, features: Features) -> dict[str, Tensor]:
+        return {"image": self._image(features)}
+
+    def step(self, tokens_B: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return state["image"] + one_hot(tokens_B, WORDS), state
+
+    @staticmethod
+    def _image(features: Features) -> Tensor:
+        there_BN1 = features.patch_mask_BN[..., None]
+        seen_BD = (features.patches_BND * there_BN1).sum(1) / there_BN1.sum(1)
+        return torch.cat([features.pooled_BD, seen_BD], dim=-1)
 
 
 def _needs(loss: Any) -> tuple[str, ...]:
@@ -78,9 +133,10 @@ def _batch(loss: Any, place: Callable[[Tensor], Tensor] = lambda t: t) -> Batch:
     for row, length in enumerate(LENGTHS):
         report[row, : length + 2] = torch.tensor([BOS, *words[row, :length].tolist(), EOS])
     topics = torch.arange(EXAMS) % TOPICS if "topics" in _needs(loss) else None
+    weights = None if topics is None else (2 * drawn(EXAMS, TOPICS, seed=5)).softmax(-1)
     image = torch.rand(EXAMS, 1, 1, 8, 8, generator=torch.Generator().manual_seed(6))
     mask = torch.ones(EXAMS, 1, dtype=torch.bool)
-    tensors = [None if tensor is None else place(tensor) for tensor in (image, mask, report, topics)]
+    tensors = [None if tensor is None else place(tensor) for tensor in (image, mask, report, topics, weights)]
     return Batch([f"exam-{row}" for row in range(EXAMS)], *tensors)  # type: ignore[arg-type]
 
 
@@ -89,7 +145,9 @@ def _outputs(loss: Any, place: Callable[[Tensor], Tensor] = lambda t: t) -> Outp
     needs = _needs(loss)
 
     def drawn_if(word: str, name: str, value: Tensor) -> Any:
-        return place(value) if word in needs else Untouchable(f"{name} (not in `needs`)")
+        # A loss that writes with the decoder hands the features on to it, all that there are.
+        here = word in needs or ("decoder" in needs and GIVERS[word] == "encoder")
+        return place(value) if here else Untouchable(f"{name} (not in `needs`)")
 
     patch_mask = torch.ones(EXAMS, 4, dtype=torch.bool)
     patch_mask[1, 2:] = False
@@ -98,7 +156,8 @@ def _outputs(loss: Any, place: Callable[[Tensor], Tensor] = lambda t: t) -> Outp
         drawn_if("patches", "patch_mask_BN", patch_mask),
         drawn_if("pooled", "pooled_BD", drawn(EXAMS, WIDTH, seed=1)),
     )
-    return Outputs(features, drawn_if("logits", "logits_BTW", 2 * drawn(EXAMS, max(LENGTHS) + 1, WORDS, seed=2)))
+    logits = drawn_if("logits", "logits_BTW", 2 * drawn(EXAMS, max(LENGTHS) + 1, WORDS, seed=2))
+    return Outputs(features, logits, Pen() if "decoder" in needs else Untouchable("decoder (not in `needs`)"))
 
 
 def _scalars(loss: Any) -> None:
@@ -106,7 +165,7 @@ def _scalars(loss: Any) -> None:
     fix = f"add the word to `needs` (one of {', '.join(NEEDS)}), or do not look at it"
     with promised(promise, expected=f"needs = {_needs(loss)} to be enough", fix=fix):
         batch = _batch(loss)
-        count, total = loss.count(batch), loss(batch, _outputs(loss))
+        count, total = loss.count(batch), _total(loss, batch, _outputs(loss))
     for name, value in (("count(batch)", count), ("forward(batch, outputs)", total)):
         hold(
             isinstance(value, Tensor) and value.dim() == 0 and bool(torch.isfinite(value)),
@@ -127,6 +186,7 @@ def _cut(batch: Batch, outputs: Outputs, exams: slice, *, trim: bool) -> tuple[B
         batch.view_mask_BV[exams],
         batch.report_BT[exams, :end],
         None if batch.topic_B is None else batch.topic_B[exams],
+        None if batch.topic_weights_BK is None else batch.topic_weights_BK[exams],
     )
     features = Features(*(value[exams] if isinstance(value, Tensor) else value for value in outputs.features))
     logits: Any = outputs.logits_BTW
@@ -137,7 +197,8 @@ def _cut(batch: Batch, outputs: Outputs, exams: slice, *, trim: bool) -> tuple[B
 
 def _cuts(loss: Any) -> None:
     batch, outputs = _batch(loss), _outputs(loss)
-    total, count = loss(batch, outputs).float(), loss.count(batch).float()
+    total, count = _total(loss, batch, outputs).float(), loss.count(batch).float()
+    alone = not _flag(loss, "mixes_exams") and not _flag(loss, "draws")
     for cut in CUTS:
         for trim in (False, True):
             parts = [_cut(batch, outputs, exams, trim=trim) for exams in cut]
@@ -150,11 +211,14 @@ def _cuts(loss: Any) -> None:
                 f"counts {name} add up to that of the batch",
                 "count the items that forward sums over, whatever batch they are in; padding is none",
             )
+            if not alone:
+                continue
             same(
                 [sums],
                 [total],
                 f"sums {name} add up to that of the batch",
-                "give the sum over items, never a mean, from each exam alone: the engine divides by the count",
+                "give the sum over items, never a mean, from each exam alone: the engine divides by the count; a loss "
+                "that compares exams with one another says mixes_exams = True",
             )
 
 
@@ -182,7 +246,7 @@ def _padding(loss: Any) -> None:
 
 def _left_alone(loss: Any) -> None:
     batch, outputs = _batch(loss), _outputs(loss)
-    loss.count(batch), loss(batch, outputs)
+    loss.count(batch), _total(loss, batch, outputs)
     tensors = [*vars(batch).values(), *outputs.features, outputs.logits_BTW]
     fresh = [*vars(_batch(loss)).values(), *_outputs(loss).features, _outputs(loss).logits_BTW]
     pairs = [(one, two) for one, two in zip(tensors, fresh) if isinstance(one, Tensor)]
@@ -201,8 +265,9 @@ def _half_precision(loss: Any) -> None:
     batch = _batch(loss)
     promise, fix = "half precision keeps the sum", "take .float() of what an encoder or decoder gives, before the sum"
     with promised(promise, expected="a sum", fix=fix), torch.autocast("cpu", dtype=torch.bfloat16):
-        total = loss(batch, rounded)
-    same([total.float()], [loss(batch, plain).float()], promise, fix, 0.02)
+        total = _total(loss, batch, rounded)
+    if not _flag(loss, "draws"):  # what is drawn from rounded numbers may be something else
+        same([total.float()], [loss(batch, plain).float()], promise, fix, 0.02)
     hold(total.dtype == torch.float32, promise, found=total.dtype, expected=torch.float32, fix=fix)
 
 
@@ -210,5 +275,5 @@ def _gradients(loss: Any) -> None:
     batch, outputs = _batch(loss), _outputs(loss)
     values = {"patches": outputs.features.patches_BND, "pooled": outputs.features.pooled_BD}
     values["logits"] = outputs.logits_BTW
-    inputs = {word: value.requires_grad_() for word, value in values.items() if word in _needs(loss)}
-    check_gradients(loss, [loss(batch, outputs)], inputs)
+    inputs = {word: value.requires_grad_() for word, value in values.items() if isinstance(value, Tensor)}
+    check_gradients(loss, [_total(loss, batch, outputs)], inputs)

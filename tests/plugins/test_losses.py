@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,6 +81,48 @@ def test_topic_trains_its_head_and_what_is_before_it():
     assert pooled.grad.any() and all(p.grad.any() for p in loss.parameters()) and loss.count(given) == 6
 
 
+def seen_by(loss: Topic, topics: list[int] | None, weights: torch.Tensor | None) -> tuple[Batch, torch.Tensor]:
+    """A batch with topics and their weights, and the probabilities that the head gives."""
+    given = replace(batch(*REPORTS, topics=topics), topic_weights_BK=weights)
+    seen = outputs(random_logits(given))
+    return loss(given, seen), loss.head(seen.features.pooled_BD).softmax(-1)
+
+
+def test_soft_topics_are_the_cross_entropy_against_the_mixture():
+    weights = torch.rand(6, 3).softmax(-1)
+    loss = Topic(topic_count=3, feature_width=6, target="soft")
+    total, p_BK = seen_by(loss, [0, 1, 2, 0, 1, 2], weights)
+    assert torch.allclose(total, -(weights * p_BK.log()).sum())
+    certain_of = F.one_hot(torch.tensor([0, 1, 2, 0, 1, 2])).float()
+    torch.manual_seed(3)
+    soft, _ = seen_by(loss, [0, 1, 2, 0, 1, 2], certain_of)
+    torch.manual_seed(3)
+    loss.target = "hard"
+    hard, _ = seen_by(loss, [0, 1, 2, 0, 1, 2], None)
+    assert torch.allclose(soft, hard), "a topic that is all of a report is a hard target"
+
+
+def test_focal_topics_count_less_the_surer_they_are():
+    topics, weights = [0, 1, 2, 0, 1, 2], torch.rand(6, 3).softmax(-1)
+    loss = Topic(topic_count=3, feature_width=6, focal=2.0)
+    total, p_BK = seen_by(loss, topics, weights)
+    p_B = p_BK[torch.arange(6), topics]
+    assert torch.allclose(total, -((1 - p_B) ** 2 * p_B.log()).sum())
+    loss.target = "soft"
+    total, p_BK = seen_by(loss, topics, weights)
+    assert torch.allclose(total, -(weights * (1 - p_BK) ** 2 * p_BK.log()).sum())
+
+
+def test_focal_topics_that_are_certain_have_a_gradient_that_is_a_number():
+    loss = Topic(topic_count=2, feature_width=1, focal=0.5)
+    loss.head[1].weight.data.fill_(0)
+    loss.head[1].bias.data.copy_(torch.tensor([200.0, -200.0]))
+    given = batch(*REPORTS, topics=[0] * 6)
+    total = loss(given, outputs(random_logits(given), width=1))
+    total.backward()
+    assert total == 0 and all(torch.isfinite(weight.grad).all() for weight in loss.parameters())
+
+
 def test_topic_without_a_distiller_says_so():
     given = batch("left cyst")
     loss = Topic(topic_count=3, feature_width=6)
@@ -97,7 +141,7 @@ def test_topic_drops_features_in_training_alone():
 
 
 def test_global_semantic_is_zero_for_the_reference_in_any_order_and_not_for_another():
-    loss = GlobalSemantic(word_vectors_WD=VECTORS)
+    loss = GlobalSemantic(vocabulary=VOCABULARY, word_vectors_WD=VECTORS)
     given, turned, other = batch("left oval mass"), batch("mass left oval"), batch("no cyst seen")
     assert loss(given, outputs(certain(given))).abs() < 1e-5
     assert loss(given, outputs(certain(turned))).abs() < 1e-5
@@ -108,12 +152,12 @@ def test_global_semantic_of_certain_text_is_the_cosine_in_the_report_space():
     written, reference = batch("no cyst seen margin", "right oval cyst mass"), batch("left oval mass seen", REPORTS[0])
     points = [SPACE.embed([report.split()])[0] for report in ("no cyst seen margin", "left oval mass seen")]
     only = Batch(["a"], reference.image_BVCHW[:1], reference.view_mask_BV[:1], reference.report_BT[:1])
-    total = GlobalSemantic(word_vectors_WD=VECTORS)(only, outputs(certain(written)[:1]))
+    total = GlobalSemantic(vocabulary=VOCABULARY, word_vectors_WD=VECTORS)(only, outputs(certain(written)[:1]))
     assert total.item() == pytest.approx(1 - float(points[0] @ points[1]), abs=1e-5)
 
 
 def test_a_reference_without_direction_neither_counts_nor_adds():
-    loss = GlobalSemantic(word_vectors_WD=VECTORS)
+    loss = GlobalSemantic(vocabulary=VOCABULARY, word_vectors_WD=VECTORS)
     given = batch("left oval mass", "unheard words only", "")
     logits = random_logits(given).requires_grad_()
     assert loss.count(given) == 1
@@ -129,19 +173,19 @@ def test_a_reference_without_direction_neither_counts_nor_adds():
 
 def test_special_tokens_never_mean_anything():
     vectors = torch.ones(len(VOCABULARY), 3)
-    loss = GlobalSemantic(word_vectors_WD=vectors)
+    loss = GlobalSemantic(vocabulary=VOCABULARY, word_vectors_WD=vectors)
     assert not loss.word_vectors_WD[:4].any() and loss.word_vectors_WD[4:].all()
     assert vectors.all(), "the caller's tensor is left alone"
 
 
 def test_word_vectors_are_frozen_and_saved():
-    loss = GlobalSemantic(word_vectors_WD=VECTORS)
+    loss = GlobalSemantic(vocabulary=VOCABULARY, word_vectors_WD=VECTORS)
     assert not list(loss.parameters()) and "word_vectors_WD" in loss.state_dict()
 
 
 def test_a_vocabulary_without_words_of_the_space_is_told():
     with pytest.raises(ValueError, match="none of the 12 tokens"):
-        GlobalSemantic(word_vectors_WD=torch.zeros(12, 3))
+        GlobalSemantic(vocabulary=VOCABULARY, word_vectors_WD=torch.zeros(12, 3))
 
 
 class TinyModel(nn.Module):
@@ -161,7 +205,7 @@ class TinyModel(nn.Module):
 
 def test_global_semantic_reaches_decoder_and_encoder_and_alone_raises_the_similarity():
     torch.manual_seed(0)
-    given, model, loss = batch(*REPORTS), TinyModel(), GlobalSemantic(word_vectors_WD=VECTORS)
+    given, model, loss = batch(*REPORTS), TinyModel(), GlobalSemantic(vocabulary=VOCABULARY, word_vectors_WD=VECTORS)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     similarity = []
     for step in range(80):
