@@ -26,17 +26,18 @@ from framework.testing.promise import Make, hold, made, promised
 from framework.testing.tokenizer import REPORTS
 
 
-def check_metric(make: Make, *, reports: Sequence[str] = REPORTS) -> None:
+def check_metric(make: Make, *, reports: Sequence[str] = REPORTS, language: str = "en") -> None:
     """Holds a metric to its contract.
 
     Args:
         make: The class, or what makes one.
         reports: References: some in the language that the metric is for.
+        language: What a metric that asks for it is told.
 
     Raises:
         BrokenPromise: the first promise that it does not keep.
     """
-    metric = made(make)
+    metric = made(make, language=language)
     _declared(metric)
     perfect, empty = _pairs(reports, reports), _pairs([""] * len(reports), reports)
     mixed = _pairs([*reports[1:], ""], reports)
@@ -53,7 +54,12 @@ def check_metric(make: Make, *, reports: Sequence[str] = REPORTS) -> None:
     shuffled = random.Random(3).sample(mixed, len(mixed))
     _equal(_values(metric, shuffled), middle, "the order of reports changes nothing", "sum or average over all pairs")
     _equal(_values(metric, mixed), middle, "a metric remembers nothing of other reports", "start anew in each call")
-    _equal(_values(made(make), mixed), middle, "a metric made anew gives the same values", "draw nothing at random")
+    _equal(
+        _values(made(make, language=language), mixed),
+        middle,
+        "a metric made anew gives the same values",
+        "draw nothing at random",
+    )
     if not metric.by_words:
         wordless = [replace(pair, prediction_words=(), reference_words=()) for pair in mixed]
         fix = "read `prediction` and `reference`, or say by_words = True"

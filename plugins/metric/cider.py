@@ -94,6 +94,14 @@ class Cider:
 
     def __init__(self) -> None:
         self._last: _Corpus | None = None  # the same references come again with every other set of predictions
+        self._fitted: _Corpus | None = None
+
+    def fit(self, references: Sequence[Words]) -> None:
+        """Takes document frequencies from these reports from now on, instead of from those that are scored.
+
+        For a reward, which scores a few reports at a time (Rennie et al. 2017, arXiv 1612.00563, section 5).
+        """
+        self._fitted = _corpus(tuple(references))
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs, or a reference without words."""
@@ -121,7 +129,10 @@ class Cider:
                 vectors[words] = corpus.vectors.get(words) or _vector(
                     words, _ngrams(words), corpus.rarity, corpus.unseen
                 )
-            rows.append((_similarity(vectors[words], corpus.vectors[pair.reference_words]), 1))
+            reference = corpus.vectors.get(pair.reference_words) or _vector(
+                pair.reference_words, _ngrams(pair.reference_words), corpus.rarity, corpus.unseen
+            )
+            rows.append((_similarity(vectors[words], reference), 1))
         return np.array(rows, dtype=np.float64)
 
     def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
@@ -129,6 +140,8 @@ class Cider:
         return {"cider": sums[..., 0] / sums[..., 1] * SCALE}
 
     def _corpus(self, pairs: Sequence[Pair]) -> _Corpus:
+        if self._fitted is not None:
+            return self._fitted
         references = tuple(pair.reference_words for pair in pairs)
         if self._last is None or self._last.references != references:
             self._last = _corpus(references)

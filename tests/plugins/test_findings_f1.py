@@ -1,14 +1,22 @@
 """What the lexicon reads, sentence by sentence, labelled by hand; and the scores made of it."""
 
+import itertools
+import re
 import time
 import warnings
+from collections import Counter, defaultdict
+from functools import cache
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from framework.exam import Pair
+from plugins.dataset.phantom import Phantom
 from plugins.metric.findings_f1 import FindingsF1
-from plugins.metric.findings_f1.reader import LEXICON, Reader, read
+from plugins.metric.findings_f1.numbers import agreeing
+from plugins.metric.findings_f1.reader import LEXICON, Reader, read, read_all
 
 ONE = "lesion=present count=single "
 MANY = "lesion=present count=multiple "
@@ -145,6 +153,132 @@ def labels(line: str) -> set[tuple[str, str]]:
     return {(attribute, QUADRANTS.get(value, value)) for attribute, value in found}
 
 
+# How findings_sentences.yaml names what a sentence states, beside diameters, hours and segments.
+LABELS = {
+    **{name: ("echogenicity", name) for name in ("hypoechoic", "anechoic", "isoechoic", "hyperechoic", "mixed")},
+    **{f"{a} {b}": ("place", f"{a} {b}") for a in ("upper", "lower") for b in ("outer", "inner", "pole")},
+    **{name: ("place", name) for name in ("middle", "isthmus", "retroareolar", "superficial", "deep")},
+    **{
+        name: ("segment", name)
+        for name in ("left lateral", "left medial", "right anterior", "right posterior", "caudate")
+    },
+    "none": ("lesion", "absent"),
+    "one": ("count", "single"),
+    "many": ("count", "multiple"),
+    "calcification": ("calcification", "present"),
+    "no calcification": ("calcification", "absent"),
+    "flow": ("doppler", "present"),
+    "no flow": ("doppler", "absent"),
+    "nodes": ("lymph_node", "visible"),
+    "no nodes": ("lymph_node", "not enlarged"),
+    "_Loc_": ("clock", "_loc_"),
+}
+# What the labels tell of, and the recall and precision on all 200 sentences. The lexicon was mended by them, and the
+# same hand wrote both, so other texts will be read less well; when they first met, recall was 0.72 (lymph nodes) to
+# 1.00 and precision 0.82 (Doppler) to 1.00.
+REACHED = {
+    "lesion": (0.97, 0.98),
+    "count": (0.95, 0.95),
+    "side": (0.98, 0.97),
+    "size": (0.98, 0.99),
+    "place": (0.95, 0.97),
+    "clock": (1.00, 1.00),
+    "segment": (1.00, 1.00),
+    "echogenicity": (0.96, 0.99),
+    "calcification": (0.83, 1.00),
+    "doppler": (0.95, 0.90),
+    "lymph_node": (0.94, 1.00),
+    "denial": (0.91, 0.99),
+    "side_of": (0.97, 0.96),
+}
+DENIED = {"none": "lesion", "no calcification": "calcification", "no flow": "doppler", "no nodes": "lymph_node"}
+
+
+def labelled(line: str) -> set[tuple[str, str]]:
+    """`one / left: hypoechoic, 12x8` as a set."""
+    found = set()
+    for part in filter(None, line.split(" / ")):
+        side, _, rest = part.rpartition(":")
+        found |= {("side", side)} if side else set()
+        for word in filter(None, map(str.strip, rest.split(","))):
+            if re.fullmatch(r"[\d.]+(?:x[\d.]+)*|_[23]DS_|_S[CM]M_", word):
+                finding = "size", _diameters(word)
+            elif re.fullmatch(r"\d+h", word):
+                finding = "clock", word[:-1]
+            else:
+                finding = LABELS.get(word, ("segment", word))
+            found.add(finding)
+            found |= {("denial", DENIED[word])} if word in DENIED else set()
+            found |= {("side_of", f"{side} {' '.join(finding)}")} if side else set()
+            found |= {("lesion", "present")} if word in ("one", "many") else set()
+    return found
+
+
+def _diameters(word: str) -> str:
+    return word if "_" in word else "x".join(f"{mm:g}" for mm in sorted(map(float, word.split("x")), reverse=True))
+
+
+def stated(text: str) -> set[tuple[str, str]]:
+    """What the metric reads in a sentence, of that which the labels tell."""
+    reading = read_all(text)
+    found = set(reading.findings | reading.aspects)
+    for side, size in reading.sizes:
+        shown = (
+            size.replace("ds", "DS").replace("scm", "SCM")
+            if isinstance(size, str)
+            else "x".join(f"{mm:g}" for mm in size)
+        )
+        found |= {("size", shown)} | ({("side_of", f"{side} size {shown}")} if side else set())
+    kept = "echogenicity", "place", "clock", "segment", "size", "calcification"
+    return {
+        (attribute, value)
+        for attribute, value in found
+        if attribute in REACHED and (attribute != "side_of" or value.split()[1] in kept)
+    }
+
+
+@cache
+def sentences() -> dict[str, list[tuple[str, ...]]]:
+    path = Path(__file__).with_name("findings_sentences.yaml")
+    return {
+        language: [tuple(row) for row in rows] for language, rows in yaml.safe_load(path.read_text("utf-8")).items()
+    }
+
+
+def difference(text: str, line: str) -> str:
+    told, true = stated(text), labelled(line)
+    return f"not read: {sorted(true - told)}; read wrongly: {sorted(told - true)}" if told != true else ""
+
+
+def test_there_are_a_hundred_labelled_sentences_of_each_language():
+    assert [len({text for text, *_ in rows}) for rows in sentences().values()] == [100, 100]
+
+
+def test_each_labelled_sentence_is_read_as_a_person_does_or_is_a_known_miss():
+    rows = [row for rows in sentences().values() for row in rows]
+    wrong = [f"{text}\n    {difference(text, line)}" for text, line, *why in rows if not why and difference(text, line)]
+    mended = [text for text, line, *why in rows if why and not difference(text, line)]
+    assert not wrong, "\n".join(wrong)
+    assert not mended, "read rightly now: take out the third text\n" + "\n".join(mended)
+
+
+def reached() -> dict[str, tuple[float, float]]:
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for text, line, *_ in (row for rows in sentences().values() for row in rows):
+        told, true = stated(text), labelled(line)
+        for name, found in (("both", told & true), ("told", told), ("true", true)):
+            for attribute, _ in found:
+                counts[attribute][name] += 1
+    return {name: (each["both"] / each["true"], each["both"] / each["told"]) for name, each in counts.items()}
+
+
+def test_recall_and_precision_of_each_aspect_on_the_labelled_sentences_are_as_stated():
+    found = reached()
+    assert found.keys() == REACHED.keys()
+    for name, expected in REACHED.items():
+        assert found[name] == pytest.approx(expected, abs=0.0051), f"{name}: recall, precision"
+
+
 def pair(exam_id: int, prediction: str, reference: str) -> Pair:
     return Pair(str(exam_id), prediction, reference, (), ())
 
@@ -158,7 +292,13 @@ def test_a_sentence_states_what_a_person_reads_in_it(text, line):
 def test_the_labelled_sentences_cover_every_value_of_the_lexicon(cases):
     seen = {finding for _, line in cases for finding in labels(line)}
     lexicon = yaml.safe_load(LEXICON.read_text(encoding="utf-8"))["attributes"]
-    every = {(attribute, value) for attribute, entry in lexicon.items() for value in entry["values"]}
+    every = {
+        (attribute, value)
+        for attribute, entry in lexicon.items()
+        if attribute != "segment"  # of the sentences of findings_sentences.yaml
+        for values in entry["values"]
+        for value in values.split(" + ")
+    }
     # The depths of BUS-BRA and the orientation words are written in English only.
     only_english = {("place", "central depth"), ("place", "deep")}
     assert every - seen <= (only_english if cases is CHINESE else set())
@@ -242,3 +382,83 @@ def test_a_report_is_read_in_about_a_millisecond():
     for number in range(100):  # a number makes each one new to the cache of whole texts
         read(f"{report} Exam {number}.")
     assert (time.process_time() - started) / 100 < 0.002
+
+
+def scored(prediction: str, reference: str) -> dict[str, float]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {name.split("/")[-1]: value for name, value in FindingsF1()([pair(0, prediction, reference)]).items()}
+
+
+TWO = "An anechoic cyst of 5 mm in the left breast. A hypoechoic mass of 12 x 8 mm in the right breast at 2 o'clock."
+
+
+@pytest.mark.parametrize(
+    ("wrong", "aspect"),
+    [
+        (TWO.replace("left", "LEFT").replace("right", "left").replace("LEFT", "right"), "side_of"),
+        (TWO.replace("12 x 8", "18 x 8"), "size"),
+        (TWO.replace("2 o'clock", "10 o'clock"), "clock"),
+    ],
+)
+def test_an_error_lowers_its_aspect_and_not_the_overall_value(wrong: str, aspect: str) -> None:
+    right, found = scored(TWO, TWO), scored(wrong, TWO)
+    assert right[aspect] == 1 and found[aspect] < 1
+    assert found["findings_f1"] == right["findings_f1"] == 1
+    assert [name for name in ("size", "clock") if found[name] < 1] == [aspect] * (aspect != "side_of")
+
+
+def test_a_denial_that_is_missing_or_invented_is_told() -> None:
+    reference = "A mass in the left breast, without calcification. No enlarged axillary lymph nodes."
+    assert scored("A mass in the left breast, with calcification.", reference)["denial"] == 0
+    half = scored(
+        "A mass in the left breast, without calcification. An enlarged axillary lymph node is seen.", reference
+    )
+    assert half["denial"] == pytest.approx(2 / 3)
+
+
+def test_sizes_agree_within_a_fifth_or_two_millimetres() -> None:
+    agree = [("12 x 8 mm", "1.2 x 0.8 cm"), ("12 mm", "14 mm"), ("40 x 30 mm", "34 x 30 mm"), ("12 mm", "12 x 8 mm")]
+    differ = [("12 mm", "15 mm"), ("40 mm", "33 mm"), ("12 x 8 mm", "12 x 12 mm"), ("_2DS_", "12 x 8 mm")]
+    for expected, cases in ((1, agree), (0, differ)):
+        for told, true in cases:
+            assert scored(f"A mass, {told}.", f"A mass, {true}.")["size"] == expected, (told, true)
+
+
+def test_a_mask_agrees_with_itself_alone() -> None:
+    assert scored("右乳见一结节，大小约_2DS_。", "右乳见一结节，大小约_2DS_。")["size"] == 1
+    assert scored("右乳见一结节，大小约_2DS_。", "右乳见一结节，大小约_3DS_。")["size"] == 0
+
+
+def test_as_many_sizes_agree_as_any_pairing_of_them_allows() -> None:
+    draw = np.random.default_rng(4)
+    for _ in range(60):
+        told, true = (
+            [
+                tuple(sorted(draw.integers(3, 30, draw.integers(1, 4)).tolist(), reverse=True))
+                for _ in range(draw.integers(0, 5))
+            ]
+            for _ in range(2)
+        )
+        shorter, longer = sorted((told, true), key=len)
+        best = max(
+            sum(
+                all(abs(a - b) <= max(2, 0.2 * min(a, b)) for a, b in zip(one, other))
+                for one, other in zip(shorter, order)
+            )
+            for order in itertools.permutations(longer, len(shorter))
+        )
+        assert agreeing(told, true) == best
+
+
+@pytest.mark.parametrize("organ", ["breast", "thyroid", "liver"])
+def test_a_phantom_report_in_other_words_scores_one_in_all_aspects_and_sizes_are_found(organ: str) -> None:
+    for language in ("en", "zh"):
+        exams = list(Phantom(organ=organ, language=language, exams=40, val_exams=1, test_exams=1).splits()["train"])
+        pairs = [pair(number, str(exam.rewording), exam.report) for number, exam in enumerate(exams)]
+        scores = FindingsF1()(pairs)
+        assert set(scores.values()) == {1.0}
+        aspects = {"size", "denial", "side_of", *(["clock"] if organ == "breast" else [])}
+        assert {f"findings_f1/{name}" for name in aspects} <= scores.keys()
+        others = FindingsF1()([pair(0, a.reference, b.reference) for a, b in itertools.pairwise(pairs)])
+        assert all(others[f"findings_f1/{name}"] < 0.8 for name in aspects)

@@ -9,9 +9,10 @@ import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
-from plugins.metric.findings_f1.reader import Finding, attributes, read
+from plugins.metric.findings_f1.numbers import Size, agreeing
+from plugins.metric.findings_f1.reader import APART, Finding, Measure, attributes, read, read_all
 
-PART = "findings_f1/"  # and an attribute
+PART = "findings_f1/"  # and an attribute or an aspect
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -25,7 +26,12 @@ class FindingsF1:
 
     A lexicon reads (attribute, value) pairs from both texts, in English or Chinese. F1, precision and recall are over
     all pairs of the split together (micro); `findings_f1/<attribute>` is F1 of one attribute, for those which the
-    references state. 0 to 1. Findings of several lesions of one report are one set: who has which is not scored.
+    references state. 0 to 1. There, findings of several lesions of one report are one set.
+
+    Aspects that the overall F1 does not count, so that it stays comparable, have an F1 of their own:
+    `findings_f1/size` (diameters, each within 20 % or 2 mm; masks such as _2DS_ by name), `clock`, `segment` (of the
+    liver), `denial` (what is said not to be there: a lesion, calcification, flow, enlarged nodes) and `side_of` (each
+    finding of a lesion with the lesion's side: low where left and right are swapped between two lesions).
 
     Source:
         Sonoscribe.
@@ -43,35 +49,58 @@ class FindingsF1:
         """Raises `ValueError` for no pairs."""
         counts_EKA = self.per_exam(pairs).reshape(len(pairs), 3, -1)
         _, told_EA, true_EA = counts_EKA.swapaxes(0, 1)
-        _warn(pairs, int((~true_EA.any(1)).sum()), int(told_EA.sum()))
+        counted = len(attributes())
+        _warn(pairs, int((~true_EA[:, :counted].any(1)).sum()), int(told_EA[:, :counted].sum()))
         values = self.of_sums(counts_EKA.sum(0).reshape(-1))
-        unstated = {f"{PART}{name}" for name, stated in zip(attributes(), true_EA.any(0)) if not stated}
+        unstated = {f"{PART}{name}" for name, stated in zip(_columns(), true_EA.any(0)) if not stated}
         return {name: float(value) for name, value in values.items() if name not in unstated}
 
     def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
-        """Of each report: findings in both texts, told by the prediction, and true, each of all attributes."""
+        """Of each report: findings in both texts, told by the prediction, and true, by attribute and aspect."""
         if not pairs:
             raise ValueError("findings F1 of no reports: the split is empty")
-        place = {name: number for number, name in enumerate(attributes())}
+        place = {name: number for number, name in enumerate(_columns())}
         counts_EKA = np.zeros((len(pairs), 3, len(place)))
         for counts_KA, pair in zip(counts_EKA, pairs):
-            told, true = read(pair.prediction), read(pair.reference)
-            for counts_A, found in zip(counts_KA, (told & true, told, true)):
-                for attribute, _ in found:
-                    counts_A[place[attribute]] += 1
+            told, true = read_all(pair.prediction), read_all(pair.reference)
+            for one, other in ((told.findings, true.findings), (told.aspects, true.aspects)):
+                for counts_A, found in zip(counts_KA, (one & other, one, other)):
+                    for attribute, _ in found:
+                        counts_A[place[attribute]] += 1
+            for name, measures in (("size", _sizes), ("side_of", _sizes_of_sides)):
+                counts_KA[:, place[name]] += _agreement(measures(told.sizes), measures(true.sizes))
         return counts_EKA.reshape(len(pairs), -1)
 
     def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The values of sums over exams, [..., 3 times the attributes]; of an attribute that none states, 0."""
         counts = sums.reshape(*sums.shape[:-1], 3, -1)
-        both, told, true = counts.sum(-1)[..., 0], counts.sum(-1)[..., 1], counts.sum(-1)[..., 2]
+        both, told, true = np.moveaxis(counts[..., : len(attributes())].sum(-1), -1, 0)
         f1_of_each = _share(2 * counts[..., 0, :], counts[..., 1, :] + counts[..., 2, :])
         return {
             "findings_f1": _share(2 * both, told + true),
             "findings_precision": _share(both, told),
             "findings_recall": _share(both, true),
-            **{f"{PART}{name}": f1_of_each[..., number] for number, name in enumerate(attributes())},
+            **{f"{PART}{name}": f1_of_each[..., number] for number, name in enumerate(_columns())},
         }
+
+
+def _columns() -> tuple[str, ...]:
+    """Attributes, which the overall values count, and behind them aspects, which they do not."""
+    return (*attributes(), *sorted(APART))
+
+
+def _sizes(measures: frozenset[Measure]) -> dict[str, list[Size]]:
+    return {"": sorted({size for _, size in measures}, key=str)}
+
+
+def _sizes_of_sides(measures: frozenset[Measure]) -> dict[str, list[Size]]:
+    return {side: sorted({size for of, size in measures if of == side}, key=str) for side in ("left", "right")}
+
+
+def _agreement(told: dict[str, list[Size]], true: dict[str, list[Size]]) -> tuple[int, int, int]:
+    """Measures that agree, told, and true."""
+    both = sum(agreeing(sizes, true[side]) for side, sizes in told.items())
+    return both, sum(map(len, told.values())), sum(map(len, true.values()))
 
 
 def _warn(pairs: Sequence[Pair], unread: int, told: int) -> None:

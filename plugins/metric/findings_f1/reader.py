@@ -2,7 +2,8 @@
 
 A report is cut into sentences and clauses. Each clause is about a lesion, the gland or lymph nodes: by its own words,
 or else by those of its neighbours. Then each attribute is looked for in the clauses of its scope, and a value counts
-unless a denial ("no", 未见) stands before it in its clause.
+unless a denial ("no", 未见) stands before it in its clause. What is told of a lesion is of the side that its clause
+names, or the last one named.
 """
 
 from __future__ import annotations
@@ -11,14 +12,31 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
 
+from plugins.metric.findings_f1.numbers import Size, numbers_of
+
 LEXICON = Path(__file__).with_name("lexicon.yaml")
 Language = Literal["en", "zh"]
 Finding = tuple[str, str]
+Measure = tuple[str, Size]  # the side of its lesion, or "", and its diameters
+
+# Findings that say what is not there, under the name by which the aspect `denial` tells them.
+DENIALS = {
+    ("lesion", "absent"): "lesion",
+    ("calcification", "absent"): "calcification",
+    ("doppler", "absent"): "doppler",
+    ("lymph_node", "not enlarged"): "lymph_node",
+}
+# Where one side's words end and the next's begin, in a clause that names both.
+JOINTS = {"en": re.compile(r"\b(?:and|while|whereas|but|as)\b"), "zh": re.compile(r"[及和与、而；]")}
+APART = frozenset({"clock", "segment", "size", "side_of", "denial"})  # aspects that the overall F1 does not count
+UNSIDED = frozenset({"side", "count"})
+OF_EACH = re.compile("[各均都]")  # "at 2 o'clock left and 6 o'clock right, each ...": what follows is of all sides
 
 CJK = re.compile(r"[\u3400-\u9fff]")
 LATIN_WORD = re.compile(r"[a-zA-Z][a-zA-Z-]+")
@@ -40,12 +58,20 @@ Span = tuple[int, int]
 class Match(NamedTuple):
     """Words of a clause that state a value, if they stand in the rule's scope and are denied or not as it wants."""
 
-    finding: Finding
+    finding: tuple[str, Any]
     scope: str
     quality: bool  # of a thing, and no finding by itself: the denial of another thing does not reach it
     if_denied: bool
     start: int
     end: int
+
+
+class Reading(NamedTuple):
+    """What a report states."""
+
+    findings: frozenset[Finding]  # in words: what the overall F1 counts
+    aspects: frozenset[Finding]  # clock, segment; denial; and side_of, such as "left echogenicity hypoechoic"
+    sizes: frozenset[Measure]
 
 
 @dataclass(frozen=True)
@@ -57,10 +83,13 @@ class Look:
     nodes: bool
     refers_back: bool
     refers_ahead: bool
+    inside: bool
+    normal: bool
     denied: tuple[Span, ...]
     denied_qualities: tuple[Span, ...]
     open_denial: bool  # one that reaches to the end of the clause
     matches: tuple[Match, ...]
+    sizes: tuple[Match, ...]
 
     def denies(self, place: int, quality: bool) -> bool:
         return any(start <= place < end for start, end in (self.denied_qualities if quality else self.denied))
@@ -94,7 +123,10 @@ class Clause:
             return "node"
         if self.look.glands:
             return "gland"
-        return "no lesion" if self.look.lesions else None
+        return "no lesion" if self.look.lesions or self.look.normal else None
+
+    def states(self, match: Match) -> bool:
+        return self.denies(match) is match.if_denied and self.in_scope(match)
 
     def in_scope(self, match: Match) -> bool:
         if match.scope == "any":
@@ -156,6 +188,7 @@ class Reader:
         self._ends_of_qualities = listed("denial_ends_of_qualities") if also else None
         self._refers_back = listed("refers_back")
         self._refers_ahead = listed("refers_ahead")
+        self._inside = listed("inside")
         self._topics = {
             name: _any_of(forms[language], f"topics/{name}/{language}") for name, forms in lexicon["topics"].items()
         }
@@ -170,25 +203,81 @@ class Reader:
         # Reports repeat their clauses far more often than themselves; a clause seen before costs a tenth.
         self._look = lru_cache(maxsize=16384)(self._look_at)
 
-    def read(self, text: str) -> frozenset[Finding]:
+    def read(self, text: str) -> Reading:
         """What `text` states."""
         clauses = self._cut(text)
         if self.language == "en":
             _spread_denials(clauses)
         _settle_topics(clauses)
-        found = {
-            match.finding
-            for clause in clauses
-            for match in clause.look.matches
-            if clause.denies(match) is match.if_denied and clause.in_scope(match)
-        }
+        stated = [[match for match in clause.look.matches if clause.states(match)] for clause in clauses]
+        _put_inside(clauses, stated)
+        found = {match.finding for matches in stated for match in matches if match.finding[0] not in APART}
         if any(clause.lesions for clause in clauses):
             found.add(("lesion", "present"))
+            if {("side", "left"), ("side", "right")} <= found:
+                found.add(("count", "multiple"))
             if ("count", "multiple") not in found:
                 found.add(("count", "single"))
         elif any(clause.look.lesions for clause in clauses):
             found.add(("lesion", "absent"))
-        return frozenset(found)
+        aspects = {match.finding for matches in stated for match in matches if match.finding[0] in APART}
+        aspects |= {("denial", name) for finding, name in DENIALS.items() if finding in found}
+        sizes = set()
+        for match, sides in self._with_sides(clauses, stated):
+            attribute, value = match.finding
+            if attribute == "size":
+                sizes |= {(side, value) for side in sides or ("",)}
+            else:
+                aspects |= {("side_of", f"{side} {attribute} {value}") for side in sides}
+        return Reading(frozenset(found), frozenset(aspects), frozenset(sizes))
+
+    def _with_sides(
+        self, clauses: Sequence[Clause], stated: Sequence[Sequence[Match]]
+    ) -> Iterator[tuple[Match, tuple[str, ...]]]:
+        """What is stated of lesions, and of which sides: of those that its clause names, or the last ones named.
+
+        A sentence that names them behind ("oval mass, 15 mm, left breast") means the first of them.
+        """
+        every = [
+            self._reaches(clause.text, [match for match in matches if match.finding[0] == "side"])
+            for clause, matches in zip(clauses, stated)
+        ]
+        first: dict[int, tuple[str, ...]] = {}
+        for clause, reaches in zip(clauses, every):
+            if reaches:
+                first.setdefault(clause.sentence, reaches[0][1])
+        current: tuple[str, ...] = ()
+        sentence = -1
+        for clause, matches, reaches in zip(clauses, stated, every):
+            if clause.sentence != sentence:
+                sentence, current = clause.sentence, first.get(clause.sentence, current)
+            of_lesions = [match for match in matches if match.scope == "lesion" and match.finding[0] not in UNSIDED]
+            for match in [*of_lesions, *(size for size in clause.look.sizes if clause.states(size))]:
+                yield match, next((sides for end, sides in reaches if match.start < end), current)
+            if reaches:
+                current = reaches[-1][1]
+
+    def _reaches(self, clause: str, named: Sequence[Match]) -> list[tuple[int, tuple[str, ...]]]:
+        """Up to which letter a clause speaks of which sides: all of it where it names one."""
+        groups: list[tuple[int, int, set[str]]] = []
+        for match in sorted(named, key=lambda match: match.start):
+            if groups and (match.start == groups[-1][0] or groups[-1][2] == {match.finding[1]}):
+                groups[-1] = (groups[-1][0], match.end, groups[-1][2] | {match.finding[1]})
+            else:
+                groups.append((match.start, match.end, {match.finding[1]}))
+        reaches = []
+        for (_, end, sides), following in pairwise(groups):
+            joint = max(
+                (found.start() for found in JOINTS[self.language].finditer(clause, end, following[0])), default=0
+            )
+            reaches.append((joint or following[0], tuple(sorted(sides))))
+        if groups:
+            every = tuple(sorted({side for _, _, sides in groups for side in sides}))
+            each = OF_EACH.search(clause, groups[-1][1]) if self.language == "zh" and len(groups) > 1 else None
+            if each:
+                reaches.append((each.start(), tuple(sorted(groups[-1][2]))))
+            reaches.append((len(clause) + 1, every if each else tuple(sorted(groups[-1][2]))))
+        return reaches
 
     def _look_at(self, clause: str) -> Look:
         denied = self._denied(clause, self._ends.finditer(clause))
@@ -201,18 +290,23 @@ class Reader:
             nodes=self._topics["node"].search(clause) is not None,
             refers_back=self._refers_back.match(clause) is not None,
             refers_ahead=self._refers_ahead.match(clause) is not None,
+            inside=self._inside.match(clause) is not None,
+            normal=self._topics["normal"].search(clause) is not None,
             denied=denied,
             denied_qualities=qualities,
             open_denial=any(end > len(clause) for _, end in denied),
             matches=tuple(self._matches(clause)),
+            sizes=tuple(match for match in _numbers(clause) if match.finding[0] == "size"),
         )
 
     def _matches(self, clause: str) -> Iterator[Match]:
         for rule in self._rules:
             for pattern, if_denied in ((rule.stated, False), (rule.by_denial, True)):
                 for match in pattern.finditer(clause) if pattern else ():
-                    finding = rule.attribute, rule.values[str(match.lastgroup)]
-                    yield Match(finding, rule.scope, rule.by_denial is None, if_denied, *match.span())
+                    for value in rule.values[str(match.lastgroup)].split(" + "):
+                        finding = rule.attribute, value
+                        yield Match(finding, rule.scope, rule.by_denial is None, if_denied, *match.span())
+        yield from (match for match in _numbers(clause) if match.finding[0] != "size")
 
     def _denied(self, clause: str, ends: Iterable[re.Match[str]]) -> tuple[Span, ...]:
         """Where words are denied: from a denial to what ends it, or back from a `not seen`."""
@@ -248,6 +342,26 @@ class Reader:
             else:
                 joined.append(part)
         return joined[::-1]
+
+
+def _numbers(clause: str) -> Iterator[Match]:
+    for attribute, value, start, end in numbers_of(clause):
+        yield Match((attribute, value), "lesion", True, False, start, end)
+
+
+def _put_inside(clauses: Sequence[Clause], stated: Sequence[list[Match]]) -> None:
+    """`甲状腺右叶大小约..., 其内见一结节`: the lesion is on the side of what it is inside of."""
+    for number, clause in enumerate(clauses):
+        if not (clause.look.inside and clause.lesions):
+            continue
+        for before in reversed(clauses[:number]):
+            if before.sentence != clause.sentence:
+                break
+            sides = [match for match in before.look.matches if match.finding[0] == "side" and not before.denies(match)]
+            if sides:
+                # At the clause's head, so that what it tells is of these sides.
+                stated[number].extend(match._replace(start=0, end=0) for match in sides)
+                break
 
 
 def _settle_topics(clauses: Sequence[Clause]) -> None:
@@ -298,13 +412,18 @@ def _readers() -> dict[str, Reader]:
 
 @cache
 def attributes() -> tuple[str, ...]:
-    """All that `read` may tell of, by alphabet."""
-    return tuple(sorted({"lesion", "count", *_lexicon()["attributes"]}))
+    """All that the overall F1 counts, by alphabet."""
+    return tuple(sorted({"lesion", "count", *_lexicon()["attributes"]} - APART))
+
+
+def read(text: str) -> frozenset[Finding]:
+    """What a report states in words, as (attribute, value)."""
+    return read_all(text).findings
 
 
 @lru_cache(maxsize=16384)
-def read(text: str) -> frozenset[Finding]:
-    """What a report states, as (attribute, value).
+def read_all(text: str) -> Reading:
+    """What a report states.
 
     Chinese where there are as many Chinese characters as Latin words, so that `BI-RADS 3类` is.
     """

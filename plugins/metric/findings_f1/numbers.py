@@ -1,0 +1,120 @@
+"""Reads the numbers of a clause: diameters, clock positions, liver segments; and says which diameters agree."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
+
+# What agrees counts as the same measure: less than what ACR TI-RADS calls growth.
+SHARE, LEAST_MM = 0.2, 2.0
+
+NUMBER = r"\d{1,3}(?:\.\d+)?"
+UNIT = r"mm|cm|毫米|厘米|㎝|㎜|millimet(?:er|re)s?|centimet(?:er|re)s?"
+CENTIMETRES = re.compile(r"cm|厘米|㎝|centi")
+TIMES = r"\s?(?:[x×*✕]|by)\s?"
+ONE = rf"{NUMBER}(?:[\s-]?(?:{UNIT}))?"
+DIAMETERS = re.compile(rf"(?<![\d.a-z_#]){ONE}(?:{TIMES}{ONE}){{0,2}}(?![\d.%]\d|\d|%|[a-z])")
+DIAMETER = re.compile(rf"({NUMBER})[\s-]?({UNIT})?")
+MASKED_SIZE = re.compile(r"_(?:2ds|3ds|scm|smm)_")
+# Numbers with a unit that are no diameters of a lesion, by what stands before or behind them.
+NO_SIZE_BEFORE = re.compile(
+    r"距[^，,。]{0,8}$|(?:内径|厚度?|深度?|斜径|原大小|既往)(?:约|为)?$|(?:叶|腺体?|肝脏|峡部)(?:大小|厚)(?:约|为)?$"
+    r"|\b(?:depth of|previously|formerly|distance of|under|below|less than)(?: measur\w+)?(?: about| approximately)? ?$"
+    r"|^(?:(?!in |of |at )\w+ ){0,3}(?:lobe|gland|liver|spleen|isthmus|duct) (?:measures?|measuring|is|spans)"
+    r"(?: about| approximately)? ?$"
+)
+NO_SIZE_BEHIND = re.compile(r"\s?(?:from\b|fn\b|deep\b|(?:in )?(?:thick|depth)|below\b|beneath\b)")
+
+HOUR = r"(?:1[0-2]|[1-9])"
+HOURS = re.compile(
+    rf"(?<![\d.×x])({HOUR})(?::[0-5]\d)?(?:\s?(?:-|–|~|～|至|to|、)\s?({HOUR}))?(?::[0-5]\d)?\s?(?:o'?\s?clock|o’clock|点(?!状))"
+)
+TIME = re.compile(rf"(?<![\d.×x:])({HOUR}):[0-5]\d\b(?!\s?o.?\s?clock)")
+MASKED_HOUR = re.compile(r"_locr?_")
+
+ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5, "vi": 6, "vii": 7, "viii": 8}
+ROMAN |= {sign: number for number, sign in enumerate("ⅰⅱⅲⅳⅴⅵⅶⅷ", 1)}
+SEGMENT = r"(?:[1-8][ab]?|viii|vii|vi|iv[ab]?|v|iii|ii|i|[ⅰⅱⅲⅳⅴⅵⅶⅷ])"
+SEGMENTS = re.compile(
+    rf"\bsegments? ({SEGMENT})(?:\s?(?:/|-|and|,)\s?({SEGMENT}))?(?![a-z\d])|(?<![a-z])s({SEGMENT})(?![a-z\d])"
+    rf"|肝s?({SEGMENT})段"
+)
+DIGITS = str.maketrans("０１２３４５６７８９．＊ｘ", "0123456789.*x")
+
+Size = tuple[float, ...] | str  # diameters in mm, the longest first; or the mask that stands for them
+
+
+class Number(NamedTuple):
+    """A number of a clause, and where it stands."""
+
+    attribute: str
+    value: Size
+    start: int
+    end: int
+
+
+def numbers_of(clause: str) -> Iterator[Number]:
+    """All that a clause, in small letters, tells in numbers."""
+    clause = clause.translate(DIGITS)
+    for match in MASKED_SIZE.finditer(clause):
+        yield Number("size", match.group(), *match.span())
+    for match in DIAMETERS.finditer(clause):
+        before, behind = NO_SIZE_BEFORE.search(clause[: match.start()]), NO_SIZE_BEHIND.match(clause, match.end())
+        if (size := _millimetres(match.group())) and not before and not behind:
+            yield Number("size", size, *match.span())
+    for match in HOURS.finditer(clause):
+        for hour in filter(None, match.groups()):
+            yield Number("clock", hour, *match.span())
+    for match in TIME.finditer(clause):
+        yield Number("clock", match.group(1), *match.span())
+    for match in MASKED_HOUR.finditer(clause):
+        yield Number("clock", "_loc_", *match.span())
+    for match in SEGMENTS.finditer(clause):
+        for segment in filter(None, match.groups()):
+            name = segment.rstrip("ab")
+            yield Number("segment", f"s{ROMAN.get(name, name)}", *match.span())
+
+
+def _millimetres(text: str) -> tuple[float, ...] | None:
+    """Diameters of `12 x 8 mm`; a unit holds for the numbers before it. None where it is no measure.
+
+    Without any unit two diameters are taken for one measure: centimetres where a number has a decimal and all are below
+    10, as people write them, else millimetres.
+    """
+    parts = DIAMETER.findall(text)
+    units = [unit for _, unit in parts]
+    if not any(units) and len(parts) == 1:
+        return None
+    lengths = []
+    if not any(units):
+        in_cm = any("." in number for number, _ in parts) and all(float(number) < 10 for number, _ in parts)
+        units = ["cm" if in_cm else "mm"] * len(parts)
+    for place, (number, _) in enumerate(parts):
+        unit = next((unit for unit in units[place:] if unit), next(unit for unit in reversed(units) if unit))
+        lengths.append(round(float(number) * (10 if CENTIMETRES.match(unit) else 1), 2))
+    return tuple(sorted(lengths, reverse=True))
+
+
+def same_size(first: Size, second: Size) -> bool:
+    """Whether two measures agree: each diameter within 20 % of the smaller one or 2 mm, as many as both tell.
+
+    A mask agrees with itself alone.
+
+    Source:
+        Tessler et al. 2017, ACR TI-RADS, J Am Coll Radiol 14, Growth: 20 % and 2 mm are the least that is called one.
+    """
+    if isinstance(first, str) or isinstance(second, str):
+        return first == second
+    return all(abs(a - b) <= max(LEAST_MM, SHARE * min(a, b)) for a, b in zip(first, second))
+
+
+def agreeing(told: Sequence[Size], true: Sequence[Size]) -> int:
+    """How many measures can be paired so that each pair agrees: the most, each measure once."""
+    if not told or not true:
+        return 0
+    agree = csr_array([[same_size(one, other) for other in true] for one in told])
+    return int((maximum_bipartite_matching(agree) >= 0).sum())

@@ -1,0 +1,170 @@
+"""METEOR: agreement of words, of their stems, synonyms and paraphrases, in order; by its authors' own program."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+import warnings
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from framework.exam import Pair
+from framework.metric_needs import package_folder, require_english
+from framework.registry import register
+
+JAR = "meteor/meteor-1.5.jar"
+MEMORY = "-Xmx2G"  # what its table of paraphrases takes
+# The program's settings for English: Denkowski and Lavie 2014, table 1, and its documentation.
+ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
+MATCHES = np.array((1.0, 0.6, 0.8, 0.6))  # worth of an exact match, a stem, a synonym, a paraphrase
+COUNTS = 23  # what the program tells of a pair: lengths, content and function words matched in each way, chunks
+
+
+@register("metric", "meteor")
+class Meteor:
+    """Agreement of words, stems, synonyms and paraphrases with the reference; less where their order differs. 0 to 1.
+
+    METEOR 1.5 for English, by the Java program in the package pycocoevalcap: equal to what the COCO captions' scorer
+    prints. The program counts what matches; the score is of counts summed over the split. It looks at the texts, with
+    words cut its own way. Starting it takes half a minute and 2 GB, so it starts with the first report and ends with
+    the run.
+
+    Source:
+        Denkowski and Lavie 2014, WMT, "Meteor Universal", section 3.
+
+    Raises:
+        ValueError: Java or the package is missing, or the reports are not in English.
+    """
+
+    names = ("meteor",)
+    by_words = False
+    higher_is_better = True
+
+    def __init__(self, *, language: str) -> None:
+        require_english("meteor", language)
+        self.jar = package_folder("meteor", "pycocoevalcap", "meteor") / JAR
+        self.java = _java()
+        if not self.jar.is_file():
+            raise ValueError(f"metric meteor: {self.jar} is missing; install pycocoevalcap anew")
+        self._program: Program | None = None
+        self._known: dict[tuple[str, str], np.ndarray] = {}  # floors and resamples ask for the same pairs again
+
+    def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        """Raises `ValueError` for no pairs, an empty reference, or a program that fails."""
+        sums_S = self.per_exam(pairs).sum(0)
+        if empty := sum(not pair.prediction.strip() for pair in pairs):
+            warnings.warn(
+                f"METEOR: {empty} of {len(pairs)} predictions are empty; they count, and lower the score", stacklevel=2
+            )
+        return {name: float(value) for name, value in self.of_sums(sums_S).items()}
+
+    def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
+        """Of each report: the program's counts."""
+        if not pairs:
+            raise ValueError("METEOR of no reports: the split is empty")
+        asked = []
+        for pair in pairs:
+            if not _line(pair.reference):
+                raise ValueError(f"METEOR: the reference of exam {pair.exam_id} is empty")
+            asked.append((_line(pair.prediction), _line(pair.reference)))
+        self._known = {key: self._known[key] for key in set(asked) & self._known.keys()}
+        for key in asked:
+            if key not in self._known:
+                self._program = self._program or Program(self.java, self.jar)
+                self._known[key] = self._program.counts(*key)
+        return np.stack([self._known[key] for key in asked])
+
+    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        """The value of sums over exams, [..., 23]."""
+        words, true_words, function, true_function = np.moveaxis(sums[..., :4], -1, 0)
+        matched = np.moveaxis(sums[..., 4:20].reshape(*sums.shape[:-1], 4, 4), -1, 0)
+        content, true_content, functional, true_functional = (each @ MATCHES for each in matched)
+        precision = _share(
+            DELTA * content + (1 - DELTA) * functional, DELTA * (words - function) + (1 - DELTA) * function
+        )
+        recall = _share(
+            DELTA * true_content + (1 - DELTA) * true_functional,
+            DELTA * (true_words - true_function) + (1 - DELTA) * true_function,
+        )
+        mean = _share(precision * recall, ALPHA * precision + (1 - ALPHA) * recall)
+        breaks = _share(sums[..., 20], (sums[..., 21] + sums[..., 22]) / 2)
+        return {"meteor": mean * (1 - GAMMA * breaks**BETA)}
+
+
+class Program:
+    """The Java program, spoken to by lines: it ends when this object does, and no later than Python.
+
+    Args:
+        java: the command.
+        jar: the program's file; its tables lie beside it.
+    """
+
+    def __init__(self, java: str, jar: Path) -> None:
+        self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would fill up
+        self._process = subprocess.Popen(
+            [java, MEMORY, "-Dfile.encoding=UTF-8", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+        )
+        self.close = weakref.finalize(self, _end, self._process, self._said)
+
+    def counts(self, prediction: str, reference: str) -> np.ndarray:
+        """Of a pair, each one line without `|||`.
+
+        Raises:
+            ValueError: the program ended, or answers something else.
+        """
+        assert self._process.stdin and self._process.stdout
+        answer = ""
+        try:
+            self._process.stdin.write(f"SCORE ||| {reference} ||| {prediction}\n".encode())
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline().decode("utf-8", "replace").strip()
+            counts = np.array(answer.split(), dtype=np.float64)
+        except (OSError, ValueError):
+            counts = np.zeros(0)
+        if counts.shape != (COUNTS,):
+            self._said.seek(0)
+            last = self._said.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+            heard = answer or "".join(last) or "it ended without a word"
+            raise ValueError(f"metric meteor: its Java program failed ({heard}). It needs 2 GB of memory")
+        # The program takes a perfect report for one without breaks when it sums.
+        perfect = counts[20] == 1 and counts[21] == counts[0] and counts[22] == counts[1]
+        counts[20] = 0 if perfect else counts[20]
+        return counts
+
+
+def _end(process: subprocess.Popen[bytes], said: IO[bytes]) -> None:
+    process.kill()
+    process.communicate()  # waits, and closes its pipes
+    said.close()
+
+
+def _java() -> str:
+    found = shutil.which("java")
+    if found is None:
+        raise ValueError(
+            "metric meteor: no java on this machine's PATH. Install a Java runtime (such as openjdk-17-jre-headless), "
+            "or take meteor out of evaluate.metrics"
+        )
+    tried = subprocess.run([found, "-version"], capture_output=True, timeout=60, check=False)
+    if tried.returncode:
+        told = tried.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise ValueError(f"metric meteor: {found} does not run ({told[0] if told else tried.returncode})")
+    return found
+
+
+def _line(text: str) -> str:
+    """A text on one line, without the sign between texts: either would end what the program reads."""
+    return " ".join(text.replace("|||", " ").split())
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """0 of nothing."""
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)

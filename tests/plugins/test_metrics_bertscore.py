@@ -1,0 +1,111 @@
+"""BERTScore: equal to the package bert-score and to the paper's sums, on a BERT of two small layers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_bert import save_tiny_bert
+from transformers import AutoModel, AutoTokenizer
+
+from framework.exam import Pair
+from plugins.metric.bertscore import BertScore
+
+# Words that the small model knows: what it does not know is one piece in all texts.
+TOLD = ["oval mass left", "no mass", "cyst", "mass left. mass left", "hypoechoic oval mass seen", "结节 right"]
+TRUE = ["oval mass right.", "no mass seen", "anechoic cyst left", "hypoechoic mass", "no mass seen", "oval 结节 right"]
+
+
+def pair(number: int, prediction: str, reference: str) -> Pair:
+    return Pair(str(number), prediction, reference, (), ())
+
+
+PAIRS = [pair(number, *each) for number, each in enumerate(zip(TOLD, TRUE))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_bert(tmp_path_factory.mktemp("bert") / "model")
+
+
+def by_hand(folder: Path, layer: int, idf: bool) -> np.ndarray:
+    """Precision, recall and F1 of each pair: equations 1 and 2 of the paper, one cosine at a time."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    ids = {text: tokenizer(text)["input_ids"] for text in {*TOLD, *TRUE}}
+    own = {tokenizer.cls_token_id, tokenizer.sep_token_id}
+
+    def weight(piece: int) -> float:
+        if piece in own:
+            return 0.0
+        return math.log((len(TRUE) + 1) / (sum(piece in ids[text] for text in TRUE) + 1)) if idf else 1.0
+
+    def vectors(text: str) -> list[torch.Tensor]:
+        with torch.no_grad():
+            return list(model(torch.tensor([ids[text]]), output_hidden_states=True).hidden_states[layer][0])
+
+    def mean(first: str, second: str) -> float:
+        best = [max(float(torch.cosine_similarity(a, b, dim=0)) for b in vectors(second)) for a in vectors(first)]
+        weights = [weight(piece) for piece in ids[first]]
+        return sum(w * b for w, b in zip(weights, best)) / sum(weights)
+
+    rows = [(mean(told, true), mean(true, told)) for told, true in zip(TOLD, TRUE)]
+    return np.array([(p, r, 2 * p * r / (p + r)) for p, r in rows])
+
+
+@pytest.mark.parametrize("idf", [False, True])
+@pytest.mark.parametrize("layer", [1, 2])
+def test_it_is_the_papers_greedy_matching(folder: Path, layer: int, idf: bool) -> None:
+    found = BertScore(weights=str(folder), layer=layer, idf=idf, batch_size=2).per_exam(PAIRS)
+    assert found[:, :3] == pytest.approx(by_hand(folder, layer, idf), abs=1e-5)
+
+
+@pytest.mark.parametrize("idf", [False, True])
+def test_it_equals_the_package_bert_score(folder: Path, idf: bool) -> None:
+    from bert_score import score
+
+    # One pair at a time: in a batch its padding is taken for a piece whose cosine with all others is 0.
+    settings = {"model_type": str(folder), "num_layers": 2, "idf": idf, "nthreads": 0, "batch_size": 1}
+    expected = torch.stack(score(TOLD, TRUE, **settings), dim=1)
+    found = BertScore(weights=str(folder), idf=idf).per_exam(PAIRS)
+    assert found[:, :3] == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_the_split_has_the_mean_and_a_text_like_its_reference_scores_one(folder: Path) -> None:
+    metric = BertScore(weights=str(folder))
+    rows = metric.per_exam(PAIRS)
+    assert list(metric(PAIRS).values()) == pytest.approx(rows[:, [2, 0, 1]].mean(0))
+    assert metric([pair(0, text, text) for text in TRUE]) == pytest.approx(
+        {"bertscore": 1, "bertscore/precision": 1, "bertscore/recall": 1}, abs=1e-6
+    )
+
+
+def test_a_batch_and_its_padding_change_nothing(folder: Path) -> None:
+    alone, together = (BertScore(weights=str(folder), batch_size=size).per_exam(PAIRS) for size in (1, 32))
+    assert alone == pytest.approx(together, abs=1e-6)
+
+
+def test_empty_reports_score_zero_aloud_and_long_ones_are_cut_aloud(folder: Path) -> None:
+    metric = BertScore(weights=str(folder))
+    with pytest.warns(UserWarning, match="BERTScore: 1 of 2 predictions are empty; each counts as 0"):
+        assert metric([pair(0, " ", "mass"), pair(1, "mass", "mass")])["bertscore"] == pytest.approx(0.5)
+    with pytest.warns(UserWarning, match=f"1 texts are longer than the {metric.limit} pieces"):
+        assert metric([pair(0, "mass " * 2000, "mass")])["bertscore"] > 0
+    with pytest.raises(ValueError, match="of no reports"):
+        metric([])
+    with pytest.raises(ValueError, match="exam 3 is empty"):
+        metric([pair(3, "mass", "")])
+
+
+def test_a_model_that_cannot_serve_says_why_when_the_metric_is_made(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"metric bertscore\.layer: 3, and .* has 2 layers"):
+        BertScore(weights=str(folder), layer=3)
+    with pytest.raises(ValueError, match=r"metric bertscore\.weights: no such folder"):
+        BertScore(weights="./nowhere")
+    from transformers import T5Config, T5Model
+
+    T5Model(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a t5; expected an encoder such as BERT"):
+        BertScore(weights=str(tmp_path))

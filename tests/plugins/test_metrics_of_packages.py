@@ -1,0 +1,119 @@
+"""RaTEScore and RadEval behind their adapters: tested with stand-ins, as the packages are not installed here."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stand_ins
+from tiny_bert import save_tiny_bert
+
+from framework.exam import Pair
+from plugins.metric.radeval import RadEval
+from plugins.metric.ratescore import RateScore
+
+
+def pair(number: int, prediction: str, reference: str) -> Pair:
+    return Pair(str(number), prediction, reference, (), ())
+
+
+PAIRS = [pair(0, "a mass", "a mass"), pair(1, " .", "no mass"), pair(2, "no cyst", "no mass")]
+
+
+@pytest.fixture(autouse=True)
+def packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, what in (("RaTEScore", stand_ins.RaTEScore), ("radeval", stand_ins.RadEval)):
+        monkeypatch.setitem(sys.modules, name, None)  # so that it is put back
+        stand_ins.put_in_place(name, what)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_bert(tmp_path_factory.mktemp("bert") / "model"))
+
+
+@pytest.fixture
+def ratescore(folder: str) -> RateScore:
+    return RateScore(language="en", recognizer=folder, synonyms=folder)
+
+
+def test_reports_that_say_nothing_score_zero_and_shift_no_other(ratescore: RateScore) -> None:
+    assert ratescore.per_exam(PAIRS).tolist() == [[1, 1], [0, 1], [0.5, 1]]
+    assert ratescore(PAIRS) == {"ratescore": 0.5}
+
+
+def test_radeval_gives_the_asked_score_and_its_parts() -> None:
+    found = RadEval(language="en")(PAIRS)
+    assert found == pytest.approx(
+        {
+            "radeval": 0.5,
+            "radeval/radgraph_partial": 0.5,
+            "radeval/radgraph_simple": (1 + 0.55) / 3,
+            "radeval/radgraph_complete": 0.45,
+        }
+    )
+    assert RadEval(language="en", score="radeval_bertscore")(PAIRS)["radeval"] == 0.5
+
+
+def test_radeval_does_not_silence_the_warnings_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silencing(stand_ins.RadEval):
+        def __init__(self, *args: Any, **keys: Any) -> None:
+            warnings.filterwarnings("ignore")
+            super().__init__(*args, **keys)
+
+    monkeypatch.setattr(sys.modules["radeval"], "RadEval", Silencing)
+    RadEval(language="en")
+    with pytest.warns(UserWarning, match="still heard"):
+        warnings.warn("still heard", stacklevel=1)
+
+
+def both(folder: str) -> list[Callable[..., Any]]:
+    return [RadEval, lambda **keys: RateScore(recognizer=folder, synonyms=folder, **keys)]
+
+
+def test_another_language_is_refused_when_the_metric_is_made(folder: str) -> None:
+    for make in both(folder):
+        with pytest.raises(ValueError, match="it knows English alone, and these reports are in 'zh'"):
+            make(language="zh")
+
+
+def test_a_missing_package_names_what_to_install(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RaTEScore", "radeval"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for make, extra in zip(both(folder), ("radeval", "ratescore")):
+        with pytest.raises(ValueError, match=rf"does not import here .* pip install 'sonoscribe\[{extra}\]'"):
+            make(language="en")
+
+
+def test_models_that_are_no_safetensors_are_not_handed_over(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"metric ratescore\.synonyms: no \*\.safetensors in .* could carry code"):
+        RateScore(language="en", recognizer=folder, synonyms=str(tmp_path))
+
+
+def test_a_model_that_radeval_cannot_fetch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(**keys: Any) -> None:
+        raise OSError("no network\nat all")
+
+    monkeypatch.setattr(sys.modules["radeval"], "RadEval", offline)
+    with pytest.raises(ValueError, match=r"metric radeval: 'radgraph' cannot be made \(no network\)"):
+        RadEval(language="en")
+
+
+def test_answers_of_another_version_are_not_taken(ratescore: RateScore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for answer in ([0.5], [[0.5], [0.5]], [0.5, float("nan")]):
+        monkeypatch.setattr(ratescore._scorer, "compute_score", lambda *_, answer=answer: answer)
+        with pytest.raises(ValueError, match="not a finite number for each of 2 reports"):
+            ratescore(PAIRS)
+
+
+def test_no_reports_and_references_without_words_are_errors(ratescore: RateScore) -> None:
+    for metric in (ratescore, RadEval(language="en")):
+        with pytest.raises(ValueError, match="no reports: the split is empty"):
+            metric([])
+        with pytest.raises(ValueError, match="the reference of exam 4 has no words"):
+            metric([pair(4, "a mass", "...")])
