@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from framework.testing.elsewhere import Elsewhere, There, TwoDevicesError
@@ -39,6 +42,36 @@ def check_augment(make: Make) -> None:
         turned = augment(image.flip(0), SEEDS[::-1])
         same([turned.flip(0)], [found], "the place in a batch changes nothing", fix)
     _devices(augment, image)
+    _mirroring(augment)
+
+
+def _mirroring(augment: object) -> None:
+    """A chiral pattern of smooth blobs, turned by any angle, is never its mirror image."""
+    ways = torch.linspace(-1, 1, 48)
+    pattern = torch.zeros(48, 48)
+    for row, column in ((-0.4, -0.3), (-0.1, -0.3), (0.2, -0.3), (0.4, -0.3), (-0.4, 0.0), (-0.4, 0.3), (0.0, 0.05)):
+        pattern += torch.exp(-((ways[:, None] - row).square() + (ways - column).square()) / 0.02)
+    image = (pattern / pattern.max())[None, None, None].expand(48, 1, 1, 48, 48)
+    angles = torch.arange(0, 2 * math.pi, math.pi / 18)
+    cos, sin, zero = torch.cos(angles), torch.sin(angles), torch.zeros_like(angles)
+    turn = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
+    grid = F.affine_grid(turn, [len(angles), 1, 48, 48], align_corners=False)
+    turned = F.grid_sample(image[0].expand(len(angles), 1, 48, 48), grid, align_corners=False)
+    found = augment(image.contiguous(), list(range(48))).flatten(0, 2)  # type: ignore[operator]
+    mirrored = int((_likeness(found, turned.flip(-1)) > _likeness(found, turned) + 0.05).sum())
+    hold(
+        mirrored == 0 or bool(getattr(augment, "mirrors", ())),
+        "an augmentation that mirrors images says by which of its keys, since a mirrored left is a right",
+        found=f"{mirrored} of 48 images mirrored, and no `mirrors`",
+        expected="the keys in a class attribute",
+        fix='mirrors = ("flip",) under the docstring, where an image is mirrored if `flip` is above 0',
+    )
+
+
+def _likeness(found: Tensor, turned: Tensor) -> Tensor:
+    """The best correlation of each image with any of the turned patterns."""
+    rows, columns = (each.flatten(1) - each.flatten(1).mean(1, keepdim=True) for each in (found, turned.squeeze(1)))
+    return (F.normalize(rows, dim=1) @ F.normalize(columns, dim=1).T).amax(1)
 
 
 def _images(found: Tensor, image: Tensor) -> None:

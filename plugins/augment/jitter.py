@@ -30,6 +30,8 @@ class Jitter:
             [share of exams]
     """
 
+    mirrors = ("flip",)
+
     def __init__(
         self,
         *,

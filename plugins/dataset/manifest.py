@@ -24,6 +24,12 @@ ALSO_CALLED = {
     "testing": "test",
 }
 
+LAYOUT = """\
+  a JSON file    {"train": [...], "val": [...], "test": [...]} of exams such as
+                 {"uid": 7, "finding": "...", "image_path": ["7_1.jpeg", "7_2.jpeg"]}
+  a folder       7_1.jpeg 7_2.jpeg ...
+Set data.dataset.file and data.dataset.images to where they lie. recipes/breast.yaml runs without any download."""
+
 
 @register("dataset", "manifest")
 class Manifest:
@@ -46,6 +52,7 @@ class Manifest:
         images_key: the key of its images, where it is none of `image_path`, `images` and `image`.
         patient_key: the key of the patient, whom splits must not share; without it each exam is a patient of its own.
         split_key: the key of its split, in a flat list.
+        get_from: who hands these exams out; told where they are not there.
     """
 
     def __init__(
@@ -58,12 +65,14 @@ class Manifest:
         images_key: str | None = None,
         patient_key: str = "patient",
         split_key: str = "split",
+        get_from: str | None = None,
     ) -> None:
         self.file, self.images = Path(file), Path(images)
         self.id_keys = (id_key,) if id_key else ("uid", "id")
         self.report_keys = (report_key,) if report_key else ("finding", "findings", "report")
         self.images_keys = (images_key,) if images_key else ("image_path", "images", "image")
         self.patient_key, self.split_key = patient_key, split_key
+        self.missing = f"{'' if get_from is None else f' Get it from {get_from}.'} Expected:\n{LAYOUT}"
 
     def splits(self) -> dict[str, Sequence[Exam]]:
         """The exams as listed; that the images are there is checked, their content is not.
@@ -90,7 +99,7 @@ class Manifest:
     def _splits(self) -> dict[str, Sequence[Exam]]:
         listed = self._read()
         if not self.images.is_dir():
-            raise ValueError(f"{self.images}: no such folder of images (data.dataset.images)")
+            raise ValueError(f"{self.images}: no such folder of images (data.dataset.images).{self.missing}")
         found: dict[str, Sequence[Exam]] = {}
         problems: list[ExamError] = []
         home: dict[str, str] = {}
@@ -115,7 +124,7 @@ class Manifest:
         try:
             text = self.file.read_text(encoding="utf-8-sig")
         except FileNotFoundError:
-            raise ValueError(f"{self.file}: no such manifest (data.dataset.file)") from None
+            raise ValueError(f"{self.file}: no such manifest (data.dataset.file).{self.missing}") from None
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.file}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
         if self.file.suffix == ".jsonl":

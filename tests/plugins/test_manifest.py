@@ -155,8 +155,10 @@ def test_what_is_wrong_with_the_file_is_said(tmp_path, text, words):
 
 
 def test_missing_file_and_other_encoding_are_said(tmp_path):
-    with pytest.raises(ValueError, match="no such manifest"):
+    with pytest.raises(ValueError, match=r"no such manifest \(data.dataset.file\)\. Expected:\n(.|\n)*recipes/breast"):
         Manifest(file=str(tmp_path / "none.json"), images=str(tmp_path)).splits()
+    with pytest.raises(ValueError, match=r"no such manifest .*\. Get it from our clinic\. Expected:\n"):
+        Manifest(file=str(tmp_path / "none.json"), images=str(tmp_path), get_from="our clinic").splits()
     (tmp_path / "exams.json").write_bytes('{"train": "腺"}'.encode("gbk"))
     with pytest.raises(ValueError, match="not UTF-8 at byte 11"):
         Manifest(file=str(tmp_path / "exams.json"), images=str(tmp_path)).splits()

@@ -102,6 +102,8 @@ class Phantom:
         seed: Of all random numbers.
     """
 
+    tells = ("side",)
+
     def __init__(
         self,
         *,

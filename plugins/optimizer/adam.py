@@ -1,0 +1,37 @@
+"""The published optimizer."""
+
+from __future__ import annotations
+
+from pydantic import NonNegativeFloat
+from torch.optim import Adam
+
+from framework.optim import Group
+from framework.registry import register
+from framework.values import Fraction
+
+
+@register("optimizer", "adam")
+def adam(
+    *,
+    groups: list[Group],
+    weight_decay: NonNegativeFloat = 0.0,
+    beta1: Fraction = 0.9,
+    beta2: Fraction = 0.999,
+    amsgrad: bool = False,
+) -> Adam:
+    """Adam, whose weight decay is an L2 penalty: it is added to the gradient, and scaled with it.
+
+    Source:
+        Kingma and Ba 2015, arXiv 1412.6980, algorithm 1; amsgrad: Reddi et al. 2018, arXiv 1904.09237, algorithm 2.
+
+    Args:
+        weight_decay: Factor of the weights in their own gradient, of matrices and filters; biases and norms have none.
+        beta1: Memory of the mean of gradients.
+        beta2: Memory of the mean of their squares.
+        amsgrad: Keep the largest of these, as the published recipes do.
+    """
+    rows = [
+        {"params": group.parameters, "lr": group.lr, "weight_decay": weight_decay if group.decay else 0.0}
+        for group in groups
+    ]
+    return Adam(rows, betas=(beta1, beta2), amsgrad=amsgrad)

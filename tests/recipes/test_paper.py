@@ -1,0 +1,123 @@
+"""The published settings, run on a made-up data set in the published layout; without data they say what is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from transformers import ResNetConfig, ResNetModel
+
+from framework.build import build_optimizer, build_parts
+from framework.data import Slices, collate
+from framework.distributed import spread, start_accelerator
+from framework.recipe import load_recipe
+from framework.step import take_step
+from framework.term_weights import weights_at
+
+PAPER = ROOT / "recipes" / "paper"
+TOPICS = {"breast": 18, "liver": 18, "thyroid": 5}
+REPORTS = (
+    "双侧乳腺腺体层次清，左乳_Loc_见一低回声结节，大小约_2DS_，边界清，CDFI未见血流信号。双侧腋窝未见肿大淋巴结。",
+    "双乳腺体回声均匀，未见明显占位性病变。双侧腋窝未见肿大淋巴结。",
+    "右乳_LocR_见多个无回声，较大者约_3DS_，边界清晰,形态规则。余腺体未见异常。",
+    "双乳术后改变，左乳见_SCM_混合回声，边界不清。CDFI可见_r_血流信号。",
+)
+
+
+def published(folder: Path, exams: int = 24) -> Path:
+    """As published: UTF-8 with a byte order mark, whole numbers as ids, two images an exam, measures masked."""
+    draw = np.random.default_rng(0)
+    found: dict[str, list[dict[str, Any]]] = {"train": [], "test": [], "val": []}
+    (folder / "images").mkdir()
+    for uid in range(1, exams + 1):
+        split = "train" if uid <= exams - 8 else "val" if uid <= exams - 4 else "test"
+        names = [f"{uid}_1.jpeg", f"{uid}_2.jpeg"]
+        for name in names:
+            Image.fromarray(draw.integers(0, 255, (72, 96), dtype=np.uint8)).save(folder / "images" / name)
+        finding = "".join(REPORTS[(uid + step) % 4] for step in range(1 + uid % 2))
+        exam = {"uid": uid, "finding": finding, "image_path": names, "labels": uid % 3, "split": split}
+        found[split].append(exam)
+    file = folder / "exams.json"
+    file.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8-sig")
+    return file
+
+
+def tiny_weights(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 32, 64], depths=[1, 1, 1, 1], layer_type="basic")
+    ResNetModel(config).save_pretrained(folder)
+    return folder
+
+
+def small(folder: Path) -> list[str]:
+    """Words that put a paper's recipe on made-up exams and a tiny network, and leave its other settings alone."""
+    return [
+        f"data.dataset.file={published(folder)}", f"data.dataset.images={folder / 'images'}",
+        f"data.cache={folder / 'cache'}", f"model.encoder.weights={tiny_weights(folder / 'weights')}",
+        "model.encoder.depth=10", "model.encoder.width=8", "data.image_size=64", "distiller=faiss_kmeans",
+        "distiller.topics=3", "train.batch_size=8", "model.decoder.width=64",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("organ", sorted(TOPICS))
+def test_settings_are_those_published(organ: str) -> None:
+    recipe = load_recipe(PAPER / f"{organ}.yaml")
+    assert recipe.distiller.keys["topics"] == TOPICS[organ]
+    assert (recipe.data.image_size, recipe.data.augment.keys["share"]) == (224, 224 / 256)
+    assert recipe.model.encoder.keys["depth"] == 101 and recipe.model.encoder.keys["weights"] == "microsoft/resnet-101"
+    decoder = recipe.model.decoder.keys
+    assert [decoder[key] for key in ("layers", "width", "heads", "feedforward")] == [3, 512, 8, 512]
+    assert (decoder["dropout"], decoder["feature_dropout"], recipe.evaluate.max_tokens) == (0.1, 0.5, 150)
+    assert {name: loss.weight for name, loss in recipe.losses.items()} == {
+        "next_token": 0.7,
+        "topic": 0.3,
+        "global_semantic": 0.3,
+    }
+    optimizer = recipe.optimizer
+    assert (optimizer.name, optimizer.keys["amsgrad"], optimizer.keys["weight_decay"]) == ("adam", True, 5e-5)
+    assert (optimizer.lr, optimizer.encoder_lr, optimizer.lrs) == (1e-3, 5e-5, {"losses.topic": 5e-5})
+    train = recipe.train
+    assert (train.epochs, train.batch_size, train.clip, train.clip_by, train.seed) == (50, 32, 0.1, "value", 9233)
+    assert (recipe.schedule.name, recipe.schedule.keys) == ("step", {"every": 28 / 50, "gamma": 0.1})
+    assert recipe.evaluate.monitor == "val/bleu_4"
+    assert organ in recipe.data.dataset.keys["file"] and organ in recipe.data.dataset.keys["images"]
+
+
+def test_on_exams_in_the_published_layout_steps_lower_the_loss(tmp_path: Path) -> None:
+    recipe = load_recipe(PAPER / "breast.yaml", small(tmp_path))
+    accelerator = start_accelerator(recipe)
+    parts = build_parts(recipe, accelerator, run=tmp_path)
+    assert {name: len(exams) for name, exams in parts.exams.items()} == {"train": 16, "val": 4, "test": 4}
+    assert all(len(exam.views) == 2 for exam in parts.exams["train"].exams)
+    assert {"_2ds_", "_loc_", "_locr_", "_scm_"} <= {word.lower() for word in parts.tokenizer.vocabulary}
+    slices = Slices.plan(8, None, 0, 1)
+    strategy = spread(accelerator, recipe, parts.task, slices, lambda task: build_optimizer(recipe, task))
+    rates = {group["lr"] for group in strategy.optimizer.param_groups}
+    assert rates == {5e-5, 1e-3}
+    batch = collate([parts.exams["train"][number] for number in range(8)])
+    losses = []
+    for _ in range(4):
+        torch.manual_seed(0)
+        losses.append(take_step(strategy, [batch], weights_at(recipe, 0, 1)).loss)
+    assert losses[-1] < losses[0]
+
+
+def test_without_the_data_one_message_says_what_is_missing_and_where_it_is(tmp_path: Path) -> None:
+    recipe = load_recipe(PAPER / "liver.yaml")
+    with pytest.raises(ValueError) as caught:  # which the command line tells without a traceback
+        build_parts(recipe, start_accelerator(recipe), run=tmp_path)
+    for part in (
+        "data/published/liver.json: no such manifest (data.dataset.file)",
+        "LijunRio/Ultrasound-Report-Generation",
+        "arXiv 2406.00644",
+        '"image_path": ["7_1.jpeg", "7_2.jpeg"]',
+        "data.dataset.images",
+        "recipes/breast.yaml runs without any download",
+    ):
+        assert part in str(caught.value)
