@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,17 @@ from accelerate import Accelerator
 from framework.build import Parts, build_parts, run_recipe
 from framework.data import ExamSet, load_batches
 from framework.distributed import gather, on_main, start_accelerator
-from framework.exported_model import load_weights
 from framework.floors import Rows, floor_rows, rows_of, unseen_rows
 from framework.generation import generate
+from framework.intervals import intervals
 from framework.micro_batch import OutOfGpuMemoryError
-from framework.progress import progress_bar
+from framework.progress import progress_bar, say
 from framework.recipe import Recipe
 from framework.report import write_page
-from framework.score_table import print_scores
+from framework.score_table import HIGH, LOW, print_scores
 from framework.tracking import write_json
 from framework.whole_file import write_whole
+from framework.writers import BEST, Writers, load_writers, same_exams
 
 
 def shares(exams: int, processes: int) -> list[list[int]]:
@@ -46,7 +47,7 @@ def write_reports(
     Each process takes every n-th exam, so none is padded.
 
     Args:
-        task: with whole weights, in eval mode.
+        task: with whole weights, in eval mode; or an ensemble of such.
         between: called before each batch, equally often on every process, also where one has no batch left.
     """
     settings = recipe.evaluate
@@ -94,8 +95,17 @@ def evaluate_split(
     split: str,
     run: Path,
     between: Callable[[], None] | None = None,
+    label: str = "",
+    written_by: Sequence[str] = (),
 ) -> dict[str, dict[str, float]]:
-    """Scores of the model and of every floor and ceiling on a split; stored in the run, and given to all processes."""
+    """Scores of the model and of every floor and ceiling on a split; stored in the run, and given to all processes.
+
+    Those of the model are followed by the ends of their 95 % intervals, as rows of their own.
+
+    Args:
+        label: stands behind the names of the files, where it is not the run's own model that writes.
+        written_by: the models that write then.
+    """
     exams, train, val = parts.exams[split], parts.exams["train"], parts.exams["val"]
     beam = recipe.evaluate.beam
     rows = write_reports(accelerator, task, parts.tokenizer, exams, recipe, beam, between=between)
@@ -109,37 +119,57 @@ def evaluate_split(
         named |= floor_rows(exams, train, val, parts.scorer, recipe.evaluate.monitored, recipe.train.seed)
         for name in progress_bar(named, total=len(named), text="scores"):
             scores[name] = {"exams": len(named[name]), **parts.scorer.score(named[name])}
-        _store(run, split, scores, named["model"], parts)
+        patients = {exam.id: exam.patient for exam in exams.exams}
+        seed, resamples = recipe.train.seed, recipe.evaluate.resamples
+        ends = intervals(parts.scorer, rows, patients, scores["model"], seed=seed, resamples=resamples)
+        scores |= {name: values for name, values in zip((LOW, HIGH), ends) if values}
+        _store(run, split, scores, rows, parts, label, written_by)
         return scores
 
     return on_main(accelerator, scored)
 
 
-def _store(run: Path, split: str, scores: dict[str, dict[str, float]], rows: Rows, parts: Parts) -> None:
-    folder = run / "predictions"
+def _store(
+    run: Path,
+    split: str,
+    scores: dict[str, dict[str, float]],
+    rows: Rows,
+    parts: Parts,
+    label: str,
+    written_by: Sequence[str],
+) -> None:
+    folder, end = run / "predictions", f"-{label}" if label else ""
     folder.mkdir(exist_ok=True)
     lines = []
     for exam_id, prediction, reference in rows:
         line = {"id": exam_id, "reference": reference, "prediction": prediction}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    write_whole(folder / f"{split}.jsonl", "".join(lines))
-    path = run / "scores.json"  # last: who finds the scores finds what they were made from
+    write_whole(folder / f"{split}{end}.jsonl", "".join(lines))
+    path = run / f"scores{end}.json"  # last: who finds the scores finds what they were made from
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, {**stored, "segmentation": parts.scorer.segmentation, split: scores})
+    told = {"written_by": list(written_by)} if label else {}
+    write_json(path, {**stored, **told, "segmentation": parts.scorer.segmentation, split: scores})
 
 
-def evaluate_run(run: Path, split: str) -> dict[str, dict[str, float]]:
-    """Scores the exported model of a run on a split, and draws the run's page anew."""
+def evaluate_run(run: Path, split: str, writers: Writers = BEST) -> dict[str, dict[str, float]]:
+    """Scores the exported model of a run on a split, and draws the run's page anew; or other writers, whose scores and
+    reports get names of their own beside the run's.
+    """
     recipe = run_recipe(run)
+    same_exams(run, recipe, writers.others)
     accelerator = start_accelerator(recipe, training=False)
     parts = build_parts(recipe, accelerator, run=run, trained=run / "model")
     if split not in parts.exams:
         raise ValueError(f"--split: no split '{split}' in the data. It has: {', '.join(parts.exams)}")
-    load_weights(run / "model", parts.task)
-    task = parts.task.to(accelerator.device).eval()
-    scores = evaluate_split(accelerator, task, parts, recipe, split, run)
-    print_scores(split, scores, parts.scorer.segmentation)
-    if accelerator.is_main_process:
+    task, told = load_writers(run, recipe, parts.tokenizer, writers, parts.task)
+    task, label = task.to(accelerator.device).eval(), writers.label
+    scores = evaluate_split(accelerator, task, parts, recipe, split, run, label=label, written_by=told)
+    print_scores(f"{split}, {label}" if label else split, scores, parts.scorer.segmentation)
+    if label:
+        for number, line in enumerate(told, 1):
+            say(f"model {number}  {line}")
+        say(f"scores   {run / f'scores-{label}.json'}\nreports  {run / 'predictions' / f'{split}-{label}.jsonl'}")
+    elif accelerator.is_main_process:
         write_page(run, parts)
     accelerator.end_training()
     return scores

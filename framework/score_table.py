@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from framework.progress import say
 
+LOW, HIGH = "model_low", "model_high"  # ends of the intervals of the model's scores
 ORDER = (
-    "random_report", "fixed_report", "nearest_image", "model", "model_on_unseen_reports",
+    "random_report", "fixed_report", "nearest_image", "model", LOW, "model_on_unseen_reports",
     "topic_oracle", "retrieval_oracle", "rewording",
 )  # fmt: skip
 MEANING = {
@@ -13,6 +14,7 @@ MEANING = {
     "fixed_report": "floor: the best single report",
     "nearest_image": "floor: report of the nearest image",
     "model": "the model",
+    LOW: "its 95 % interval",
     "model_on_unseen_reports": "the model, reports not in training",
     "topic_oracle": "ceiling: best report of the true topic",
     "retrieval_oracle": "ceiling: nearest training report",
@@ -25,10 +27,29 @@ def score_table(scores: dict[str, dict[str, float]]) -> tuple[list[str], list[li
     columns = [name for name in scores["model"] if "/" not in name and name not in ("bleu_2", "bleu_3", "exams")]
     rows = []
     for name in ORDER:
-        if name in scores:
+        if name == LOW and name in scores:
+            rows.append([MEANING[name], "", *(_interval(scores, column) for column in columns)])
+        elif name in scores:
             values = [f"{scores[name][column]:.3f}" for column in columns]
             rows.append([MEANING[name], str(int(scores[name]["exams"])), *values])
     return ["reports from", "exams", *columns], rows
+
+
+def _interval(scores: dict[str, dict[str, float]], column: str) -> str:
+    if column not in scores[LOW]:
+        return "-"
+    return f"[{scores[LOW][column]:.3f}, {scores[HIGH][column]:.3f}]"
+
+
+def legend(scores: dict[str, dict[str, float]]) -> str:
+    """What must be known of the intervals; empty where there are none."""
+    if LOW not in scores:
+        return ""
+    without = [name for name in score_table(scores)[0][2:] if name not in scores[LOW]]
+    text = "95 % interval: over other patients, drawn with replacement with all their exams"
+    if without:
+        text += f"; none of {', '.join(without)}, which would take too long"
+    return text
 
 
 def print_scores(split: str, scores: dict[str, dict[str, float]], segmentation: str) -> None:
@@ -38,3 +59,5 @@ def print_scores(split: str, scores: dict[str, dict[str, float]], segmentation: 
     for row in [header, *rows]:
         cells = [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))]
         say("  " + "  ".join(cells))
+    if text := legend(scores):
+        say(f"  {text}")

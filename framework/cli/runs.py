@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from framework.cli.show import show
-from framework.cli.words import Overrides, RecipeArgument, RunArgument, load, must_exist
+from framework.cli.words import Average, Ensemble, Overrides, RecipeArgument, RunArgument, With, load, must_exist
 
 
 def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
@@ -32,32 +32,49 @@ def distill(
     if not loaded.has_topics:
         raise ValueError(f"{recipe}: its distiller is none; add distiller=faiss_kmeans, or see `ls distiller`")
     from framework.build import build_dataset, build_tokenizer, build_topics, load_exams
+    from framework.topic_count import choice_rows
 
     texts = {split: [exam.report for exam in exams] for split, exams in load_exams(build_dataset(loaded)).items()}
     topics, _ = build_topics(loaded, build_tokenizer(loaded, texts["train"], None), texts, out)
     assert topics is not None
     rows = [(str(i), str(topics.sizes[i]), " ".join(topics.words[i][:8])) for i in range(topics.count)]
+    if topics.choice is not None:
+        show(("topics tried", "silhouette", "stability", "score"), choice_rows(topics.choice))
+        print()
     show(("topic", "training reports", "words"), rows)
     print("  ".join(f"{name} {value:.3f}" for name, value in topics.quality.items() if value is not None))
 
 
-def evaluate(run: RunArgument, split: Annotated[str, typer.Option(help="train, val or test.")] = "test") -> None:
-    """Score a run's best model on a split."""
-    must_exist(run, "run folder")
+def evaluate(
+    run: RunArgument,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    average: Average = None,
+    ensemble: Ensemble = None,
+    others: With = None,
+) -> None:
+    """Score a run's best model on a split; or other writers, whose scores get a file of their own."""
+    for each in (run, *(others or [])):
+        must_exist(each, "run folder")
     from framework.evaluation import evaluate_run
+    from framework.writers import Writers
 
-    evaluate_run(run, split)
+    evaluate_run(run, split, Writers(average or 1, ensemble or 1, tuple(others or [])))
 
 
 def predict(
     run: RunArgument,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="The views of one exam.")],
     beam: Annotated[int | None, typer.Option(min=1, help="Beam width; else the recipe's.")] = None,
+    average: Average = None,
+    ensemble: Ensemble = None,
+    others: With = None,
 ) -> None:
     """Write the report of one exam. Research only, no medical device."""
-    must_exist(run, "run folder")
+    for each in (run, *(others or [])):
+        must_exist(each, "run folder")
     for image in images:
         must_exist(image, "image")
     from framework.prediction import predict as write_report
+    from framework.writers import Writers
 
-    print(write_report(run, images, beam))
+    print(write_report(run, images, beam, Writers(average or 1, ensemble or 1, tuple(others or []))))

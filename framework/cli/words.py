@@ -25,6 +25,18 @@ Files = Annotated[
     typer.Option("--plugins", metavar="FILE", help="A plugin file outside the package; may come several times."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
+Average = Annotated[
+    int | None,
+    typer.Option(min=2, metavar="N", help="Write with the average of the weights of the N best checkpoints."),
+]
+Ensemble = Annotated[
+    int | None,
+    typer.Option(min=2, metavar="N", help="Write with the N best checkpoints together, word by word."),
+]
+With = Annotated[
+    list[Path] | None,
+    typer.Option("--with", metavar="RUN", help="Write together with this run's model too; may come several times."),
+]
 
 
 def files_of(files: list[Path] | None) -> tuple[Path, ...]:

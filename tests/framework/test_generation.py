@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
 
+from framework.ensemble import EachFeatures, Ensemble
 from framework.exam import Features
 from framework.generation import NEVER, forbid_repeats, generate, select
 from framework.special_tokens import BOS, EOS
@@ -35,7 +37,11 @@ def make_features(batch: int, seed: int = 0) -> Features:
 
 
 def search_without_cache(
-    decoder: Transformer, features: Features, beam: int, penalty: float, no_repeat: int
+    decoder: Callable[[Features, torch.Tensor], torch.Tensor],
+    features: Features,
+    beam: int,
+    penalty: float,
+    no_repeat: int,
 ) -> list[int]:
     """The rules in generate's docstring, for one exam, with lists and no state."""
     hypotheses: list[tuple[float, list[int]]] = [(0.0, [])]
@@ -77,6 +83,54 @@ def test_cached_search_equals_a_search_without_cache(beam: int, penalty: float, 
                 assert report == search_without_cache(decoder, one, beam, penalty, no_repeat)
                 lengths.add(len(report))
     assert len(lengths) > 2, "reports of one length would not show that exams end on their own"
+
+
+class Member(torch.nn.Module):
+    """As much of a task as an ensemble looks at."""
+
+    def __init__(self, decoder: Transformer) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+
+def of_each(*features: Features) -> EachFeatures:
+    return EachFeatures(features, features[0].patches_BND, features[0].pooled_BD)
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize("members", [1, 3])
+def test_a_model_together_with_itself_writes_what_it_writes_alone(beam: int, members: int) -> None:
+    for seed in range(2):
+        decoder, features = make_decoder(seed), make_features(3, seed)
+        options = {"max_tokens": LONGEST, "beam": beam, "length_penalty": 1.0}
+        together = Ensemble([Member(decoder)] * members)
+        found = generate(together.decoder, of_each(*[features] * members), **options)
+        assert found == generate(decoder, features, **options)
+
+
+@pytest.mark.parametrize(("beam", "no_repeat"), [(1, 0), (3, 2)])
+def test_models_write_together_by_the_mean_of_their_probabilities(beam: int, no_repeat: int) -> None:
+    differs = False
+    for seed in range(2):
+        decoders = [make_decoder(seed), make_decoder(seed + 10), make_decoder(seed + 20)]
+        features = [make_features(2, seed + 5 * number) for number in range(3)]  # each has an encoder of its own
+        options = {"max_tokens": LONGEST, "beam": beam, "length_penalty": 1.0, "no_repeat": no_repeat}
+        found = generate(Ensemble([Member(each) for each in decoders]), of_each(*features), **options)
+        with torch.no_grad():
+            for row, report in enumerate(found):
+                ones = [Features(*(part[row : row + 1] for part in each)) for each in features]
+
+                def mean(_: Features, tokens: torch.Tensor, ones: list[Features] = ones) -> torch.Tensor:
+                    shares = []
+                    for decoder, one in zip(decoders, ones):  # noqa: B023
+                        share = decoder(one, tokens).double().softmax(-1)
+                        share[..., list(NEVER)] = 0
+                        shares.append(share / share.sum(-1, keepdim=True))
+                    return (sum(shares) / 3).log().float()
+
+                assert report == search_without_cache(mean, ones[0], beam, 1.0, no_repeat)
+        differs |= found != generate(decoders[0], features[0], **options)
+    assert differs, "an ensemble that is its first member would pass"
 
 
 def test_no_ngram_comes_twice() -> None:

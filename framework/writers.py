@@ -1,0 +1,187 @@
+"""Which models of a run write its reports: the best one, the average of several checkpoints, or several together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from framework.build import build_metric, build_task, build_tokenizer, run_recipe
+from framework.checkpoint import CheckpointError, checkpoints_of, problem_of, ranked, read_progress
+from framework.ensemble import Ensemble
+from framework.exported_model import put_weights, read_weights
+from framework.recipe import Recipe, load_recipe
+from framework.registry import find
+from framework.signature import class_flag, class_texts
+
+
+@dataclass(frozen=True)
+class Writers:
+    """What is asked for. What is asked of the run is asked of each of the others too.
+
+    Attributes:
+        average: best checkpoints whose weights are averaged; 1: the best is taken as it is.
+        ensemble: best checkpoints that write together.
+        others: runs whose models write together with the run's.
+    """
+
+    average: int = 1
+    ensemble: int = 1
+    others: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.average > 1 and self.ensemble > 1:
+            raise ValueError(
+                "--average and --ensemble: choose one; the first makes one model of several, the second none"
+            )
+
+    @property
+    def label(self) -> str:
+        """What is put behind the names of files, so that the run's own scores stay; empty for its best model alone."""
+        words = [f"average-{self.average}"] if self.average > 1 else []
+        words += [f"ensemble-{self.ensemble}"] if self.ensemble > 1 else []
+        return "-".join([*words, *(f"with-{run.resolve().parent.name}-{run.resolve().name}" for run in self.others)])
+
+
+BEST = Writers()  # the run's best model, by itself
+
+
+def load_writers(
+    run: Path, recipe: Recipe, tokenizer: Any, asked: Writers, task: Any | None = None
+) -> tuple[Any, list[str]]:
+    """A task, or what stands in its place, with weights; and what it was made of, one line a model that writes.
+
+    Args:
+        task: of the run's recipe, whose weights may be overwritten; None: one is built.
+
+    Raises:
+        ValueError: a run lacks what is asked of it, or its models do not write with the run's words and images.
+        CheckpointError: a checkpoint is damaged.
+    """
+    tasks, told = _of_run(run, recipe, tokenizer, asked, task)
+    for other in asked.others:
+        theirs = run_recipe(other)
+        words = build_tokenizer(theirs, [], other / "model")
+        _write_alike(run, recipe, tokenizer, other, theirs, words)
+        more, lines = _of_run(other, theirs, words, asked, None)
+        tasks += more
+        told += lines
+    return (tasks[0] if len(tasks) == 1 else Ensemble(tasks)), told
+
+
+def _of_run(run: Path, recipe: Recipe, tokenizer: Any, asked: Writers, task: Any | None) -> tuple[list[Any], list[str]]:
+    """The models of one run that write, and a line on each."""
+    count = max(asked.average, asked.ensemble)
+    if count == 1:
+        groups, told = [[run / "model"]], [str(run / "model")]
+    else:
+        found = best_checkpoints(run, count, "--average" if asked.average > 1 else "--ensemble")
+        models = [checkpoint / "model" for checkpoint in found]
+        names = [f"{checkpoint} ({value:.4f})" for checkpoint, value in found.items()]
+        groups, told = ([models], [", ".join(names)]) if asked.average > 1 else ([[model] for model in models], names)
+    tasks = [task or build_task(recipe, tokenizer, None, None, trained=True, model=groups[0][0])]
+    tasks += [build_task(recipe, tokenizer, None, None, trained=True, model=group[0]) for group in groups[1:]]
+    for each, models in zip(tasks, groups):
+        put_weights(average(models), each, models[0])
+    return tasks, told
+
+
+def best_checkpoints(run: Path, count: int, option: str) -> dict[Path, float]:
+    """The `count` best checkpoints that a run keeps, the best first, and what each scored on validation.
+
+    Raises:
+        ValueError: the run does not keep so many.
+        CheckpointError: one of them is damaged.
+    """
+    found = checkpoints_of(run / "checkpoints")
+    if not found:
+        raise ValueError(f"{option}: {run} has no checkpoints, which this needs; its model alone is not enough")
+    newest = found[0]
+    if problem := problem_of(newest):
+        raise CheckpointError(f"{option}: {problem}")
+    recipe = load_recipe(newest / "model" / "recipe.yaml")
+    progress = read_progress(newest)
+    known = {path.name: path for path in found}
+    best = [known[name] for name in ranked(progress, _higher_is_better(recipe, newest / "model")) if name in known]
+    if recipe.checkpoint.keep_best < count or len(best) < count:
+        kept = min(recipe.checkpoint.keep_best, len(best))
+        raise ValueError(
+            f"{option}: {run} keeps its {kept} best checkpoints, and {count} are asked for; "
+            f"train it with checkpoint.keep_best={count}"
+        )
+    for path in best[:count]:
+        if problem := problem_of(path):
+            raise CheckpointError(f"{option}: {problem}")
+    return {path: progress.kept[path.name] for path in best[:count]}
+
+
+def _higher_is_better(recipe: Recipe, model: Path) -> bool:
+    """Of what is monitored. A metric is built only where its file does not say so: it may need what is not here."""
+    monitored = recipe.evaluate.monitored
+    if recipe.evaluate.weights:
+        return True
+    for choice in recipe.evaluate.metrics:
+        plugin = find("metric", choice.name, recipe.plugin_files)
+        names, higher = class_texts(plugin, "names"), class_flag(plugin, "higher_is_better")
+        if higher is not None and monitored in (names or ()):
+            return higher
+        if names is None or monitored in names:
+            metric = build_metric(recipe, choice, build_tokenizer(recipe, [], model))
+            if monitored in metric.names:
+                return bool(metric.higher_is_better)
+    raise AssertionError(f"no metric gives {monitored}, which the run was trained by")
+
+
+def average(models: Sequence[Path]) -> dict[str, Tensor]:
+    """The mean of exported models, each weight by itself; running statistics of batch normalization too.
+
+    What is not a floating point number, such as a count of batches, is the first model's.
+
+    Source:
+        Vaswani et al. 2017, arXiv 1706.03762, section 6.1 (checkpoints of one run); Wortsman et al. 2022, arXiv
+        2203.05482, section 2, "uniform soup".
+    """
+    first = read_weights(models[0])
+    if len(models) == 1:
+        return first
+    sums = {name: value.double() for name, value in first.items() if value.is_floating_point()}
+    for model in models[1:]:
+        others = read_weights(model)
+        assert {name: value.shape for name, value in others.items()} == {n: v.shape for n, v in first.items()}, model
+        for name in sums:
+            sums[name] += others[name].double()
+    return first | {name: (total / len(models)).to(first[name].dtype) for name, total in sums.items()}
+
+
+def _write_alike(run: Path, recipe: Recipe, tokenizer: Any, other: Path, theirs: Recipe, words: Any) -> None:
+    """Raises ValueError where another run's models cannot write with this one's."""
+    if list(words.vocabulary) != list(tokenizer.vocabulary):
+        differing = len(set(words.vocabulary) ^ set(tokenizer.vocabulary))
+        raise ValueError(
+            f"--with {other}: its tokenizer is not that of {run}: {len(words)} words and {len(tokenizer)}, "
+            f"{differing} of them in one alone; models that write together need the same words in the same order"
+        )
+    images, their_images = ((r.data.image_size, r.data.channels) for r in (recipe, theirs))
+    if images != their_images:
+        raise ValueError(
+            f"--with {other}: it looks at images of {their_images[0]} px and {their_images[1]} channels, {run} at "
+            f"{images[0]} px and {images[1]}"
+        )
+    if theirs.evaluate.max_tokens < recipe.evaluate.max_tokens:
+        raise ValueError(
+            f"--with {other}: it writes at most {theirs.evaluate.max_tokens} tokens (evaluate.max_tokens), {run} up to "
+            f"{recipe.evaluate.max_tokens}; turn the two around"
+        )
+
+
+def same_exams(run: Path, recipe: Recipe, others: Sequence[Path]) -> None:
+    """Raises ValueError where another run has read other exams: those that are scored may be in its training."""
+    for other in others:
+        if run_recipe(other).data.dataset != recipe.data.dataset:
+            raise ValueError(
+                f"--with {other}: its data.dataset is another one than that of {run}, so it may have been trained on "
+                "the exams that are scored here"
+            )

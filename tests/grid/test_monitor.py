@@ -1,0 +1,63 @@
+"""A grid whose recipe keeps the model by a weighted sum: what is searched for, tabled, and compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from framework.build import build_scorer, build_tokenizer
+from framework.grid.file import read_grid
+from framework.grid.make import Grid, make_grid
+from framework.grid.report import grid_result
+from framework.grid.rescoring import NotComparableError, Written
+from framework.grid.results import CellResult
+from framework.grid.scores import higher_is_better, problem_with
+from framework.recipe import load_recipe, save
+from framework.recipe.saved import recipe_hash
+
+SEARCH = "search: {{method: random, trials: 2, keys: {{optimizer.lr: {{low: 0.001, high: 0.1}}}}{}}}\n"
+WEIGHED = "evaluate.monitor={val/bleu_4: 1, val/cider: 0.5}"
+
+
+def grid(folder: Path, text: str, *words: str) -> Grid:
+    (folder / "g.yaml").write_text(f"recipe: shipped:smoke\n{text}", encoding="utf-8")
+    return make_grid(read_grid(folder / "g.yaml"), [f"run.root={folder}", *words])
+
+
+def test_the_sum_is_searched_for_and_its_scores_are_tabled(tmp_path: Path) -> None:
+    made = grid(tmp_path, "axes: {optimizer.lr: [0.1, 0.2]}\n", WEIGHED)
+    assert grid_result(made).metrics == ("test/bleu_4", "test/cider")
+    searched = grid(tmp_path, SEARCH.format(""), WEIGHED)
+    found = grid_result(searched)
+    assert found.metrics == ("val/monitor", "test/bleu_4", "test/cider")
+    assert found.higher_is_better["val/monitor"] is True
+
+
+def test_the_sum_is_a_score_where_there_is_one() -> None:
+    one, several = load_recipe("smoke"), load_recipe("smoke", [WEIGHED])
+    assert problem_with("val/monitor", [several], ["val"]) is None and higher_is_better("val/monitor", [several])
+    assert "no metric of the recipe gives 'monitor'" in str(problem_with("val/monitor", [one], ["val"]))
+    with pytest.raises(ValueError, match="no metric of the recipe gives 'monitor'"):
+        higher_is_better("val/monitor", [one])
+    assert recipe_hash(one) != recipe_hash(several)
+    assert recipe_hash(one) == recipe_hash(load_recipe("smoke", ["evaluate.resamples=0"])), "training is the same"
+
+
+def test_the_sum_is_not_compared_and_its_scores_are(tmp_path: Path) -> None:
+    recipe = load_recipe("smoke", [WEIGHED])
+    run, texts = tmp_path / "run", ["an oval cyst .", "no mass is seen .", "an irregular mass ."]
+    (run / "predictions").mkdir(parents=True)
+    (run / "model").mkdir()
+    (run / "model" / "recipe.yaml").write_text(save(recipe), encoding="utf-8")
+    tokenizer = build_tokenizer(recipe, texts, None)
+    tokenizer.save(run / "model" / "tokenizer.json")
+    rows = [(str(number), text, texts[0]) for number, text in enumerate(texts)]
+    lines = [json.dumps({"id": name, "reference": true, "prediction": text}) for name, text, true in rows]
+    (run / "predictions" / "test.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    scores = {f"test/{name}": value for name, value in build_scorer(recipe, tokenizer).score(rows).items()}
+    written = Written(CellResult("a", {}, 1, "done", run, scores, seconds=1, memory_gib=1, parameters=1), "test")
+    written.check("bleu_4", written)
+    with pytest.raises(NotComparableError, match="a weighted sum of scores is not; compare the scores themselves"):
+        written.check("monitor", written)
