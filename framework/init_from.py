@@ -1,0 +1,174 @@
+"""Training that begins with the encoder and decoder of another run: its weights, and nothing else of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Size, Tensor
+
+from framework.build import build_tokenizer
+from framework.checkpoint import CheckpointError, checkpoints_of, problem_of, read_progress, step_of
+from framework.exported_model import PARTS, read_weights
+from framework.optim import longest_fitting, nearest_part
+from framework.pretrained import digest, require_same_weights, unsaved_names
+from framework.progress import say
+from framework.recipe import Recipe, load_recipe
+from framework.task import ReportTask
+
+SHOWN = 4  # names of a kind of misfit that are told
+
+
+@dataclass(frozen=True)
+class Source:
+    """An exported model to begin with; `step` and `score`, of its validation, are None where nothing tells them."""
+
+    model: Path
+    step: int | None
+    score: float | None
+
+
+def find_source(asked: str) -> Source:
+    """The best model of a run, or the model of a checkpoint.
+
+    Args:
+        asked: the folder of one of them.
+
+    Raises:
+        ValueError: it is neither, or damaged.
+    """
+    folder = Path(asked)
+    if (folder / "manifest.json").is_file():
+        if problem := problem_of(folder):
+            raise CheckpointError(f"init_from: {problem}")
+        step = step_of(folder)
+        return Source(folder / "model", step, read_progress(folder).kept.get(folder.name))
+    if not (folder / "model" / "model.safetensors").is_file():
+        raise ValueError(
+            f"init_from: {folder} is no run with a model and no checkpoint; expected RUN, such as "
+            "runs/breast/20260101-120000-ab12cd34, or RUN/checkpoints/step-N"
+        )
+    found = checkpoints_of(folder / "checkpoints")
+    if not found or problem_of(found[0]):  # the model alone is enough
+        return Source(folder / "model", None, None)
+    progress = read_progress(found[0])
+    return Source(folder / "model", progress.best_step, progress.best)
+
+
+def begin_from(source: Source, recipe: Recipe, task: ReportTask, tokenizer: Any) -> dict[str, Any]:
+    """Puts the source's weights into a task. Returns what is written down of it. For the main process.
+
+    Running statistics of batch normalization are among them; losses and what they learn begin anew.
+
+    Raises:
+        ValueError: a name in `init_skip` that neither model has; or the source lacks weights, has more, has others of
+            this name, or was trained on other words, and `init_skip` does not name these. All of it at once.
+    """
+    before = load_recipe(source.model / "recipe.yaml")
+    there = read_weights(source.model)
+    here = {name: value for name, value in task.state_dict().items() if name.startswith(PARTS)}
+    _require_known(recipe.init_skip, [*here, *there])
+    there = _left(there, recipe.init_skip)
+    kept = _left(here, recipe.init_skip)
+    words = build_tokenizer(before, [], source.model)
+    unsaved = unsaved_names(task)
+    _require_fit(source, _misfits(there, kept, unsaved, words, tokenizer), [*here, *there])
+    require_same_weights(source.model, task)
+    if not there:
+        raise ValueError(f"init_skip leaves nothing of {source.model}; take init_from out, or name fewer parts")
+    task.load_state_dict(there, strict=False)
+    parameters = {id(weight): weight for name, weight in task.named_parameters(remove_duplicate=False) if name in there}
+    count = sum(weight.numel() for weight in parameters.values())
+    of = "" if source.step is None else f" of step {source.step}"
+    of += "" if source.score is None else f" ({before.evaluate.monitor_words} {source.score:.4f})"
+    anew = f"; anew: {', '.join(recipe.init_skip)}" if recipe.init_skip else ""
+    say(f"begins with {source.model}{of}: {len(there)} tensors, {count / 1e6:.2f} M parameters{anew}")
+    return {
+        "model": str(source.model.resolve()),
+        "sha256": digest(source.model / "model.safetensors"),
+        "step": source.step,
+        "score": source.score,
+        "tensors": len(there),
+        "parameters": count,
+    }
+
+
+def _left(tensors: Mapping[str, Tensor], skip: Sequence[str]) -> dict[str, Tensor]:
+    return {name: value for name, value in tensors.items() if longest_fitting(name, skip) is None}
+
+
+def _require_known(skip: Sequence[str], names: Sequence[str]) -> None:
+    for prefix in skip:
+        if not any(longest_fitting(name, [prefix]) for name in names):
+            raise ValueError(
+                f"init_skip: neither model has parameters that begin with '{prefix}'.{nearest_part(prefix, names)}"
+            )
+
+
+def _misfits(
+    there: Mapping[str, Tensor], here: Mapping[str, Tensor], unsaved: frozenset[str], words: Any, tokenizer: Any
+) -> dict[str, dict[str, str]]:
+    """What does not fit, by the reason that is told: names of tensors, and what is told of each."""
+    both = [name for name in here if name in there]
+    of_words = _of_words(there, here, words, tokenizer)
+    found = {
+        _other_words(words, tokenizer): dict.fromkeys(of_words, ""),
+        "have other shapes": {
+            name: f" ({_shape(there[name].shape)} there, {_shape(here[name].shape)} here)"
+            for name in both
+            if there[name].shape != here[name].shape and name not in of_words
+        },
+        "are missing there": dict.fromkeys((n for n in here if n not in there and n not in unsaved), ""),
+        "are unknown here": dict.fromkeys((n for n in there if n not in here), ""),
+        "are read from model.*.weights and not saved here, so they cannot be the source's (set frozen_stages or its "
+        "like to 0, and name them in train.freeze)": dict.fromkeys((n for n in both if n in unsaved), ""),
+    }
+    return {reason: names for reason, names in found.items() if names}
+
+
+def _of_words(there: Mapping[str, Tensor], here: Mapping[str, Tensor], words: Any, tokenizer: Any) -> list[str]:
+    """Where the tokenizers have other words: the decoder's tensors that stand for them, told by a side as long as the
+    vocabulary; all of the decoder, where none is.
+    """
+    if list(words.vocabulary) == list(tokenizer.vocabulary):
+        return []
+    decoder = [name for name in here if name in there and name.startswith("decoder.")]
+    sized = [name for name in decoder if len(words) in there[name].shape or len(tokenizer) in here[name].shape]
+    return sized or decoder
+
+
+def _other_words(words: Any, tokenizer: Any) -> str:
+    differing = len(set(words.vocabulary) ^ set(tokenizer.vocabulary))
+    how = f"{differing} of them in one alone" if differing else "in another order"
+    return f"stand for other words (the tokenizer has {len(words)} there and {len(tokenizer)} here, {how})"
+
+
+def _require_fit(source: Source, misfits: Mapping[str, Mapping[str, str]], names: Iterable[str]) -> None:
+    if not misfits:
+        return
+    lines = []
+    for reason, found in misfits.items():
+        told = ", ".join(f"{name}{more}" for name, more in list(found.items())[:SHOWN])
+        lines.append(f"  {len(found)} {reason}: {told}{', ...' if len(found) > SHOWN else ''}")
+    wrong = {name for found in misfits.values() for name in found}
+    raise ValueError(
+        f"init_from: {source.model} does not fit this run. Of its tensors\n" + "\n".join(lines) + "\n"
+        f"Train with the data and model of {source.model / 'recipe.yaml'}, or let these parts begin anew: "
+        f"'init_skip=[{', '.join(_parts(wrong, names))}]'"
+    )
+
+
+def _parts(wrong: set[str], names: Iterable[str]) -> list[str]:
+    """The shortest prefixes that name all of `wrong`, and nothing that is right."""
+    right, found = [name for name in names if name not in wrong], []
+    for name in sorted(wrong):
+        words = name.split(".")
+        prefixes = (".".join(words[:depth]) for depth in range(1, len(words) + 1))
+        found.append(next(p for p in prefixes if not any(longest_fitting(other, [p]) for other in right)))
+    return list(dict.fromkeys(found))
+
+
+def _shape(shape: Size) -> str:
+    return " x ".join(map(str, shape)) or "a number"

@@ -1,0 +1,199 @@
+"""What is frozen does not move, and what learns does so at the rate that it should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, records
+from torch import Tensor, nn
+
+from framework.build import Parts, build_optimizer, build_parts
+from framework.data import Slices, collate
+from framework.distributed import Strategy, spread, start_accelerator
+from framework.optim import freeze, parameter_groups
+from framework.recipe import RecipeError, load_recipe
+from framework.step import take_step
+
+SMOKE = str(ROOT / "recipes" / "smoke.yaml")
+FEW = ["data.dataset.exams=8", "data.dataset.val_exams=1", "data.dataset.test_exams=1", "distiller.topics=2"]
+RESNET = "model.encoder={_delete_: true, name: resnet, depth: 10, width: 8}"  # with batch normalization
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def made(cache: Path, tmp_path: Path) -> Callable[..., tuple[Strategy, Parts]]:
+    def make(*keys: str) -> tuple[Strategy, Parts]:
+        recipe = load_recipe(SMOKE, [*FEW, RESNET, f"data.cache={cache}", *keys])
+        accelerator = start_accelerator(recipe)
+        parts = build_parts(recipe, accelerator, run=tmp_path)
+        slices = Slices.plan(8, None, 0, 1)
+        return spread(accelerator, recipe, parts.task, slices, lambda task: build_optimizer(recipe, task)), parts
+
+    return make
+
+
+def steps(strategy: Strategy, parts: Parts, count: int) -> None:
+    batch = collate([parts.exams["train"][number] for number in range(8)])
+    strategy.task.train()
+    for _ in range(count):
+        take_step(strategy, [batch], torch.ones(len(parts.task.losses)))
+        strategy.after_update()
+
+
+def values(strategy: Strategy) -> dict[str, Tensor]:
+    """Weights, and statistics of batch normalization."""
+    state = strategy.task.state_dict()
+    return {name: value.clone() for name, value in state.items() if name != "losses.global_semantic.word_vectors_WD"}
+
+
+@pytest.mark.parametrize(
+    ("key", "frozen"),
+    [
+        ("train.freeze=[encoder, decoder.embed]", ("encoder.", "decoder.embed.")),
+        ("optimizer.encoder_lr=0", ("encoder.",)),
+        ("optimizer.lrs={encoder: 0, encoder.position_VD: 1e-3}", ("encoder.backbone.",)),
+        ("train.freeze=[encoder.backbone.embedder, losses.topic]", ("encoder.backbone.embedder.", "losses.topic.")),
+    ],
+)
+def test_what_is_frozen_keeps_every_bit_and_its_statistics_and_the_rest_learns(
+    made: Callable[..., tuple[Strategy, Parts]], key: str, frozen: tuple[str, ...]
+) -> None:
+    strategy, parts = made(key, "train.ema=0.9", "model.decoder.dropout=0.2")
+    before = values(strategy)
+    steps(strategy, parts, 2)
+    after = values(strategy)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if not name.startswith(frozen)}
+    assert any("running_mean" in name for name in before if name.startswith(frozen)) or "losses" in frozen[0]
+    learned = {id(weight) for group in strategy.optimizer.param_groups for weight in group["params"]}
+    for name, weight in strategy.task.named_parameters():
+        assert weight.requires_grad == (id(weight) in learned) == (name in moved), name
+    assert set(strategy.average) == {name for name, _ in strategy.task.named_parameters()} & moved
+    with strategy.whole_task() as task:
+        assert not task.training
+    assert strategy.task.training and not strategy.task.get_submodule(frozen[0].rstrip(".")).training
+
+
+def test_the_rest_learns_the_same_whether_the_encoder_is_frozen_by_name_or_by_rate(
+    made: Callable[..., tuple[Strategy, Parts]],
+) -> None:
+    found = []
+    for key in ("train.freeze=[encoder]", "optimizer.encoder_lr=0"):
+        strategy, parts = made(key)
+        steps(strategy, parts, 2)
+        found.append(values(strategy))
+    assert not [name for name in found[0] if not torch.equal(found[0][name], found[1][name])]
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(2, 2), nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "rates", "message"),
+    [
+        (["decoder.weigh"], {}, r"train\.freeze: no parameter begins with 'decoder\.weigh'\. Did you mean "
+                                r"'decoder\.weight'"),
+        (["encoder", "decoder"], {}, "every parameter is frozen, so there is nothing to learn: encoder, decoder"),
+        (["decoder"], {"encoder": 0.0}, "every parameter is frozen, so there is nothing to learn: decoder, encoder"),
+    ],
+)  # fmt: skip
+def test_a_part_that_is_not_there_and_nothing_left_to_learn_are_told(
+    prefixes: list[str], rates: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        freeze(Two(), prefixes, rates)
+
+
+def test_a_recipe_freezes_parts_that_a_model_can_have() -> None:
+    with pytest.raises(RecipeError) as raised:
+        load_recipe("smoke", ["train.freeze=[encodr, losses.topic, decoder.embed]"])
+    (line,) = raised.value.lines
+    assert "names no part of the model. Did you mean 'encoder'? Known: encoder, decoder, losses.next_token" in line
+
+
+class Staged(nn.Module):
+    """Three stages of an encoder, and a decoder."""
+
+    def __init__(self, stages: Callable[[Any], list[list[nn.Parameter]]] | None) -> None:
+        super().__init__()
+        self.encoder: Any = nn.ModuleList([nn.Linear(2, 2) for _ in range(3)])
+        self.decoder = nn.Linear(2, 2)
+        if stages is not None:
+            self.encoder.stages = lambda: stages(self.encoder)
+
+
+def rates(task: nn.Module, *asked: Any) -> dict[str, float]:
+    names = {id(parameter): name for name, parameter in task.named_parameters()}
+    groups = parameter_groups(task, *asked)
+    assert groups[-1].name == "rest", "the rate of the rest is the one recorded"
+    return {names[id(parameter)]: group.lr for group in groups for parameter in group.parameters}
+
+
+def test_each_stage_of_the_encoder_learns_slower_than_the_one_after() -> None:
+    task = Staged(lambda encoder: [list(layer.parameters()) for layer in encoder])
+    found = rates(task, 1.0, 0.5, {"encoder.1.bias": 0.3}, 0.1)
+    assert found == pytest.approx(
+        {
+            "encoder.0.weight": 0.005, "encoder.0.bias": 0.005, "encoder.1.weight": 0.05, "encoder.1.bias": 0.3,
+            "encoder.2.weight": 0.5, "encoder.2.bias": 0.5, "decoder.weight": 1.0, "decoder.bias": 1.0,
+        }
+    )  # fmt: skip
+    assert rates(task, 2.0, None, None, 0.5)["encoder.0.weight"] == 0.5, (
+        "without a rate of its own, by that of the rest"
+    )
+    assert set(rates(task, 1.0, 0.5, None, 1.0).values()) == {0.5, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (None, r"optimizer\.layer_decay: ModuleList has no stages\(\)"),
+        (lambda encoder: [list(encoder[0].parameters())], r"encoder\.1\.weight is in none of the encoder's stages\(\)"),
+    ],
+)
+def test_an_encoder_that_does_not_tell_all_its_stages_has_no_rates_by_them(stages: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parameter_groups(Staged(stages), 1.0, None, None, 0.9)
+    parameter_groups(Staged(stages), 1.0)
+
+
+def test_the_rates_of_a_run_follow_the_schedule_each_from_its_own(made: Callable[..., tuple[Strategy, Parts]]) -> None:
+    strategy, _ = made("optimizer.lr=1", "optimizer.encoder_lr=0.8", "optimizer.layer_decay=0.5")
+    strategy.set_rates(0.1)
+    found = {
+        name: group["lr"]
+        for name, weight in strategy.task.named_parameters()
+        for group in strategy.optimizer.param_groups
+        if any(weight is other for other in group["params"])
+    }
+    stages = [f"encoder.backbone.encoder.stages.{stage}." for stage in range(4)]
+    for below, stage in enumerate(reversed(["encoder.backbone.embedder.", *stages])):
+        of_stage = [rate for name, rate in found.items() if name.startswith(stage)]
+        assert of_stage and of_stage == pytest.approx([0.08 * 0.5**below] * len(of_stage))
+    assert found["encoder.position_VD"] == pytest.approx(0.08) and found["decoder.embed.weight"] == pytest.approx(0.1)
+    assert strategy.optimizer.param_groups[-1]["lr"] == pytest.approx(0.1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "fsdp"])
+def test_two_processes_freeze_and_decay_rates_as_one_does(exact_run: Callable[..., Path], strategy: str) -> None:
+    """Of the blocks that are cut and gathered, `decoder.layers.0` and the encoder's are frozen in part."""
+    keys = (
+        "train.freeze=[decoder.embed, decoder.layers.0.own, decoder.layers.0.cross.query.bias, encoder.layers.0]",
+        "optimizer.layer_decay=0.5",
+    )
+    one = exact_run(*keys)
+    other = exact_run(*keys, f"distributed.strategy={strategy}", processes=2)
+    first, second = records(one, "train/loss"), records(other, "train/loss")
+    assert first.keys() == second.keys() and max(abs(first[step] - second[step]) for step in first) < 1e-4
