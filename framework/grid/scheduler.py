@@ -5,9 +5,11 @@ What it knows it reads from the cells' folders: killed at any moment, another go
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
+import sysconfig
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+import framework
 from framework.grid.cell_folder import PRUNED, SETTLED, CellFolder, Status
 from framework.grid.cells import Cell
 from framework.grid.executor import Executor, Handle, Job
@@ -24,6 +27,15 @@ from framework.progress import progress_bar, say
 NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 LOOKS_S = 1.0  # between two looks at the cells
 ENDS_S = 400.0  # that cells may take to save and end
+
+
+def this_code() -> tuple[str, ...]:
+    """Python, with the code that runs here: left to itself it takes what is installed, also where a clone's runs."""
+    root = Path(framework.__file__).parents[1]
+    if root == Path(sysconfig.get_path("purelib")):
+        return (sys.executable,)
+    before = os.environ.get("PYTHONPATH")
+    return "env", f"PYTHONPATH={root}{os.pathsep + before if before else ''}", sys.executable
 
 
 class Source(Protocol):
@@ -165,7 +177,7 @@ class Scheduler:
             self.tried[cell.digest] = folder.state().attempts
             self.statuses.setdefault(cell.digest, "queued")
             command = (
-                sys.executable, "-m", "framework.grid.cell_process", str(folder.path),
+                *this_code(), "-m", "framework.grid.cell_process", str(folder.path),
                 "--processes", str(self.executor.processes), "--attempts", str(self.attempts),
             )  # fmt: skip
             jobs.append(Job(f"{NOT_IN_NAMES.sub('-', self.name)}-{cell.digest}", command, folder.log))
