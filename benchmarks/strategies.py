@@ -44,6 +44,7 @@ def measure(strategy: str, batch_size: int, words: list[str]) -> None:
     from framework.exam import Batch
     from framework.recipe import load_recipe
     from framework.step import take_step
+    from framework.term_weights import weights_at
 
     keys = [f"distributed.strategy={strategy}", f"train.batch_size={batch_size}", "distiller=none", *words]
     recipe = load_recipe("breast", [*keys, "losses.topic=null", "losses.global_semantic=null"])
@@ -53,7 +54,7 @@ def measure(strategy: str, batch_size: int, words: list[str]) -> None:
     task = build_task(recipe, _Words(), None, _Space(), trained=True)
     slices = Slices.plan(batch_size, None, accelerator.process_index, accelerator.num_processes)
     held = spread(accelerator, recipe, task, slices, lambda task: build_optimizer(recipe, task))
-    weights = torch.tensor([loss.weight for loss in recipe.active_losses.values()], device=accelerator.device)
+    weights_L = weights_at(recipe, 0, 1)
     shape = (slices.micro_batch, VIEWS, recipe.data.channels, recipe.data.image_size, recipe.data.image_size)
     generator = torch.Generator().manual_seed(accelerator.process_index)
     batch = Batch(
@@ -66,7 +67,7 @@ def measure(strategy: str, batch_size: int, words: list[str]) -> None:
     times = []
     for _ in range(WARM_UP + STEPS):
         started = time.perf_counter()
-        take_step(held, [batch], weights)
+        take_step(held, [batch], weights_L)
         if on_gpu:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)

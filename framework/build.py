@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,19 @@ from framework.distill import Topics, distill
 from framework.distributed import gather, in_turns, on_main
 from framework.exam import Exam, ExamSource
 from framework.image_cache import ImageCache, build_image_cache
-from framework.optim import parameter_groups
+from framework.optim import freeze, parameter_groups
+from framework.pretrained import read_notes, require_fetched, values_unread
 from framework.progress import say
 from framework.recipe import Choice, Recipe, RecipeError, load_recipe
-from framework.registry import PluginError, find, load
+from framework.recipe.score_names import metric_of
+from framework.registry import PluginError, catalogue, find, load
 from framework.report_space import ReportSpace
+from framework.reward import Reward
 from framework.scoring import Scorer
+from framework.sides import mirrored_sides
 from framework.signature import given
 from framework.task import ReportTask
+from framework.term_weights import Uncertainty
 
 SPACE_DIMENSIONS = 64  # where no distiller brings a space of its own
 
@@ -107,54 +113,125 @@ def _topics_key(recipe: Recipe, tokenizer: Any) -> str:
     )
 
 
-def build_model(recipe: Recipe, tokenizer: Any, *, trained: bool) -> tuple[Any, Any]:
-    """Encoder and decoder. A trained model gets its weights later, so none are fetched for it here."""
-    encoder_choice = recipe.model.encoder
-    if trained and "weights" in encoder_choice.keys:
-        encoder_choice = Choice(name=encoder_choice.name, keys={**encoder_choice.keys, "weights": None})
-    encoder = build_plugin(recipe, "encoder", encoder_choice, channels=recipe.data.channels)
-    decoder = build_plugin(
+def build_model(recipe: Recipe, tokenizer: Any, *, trained: bool, model: Path | None = None) -> tuple[Any, Any]:
+    """Encoder and decoder. A trained model gets its weights later, so only those are fetched that it did not save.
+
+    Args:
+        model: the folder of the exported model; None: what is built is only measured.
+    """
+    encoder = _build_part(recipe, "encoder", trained, model, channels=recipe.data.channels)
+    decoder = _build_part(
         recipe,
         "decoder",
-        recipe.model.decoder,
+        trained,
+        model,
         vocabulary_size=len(tokenizer),
+        vocabulary=tokenizer.vocabulary,
         feature_width=encoder.width,
         max_tokens=recipe.evaluate.max_tokens,
     )
     return encoder, decoder
 
 
+def _build_part(recipe: Recipe, kind: str, trained: bool, model: Path | None, **known: Any) -> Any:
+    choice: Choice = getattr(recipe.model, kind)
+    if not trained or choice.keys.get("weights") is None:
+        return build_plugin(recipe, kind, choice, **known, blueprint=None)
+    notes = {} if model is None else read_notes(model, kind)
+    if "fetched" in notes:
+        require_fetched(notes["fetched"], f"model.{kind}.weights")
+        return build_plugin(recipe, kind, choice, **known, blueprint=None)
+    if model is None and "blueprint" in given(find(kind, choice.name, recipe.plugin_files)):
+        with values_unread():
+            return build_plugin(recipe, kind, choice, **known, blueprint=None)
+    without = Choice(name=choice.name, keys={**choice.keys, "weights": None})
+    return build_plugin(recipe, kind, without, **known, blueprint=notes.get("blueprint"))
+
+
+def build_metric(recipe: Recipe, choice: Choice, tokenizer: Any) -> Any:
+    return build_plugin(recipe, "metric", choice, language=tokenizer.language)
+
+
+def build_reward(recipe: Recipe, tokenizer: Any, training: Sequence[Exam], weights: Mapping[str, float]) -> Reward:
+    """A reward of its own for a loss: metrics with the keys that the recipe gives them, or else their defaults."""
+    chosen = {metric.name: metric for metric in recipe.evaluate.metrics}
+    plugins = catalogue(recipe.plugin_files)
+    names = dict.fromkeys(metric_of(score, plugins, list(chosen)).name for score in weights)
+    metrics = [build_metric(recipe, chosen.get(name, Choice(name=name)), tokenizer) for name in names]
+    return Reward(weights, metrics, tokenizer, {exam.id: exam.report for exam in training})
+
+
 def build_losses(
-    recipe: Recipe, tokenizer: Any, feature_width: int, topic_count: int | None, word_vectors_WD: torch.Tensor
+    recipe: Recipe,
+    tokenizer: Any,
+    feature_width: int,
+    topic_count: int | None,
+    word_vectors_WD: torch.Tensor,
+    training: Sequence[Exam],
 ) -> dict[str, Any]:
-    """The losses that count, by name."""
+    """The losses that count, by name.
+
+    Args:
+        training: the training exams; none, where a task is built for its size or speed alone.
+    """
     known: dict[str, Any] = {"vocabulary_size": len(tokenizer), "feature_width": feature_width}
-    known["word_vectors_WD"] = word_vectors_WD
+    known |= {"vocabulary": tokenizer.vocabulary, "word_vectors_WD": word_vectors_WD}
+    known["max_tokens"] = recipe.evaluate.max_tokens
+    if training:
+        known["make_reward"] = partial(build_reward, recipe, tokenizer, training)
     if topic_count is not None:
         known["topic_count"] = topic_count
     return {name: build_plugin(recipe, "loss", loss, **known) for name, loss in recipe.active_losses.items()}
 
 
+def build_weighting(recipe: Recipe, losses: Mapping[str, Any]) -> Uncertainty | None:
+    """What learns factors of the terms, where the recipe asks for it."""
+    return Uncertainty(len(losses)) if recipe.train.weighting == "uncertainty" and losses else None
+
+
 def build_task(
-    recipe: Recipe, tokenizer: Any, topic_count: int | None, space: ReportSpace | None, *, trained: bool
+    recipe: Recipe,
+    tokenizer: Any,
+    topic_count: int | None,
+    space: ReportSpace | None,
+    *,
+    training: Sequence[Exam] = (),
+    trained: bool,
+    model: Path | None = None,
 ) -> ReportTask:
-    """Encoder, decoder and losses. Without `space` (for `predict`) the task has no losses."""
+    """Encoder, decoder and losses. Without `space` (for `predict`) the task has no losses.
+
+    Args:
+        model: the folder of the exported model, of one that is trained.
+    """
     torch.manual_seed(recipe.train.seed)
-    encoder, decoder = build_model(recipe, tokenizer, trained=trained)
+    encoder, decoder = build_model(recipe, tokenizer, trained=trained, model=model)
     losses: dict[str, Any] = {}
     if space is not None:
         word_vectors_WD = torch.from_numpy(space.word_vectors(tokenizer.vocabulary))
-        losses = build_losses(recipe, tokenizer, encoder.width, topic_count, word_vectors_WD)
-    return ReportTask(encoder, decoder, losses)
+        losses = build_losses(recipe, tokenizer, encoder.width, topic_count, word_vectors_WD, training)
+    task = ReportTask(encoder, decoder, losses, build_weighting(recipe, losses))
+    if not trained:
+        freeze_parts(recipe, task)
+    return task
+
+
+def freeze_parts(recipe: Recipe, task: ReportTask) -> None:
+    """Takes out of training what the recipe says, by name or by a rate of 0."""
+    asked = recipe.optimizer
+    rates = {} if asked.encoder_lr is None else {"encoder": asked.encoder_lr}
+    task.frozen = freeze(task, recipe.train.freeze, {**rates, **asked.lrs})
 
 
 def build_optimizer(recipe: Recipe, task: nn.Module) -> torch.optim.Optimizer:
-    groups = parameter_groups(task, recipe.optimizer.lr, recipe.optimizer.encoder_lr)
+    rates = recipe.optimizer
+    groups = parameter_groups(task, rates.lr, rates.encoder_lr, rates.lrs, rates.layer_decay)
     return build_plugin(recipe, "optimizer", recipe.optimizer, groups=groups)
 
 
 def build_scorer(recipe: Recipe, tokenizer: Any) -> Scorer:
-    return Scorer([build_plugin(recipe, "metric", metric) for metric in recipe.evaluate.metrics], tokenizer)
+    metrics = [build_metric(recipe, metric, tokenizer) for metric in recipe.evaluate.metrics]
+    return Scorer(metrics, tokenizer, recipe.evaluate.weights)
 
 
 def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path, trained: Path | None = None) -> Parts:
@@ -163,7 +240,10 @@ def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path, trained:
         source = build_dataset(recipe)
         splits = load_exams(source)
         require_a_batch(recipe, len(splits["train"]))  # before hours of decoding, and again for what was left out
+        if trained is None:
+            _require_no_mirrored_sides(recipe, [exam.report for exam in splits["train"]])
         tokenizer = build_tokenizer(recipe, [exam.report for exam in splits["train"]], trained)
+        scorer = build_scorer(recipe, tokenizer)  # a metric that lacks something says so before the images are read
         cache, problems = build_image_cache(
             [exam for exams in splits.values() for exam in exams],
             source_key=source.cache_key,
@@ -182,10 +262,21 @@ def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path, trained:
         say(f"left out: {problem}")
     exams = {name: _exam_set(recipe, rows, cache, tokenizer, topics, name) for name, rows in splits.items()}
     require_a_batch(recipe, len(exams["train"]))
-    task = build_task(recipe, tokenizer, topics.count if topics else None, space, trained=trained is not None)
+    count = topics.count if topics else None
+    task = build_task(
+        recipe, tokenizer, count, space, training=splits["train"], trained=trained is not None, model=trained
+    )
     augment = None if recipe.data.augment is None else build_plugin(recipe, "augment", recipe.data.augment)
     left_out = len({problem.exam_id for problem in problems})
-    return Parts(exams, tokenizer, topics, task, augment, build_scorer(recipe, tokenizer), left_out)
+    return Parts(exams, tokenizer, topics, task, augment, scorer, left_out)
+
+
+def _require_no_mirrored_sides(recipe: Recipe, training_reports: Sequence[str]) -> None:
+    augment = recipe.data.augment
+    if augment is not None:
+        plugin = find("augment", augment.name, recipe.plugin_files)
+        if problem := mirrored_sides(plugin, augment.keys, training_reports):
+            raise RecipeError(problem)
 
 
 def _same_everywhere(accelerator: Accelerator, splits: dict[str, list[Exam]]) -> None:
@@ -212,7 +303,9 @@ def _exam_set(
     recipe: Recipe, exams: list[Exam], cache: ImageCache, tokenizer: Any, topics: Topics | None, split: str
 ) -> ExamSet:
     tokens = [tokenizer.encode(exam.report, recipe.evaluate.max_tokens) for exam in exams]
-    return ExamSet(exams, cache, tokens, None if topics is None else topics.labels[split])
+    if topics is None:
+        return ExamSet(exams, cache, tokens, None)
+    return ExamSet(exams, cache, tokens, topics.labels[split], topics.weights[split])
 
 
 def run_recipe(run: Path) -> Recipe:

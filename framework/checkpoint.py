@@ -140,10 +140,16 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
+def ranked(progress: Progress, best_is_higher: bool) -> list[str]:
+    """The checkpoints that were validated, the best first; of equals the earlier."""
+    return sorted(progress.kept, key=lambda name: progress.kept[name], reverse=best_is_higher)
+
+
 def _prune(folder: Path, progress: Progress, keep: Keep) -> None:
     found = checkpoints_of(folder)
-    ranked = sorted(progress.kept, key=lambda name: progress.kept[name], reverse=keep.best_is_higher)
-    stay = {path.name for path in found[: keep.last]} | set(ranked[: keep.best])
+    there = {path.name for path in found}  # not so a better one that went while fewer were kept
+    best = [name for name in ranked(progress, keep.best_is_higher) if name in there]
+    stay = {path.name for path in found[: keep.last]} | set(best[: keep.best])
     for path in found:
         if path.name not in stay:
             gone = path.with_name(f".{path.name}.part")  # under its name it is whole, or not there

@@ -28,21 +28,25 @@ from framework.distributed import (
     spread,
     start_accelerator,
 )
+from framework.distributed.together import notice_of_cut
 from framework.distributed.watch import Watch
 from framework.evaluation import evaluate_split, write_reports
 from framework.exam import Batch
 from framework.exits import Stopped
 from framework.exported_model import ModelTexts, load_weights, publish_model
+from framework.init_from import Source, begin_from, find_source
 from framework.micro_batch import largest_micro_batch, too_large
+from framework.pretrained import notes_of, require_same_weights, say_saved
 from framework.progress import progress_bar, say
 from framework.recipe import Recipe, result_tree, save
 from framework.report import write_page
 from framework.run_folder import OpenedRun, open_run
 from framework.saver import Saver
 from framework.score_table import print_scores
-from framework.step import augmented, draw_anew, take_step
+from framework.step import Step, augmented, draw_anew, take_step
 from framework.stopping import FAILED, SAVE, Requests
 from framework.task import ReportTask
+from framework.term_weights import weights_at, weights_move
 from framework.tracking import BAD_STEPS, COST, Tracker, write_environment, write_json
 from framework.whole_file import write_whole
 
@@ -68,8 +72,10 @@ def train(recipe: Recipe) -> Path:
             write_environment(opened.folder, launch)
             write_whole(opened.folder / "recipe.yaml", save(recipe))
             write_whole(opened.folder / "overrides.txt", "".join(f"{word}\n" for word in recipe.overrides))
+        source = _source(accelerator, recipe, opened)  # what is wrong with it is told before the exams are prepared
         watch.at("preparing exams and topics", patient=True)
         parts = build_parts(recipe, accelerator, run=opened.folder)
+        launch |= _begun(accelerator, recipe, parts, opened, source)
         loop = Loop(accelerator, recipe, parts, opened, launch, requests, watch)
         try:
             loop.run()
@@ -105,9 +111,8 @@ class Loop:
         self.steps = recipe.train.epochs * self.steps_an_epoch
         self.schedule = build_plugin(recipe, "schedule", recipe.schedule, steps=self.steps)
         self.names = list(recipe.active_losses)
-        self.weights = torch.tensor([recipe.losses[name].weight for name in self.names], device=accelerator.device)
-        scorer = parts.scorer.metric_of(recipe.evaluate.monitored)  # tells a monitor that no metric gives
-        self.keep = Keep(recipe.checkpoint.keep_last, recipe.checkpoint.keep_best, scorer.higher_is_better)
+        higher = parts.scorer.higher_is_better(recipe.evaluate.monitored)  # tells a monitor that no metric gives
+        self.keep = Keep(recipe.checkpoint.keep_last, recipe.checkpoint.keep_best, higher)
         self.saver: Saver | None = None
         if accelerator.is_main_process:
             self.saver = Saver(self.folder / "checkpoints", self.keep, recipe.checkpoint.background)
@@ -136,7 +141,7 @@ class Loop:
             self.epoch()
         self.bar.close()
         if patience and progress.worse >= patience:
-            say(f"stopped early: {progress.worse} validations without a better {self.recipe.evaluate.monitor}")
+            say(f"stopped early: {progress.worse} validations without a better {self.recipe.evaluate.monitor_words}")
         if progress.skipped:
             say(f"{progress.skipped} steps were skipped: their loss or gradient was not finite ({self._bad_steps})")
         self._finish()
@@ -173,17 +178,19 @@ class Loop:
         draw_anew(step_seed(seed, progress.step, self.accelerator.process_index))
         group = [augmented(batch, self.parts.augment, seed, progress.epoch) for batch in group]
         try:
-            terms, norm = take_step(self.strategy, group, self.weights)
+            taken = take_step(self.strategy, group, weights_at(self.recipe, progress.step, self.steps))
         except torch.OutOfMemoryError as error:
             raise too_large(self.slices, progress.step + 1) from error
         progress.step += 1
         progress.step_in_epoch += 1
-        loss = float((terms * self.weights).sum())
+        loss, norm = taken.loss, taken.norm
         if math.isfinite(norm) and math.isfinite(loss):
             self.strategy.after_update()
         elif not (math.isfinite(loss) and self._overflows()):
-            self._note_bad_step(group, loss, terms, norm)
-        each = {f"train/{name}": float(value) for name, value in zip(self.names, terms)}
+            self._note_bad_step(group, taken)
+        each = {f"train/{name}": float(value) for name, value in zip(self.names, taken.terms_L)}
+        if weights_move(self.recipe):
+            each |= {f"train/weight/{name}": float(value) for name, value in zip(self.names, taken.weights_L)}
         rate = self.strategy.optimizer.param_groups[-1]["lr"]
         self.tracker.scalars(progress.step, {"train/loss": loss, **each, "train/lr": rate, "train/gradient_norm": norm})
         self.bar.update()
@@ -237,7 +244,7 @@ class Loop:
             kept=dict(self.progress.kept),
             scaler={} if scaler is None else dict(scaler.state_dict()),
         )
-        texts = ModelTexts(self.parts.tokenizer, save(self.recipe))
+        texts = ModelTexts(self.parts.tokenizer, save(self.recipe), notes_of(self.strategy.task))
         self.saver.save(Snapshot(progress, state, self.strategy.exported(state), texts))
 
     def close(self) -> None:
@@ -286,6 +293,7 @@ class Loop:
 
     def _go_on(self, checkpoint: Path, progress: Progress, now: dict[str, Any]) -> None:
         main = self.accelerator.is_main_process
+        on_main(self.accelerator, lambda: require_same_weights(checkpoint / "model", self.strategy.task))
         self.strategy.load(SavedState(checkpoint) if main else None, progress.updates)
         scaler = self.strategy.scaler()
         if scaler is not None and progress.scaler:
@@ -306,7 +314,7 @@ class Loop:
         scaler = self.strategy.scaler()
         return scaler is not None and scaler.get_scale() >= 1
 
-    def _note_bad_step(self, group: list[Batch], loss: float, terms: Tensor, norm: float) -> None:
+    def _note_bad_step(self, group: list[Batch], taken: Step) -> None:
         """Writes down a step that was skipped, with its exams.
 
         Raises:
@@ -315,7 +323,8 @@ class Loop:
         progress, allowed = self.progress, self.recipe.train.skip_non_finite
         progress.skipped += 1
         exams = gather(self.accelerator, [exam_id for batch in group for exam_id in batch.exam_ids])
-        values = {name: float(value) for name, value in zip(self.names, terms)}
+        loss, norm = taken.loss, taken.norm
+        values = {name: float(value) for name, value in zip(self.names, taken.terms_L)}
         if self.accelerator.is_main_process:
             told = {"step": progress.step, "loss": loss, "terms": values, "gradient_norm": norm, "exams": exams}
             with self._bad_steps.open("a", encoding="utf-8") as file:
@@ -341,7 +350,9 @@ class Loop:
             on_main(accelerator, lambda: self._load_best(task))
             share(accelerator, [*task.parameters(), *task.buffers()])
             if progress.best is not None:
-                say(f"the model of step {progress.best_step} is kept ({recipe.evaluate.monitor} {progress.best:.4f})")
+                say(
+                    f"the model of step {progress.best_step} is kept ({recipe.evaluate.monitor_words} {progress.best:.4f})"
+                )
             for split in ("val", "test"):
                 scores = evaluate_split(
                     accelerator, task, self.parts, recipe, split, self.folder, between=self._between_batches
@@ -377,8 +388,30 @@ class Loop:
         say(f"exams {exams}{left_out}; {len(parts.tokenizer)} words{topics}; {self._parameters / 1e6:.1f} M parameters")
         cut = f"{slices.micro_batch} x {slices.processes} processes x {slices.accumulation} accumulated"
         say(f"{self.steps} steps of {slices.batch_size} exams = {cut}")
+        say_saved(self.strategy.task, self.strategy.shapes)
         if notice := self.strategy.batch_norm_notice(slices):
             say(f"notice: {notice}")
+        if notice := notice_of_cut(self.strategy.task.losses, slices):
+            say(f"notice: {notice}")
+
+
+def _source(accelerator: Accelerator, recipe: Recipe, opened: OpenedRun) -> Source | None:
+    """The model that a run begins with; None where it begins anew, or goes on."""
+    asked = recipe.init_from
+    return None if asked is None or opened.checkpoint else on_main(accelerator, lambda: find_source(asked))
+
+
+def _begun(
+    accelerator: Accelerator, recipe: Recipe, parts: Parts, opened: OpenedRun, source: Source | None
+) -> dict[str, Any]:
+    """Puts the source's weights in place, on the main process, from where `spread` hands them out; and notes it.
+
+    A run that goes on keeps the note of its start.
+    """
+    if source is not None:
+        return {"init_from": on_main(accelerator, lambda: begin_from(source, recipe, parts.task, parts.tokenizer))}
+    before = {} if opened.progress is None else opened.progress.launch
+    return {key: value for key, value in before.items() if key == "init_from"}
 
 
 def _place(accelerator: Accelerator) -> tuple[int, int]:

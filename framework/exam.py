@@ -69,6 +69,7 @@ class Batch:
     view_mask_BV: Tensor  # bool, True where there is a view
     report_BT: Tensor  # long: BOS, words, EOS, then PAD
     topic_B: Tensor | None = None  # long
+    topic_weights_BK: Tensor | None = None  # float, how much of each topic a report has; rows sum to 1
 
     def to(self, device: Any) -> Batch:
         moved = {
@@ -92,6 +93,7 @@ class Outputs:
 
     features: Features
     logits_BTW: Tensor
+    decoder: Any = None  # the module itself, for a loss that writes reports with it
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def best_report(candidates: Sequence[str], judges: Sequence[str], scorer: Scorer
         central = np.argsort(-(own @ centre), kind="stable")[: SHORTLIST // 2]
         frequent = [report for report, _ in Counter(candidates).most_common(SHORTLIST // 2)]
         distinct = sorted({distinct[i] for i in central} | set(frequent))
-    higher = scorer.metric_of(monitor).higher_is_better
+    higher = scorer.higher_is_better(monitor)
     values = [scorer.one(monitor, [("", candidate, judge) for judge in judges]) for candidate in distinct]
     return distinct[int(np.argmax(values) if higher else np.argmin(values))]
 

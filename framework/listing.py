@@ -25,13 +25,17 @@ MODELINE = "# yaml-language-server:"
 # What build.py hands over, in words; to an executor, `grid run` does.
 GIVEN = {
     "channels": "channels of an image (data.channels)",
+    "blueprint": "what a trained part's weights told of its shape; None of a new one",
     "vocabulary_size": "words that the tokenizer knows",
+    "vocabulary": "the words that the tokenizer knows, by id",
     "feature_width": "width of the encoder's features",
     "max_tokens": "longest report (evaluate.max_tokens)",
     "segment": "the tokenizer's cut of a text into words",
     "seed": "seed of the run (train.seed)",
     "topic_count": "topics that the distiller found",
     "word_vectors_WD": "where each word points in the report space",
+    "make_reward": "makes a mix of scores into the worth of reports (its key reward)",
+    "language": "the tokenizer's: en or zh",
     "groups": "parameters by learning rate and decay",
     "steps": "steps of the whole run",
     "jobs": "cells at once, where the user asks for a number (--jobs)",
@@ -201,7 +205,7 @@ def snippet(plugin: Plugin) -> str:
     """
     slot = next((slot for slot, kind in SLOTS.items() if kind == plugin.kind), (plugin.kind,))
     keys = [f"{key.name}: {'???' if key.required else as_yaml(key.default)}" for key in keys_of(plugin)]
-    beside = {"weight": "1.0", "lr": "0.001", "encoder_lr": "null"}
+    beside = {"weight": "1.0", "lr": "0.001", "encoder_lr": "null", "lrs": "{}", "layer_decay": "1.0"}
     keys = [f"{word}: {beside[word]}" for word in sorted(RESERVED.get(plugin.kind, ()), reverse=True)] + keys
     if plugin.kind != "loss":
         keys = [f"name: {plugin.name}", *keys]

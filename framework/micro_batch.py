@@ -13,6 +13,7 @@ from torch import Tensor
 from framework.blocks import blocks_of_task, compute_again, keep_all
 from framework.data import ExamSet, Sample, Slices, collate
 from framework.distributed import agree, strategy_of
+from framework.distributed.together import alone
 from framework.exam import Batch
 from framework.progress import say
 from framework.recipe import Recipe
@@ -72,7 +73,7 @@ def hardest_sample(exams: ExamSet) -> Sample:
     tokens = max(exams.tokens, key=len)
     first = exams[0]
     image_VCHW = first.image_VCHW[:1].repeat(views, axis=0)
-    return Sample(first.exam_id, image_VCHW, tokens, first.topic)
+    return Sample(first.exam_id, image_VCHW, tokens, first.topic, first.topic_weights)
 
 
 def _fits(accelerator: Accelerator, task: Any, hardest: Sample, size: int) -> bool:
@@ -80,11 +81,11 @@ def _fits(accelerator: Accelerator, task: Any, hardest: Sample, size: int) -> bo
     beside = BESIDE * sum(weight.numel() for weight in task.parameters() if weight.requires_grad)
     torch.cuda.reset_peak_memory_stats(device)
     batch: Batch | None = None
-    with contextlib.suppress(torch.OutOfMemoryError):
+    with contextlib.suppress(torch.OutOfMemoryError), alone():  # what fits here may not fit there
         batch = collate([hardest] * size).to(device)
         with accelerator.autocast():
-            terms: Tensor = task(batch)
-        terms.sum().backward()
+            sums_3L: Tensor = task(batch)
+        sums_3L[0].sum().backward()
         total = torch.cuda.get_device_properties(device).total_memory
         return torch.cuda.max_memory_allocated(device) + beside < USABLE * total
     del batch

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from framework.score_table import score_table
+from framework.score_table import legend, score_table
 
 if TYPE_CHECKING:
     from framework.build import Parts
@@ -56,9 +56,9 @@ def _table(scores: dict[str, dict[str, float]]) -> str:
     header, rows = score_table(scores)
     lines = ["<table><tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in header) + "</tr>"]
     for row in rows:
-        mark = " class=model" if row[0].startswith("the model") else ""
+        mark = " class=model" if row[0].startswith(("the model", "its ")) else ""
         lines.append(f"<tr{mark}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
-    return "\n".join(lines) + "</table>"
+    return "\n".join(lines) + f"</table><p class=who>{html.escape(legend(scores))}</p>"
 
 
 def _attributes(scores: dict[str, dict[str, float]]) -> str:
@@ -84,7 +84,7 @@ def _curves(path: Path) -> str:
     for name, points in records.items():
         if name.startswith("train/") and name not in ("train/lr", "train/gradient_norm"):
             left.plot(*zip(*points), lw=1, label=name)
-        if name in ("val/bleu_4", "val/rouge_l", "val/cider", "val/findings_f1"):
+        if name in ("val/monitor", "val/bleu_4", "val/rouge_l", "val/cider", "val/findings_f1"):
             right.plot(*zip(*points), marker="o", ms=3, label=name)
     for axes in (left, right):
         axes.set_xlabel("step")

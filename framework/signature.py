@@ -26,7 +26,7 @@ from framework.registry import KINDS, NEEDS_TOPICS, Plugin, PluginError, did_you
 from framework.values import Fraction
 
 # Words of the recipe itself, which stand beside a plugin's keys.
-RESERVED = {"loss": frozenset({"weight"}), "optimizer": frozenset({"lr", "encoder_lr"})}
+RESERVED = {"loss": frozenset({"weight"}), "optimizer": frozenset({"lr", "encoder_lr", "lrs", "layer_decay"})}
 
 PLAIN: dict[str, Any] = {
     "int": int,
@@ -190,7 +190,14 @@ def model_of(plugin: Plugin) -> type[BaseModel]:
 
 
 # What parts of a model hand to one another, and which kind a plugin is that gives it.
-GIVERS = {"patches": "encoder", "pooled": "encoder", "logits": "decoder", "topics": "distiller"}
+GIVERS = {
+    "patches": "encoder",
+    "pooled": "encoder",
+    "logits": "decoder",
+    "decoder": "decoder",  # itself, to write reports with
+    "topics": "distiller",
+}
+ITSELF = frozenset({"decoder"})  # what every plugin of the kind gives, without saying so
 # Of plugins that declare nothing. A loss must say what it needs.
 GIVES = {"encoder": ("patches", "pooled"), "decoder": ("logits",), "distiller": ("topics",)}
 NEEDS: dict[str, tuple[str, ...]] = {"decoder": ("patches",)}
@@ -219,7 +226,8 @@ def needs(plugin: Plugin) -> tuple[str, ...]:
 
 def _declared(plugin: Plugin, attribute: str, default: tuple[str, ...] | None) -> tuple[str, ...]:
     givers = NEEDS_FROM.get(plugin.kind, ()) if attribute == "needs" else (plugin.kind,)
-    known = [word for word, giver in GIVERS.items() if giver in givers]
+    itself = ITSELF if attribute == "gives" else frozenset()
+    known = [word for word, giver in GIVERS.items() if giver in givers and word not in itself]
     found = class_texts(plugin, attribute)
     if found is None and _assigned(plugin, attribute) is not None:
         example = f'("{known[0]}",)' if known else "()"
@@ -245,6 +253,12 @@ def _assigned(plugin: Plugin, attribute: str) -> ast.expr | None:
         if any(isinstance(target, ast.Name) and target.id == attribute for target in targets):
             return getattr(statement, "value", None)
     return None
+
+
+def class_flag(plugin: Plugin, attribute: str) -> bool | None:
+    """A class attribute that is written out as True or False; None where it is not."""
+    value = _assigned(plugin, attribute)
+    return value.value if isinstance(value, ast.Constant) and isinstance(value.value, bool) else None
 
 
 def class_texts(plugin: Plugin, attribute: str) -> tuple[str, ...] | None:

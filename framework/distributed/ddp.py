@@ -38,7 +38,8 @@ class DataParallel(Strategy):
         self.accelerator.backward(loss)
 
     def step(self) -> float:
-        norm = float(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.clip))
+        norm = float(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.clip))  # unscales first
+        self.clip_values(weight.grad for weight in self.task.parameters() if weight.grad is not None)
         if math.isfinite(norm) or self.accelerator.scaler is not None:
             self.prepared.step()  # a scaler skips what overflowed, and lowers its scale
         self.prepared.zero_grad()

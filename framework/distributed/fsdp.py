@@ -50,6 +50,7 @@ class FullyShardedDataParallel(Strategy):
     def step(self) -> float:
         found: Any = nn.utils.clip_grad_norm_(self.task.parameters(), self.clip)
         norm = float(found.full_tensor() if isinstance(found, DTensor) else found)
+        self.clip_values(_local(weight.grad) for weight in self.task.parameters() if weight.grad is not None)
         if math.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad()

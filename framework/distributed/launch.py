@@ -116,7 +116,7 @@ def describe_launch(accelerator: Accelerator, recipe: Recipe) -> dict[str, Any]:
         "machines": int(os.environ.get("GROUP_WORLD_SIZE") or os.environ.get("CROSS_SIZE") or 1),  # torchrun, deepspeed
         "strategy": strategy_of(recipe) if processes > 1 or strategy_of(recipe) != "ddp" else "one process",
         "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
-        "clip": recipe.train.clip,
+        "clip": recipe.train.clip if recipe.train.clip_by == "norm" else f"{recipe.train.clip} by value",
         "threads": torch.get_num_threads(),
     }
     if asked.offload != "none":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,7 @@ from framework.checkpoint import SavedState
 from framework.data import Slices
 from framework.distributed.talk import on_main, share
 from framework.exam import Batch
+from framework.pretrained import unsaved_names
 from framework.recipe import Recipe, RecipeError
 from framework.task import ReportTask
 
@@ -63,6 +64,7 @@ class Strategy(ABC):
         share(accelerator, [*task.parameters(), *task.buffers()])
         self.shapes = {name: parameter.shape for name, parameter in task.named_parameters()}
         self.aliases = _aliases(task)
+        self.unsaved = unsaved_names(task)
         self.decay = recipe.train.ema
         self.updates = 0
         self._plain: ReportTask | None = None if self._evaluates_in_place else _without_weights(task)
@@ -102,7 +104,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def __call__(self, batch: Batch) -> Tensor:
-        """The sums of the terms, [terms]."""
+        """What the task gives of a micro-batch, [3, L]: see ReportTask.forward."""
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of a micro-batch: by the `last` one of a step, gradients must be exchanged."""
@@ -131,7 +133,16 @@ class Strategy(ABC):
 
     @property
     def clip(self) -> float:
-        return math.inf if self.recipe.train.clip is None else self.recipe.train.clip
+        """The largest norm of the gradient."""
+        train = self.recipe.train
+        return math.inf if train.clip is None or train.clip_by == "value" else train.clip
+
+    def clip_values(self, gradients: Iterable[Tensor]) -> None:
+        """Cuts each number of the gradient, where the recipe limits those; `gradients` are of this process's pieces."""
+        if self.recipe.train.clip_by == "value":
+            assert self.recipe.train.clip is not None, "check.py refuses a limit of nothing"
+            for gradient in gradients:
+                gradient.clamp_(-self.recipe.train.clip, self.recipe.train.clip)
 
     def set_rates(self, factor: float) -> None:
         for group, rate in zip(self.optimizer.param_groups, self.rates):
@@ -186,12 +197,15 @@ class Strategy(ABC):
 
     def state(self) -> dict[str, Tensor]:
         """Everything that training goes on from, whole and on the CPU, on the main process; on the others, nothing.
+        Fetched weights that stay frozen are not in it (pretrained.py).
 
         All processes take part. Names: `weights/`, `average/`, `buffers/`, `optimizer/<key>/` and `scalars/<key>/`
         before that of the parameter.
         """
         main, found = self.accelerator.is_main_process, {}
         for name, piece in self.pieces():
+            if name in self.unsaved:
+                continue
             parts = {f"weights/{name}": piece.weights}
             if name in self.average:
                 parts[f"average/{name}"] = self.average[name]
@@ -203,7 +217,7 @@ class Strategy(ABC):
             if main:
                 found |= {f"scalars/{key}/{name}": _copied(value) for key, value in piece.scalars.items()}
         if main:
-            kept = set(self.task.state_dict(keep_vars=True))
+            kept = set(self.task.state_dict(keep_vars=True)) - self.unsaved
             found |= {f"buffers/{name}": _copied(b) for name, b in self.task.named_buffers() if name in kept}
         return found
 
@@ -228,6 +242,8 @@ class Strategy(ABC):
             kind, _, rest = key.partition("/")
             kept.setdefault((kind, rest.partition("/")[2]), []).append(key)
         for name, shape in self.shapes.items():
+            if name in self.unsaved:
+                continue
             states, scalars = (
                 {key.split("/")[1]: received(key) for key in kept.get((kind, name), ())}
                 for kind in ("optimizer", "scalars")
@@ -250,7 +266,7 @@ class Strategy(ABC):
         for kind in ("weights/", "average/", "buffers/"):  # an average stands in for the weights that it is of
             weights |= {key.removeprefix(kind): value for key, value in state.items() if key.startswith(kind)}
         # Copies, since a safetensors file holds no bytes under two names.
-        return weights | {alias: weights[name].clone() for alias, name in self.aliases.items()}
+        return weights | {alias: weights[name].clone() for alias, name in self.aliases.items() if name in weights}
 
     def batch_norm_notice(self, slices: Slices) -> str | None:
         """What to say where batch normalization makes results depend on how a batch is cut."""

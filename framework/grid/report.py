@@ -23,9 +23,10 @@ def grid_result(grid: Grid) -> GridResult:
         ValueError: the report asks for a score that no cell has.
     """
     recipe, asked, cells = grid.base, grid.read.said.report, cells_of(grid)
-    metrics = asked.metrics or (f"test/{recipe.evaluate.monitored}",)
+    evaluate = recipe.evaluate
+    metrics = asked.metrics or tuple(f"test/{name}" for name in evaluate.weights or [evaluate.monitored])
     if grid.read.said.search is not None and not asked.metrics:  # what is best is not chosen on test
-        metrics = (grid.read.said.search.monitor or recipe.evaluate.monitor, *metrics)
+        metrics = (grid.read.said.search.monitor or f"val/{evaluate.monitored}", *metrics)
     baseline = None if asked.compare == "none" else grid.baseline
     groups = [
         (label, row[0].settings, [CellFolder.of(cell).result(cell) for cell in row])

@@ -6,21 +6,19 @@ Shapes: E exams, R resamples of them, S sums.
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from framework.exam import Pair
 from framework.grid.results import CellResult
+from framework.intervals import ResampleError, Values, by_calls, by_sums
+from framework.recipe.schema import WEIGHTED_SUM
 from framework.scoring import CHARACTER
 
 BY_CHARACTERS = "_char"  # how Scorer calls the score of single characters
 ROUNDED = 2e-6  # scores.json has six decimals
-
-Values = Callable[[np.ndarray], dict[str, np.ndarray]]  # a metric's values [R] by name, of counts [R, E]
 
 
 class NotComparableError(ValueError):
@@ -112,6 +110,8 @@ class Written:
         for number, metric in enumerate(self.scorer.metrics):
             if word != score and metric.by_words and word.split("/")[0] in metric.names:
                 return Home(number, word, by_characters=True)
+        if score == WEIGHTED_SUM:
+            raise NotComparableError("a weighted sum of scores is not; compare the scores themselves")
         raise NotComparableError(f"seed {self.cell.seed} has no metric that gives it")
 
     def has_sums(self, score: str) -> bool:
@@ -129,7 +129,10 @@ class Written:
                 metric, pairs = self.scorer.metrics[number], self._cut(by_characters)
                 self._ways[key] = by_sums(metric, pairs) if hasattr(metric, "per_exam") else by_calls(metric, pairs)
             if key not in of_metric:
-                of_metric[key] = self._ways[key](counts_RE)
+                try:
+                    of_metric[key] = self._ways[key](counts_RE)
+                except ResampleError as error:
+                    raise NotComparableError(str(error)) from error
             found[score] = of_metric[key][name]
         return found
 
@@ -149,33 +152,3 @@ class Written:
                 for number, (name, written, true) in enumerate(self._texts)
             ]
         return self._pairs[by_characters]
-
-
-def by_sums(metric: Any, pairs: Sequence[Pair]) -> Values:
-    """The values of resamples, from the sums of each exam."""
-    sums_ES = metric.per_exam(pairs)
-    return lambda counts_RE: metric.of_sums(counts_RE @ sums_ES)
-
-
-def by_calls(metric: Any, pairs: Sequence[Pair]) -> Values:
-    """The values of resamples of a metric that offers no sums: it is called on each."""
-
-    def values(counts_RE: np.ndarray) -> dict[str, np.ndarray]:
-        rows = []
-        for counts_E in counts_RE.astype(int):
-            drawn = [
-                # An id of its own, for a metric that files its pairs under their ids.
-                replace(pair, exam_id=f"{pair.exam_id} ({time})") if time else pair
-                for pair, times in zip(pairs, counts_E)
-                for time in range(times)
-            ]
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what there is to warn of was said when the run was scored
-                try:
-                    found = metric(drawn)
-                    rows.append([float(found[name]) for name in metric.names])
-                except Exception as error:  # whatever a plugin may raise
-                    raise NotComparableError(f"its metric fails on a resample: {error!r}") from error
-        return dict(zip(metric.names, np.array(rows).T))
-
-    return values

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from framework.recipe import Recipe
+from framework.recipe.schema import WEIGHTED_SUM
 from framework.registry import did_you_mean, find, load
 from framework.signature import class_texts
 
@@ -30,6 +31,8 @@ def problem_with(metric: str, recipes: Sequence[Recipe], splits: Sequence[str] =
             if names is None:
                 return None  # it names its scores at run time
             known |= dict.fromkeys(names)
+        if recipe.evaluate.weights:
+            known[WEIGHTED_SUM] = None
     if score_of(metric) in known or score.split("/")[0] in known:
         return None
     all_known = ", ".join(f"{split}/{name}" for name in known)
@@ -44,6 +47,8 @@ def higher_is_better(metric: str, recipes: Sequence[Recipe]) -> bool:
     """
     score = metric.partition("/")[2].split("/")[0]
     for recipe in recipes:
+        if score == WEIGHTED_SUM and recipe.evaluate.weights:
+            return True
         for chosen in recipe.evaluate.metrics:
             found = load(find("metric", chosen.name, recipe.plugin_files))(**chosen.keys)  # some name scores when made
             if score in found.names or score_of(metric) in found.names:

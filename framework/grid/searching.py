@@ -26,7 +26,7 @@ class SearchedCells:
         """
         search = grid.read.said.search
         assert search is not None and grid.space is not None, grid.name
-        self.grid, self.monitor = grid, search.monitor or grid.base.evaluate.monitor
+        self.grid, self.monitor = grid, search.monitor or f"val/{grid.base.evaluate.monitored}"
         self.search = TpeSearch(
             grid.folder,
             grid.space,

@@ -12,10 +12,9 @@ from statistics import fmean, stdev
 import numpy as np
 
 from framework.grid.results import Spread
+from framework.intervals import percentile_interval, resampled
 
 RESAMPLES = 10_000
-LEVEL = 0.95  # of the interval
-AT_ONCE = 1_000_000  # exams of resamples that are held in memory together: some 30 MB
 # Below this a difference is rounding: equal scores that were summed in another order.
 NOTHING = 1e-12
 
@@ -73,26 +72,9 @@ def bootstrap_differences(
         Efron and Tibshirani 1993, An Introduction to the Bootstrap, sections 13.3 (interval) and 15.4 (level reached).
         Koehn 2004, EMNLP, for scores of a whole test set.
     """
-    from scipy import stats
-
-    def of_drawn(drawn_RE: np.ndarray, axis: int) -> np.ndarray:
-        first_R1 = np.arange(len(drawn_RE))[:, None] * exams
-        counts = np.bincount((drawn_RE + first_R1).ravel(), minlength=drawn_RE.size)
-        return differences(counts.reshape(drawn_RE.shape).astype(np.float64))
-
-    found = stats.bootstrap(
-        (np.arange(exams),),  # exams are drawn by their numbers
-        of_drawn,
-        n_resamples=resamples,
-        batch=max(1, AT_ONCE // exams),
-        vectorized=True,
-        confidence_level=LEVEL,
-        method="percentile",
-        random_state=np.random.default_rng(seed),
-    )
+    drawn_KR = resampled(differences, exams, seed=seed, resamples=resamples)
+    low_K, high_K = percentile_interval(drawn_KR)
     values_K = differences(np.ones((1, exams)))[:, 0]
-    drawn_KR = found.bootstrap_distribution
     fewer_K = np.minimum((drawn_KR <= NOTHING).sum(-1), (drawn_KR >= -NOTHING).sum(-1))
     p_K = np.minimum(1.0, 2 * (1 + fewer_K) / (1 + resamples))
-    interval = found.confidence_interval
-    return [Difference(*map(float, row)) for row in zip(values_K, interval.low, interval.high, p_K)]
+    return [Difference(*map(float, row)) for row in zip(values_K, low_K, high_K, p_K)]

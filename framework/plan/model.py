@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from framework.build import SPACE_DIMENSIONS, build_distiller, build_losses, build_model
+from framework.build import (
+    SPACE_DIMENSIONS,
+    build_distiller,
+    build_losses,
+    build_model,
+    build_topics,
+    build_weighting,
+    freeze_parts,
+)
 from framework.exam import Batch
 from framework.plan.material import Material, Tokens, Views
 from framework.recipe import Recipe
@@ -48,15 +56,23 @@ class Activations:
 
 
 def count_topics(recipe: Recipe, material: Material) -> int | None:
-    """How many topics a recipe's distiller is going to find; it is not run."""
+    """How many topics a recipe's distiller is going to find.
+
+    It is run only where the reports alone tell their number; a run then finds the topics in the cache.
+    """
     if not recipe.has_topics:
         return None
-    count = getattr(build_distiller(recipe, material.tokenizer), "topic_count", None)
+    count = getattr(build_distiller(recipe, material.tokenizer), "topic_count", "nothing")
+    if count is None:
+        texts = {split: [exam.report for exam in exams] for split, exams in material.splits.items()}
+        topics, _ = build_topics(recipe, material.tokenizer, texts, None)
+        assert topics is not None
+        return topics.count
     if not isinstance(count, int):
         where = find("distiller", recipe.distiller.name, recipe.plugin_files).where
         raise PluginError(
             f"distiller '{recipe.distiller.name}' ({where}): found topic_count {count!r} before `fit`, expected a "
-            "number: set self.topic_count in __init__"
+            "number, or None where only the reports tell: set self.topic_count in __init__"
         )
     return count
 
@@ -69,14 +85,19 @@ def build_meta_task(recipe: Recipe, material: Material, topic_count: int | None)
     # Losses look at the values of what they are given, so these are real while they are built; as no space is
     # fitted, it is one of the usual size in which each word points somewhere.
     word_vectors_WD = torch.ones(len(material.tokenizer), SPACE_DIMENSIONS)
-    losses = build_losses(recipe, material.tokenizer, encoder.width, topic_count, word_vectors_WD)
-    return ReportTask(encoder, decoder, losses).to("meta")
+    losses = build_losses(
+        recipe, material.tokenizer, encoder.width, topic_count, word_vectors_WD, material.splits["train"]
+    )
+    task = ReportTask(encoder, decoder, losses, build_weighting(recipe, losses)).to("meta")
+    freeze_parts(recipe, task)
+    return task
 
 
 def parts_of(task: ReportTask) -> tuple[Part, ...]:
     """Encoder, decoder, each loss, and all together. A weight that several share stands in each, and once in all."""
     rows = {"encoder": task.encoder, "decoder": task.decoder}
     rows |= {f"losses.{name}": loss for name, loss in task.losses.items()}
+    rows |= {} if task.weighting is None else {"weighting": task.weighting}
     return tuple(_part(name, module) for name, module in {**rows, "together": task}.items())
 
 
@@ -93,7 +114,13 @@ def _part(name: str, module: nn.Module) -> Part:
 
 
 def measure_activations(
-    task: ReportTask, recipe: Recipe, micro_batch: int, views: Views, tokens: Tokens, precision: str
+    task: ReportTask,
+    recipe: Recipe,
+    micro_batch: int,
+    views: Views,
+    tokens: Tokens,
+    topics: int | None,
+    precision: str,
 ) -> Activations:
     """Runs the task on the largest micro-batch with fake tensors, which have shapes and types as on a CPU, no numbers.
 
@@ -113,7 +140,8 @@ def measure_activations(
             image_BVCHW=image_BVCHW,
             view_mask_BV=torch.ones(micro_batch, views.most, dtype=torch.bool),
             report_BT=torch.tensor([[BOS, *[UNK] * (tokens.longest - 2), EOS]] * micro_batch),
-            topic_B=torch.zeros(micro_batch, dtype=torch.long) if recipe.has_topics else None,
+            topic_B=torch.zeros(micro_batch, dtype=torch.long) if topics else None,
+            topic_weights_BK=torch.full((micro_batch, topics), 1 / topics) if topics else None,
         )
         known = saved_bytes(fake, batch, HALF.get(precision))
     except Exception as error:  # whatever a plugin does that fake tensors cannot follow

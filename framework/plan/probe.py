@@ -26,6 +26,7 @@ from framework.recipe import Recipe
 from framework.report_space import ReportSpace
 from framework.special_tokens import EOS
 from framework.step import augmented, take_step
+from framework.term_weights import weights_at
 
 WARM_UP, STEPS = 2, 20
 STEPS_S, REPORTS_S = 14.0, 5.0  # seconds to stop after, give or take a step or a few words
@@ -65,7 +66,9 @@ def probe(recipe: Recipe, plan: Plan) -> Probe:
     material = read_material(recipe)
     space = ReportSpace(SPACE_DIMENSIONS, recipe.train.seed)
     space.fit([material.tokenizer.segment(exam.report) for exam in material.splits["train"]])
-    task: Any = build_task(recipe, material.tokenizer, plan.topics, space, trained=True)  # fetches no weights
+    train = material.splits["train"]
+    # As if it were trained, which fetches no weights.
+    task: Any = build_task(recipe, material.tokenizer, plan.topics, space, training=train, trained=True)
     slices = slices_of(recipe, plan.steps.processes)
     strategy = spread(accelerator, recipe, task, slices, lambda task: build_optimizer(recipe, task))
     times = time_steps(strategy, recipe, plan, material)
@@ -73,7 +76,7 @@ def probe(recipe: Recipe, plan: Plan) -> Probe:
     settings, words = recipe.evaluate, round(plan.tokens.mean) - 1  # nothing writes the begin
     size = settings.batch_size
     some = material.splits["val"][:size]
-    batch = collate([_sample(exam, [EOS], None, recipe) for exam in some]).to(accelerator.device)
+    batch = collate([_sample(exam, [EOS], None, None, recipe) for exam in some]).to(accelerator.device)
     with strategy.whole_task() as whole:
         seconds = {
             beam: _time_reports(accelerator, whole, batch, recipe, beam, words) / len(some)
@@ -103,9 +106,9 @@ def probe(recipe: Recipe, plan: Plan) -> Probe:
 
 def time_steps(strategy: Strategy, recipe: Recipe, plan: Plan, material: Material) -> list[float]:
     """Seconds of real steps on the first exams of training: their views and tokens, in their order, random pixels."""
-    accelerator, slices = strategy.accelerator, slices_of(recipe, plan.steps.processes)
+    slices = slices_of(recipe, plan.steps.processes)
     augment = None if recipe.data.augment is None else build_plugin(recipe, "augment", recipe.data.augment)
-    weights = torch.tensor([loss.weight for loss in recipe.active_losses.values()], device=accelerator.device)
+    weights_L = weights_at(recipe, 0, plan.steps.total)
     exams = material.splits["train"]
     topics = itertools.cycle(range(plan.topics)) if plan.topics else itertools.repeat(None)
     micro_batches = itertools.cycle(slices.epoch(len(exams), recipe.train.seed, 0))
@@ -114,12 +117,15 @@ def time_steps(strategy: Strategy, recipe: Recipe, plan: Plan, material: Materia
     bar = progress_bar(range(WARM_UP + STEPS), total=WARM_UP + STEPS, text="probing steps")
     for _ in bar:
         samples = [
-            [_sample(exams[place], material.tokens[place], next(topics), recipe) for place in next(micro_batches)]
+            [
+                _sample(exams[place], material.tokens[place], next(topics), plan.topics, recipe)
+                for place in next(micro_batches)
+            ]
             for _ in range(slices.accumulation)
         ]
         started = time.monotonic()
         group = [augmented(collate(rows), augment, recipe.train.seed, 0) for rows in samples]
-        take_step(strategy, group, weights)
+        take_step(strategy, group, weights_L)
         times.append(time.monotonic() - started)
         if len(times) > 1 and time.monotonic() - began > STEPS_S:
             break
@@ -127,9 +133,11 @@ def time_steps(strategy: Strategy, recipe: Recipe, plan: Plan, material: Materia
     return times[min(WARM_UP, len(times) - 1) :]
 
 
-def _sample(exam: Exam, tokens: list[int], topic: int | None, recipe: Recipe) -> Sample:
+def _sample(exam: Exam, tokens: list[int], topic: int | None, topics: int | None, recipe: Recipe) -> Sample:
     shape = (len(exam.views), recipe.data.channels, recipe.data.image_size, recipe.data.image_size)
-    return Sample(exam.id, np.random.default_rng(0).integers(0, 256, shape, np.uint8), tokens, topic)
+    image_VCHW = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    weights = None if topic is None or topics is None else np.eye(topics, dtype=np.float32)[topic]
+    return Sample(exam.id, image_VCHW, tokens, topic, weights)
 
 
 class _Endless:

@@ -45,7 +45,9 @@ class Plan:
 
 
 def plan(recipe: Recipe, processes: int) -> Plan:
-    """Sizes, memory and steps of a recipe on so many processes. No image is loaded, no topic found, no file written.
+    """Sizes, memory and steps of a recipe on so many processes. No image is loaded, no file written.
+
+    Topics are found, and kept in the cache, only where their number is not known before.
 
     Raises:
         ValueError: what a run would refuse as well: the data set, or a batch that does not fit the processes or exams.
@@ -58,7 +60,7 @@ def plan(recipe: Recipe, processes: int) -> Plan:
     views, tokens, topics = count_views(material), count_tokens(material), count_topics(recipe, material)
     task = build_meta_task(recipe, material, topics)
     parts, precision = parts_of(task), precision_of(recipe)
-    activations = measure_activations(task, recipe, slices.micro_batch, views, tokens, precision)
+    activations = measure_activations(task, recipe, slices.micro_batch, views, tokens, topics, precision)
     kept = optimizer_bytes(recipe)
     return Plan(
         recipe=str(recipe.path),

@@ -11,13 +11,15 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from framework.recipe.fit import note_misfits
+from framework.recipe.fit import note_mirrored_sides, note_misfits
 from framework.recipe.merge import Merged, origin, resolve, slots, value_at
+from framework.recipe.monitor import note_monitor
 from framework.recipe.saved import keys_in
-from framework.recipe.schema import NO_TOPICS, SLOTS, Recipe
+from framework.recipe.schema import NO_TOPICS, SLOTS, Recipe, Section, WeightSchedule, section_in
+from framework.recipe.score_names import metric_of
 from framework.recipe.source import Key, RecipeError, dotted
 from framework.registry import KINDS, Plugin, PluginError, catalogue, did_you_mean, find, replaced, short
-from framework.signature import RESERVED, class_texts, keys_of, model_of
+from framework.signature import RESERVED, class_flag, class_texts, given, keys_of, model_of
 
 UNREADABLE = {"name": "?"}  # stands for a block that was complained of, so that the rest can be checked
 EXPECTED = {
@@ -98,14 +100,13 @@ def explain(
     for item in error.errors(include_url=False):
         place: Key = ()
         for part in item["loc"]:
-            if item["type"] in ("missing", "extra_forbidden"):
-                place = item["loc"]
-                break
             try:
                 value_at(tree, (*place, part))
             except KeyError:
-                break  # the rest names a member of a union, not a place
+                continue  # it names a member of a union, not a place
             place = (*place, part)
+        if item["type"] == "missing":
+            place = (*place, item["loc"][-1])
         if item["type"] == "missing":
             yield (*base, *place), "is missing"
         elif item["type"] == "extra_forbidden":
@@ -131,12 +132,12 @@ def explain(
         yield (*base, *place), f"found {found(value)}, expected {' or '.join(texts)}{advice}"
 
 
-def _fields(model: Any, place: Key) -> list[str]:
+def _fields(model: type[Section] | None, place: Key) -> list[str]:
     """The keys that the schema knows at a place."""
-    for part in place:
-        fields = getattr(model, "model_fields", {})
-        model = fields[part].annotation if part in fields else None
-    return list(getattr(model, "model_fields", {}))
+    for part in place if place[:1] != ("losses",) else ("losses", *place[2:]):  # whose keys are names of losses
+        words = {} if model is None else model.words()
+        model = section_in(model.model_fields[words[str(part)]].annotation) if model and part in words else None
+    return [] if model is None else list(model.words())
 
 
 def _schema_keys(place: Key) -> list[str]:
@@ -228,6 +229,13 @@ def _together(check: Check, recipe: Recipe) -> None:
     """What no single key can tell."""
     if not recipe.active_losses:
         check.note(("losses",), "no loss has a weight above 0, so there is nothing to learn")
+    for name, loss in recipe.losses.items():
+        weight = loss.weight
+        if isinstance(weight, WeightSchedule) and weight.begin > weight.end:
+            check.note(
+                ("losses", name, "weight", "end"),
+                f"found {weight.end:g}, expected at least begin, which is {weight.begin:g}",
+            )
     losses = set(recipe.active_losses)
     note_misfits(check.plugins, recipe.has_topics, losses, check.merged.plugin_files, check.note)
     train = recipe.train
@@ -243,12 +251,16 @@ def _together(check: Check, recipe: Recipe) -> None:
         if name in names[:index] and name != UNREADABLE["name"]:
             check.note(("evaluate", "metrics", index), f"'{name}' stands twice")
     _strategy(check, recipe)
+    _terms(check, recipe)
+    _rates(check, recipe)
+    if recipe.data.augment is not None:
+        note_mirrored_sides(check.plugins, recipe.data.augment.keys, check.note)
     known = keys_in(recipe)
     for index, name in enumerate(recipe.resume_despite):
         if name not in known:
             guess = did_you_mean(name, known)
             check.note(("resume_despite", index), f"found {name!r}, expected a key of this recipe.{guess}")
-    _monitor(check, recipe)
+    note_monitor(recipe, check.plugins, check.note)
 
 
 def _strategy(check: Check, recipe: Recipe) -> None:
@@ -265,29 +277,66 @@ def _strategy(check: Check, recipe: Recipe) -> None:
         check.note(
             ("distributed", "deepspeed_config"), f"is for zero1, zero2 and zero3; strategy is {strategy}, which is not"
         )
+    if recipe.train.clip_by == "value" and cut_by_deepspeed:
+        check.note(
+            ("train", "clip_by"), f"'value' is for ddp and fsdp: DeepSpeed limits norms alone; strategy is {strategy}"
+        )
+    if recipe.train.clip_by == "value" and recipe.train.clip is None:
+        check.note(("train", "clip_by"), "found 'value', but train.clip is null, so there is no limit to hold")
     if recipe.train.precision == "fp16" and strategy not in ("auto", "ddp"):
         check.note(("train", "precision"), f"fp16 is for ddp; under {strategy} take bf16 or fp32")
 
 
-def _monitor(check: Check, recipe: Recipe) -> None:
-    key, monitor = ("evaluate", "monitor"), recipe.evaluate.monitor
-    split, _, score = monitor.partition("/")
-    if split != "val" or not score:
-        check.note(key, f"found {monitor!r}, expected val/<score>: the best checkpoint is chosen on val alone")
-        return
-    known: list[str] = []
-    for index in range(len(recipe.evaluate.metrics)):
-        plugin = check.plugins.get(("evaluate", "metrics", index))
-        names = class_texts(plugin, "names") if plugin else None
-        if names is None:
-            return  # unknown, which was said, or it names its scores at run time
-        known += names
-    if score in known:
-        return
-    others = [p.name for (kind, _), p in catalogue(recipe.plugin_files).items() if kind == "metric"]
-    home = [n for n in others if score in (class_texts(find("metric", n, recipe.plugin_files), "names") or ())]
-    advice = f" Metric '{home[0]}' gives it: add it to evaluate.metrics." if home else did_you_mean(score, known)
-    check.note(key, f"no chosen metric gives '{score}'.{advice} Known: {', '.join('val/' + n for n in known)}")
+def _terms(check: Check, recipe: Recipe) -> None:
+    """What losses ask of the rest, beside the parts that they need."""
+    strategy, chosen = recipe.distributed.strategy, [metric.name for metric in recipe.evaluate.metrics]
+    for name, loss in recipe.active_losses.items():
+        key: Key = ("losses", name)
+        plugin = check.plugins.get(key)
+        if plugin is None:
+            continue  # unknown, which was said
+        if "decoder" in (class_texts(plugin, "needs") or ()) and strategy in ("zero3", "fsdp"):
+            check.note(
+                key,
+                f"writes reports with the decoder, which needs whole weights on each process, and {strategy} cuts "
+                "them; take distributed.strategy=ddp, zero1 or zero2",
+            )
+        if class_flag(plugin, "signed") and recipe.train.weighting == "uncertainty":
+            check.note(
+                ("train", "weighting"),
+                f"'uncertainty' is for terms that are never below 0, and losses.{name} can be: its factor would grow "
+                "without end",
+            )
+        if "make_reward" not in given(plugin):
+            continue
+        reward = loss.keys.get("reward", {})
+        if not any(reward.values()):
+            check.note((*key, "reward"), "no score has a weight; expected for instance {cider: 1.0}")
+        for score in reward:
+            try:
+                metric_of(score, catalogue(recipe.plugin_files), chosen)
+            except ValueError as error:
+                check.note((*key, "reward", score), str(error))
+
+
+def _rates(check: Check, recipe: Recipe) -> None:
+    """Parts that no model has, by name. Parts of an encoder or a decoder are known once it is built."""
+    model, losses = ["encoder", "decoder"], [f"losses.{name}" for name in recipe.active_losses]
+    named: dict[Key, tuple[str, list[str]]] = {
+        **{("optimizer", "lrs", prefix): (prefix, model + losses) for prefix in recipe.optimizer.lrs},
+        **{("train", "freeze", n): (prefix, model + losses) for n, prefix in enumerate(recipe.train.freeze)},
+        **{("init_skip", n): (prefix, model) for n, prefix in enumerate(recipe.init_skip)},
+    }
+    for key, (prefix, known) in named.items():
+        if not any(prefix == part or prefix.startswith(f"{part}.") for part in known):
+            check.note(
+                key,
+                f"names no part of the model.{did_you_mean(prefix, known)} Known: {', '.join(known)} and their parts",
+            )
+    if recipe.init_skip and recipe.init_from is None:
+        check.note(("init_skip",), "says what of init_from begins anew, which is null; set it, or take init_skip out")
+    if recipe.optimizer.encoder_lr is not None and "encoder" in recipe.optimizer.lrs:
+        check.note(("optimizer", "lrs", "encoder"), "is optimizer.encoder_lr by another name; take one of them out")
 
 
 def check_recipe(merged: Merged, path: Path) -> Recipe:

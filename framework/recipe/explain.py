@@ -10,7 +10,7 @@ from typing import Any
 
 from framework.recipe.merge import GONE, slots, value_at
 from framework.recipe.saved import plain, result_tree, values
-from framework.recipe.schema import CHOICES, Loss, Recipe
+from framework.recipe.schema import CHOICES, Loss, Recipe, section_in
 from framework.recipe.source import Key, RecipeError, dotted
 from framework.registry import did_you_mean, find, short
 from framework.signature import RESERVED, keys_of
@@ -134,9 +134,10 @@ def _default(recipe: Recipe, tree: dict[str, Any], key: Key) -> Iterator[tuple[A
         yield value_at(CHOICES, key), f"default of {SCHEMA}"
         return
     for part in key:
-        if part not in getattr(model, "model_fields", {}):
+        words = {} if model is None else model.words()
+        if part not in words:
             return
-        field = model.model_fields[part]
-        model = field.annotation
+        field = model.model_fields[words[part]]
+        model = section_in(field.annotation)
     if not field.is_required():
         yield field.get_default(call_default_factory=True), f"default of {SCHEMA}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from framework.recipe.source import Key
 from framework.registry import Plugin, PluginError, catalogue
-from framework.signature import GIVERS, gives, needs
+from framework.sides import mirrors_by, tells_sides
+from framework.signature import GIVERS, ITSELF, gives, needs
 
 HOME: dict[str, Key] = {"encoder": ("model", "encoder"), "decoder": ("model", "decoder"), "distiller": ("distiller",)}
 
@@ -36,6 +38,8 @@ def note_misfits(
             continue
         for word in needed:
             kind = GIVERS[word]
+            if word in ITSELF:
+                continue
             if kind == "distiller":
                 if not has_topics:
                     note(key, "needs topics, but distiller is none; choose a distiller, or set its weight to 0")
@@ -50,6 +54,23 @@ def note_misfits(
                 note(HOME[kind], str(error))
                 continue
             note(key, f"needs {word}, which {kind} '{giver.name}' does not give; {_would_fit(kind, word, files)}")
+
+
+def note_mirrored_sides(
+    plugins: Mapping[Key, Plugin], augment_keys: Mapping[str, Any], note: Callable[[Key, str], None]
+) -> None:
+    """Notes a mirroring augmentation beside a data set that says of itself that its reports name sides.
+
+    Of other data sets it is known once a run reads the reports: see build.py.
+    """
+    augment, dataset = plugins.get(("data", "augment")), plugins.get(("data", "dataset"))
+    if augment is None or dataset is None or not tells_sides(dataset):
+        return
+    if key := mirrors_by(augment, augment_keys):
+        note(
+            ("data", "augment", key),
+            f"mirrors images, but reports of '{dataset.name}' name sides, and a mirrored left is a right; set it to 0",
+        )
 
 
 def _would_fit(kind: str, word: str, files: tuple[Path, ...]) -> str:

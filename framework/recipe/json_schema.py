@@ -15,10 +15,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import NonNegativeFloat, TypeAdapter
 
 from framework.recipe.merge import REPLACE
-from framework.recipe.schema import NO_TOPICS, SLOTS, Choice, Loss, Optimizer, Recipe, Section
+from framework.recipe.schema import NO_TOPICS, SLOTS, Choice, Loss, Optimizer, Recipe, Section, WeightSchedule
 from framework.recipe.source import GROUPS, REFERENCE, shipped_recipes
 from framework.registry import KINDS, Plugin, catalogue
 from framework.signature import class_texts, keys_of
@@ -29,6 +29,7 @@ Files = tuple[Path, ...]
 BESIDE: dict[str, type[Section]] = {"loss": Loss, "optimizer": Optimizer}  # their own fields stand beside the keys
 REPLACES: Schema = {"const": True, "description": "Replaces the block of the base instead of merging with it."}
 REFERS: Schema = {"$ref": "#/definitions/reference"}
+NUMBER: Schema = {"anyOf": [{"type": "number"}, REFERS]}
 TEXT: Schema = {"type": "string", "minLength": 1}
 TEXTS: Schema = {"anyOf": [TEXT, {"type": "array", "items": TEXT}]}
 BASE = "Files that this one is put on, relative to it, or shipped:NAME. What this one says wins."
@@ -89,8 +90,8 @@ def _section(model: type[Section], key: tuple[str, ...], files: Files) -> dict[s
     """The fields of a section: plain values, plugins, and sections in it."""
     values = model.model_json_schema()["properties"]
     fields = {}
-    for name, field in model.model_fields.items():
-        here = (*key, name)
+    for word, name in model.words().items():
+        field, here = model.model_fields[name], (*key, word)
         if here == ("plugins",):
             continue
         if here in SLOTS:
@@ -103,12 +104,20 @@ def _section(model: type[Section], key: tuple[str, ...], files: Files) -> dict[s
             item = {"type": "array", "items": _slot("metric", files), "minItems": 1, "uniqueItems": True}
         elif here == ("evaluate", "monitor"):
             scores = [f"val/{score}" for p in _plugins("metric", files) for score in class_texts(p, "names") or ()]
-            item = _value({**values[name], "pattern": "^val/.", "examples": scores})
+            score = _value({"type": "string", "pattern": "^val/.", "examples": scores})["anyOf"]
+            weights = dict.fromkeys(scores, NUMBER) | {REPLACE: REPLACES}
+            names = {"pattern": f"^(val/.|{REPLACE}$)"}  # other scores than these may be a metric's that is not here
+            summed = {"type": "object", "properties": weights, "additionalProperties": NUMBER, "propertyNames": names}
+            item = {"anyOf": [*score, summed], "default": field.default}
+        elif here == ("loss", "weight"):
+            number = _value(TypeAdapter(NonNegativeFloat).json_schema())["anyOf"]
+            moving = {**_block(_section(WeightSchedule, here, files)), "required": ["to"]}
+            item = {"anyOf": [*number, moving], "default": field.default}
         elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             item = _block(_section(field.annotation, here, files))
         else:
-            item = _value(values[name])
-        fields[name] = {"description": meaning(model, name), **item}
+            item = _value(values[word])
+        fields[word] = {"description": meaning(model, name), **item}
     return fields
 
 

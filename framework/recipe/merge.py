@@ -124,6 +124,8 @@ def _put(merged: Merged, layer: Layer) -> None:
                     )
                     continue
                 if not isinstance(old.get(name), dict):
+                    if name in old:  # a plain value, which says nothing of what is in the block
+                        _end(merged, here, where((*here, *list(value)[:1])))
                     forget(merged.origins, here)
                     old[name] = {}
                 put(old[name], {inner: item for inner, item in value.items() if inner != REPLACE}, here)

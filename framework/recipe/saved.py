@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
 
-from framework.recipe.schema import Choice, Loss, Recipe
+from framework.recipe.schema import Choice, Loss, Recipe, Section
 from framework.recipe.source import Key, dotted
 
 # Where a run lies, how fast it is and what is kept of it, but not what it computes.
@@ -30,6 +29,7 @@ NOT_THE_RESULT = (
     ("distributed", "timeout"),
     ("distributed", "deepspeed_config"),
     ("checkpoint",),
+    ("evaluate", "resamples"),
 )
 # Texts that no YAML reader takes for anything else. The others are written in quotes.
 BARE = re.compile(r"[A-Za-z_/][\w./-]*\Z", re.ASCII)
@@ -39,12 +39,12 @@ NOT_BARE = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 def plain(value: Any) -> Any:
     """A recipe as its YAML says it: a plugin's keys stand beside its name."""
     if isinstance(value, Choice):
-        beside = {name: getattr(value, name) for name in type(value).model_fields if name != "keys"}
+        beside = {name: plain(getattr(value, name)) for name in type(value).model_fields if name != "keys"}
         if isinstance(value, Loss):
             del beside["name"]  # its key in `losses`
         return {**beside, **plain(value.keys)}
-    if isinstance(value, BaseModel):
-        return {name: plain(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, Section):
+        return {word: plain(getattr(value, name)) for word, name in type(value).words().items()}
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

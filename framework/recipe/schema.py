@@ -7,11 +7,12 @@ costs the other verbs no time.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -19,9 +20,13 @@ from pydantic import (
     PositiveInt,
     PrivateAttr,
     StringConstraints,
+    Tag,
 )
 
+from framework.values import Fraction
+
 NO_TOPICS = "none"  # the distiller that finds none
+WEIGHTED_SUM = "monitor"  # the score that is the sum of several, as evaluate.monitor weighs them
 
 # Where plugins stand in a recipe; `*` is every key, or every item of a list.
 SLOTS: dict[tuple[str | int, ...], str] = {
@@ -50,6 +55,18 @@ CHOICES: dict[str, Any] = {
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @classmethod
+    def words(cls) -> dict[str, str]:
+        """The keys as a recipe writes them, each with its field, which cannot be called as a word of Python's."""
+        return {field.alias or name: name for name, field in cls.model_fields.items()}
+
+
+def section_in(annotation: Any) -> type[Section] | None:
+    """The section that a field of this type holds, or may hold; None where it holds plain values."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next(filter(None, map(section_in, get_args(annotation))), None)
+
 
 class Choice(Section):
     """A plugin by name, and all its keys, defaults filled in."""
@@ -60,9 +77,36 @@ class Choice(Section):
     """What the plugin is built with."""
 
 
+class WeightSchedule(Section):
+    """A weight that moves over the run."""
+
+    start: NonNegativeFloat = Field(0.0, alias="from")
+    """The weight until `begin`."""
+    to: NonNegativeFloat
+    """The weight from `end` on."""
+    begin: Fraction = 0.0
+    """Where the weight begins to move: 0 is the first step of the run, 1 its last."""
+    end: Fraction = 1.0
+    """Where the weight has arrived."""
+    shape: Literal["linear", "cosine"] = "linear"
+    """The way there: a line, or half a cosine, which leaves and arrives slowly."""
+
+
+Weight = Annotated[
+    Union[Annotated[NonNegativeFloat, Tag("number")], Annotated[WeightSchedule, Tag("schedule")]],  # noqa: UP007
+    # Told apart before they are read, so that a mistake in one is not told as a mistake in both.
+    Discriminator(lambda value: "schedule" if isinstance(value, (dict, WeightSchedule)) else "number"),
+]
+
+
 class Loss(Choice):
-    weight: NonNegativeFloat = 1.0
-    """Factor of the term in the loss. 0 turns the term off: it is not built."""
+    weight: Weight = 1.0
+    """Factor of the term, or how it moves over the run. 0 throughout turns the term off: it is not built."""
+
+    @property
+    def highest(self) -> float:
+        """The most that the term ever weighs."""
+        return max(self.weight.start, self.weight.to) if isinstance(self.weight, WeightSchedule) else self.weight
 
 
 class Optimizer(Choice):
@@ -70,6 +114,11 @@ class Optimizer(Choice):
     """Learning rate where the schedule is at its top."""
     encoder_lr: NonNegativeFloat | None = None
     """The same for the encoder; null: as lr, 0: the encoder is frozen."""
+    lrs: dict[str, NonNegativeFloat] = Field(default_factory=dict)
+    """The same for parts of the model, each named as its parameters begin: losses.topic, decoder.embed; the longest
+    name that fits counts. A part with 0 is frozen."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the encoder's rate from each of its stages to the one before; the last learns at encoder_lr."""
 
 
 class Data(Section):
@@ -114,11 +163,18 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of the training arithmetic; auto: what the device does best."""
     clip: PositiveFloat | None = 1.0
-    """Largest norm of the gradient, which is scaled down to it; null: no limit."""
+    """Limit of the gradient; null: none."""
+    clip_by: Literal["norm", "value"] = "norm"
+    """What clip limits; norm: that of the whole gradient, which is scaled down to it, value: each number in it."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 9233
     """Where every random number begins."""
     early_stop: PositiveInt | None = None
     """Validations without a better monitor that end the run; null: all epochs are trained."""
+    freeze: list[str] = Field(default_factory=list)
+    """Parts that stay as they are, whatever their rate, each named as its parameters begin: encoder, decoder.embed.
+    Batch normalization in them keeps its statistics, and they have no dropout."""
+    weighting: Literal["fixed", "uncertainty"] = "fixed"
+    """What the terms weigh: fixed, as in losses; uncertainty: that times a factor of each, which is learned."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Memory of the running average of the weights, which is what is validated and kept; null: the last weights are."""
     skip_non_finite: NonNegativeInt = 0
@@ -142,13 +198,19 @@ class Distributed(Section):
     """A JSON file for DeepSpeed (zero1 to zero3), for what the recipe does not say; null: none is needed."""
 
 
+Monitor = Annotated[
+    Union[Annotated[str, Tag("score")], Annotated[dict[str, float], Tag("scores")]],  # noqa: UP007
+    Discriminator(lambda value: "scores" if isinstance(value, dict) else "score"),
+]
+
+
 class Evaluate(Section):
     """How reports are written and scored, and which model is kept."""
 
     metrics: tuple[Choice, ...]
     """The scores to compute, in the order of the tables."""
-    monitor: str = "val/bleu_4"
-    """The score that the kept model is chosen by: val/ and a score of one of the metrics."""
+    monitor: Monitor = "val/bleu_4"
+    """What the kept model is chosen by: val/ and a score of a metric; or several, each with its weight in a sum."""
     every_epochs: PositiveInt = 1
     """Epochs from one validation to the next."""
     beam: PositiveInt = 1
@@ -163,11 +225,27 @@ class Evaluate(Section):
     """Longest report in tokens, begin and end included."""
     batch_size: PositiveInt = 32
     """Exams that one process writes reports of at a time."""
+    resamples: NonNegativeInt = 1000
+    """Draws of patients that the 95 % intervals of the final scores come from; 0: no intervals."""
 
     @property
     def monitored(self) -> str:
         """The name of the score that the kept model is chosen by, without its split."""
-        return self.monitor.split("/", 1)[1]
+        return WEIGHTED_SUM if isinstance(self.monitor, dict) else self.monitor.split("/", 1)[1]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The scores whose sum is monitored, without their split, and what each weighs; none: a single score is."""
+        summed = self.monitor if isinstance(self.monitor, dict) else {}
+        return {name.split("/", 1)[1]: weight for name, weight in summed.items()}
+
+    @property
+    def monitor_words(self) -> str:
+        """What is monitored, for people: val/bleu_4, or val/bleu_4 + 0.5 val/cider."""
+        if isinstance(self.monitor, str):
+            return self.monitor
+        terms = [name if weight == 1 else f"{weight:g} {name}" for name, weight in self.monitor.items()]
+        return " + ".join(terms).replace("+ -", "- ")
 
 
 class Checkpoint(Section):
@@ -213,6 +291,10 @@ class Recipe(Section):
     evaluate: Evaluate
     checkpoint: Checkpoint = Checkpoint()
     run: Run = Run()
+    init_from: str | None = None
+    """A run's folder, or that of one of its checkpoints, whose encoder and decoder training begins with; null: none."""
+    init_skip: list[str] = Field(default_factory=list)
+    """Parts that begin anew all the same, each named as its parameters begin: decoder, encoder.position_VD."""
     resume: str = "never"
     """never: a new run; auto: this recipe's unfinished run, if there is one; or the folder of a run to go on with."""
     resume_despite: tuple[str, ...] = ()
@@ -260,7 +342,7 @@ class Recipe(Section):
 
     @property
     def active_losses(self) -> dict[str, Loss]:
-        return {name: loss for name, loss in self.losses.items() if loss.weight > 0}
+        return {name: loss for name, loss in self.losses.items() if loss.highest > 0}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and self.model_dump() == other.model_dump()

@@ -16,6 +16,7 @@ from framework.testing.modules import Untouchable, check_gradients, check_module
 from framework.testing.promise import Make, hold, made, promised
 
 WORDS, WIDTH, LONGEST = 11, 16, 7
+VOCABULARY = ("<pad>", "<bos>", "<eos>", "<unk>", "The", "mass", "is", "oval", "left", "right", ".")
 GIVEN = GIVES["encoder"]  # what a decoder may need
 
 
@@ -23,14 +24,15 @@ def check_decoder(make: Make) -> None:
     """Holds a decoder to its contract.
 
     Args:
-        make: The class, or what makes one; gets `vocabulary_size`, `feature_width` and `max_tokens`.
+        make: The class, or what makes one; gets `vocabulary_size`, `vocabulary`, `feature_width` and `max_tokens`.
 
     Raises:
         BrokenPromise: the first promise that it does not keep.
     """
 
     def build() -> Any:
-        return made(make, vocabulary_size=WORDS, feature_width=WIDTH, max_tokens=LONGEST)
+        given = {"vocabulary_size": WORDS, "vocabulary": list(VOCABULARY), "feature_width": WIDTH}
+        return made(make, **given, max_tokens=LONGEST)
 
     def use(decoder: Any, place: Callable[[Tensor], Tensor]) -> list[Tensor]:
         whole = decoder(_features(decoder, place), place(_tokens()))
@@ -169,6 +171,10 @@ def _beams(decoder: Any) -> None:
 
 def _gradients(decoder: Any) -> None:
     features, needs = _features(decoder), _needs(decoder)
+    for weight in decoder.parameters():
+        if weight.requires_grad and weight.dim() > 1 and not weight.any():
+            # A matrix that begins at zero, as one of LoRA's does, hides others until its first update.
+            weight.data.copy_(0.02 * drawn(*weight.shape))
     inputs = {}
     for word, name in (("patches", "patches_BND"), ("pooled", "pooled_BD")):
         if word in needs:

@@ -51,7 +51,7 @@ class Elsewhere(TorchDispatchMode):
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, Tensor)]
     there = [tensor for tensor in tensors if isinstance(tensor, There)]
-    here = [tensor for tensor in tensors if not isinstance(tensor, There) and tensor.dim() > 0]  # numbers may mix
+    here = [tensor for tensor in tensors if tensor.device != PLACE and tensor.dim() > 0]  # numbers may mix
     name = func.overloadpacket.__name__
     if there and here and name not in MIXED:
         raise TwoDevicesError(f"'{name}' of a tensor {list(there[0].shape)} on the device and one {_shapes(here)} not")
@@ -74,7 +74,11 @@ def _shapes(tensors: list[Tensor]) -> str:
 
 
 def _held(item: Any) -> Any:
-    return item.held if isinstance(item, There) else item
+    if isinstance(item, There):
+        return item.held
+    if isinstance(item, Tensor) and item.device == PLACE:  # torch.tensor(..., device=...) makes it past every hook
+        return torch.zeros(item.shape, dtype=item.dtype)
+    return item
 
 
 def _there(item: Any) -> Any:

@@ -21,6 +21,7 @@ from framework.distributed import Strategy, spread, start_accelerator
 from framework.distributed.deepspeed_json import deepspeed_config
 from framework.recipe import Recipe, RecipeError, load_recipe
 from framework.step import take_step
+from framework.term_weights import weights_at
 
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 # Float noise of other orders of adding up, over 24 steps of a loss that begins at 5.7; measured: 1e-6 and 4e-6.
@@ -210,7 +211,7 @@ def test_recomputed_blocks_draw_the_same_dropout_and_count_a_batch_once(tmp_path
     losses, ends = [], []
     for again in ("false", "true"):
         strategy, parts, recipe, _ = made(tmp_path, *keys, f"distributed.activation_checkpointing={again}")
-        weights = torch.tensor([loss.weight for loss in recipe.active_losses.values()])
+        weights = weights_at(recipe, 0, 1)
         strategy.task.train()
         batches = [[collate([parts.exams["train"][i] for i in range(start, start + 4)])] for start in (0, 4, 8)]
         terms = []
@@ -237,7 +238,7 @@ def test_a_strategy_computes_blocks_a_second_time_where_it_is_told_to(tmp_path: 
         calls[inside] = 0
         inside.register_forward_hook(lambda part, given, out: calls.update([part]))
     strategy.task.train()
-    weights = torch.tensor([loss.weight for loss in recipe.active_losses.values()])
+    weights = weights_at(recipe, 0, 1)
     take_step(strategy, [collate([parts.exams["train"][0], parts.exams["train"][1]])], weights)
     assert len(calls) >= 4 and set(calls.values()) == {times}
 

@@ -54,6 +54,10 @@ NOT_RUN = {
     "make package": "makes an environment and needs a package index",
     "make bench": "measures for minutes, and nothing holds a speed",
     "python launch.py plan breast --probe": "docs/recipes.md does the same with a smaller recipe",
+    "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 launch.py "
+    "recipes/smoke.yaml": IN_TESTS_OF_STRATEGIES,
+    "torchrun --standalone --nproc_per_node 2 launch.py recipes/smoke.yaml distributed.strategy=fsdp "
+    "train.ema=0.99": IN_TESTS_OF_STRATEGIES,
     "deepspeed --num_gpus 2 --master_port 29501 launch.py recipes/smoke.yaml "
     "distributed.strategy=zero2": f"{IN_TESTS_OF_STRATEGIES}, on a free port",
     "accelerate launch --config_file docs/launch/cpu.yaml launch.py recipes/smoke.yaml "
@@ -89,6 +93,7 @@ SHORTENED = {
             ("launch.py", "docs/examples/short_reports.yaml"),
             ("launch.py", "smoke"),
             ("launch.py", "breast"),
+            ("launch.py", "self_critical"),
             ("distill", "breast"),
         )
     },

@@ -92,10 +92,14 @@ def test_a_tiny_run_learns_its_reports(work: Path) -> None:
 
 
 def test_early_stopping_ends_a_run_that_gets_no_better(work: Path) -> None:
-    keys = ["train.early_stop=2", "optimizer.lr=1e-9", "train.epochs=9", "run.name=stops"]
+    monitor = "evaluate.monitor={val/bleu_4: 1, val/cider: 0.5}"
+    keys = ["train.early_stop=2", "optimizer.lr=1e-9", "train.epochs=9", "run.name=stops", monitor]
     done = launch(SMOKE, *keys, cwd=work)
-    assert "stopped early: 2 validations" in done.stdout
-    assert len(records(work / "runs" / "smoke" / "stops", "val/bleu_4")) == 3
+    assert "stopped early: 2 validations without a better val/bleu_4 + 0.5 val/cider" in done.stdout
+    bleu, cider, both = (records(work / "runs" / "smoke" / "stops", f"val/{n}") for n in ("bleu_4", "cider", "monitor"))
+    assert len(bleu) == 3 and both == pytest.approx({step: bleu[step] + 0.5 * cider[step] for step in bleu}, abs=2e-6)
+    assert f"is kept (val/bleu_4 + 0.5 val/cider {max(both.values()):.4f})" in done.stdout
+    assert f"val/monitor {both[8]:.3f}" in done.stdout
 
 
 def test_a_loss_of_ones_own_in_a_file_outside_trains(work: Path, tmp_path: Path) -> None:

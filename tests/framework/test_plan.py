@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from tiny_models import of_bytes, save_llama, save_swin
 from torch import nn
 
 from framework.build import build_optimizer, build_parts, build_task
@@ -44,8 +45,12 @@ def test_parameters_are_those_of_the_task_that_a_run_builds(name: str, tmp_path:
     keys = [
         "data=phantom_breast", "data.dataset.exams=24", "data.dataset.val_exams=2", "data.dataset.test_exams=2",
         "data.dataset.size=64", "data.image_size=64", f"data.cache={tmp_path}", "train.batch_size=4",
-        "distiller.topics=3",
     ]  # fmt: skip
+    if load_recipe(RECIPES / f"{name}.yaml").has_topics:
+        keys.append("distiller.topics=3")
+    if name == "swin_llm_lora":
+        llama = save_llama(tmp_path / "llama", of_bytes(["An oval mass."]))
+        keys += [f"model.encoder.weights={save_swin(tmp_path / 'swin')}", f"model.decoder.weights={llama}"]
     recipe = load_recipe(RECIPES / f"{name}.yaml", keys)
     real = build_parts(recipe, start_accelerator(recipe), run=tmp_path).task
     material = read_material(recipe)
@@ -83,7 +88,7 @@ def test_fake_activations_weigh_as_much_as_real_ones(precision: str) -> None:
     material = read_material(recipe)
     views, tokens = count_views(material), count_tokens(material)
     task = build_meta_task(recipe, material, count_topics(recipe, material))
-    found = measure_activations(task, recipe, 4, views, tokens, precision)
+    found = measure_activations(task, recipe, 4, views, tokens, 4, precision)
     report_BT = torch.full((4, tokens.longest), 3)
     image_BVCHW, mask_BV = torch.rand(4, views.most, 1, 32, 32), torch.ones(4, views.most, dtype=torch.bool)
     batch = Batch(list("abcd"), image_BVCHW, mask_BV, report_BT, torch.zeros(4, dtype=torch.long))
@@ -212,7 +217,7 @@ class Stubborn(nn.Module):
 class Silent:
     '''Does not say how many topics it will find.'''
     def __init__(self, *, segment, seed) -> None:
-        self.topic_count = None
+        self.topic_count = "some"
 """
 
 
@@ -232,8 +237,15 @@ def test_a_plugin_that_needs_numbers_leaves_activations_unknown_and_the_rest_tol
 
 
 def test_a_distiller_that_does_not_tell_its_topics_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match=r"distiller 'silent' .*found topic_count None before `fit`"):
+    with pytest.raises(PluginError, match=r"distiller 'silent' .*found topic_count 'some' before `fit`"):
         plan(outside(tmp_path, "distiller: {name: silent}"), 1)
+
+
+def test_topics_that_only_the_reports_tell_are_found_and_kept_for_the_run(tmp_path: Path) -> None:
+    changes = ["distiller.topics=auto", "distiller.auto_range=[2,4]", "distiller.restarts=1"]
+    found = plan(smoke(*changes, f"data.cache={tmp_path}"), 1)
+    (kept,) = (tmp_path / "topics").glob("*.json")
+    assert found.topics == json.loads(kept.read_text())["count"] and 2 <= found.topics <= 4
 
 
 def test_what_a_run_would_refuse_is_refused_with_its_words() -> None:

@@ -256,6 +256,27 @@ class Mean(Loss):
         return super().forward(batch, outputs) / len(batch.exam_ids)
 
 
+@breaks("loss", "sums of 3 parts add up")
+class ComparesExamsUntold(Loss):
+    def forward(self, batch, outputs):
+        mean = outputs.logits_BTW.float().mean()
+        return super().forward(batch, outputs) + len(batch.exam_ids) * (mean - 1) ** 2
+
+
+@breaks("loss", "counts of 3 parts without")
+class ComparesExamsAndCountsPadding(ComparesExamsUntold):
+    mixes_exams = True
+
+    def count(self, batch):
+        return batch.report_BT.new_tensor(batch.report_BT.numel())
+
+
+@breaks("loss", "outside training the same input gives the same output")
+class DrawsUntold(Loss):
+    def forward(self, batch, outputs):
+        return super().forward(batch, outputs) * torch.rand(())
+
+
 @breaks("loss", "counts of 3 parts without the padding that they do not need add up")
 class CountsPadding(Loss):
     def count(self, batch):

@@ -92,6 +92,7 @@ class ToyScore:
     """Scores."""
 
     names = ("toy_1", "toy_2")
+    higher_is_better = True
 
 
 @register("metric", "toy_other")
@@ -99,6 +100,7 @@ class ToyOther:
     """Scores otherwise."""
 
     names = ("other",)
+    higher_is_better = False
 
 
 assert a_module_that_is_not_there

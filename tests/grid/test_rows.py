@@ -15,10 +15,10 @@ import pytest
 
 from framework.build import build_scorer
 from framework.exam import Pair
-from framework.grid.rescoring import by_calls, by_sums
 from framework.grid.results import CellResult, Row
 from framework.grid.rows import SLOW_RESAMPLES, grid_rows
 from framework.grid.statistics import holm
+from framework.intervals import by_calls, by_sums
 from framework.recipe import Recipe, load_recipe
 from framework.recipe.saved import save
 from plugins.metric.bleu import Bleu

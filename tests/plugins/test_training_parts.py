@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from framework.optim import parameter_groups
 from plugins.augment.jitter import Jitter
+from plugins.optimizer.adam import adam
 from plugins.optimizer.adamw import adamw
 from plugins.schedule.cosine import cosine
 from plugins.schedule.step import step
@@ -37,6 +39,46 @@ def test_frozen_parameters_are_in_no_group() -> None:
     task = Two()
     task.encoder.requires_grad_(False)
     assert {group.name for group in parameter_groups(task, 0.1, None)} == {"rest"}
+
+
+def test_parts_learn_at_rates_of_their_own_and_the_longest_name_counts() -> None:
+    task = nn.ModuleDict({"encoder": Two(), "decoder": Two(), "losses": nn.ModuleDict({"topic": nn.Linear(2, 2)})})
+    groups = parameter_groups(task, 1.0, 0.5, {"losses.topic": 0.1, "encoder.decoder": 0.2, "decoder": 0.0})
+    names = {id(parameter): name for name, parameter in task.named_parameters()}
+    rates = {names[id(parameter)]: group.lr for group in groups for parameter in group.parameters}
+    assert rates == {
+        **dict.fromkeys(["encoder.encoder.weight", "encoder.encoder.bias"], 0.5),
+        **dict.fromkeys(["encoder.decoder.weight", "encoder.decoder.bias"], 0.2),
+        **dict.fromkeys([name for name in names.values() if name.startswith("decoder")], 0.0),
+        **dict.fromkeys(["losses.topic.weight", "losses.topic.bias"], 0.1),
+    }
+    groups = parameter_groups(task, 1.0, None, {"losses.topic": 0.1})
+    assert [group.name for group in groups][-2:] == ["rest", "rest"], "the rate of the rest is the one recorded"
+    with pytest.raises(ValueError, match=r"no parameter begins with 'losses\.topi'. Did you mean 'losses\.topic'"):
+        parameter_groups(task, 1.0, None, {"losses.topi": 0.1})  # a whole name, not a piece of one
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_adam_is_the_algorithm_with_decay_in_the_gradient(amsgrad: bool) -> None:
+    draw = np.random.default_rng(0)
+    weight, grads = (
+        draw.normal(size=(3, 2)),
+        draw.normal(size=(6, 3, 2)) * np.array([3, 1, 1, 0.1, 0.1, 1])[:, None, None],
+    )
+    task = nn.Linear(2, 3, bias=False)
+    with torch.no_grad():
+        task.weight.copy_(torch.from_numpy(weight))
+    optimizer = adam(groups=parameter_groups(task, 0.1), weight_decay=0.3, beta1=0.8, beta2=0.95, amsgrad=amsgrad)
+    mean, square, largest = np.zeros_like(weight), np.zeros_like(weight), np.zeros_like(weight)
+    for number, grad in enumerate(grads, 1):
+        task.weight.grad = torch.from_numpy(grad).float()
+        optimizer.step()
+        grad = grad + 0.3 * weight
+        mean, square = 0.8 * mean + 0.2 * grad, 0.95 * square + 0.05 * grad**2
+        largest = np.maximum(largest, square) if amsgrad else square
+        spread = np.sqrt(largest / (1 - 0.95**number)) + 1e-8
+        weight = weight - 0.1 * mean / (1 - 0.8**number) / spread
+        assert np.allclose(task.weight.detach().numpy(), weight, atol=1e-5)
 
 
 def test_cosine_rises_then_falls_to_its_floor() -> None:

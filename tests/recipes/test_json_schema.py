@@ -109,6 +109,8 @@ def test_the_first_line_of_a_shipped_recipe_leads_to_the_schema(path: Path) -> N
         "train: {epochs: '${evaluate.beam}', precision: '${run.name}', clip: '${optimizer.lr}'}",
         "optimizer: {encoder_lr: 0, lr: 1}",
         "evaluate: {metrics: [bleu, {name: findings_f1}], monitor: val/findings_f1}",
+        "evaluate: {monitor: {val/bleu_4: 1, val/my_errors: -0.5, val/cider: '${train.clip}'}}",
+        "evaluate: {monitor: {_delete_: true, val/cider: 1}}",
         "resume: runs/breast/x",
     ],
 )
@@ -171,6 +173,9 @@ MISTAKES = [
     ("evaluate: {metrics: [{}]}", "evaluate.metrics.0: 'name' is a required property"),
     ("evaluate: {metrics: []}", "evaluate.metrics: [] should be non-empty"),
     ("evaluate: {monitor: test/bleu_4}", "evaluate.monitor: 'test/bleu_4' does not match '^val/.'"),
+    ("evaluate: {monitor: {val/bleu_4: high}}", "evaluate.monitor.val/bleu_4: 'high' is not of type 'number'"),
+    ("evaluate: {monitor: {test/bleu_4: 1}}", "evaluate.monitor: 'test/bleu_4' does not match '^(val/.|"),
+    ("evaluate: {monitor: 3}", "evaluate.monitor: 3 is not of type 'string'"),
     ("run: {name: a/b}", "run.name: 'a/b' does not match "),
     ("distributed: {strategy: dpp}", "distributed.strategy: 'dpp' is not one of ['auto', "),
     ("resume: true", "resume: True is not of type 'string'"),
