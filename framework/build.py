@@ -156,8 +156,12 @@ def build_reward(recipe: Recipe, tokenizer: Any, training: Sequence[Exam], weigh
     """A reward of its own for a loss: metrics with the keys that the recipe gives them, or else their defaults."""
     chosen = {metric.name: metric for metric in recipe.evaluate.metrics}
     plugins = catalogue(recipe.plugin_files)
-    names = dict.fromkeys(metric_of(score, plugins, list(chosen)).name for score in weights)
-    metrics = [build_metric(recipe, chosen.get(name, Choice(name=name)), tokenizer) for name in names]
+    name_of = {score: metric_of(score, plugins, list(chosen)).name for score in weights}
+    made = {
+        name: build_metric(recipe, chosen.get(name, Choice(name=name)), tokenizer)
+        for name in dict.fromkeys(name_of.values())
+    }
+    metrics = {score: made[name] for score, name in name_of.items()}
     return Reward(weights, metrics, tokenizer, {exam.id: exam.report for exam in training})
 
 
@@ -174,14 +178,32 @@ def build_losses(
     Args:
         training: the training exams; none, where a task is built for its size or speed alone.
     """
-    known: dict[str, Any] = {"vocabulary_size": len(tokenizer), "feature_width": feature_width}
-    known |= {"vocabulary": tokenizer.vocabulary, "word_vectors_WD": word_vectors_WD}
-    known["max_tokens"] = recipe.evaluate.max_tokens
-    if training:
-        known["make_reward"] = partial(build_reward, recipe, tokenizer, training)
+    known = {**_known_early(recipe, tokenizer, training), "feature_width": feature_width}
+    known["word_vectors_WD"] = word_vectors_WD
     if topic_count is not None:
         known["topic_count"] = topic_count
     return {name: build_plugin(recipe, "loss", loss, **known) for name, loss in recipe.active_losses.items()}
+
+
+def _known_early(recipe: Recipe, tokenizer: Any, training: Sequence[Exam]) -> dict[str, Any]:
+    """What losses may ask for and reports alone tell."""
+    known = {"vocabulary_size": len(tokenizer), "vocabulary": tokenizer.vocabulary}
+    known["max_tokens"] = recipe.evaluate.max_tokens
+    if training:
+        known["make_reward"] = partial(build_reward, recipe, tokenizer, training)
+    return known
+
+
+def _try_losses(recipe: Recipe, tokenizer: Any, training: Sequence[Exam]) -> None:
+    """Builds, and throws away, the losses that ask for no more than reports tell, and perhaps for word vectors.
+
+    These are of a space in which each word points somewhere, as none is fitted yet.
+    """
+    known = _known_early(recipe, tokenizer, training)
+    known["word_vectors_WD"] = torch.ones(len(tokenizer), SPACE_DIMENSIONS)
+    for name, loss in recipe.active_losses.items():
+        if set(given(find("loss", name, recipe.plugin_files))) <= set(known):
+            build_plugin(recipe, "loss", loss, **known)
 
 
 def build_weighting(recipe: Recipe, losses: Mapping[str, Any]) -> Uncertainty | None:
@@ -243,7 +265,9 @@ def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path, trained:
         if trained is None:
             _require_no_mirrored_sides(recipe, [exam.report for exam in splits["train"]])
         tokenizer = build_tokenizer(recipe, [exam.report for exam in splits["train"]], trained)
-        scorer = build_scorer(recipe, tokenizer)  # a metric that lacks something says so before the images are read
+        # A metric or a loss that lacks something says so before the images are read.
+        scorer = build_scorer(recipe, tokenizer)
+        _try_losses(recipe, tokenizer, splits["train"])
         cache, problems = build_image_cache(
             [exam for exams in splits.values() for exam in exams],
             source_key=source.cache_key,

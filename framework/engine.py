@@ -36,11 +36,12 @@ from framework.exits import Stopped
 from framework.exported_model import ModelTexts, load_weights, publish_model
 from framework.init_from import Source, begin_from, find_source
 from framework.micro_batch import largest_micro_batch, too_large
+from framework.patients import NOTES, patients_seen
 from framework.pretrained import notes_of, require_same_weights, say_saved
 from framework.progress import progress_bar, say
 from framework.recipe import Recipe, result_tree, save
 from framework.report import write_page
-from framework.run_folder import OpenedRun, open_run
+from framework.run_folder import OpenedRun, open_run, take_back
 from framework.saver import Saver
 from framework.score_table import print_scores
 from framework.step import Step, augmented, draw_anew, take_step
@@ -72,11 +73,16 @@ def train(recipe: Recipe) -> Path:
             write_environment(opened.folder, launch)
             write_whole(opened.folder / "recipe.yaml", save(recipe))
             write_whole(opened.folder / "overrides.txt", "".join(f"{word}\n" for word in recipe.overrides))
-        source = _source(accelerator, recipe, opened)  # what is wrong with it is told before the exams are prepared
-        watch.at("preparing exams and topics", patient=True)
-        parts = build_parts(recipe, accelerator, run=opened.folder)
-        launch |= _begun(accelerator, recipe, parts, opened, source)
-        loop = Loop(accelerator, recipe, parts, opened, launch, requests, watch)
+        try:
+            source = _source(accelerator, recipe, opened)  # what is wrong with it is told before the exams are prepared
+            watch.at("preparing exams and topics", patient=True)
+            parts = build_parts(recipe, accelerator, run=opened.folder)
+            launch |= _begun(accelerator, recipe, parts, opened, source)
+        except ValueError:  # refused, before anything was trained
+            if accelerator.is_main_process:
+                take_back(opened)
+            raise
+        loop = Loop(accelerator, recipe, parts, opened, source, launch, requests, watch)
         try:
             loop.run()
         finally:
@@ -94,6 +100,7 @@ class Loop:
         recipe: Recipe,
         parts: Parts,
         opened: OpenedRun,
+        source: Source | None,
         launch: dict[str, Any],
         requests: Requests,
         watch: Watch,
@@ -115,6 +122,8 @@ class Loop:
         self.keep = Keep(recipe.checkpoint.keep_last, recipe.checkpoint.keep_best, higher)
         self.saver: Saver | None = None
         if accelerator.is_main_process:
+            model = opened.checkpoint / "model" if opened.checkpoint else source.model if source else None
+            self.patients = patients_seen(recipe, parts.exams, model)
             self.saver = Saver(self.folder / "checkpoints", self.keep, recipe.checkpoint.background)
         self.progress = Progress()
         self.saved: tuple[int, ...] | None = None  # where the last checkpoint is
@@ -189,6 +198,7 @@ class Loop:
         elif not (math.isfinite(loss) and self._overflows()):
             self._note_bad_step(group, taken)
         each = {f"train/{name}": float(value) for name, value in zip(self.names, taken.terms_L)}
+        each |= {f"train/{name}": value for name, value in taken.told.items()}
         if weights_move(self.recipe):
             each |= {f"train/weight/{name}": float(value) for name, value in zip(self.names, taken.weights_L)}
         rate = self.strategy.optimizer.param_groups[-1]["lr"]
@@ -244,7 +254,8 @@ class Loop:
             kept=dict(self.progress.kept),
             scaler={} if scaler is None else dict(scaler.state_dict()),
         )
-        texts = ModelTexts(self.parts.tokenizer, save(self.recipe), notes_of(self.strategy.task))
+        notes = {**notes_of(self.strategy.task), NOTES: self.patients}
+        texts = ModelTexts(self.parts.tokenizer, save(self.recipe), notes)
         self.saver.save(Snapshot(progress, state, self.strategy.exported(state), texts))
 
     def close(self) -> None:
@@ -350,9 +361,8 @@ class Loop:
             on_main(accelerator, lambda: self._load_best(task))
             share(accelerator, [*task.parameters(), *task.buffers()])
             if progress.best is not None:
-                say(
-                    f"the model of step {progress.best_step} is kept ({recipe.evaluate.monitor_words} {progress.best:.4f})"
-                )
+                best = f"{recipe.evaluate.monitor_words} {progress.best:.4f}"
+                say(f"the model of step {progress.best_step} is kept ({best})")
             for split in ("val", "test"):
                 scores = evaluate_split(
                     accelerator, task, self.parts, recipe, split, self.folder, between=self._between_batches
@@ -409,7 +419,8 @@ def _begun(
     A run that goes on keeps the note of its start.
     """
     if source is not None:
-        return {"init_from": on_main(accelerator, lambda: begin_from(source, recipe, parts.task, parts.tokenizer))}
+        begun = on_main(accelerator, lambda: begin_from(source, recipe, parts.task, parts.tokenizer, parts.exams))
+        return {"init_from": begun}
     before = {} if opened.progress is None else opened.progress.launch
     return {key: value for key, value in before.items() if key == "init_from"}
 

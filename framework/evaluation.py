@@ -21,7 +21,7 @@ from framework.micro_batch import OutOfGpuMemoryError
 from framework.progress import progress_bar, say
 from framework.recipe import Recipe
 from framework.report import write_page
-from framework.score_table import HIGH, LOW, print_scores
+from framework.score_table import HIGH, LOW, WITHOUT, Scores, print_scores
 from framework.tracking import write_json
 from framework.whole_file import write_whole
 from framework.writers import BEST, Writers, load_writers, same_exams
@@ -97,10 +97,10 @@ def evaluate_split(
     between: Callable[[], None] | None = None,
     label: str = "",
     written_by: Sequence[str] = (),
-) -> dict[str, dict[str, float]]:
+) -> Scores:
     """Scores of the model and of every floor and ceiling on a split; stored in the run, and given to all processes.
 
-    Those of the model are followed by the ends of their 95 % intervals, as rows of their own.
+    Those of the model are followed by the ends of their 95 % intervals, as rows of their own, and by why one has none.
 
     Args:
         label: stands behind the names of the files, where it is not the run's own model that writes.
@@ -110,19 +110,24 @@ def evaluate_split(
     beam = recipe.evaluate.beam
     rows = write_reports(accelerator, task, parts.tokenizer, exams, recipe, beam, between=between)
 
-    def scored() -> dict[str, dict[str, float]]:
-        scores: dict[str, dict[str, float]] = {}
+    def scored() -> Scores:
+        scores: Scores = {}
         named = {"model": rows}
         fresh = unseen_rows(rows, train)
         if fresh:
             named["model_on_unseen_reports"] = fresh
         named |= floor_rows(exams, train, val, parts.scorer, recipe.evaluate.monitored, recipe.train.seed)
+        took: dict[tuple[int, str], float] = {}
         for name in progress_bar(named, total=len(named), text="scores"):
-            scores[name] = {"exams": len(named[name]), **parts.scorer.score(named[name])}
+            values = parts.scorer.score(named[name], took if name == "model" else None)
+            scores[name] = {"exams": len(named[name]), **values}
         patients = {exam.id: exam.patient for exam in exams.exams}
         seed, resamples = recipe.train.seed, recipe.evaluate.resamples
-        ends = intervals(parts.scorer, rows, patients, scores["model"], seed=seed, resamples=resamples)
-        scores |= {name: values for name, values in zip((LOW, HIGH), ends) if values}
+        known = {name: value for name, value in scores["model"].items() if name != "exams"}
+        found: tuple[dict[str, Any], ...] = intervals(
+            parts.scorer, rows, patients, known, took, seed=seed, resamples=resamples
+        )
+        scores.update((name, values) for name, values in zip((LOW, HIGH, WITHOUT), found) if values)
         _store(run, split, scores, rows, parts, label, written_by)
         return scores
 
@@ -132,7 +137,7 @@ def evaluate_split(
 def _store(
     run: Path,
     split: str,
-    scores: dict[str, dict[str, float]],
+    scores: Scores,
     rows: Rows,
     parts: Parts,
     label: str,
@@ -148,10 +153,10 @@ def _store(
     path = run / f"scores{end}.json"  # last: who finds the scores finds what they were made from
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     told = {"written_by": list(written_by)} if label else {}
-    write_json(path, {**stored, **told, "segmentation": parts.scorer.segmentation, split: scores})
+    write_json(path, {**stored, "segmentation": parts.scorer.segmentation, split: {**scores, **told}})
 
 
-def evaluate_run(run: Path, split: str, writers: Writers = BEST) -> dict[str, dict[str, float]]:
+def evaluate_run(run: Path, split: str, writers: Writers = BEST) -> Scores:
     """Scores the exported model of a run on a split, and draws the run's page anew; or other writers, whose scores and
     reports get names of their own beside the run's.
     """

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ class ModelTexts:
 
     tokenizer: Any
     recipe: str  # as YAML
-    notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of parts, see pretrained.notes_of
+    notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of parts (pretrained.notes_of) and patients
 
 
 def write_model(folder: Path, weights: Mapping[str, Tensor], texts: ModelTexts) -> None:
@@ -75,11 +76,21 @@ def load_weights(folder: Path, task: nn.Module) -> None:
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """An exported model's weights by their names in the task."""
+    found: dict[str, Tensor] = _opened(folder, load_file)
+    return found
+
+
+def open_weights(folder: Path) -> Any:
+    """The same as an open file, of which tensors are read one by one."""
+    return _opened(folder, partial(safe_open, framework="pt"))
+
+
+def _opened(folder: Path, read: Callable[[Path], Any]) -> Any:
     path = folder / "model.safetensors"
     if not path.is_file():
         raise ModelError(f"{path}: no such file; expected the folder of a run that has validated once")
     try:
-        return load_file(path)
+        return read(path)
     except SafetensorError as error:
         raise ModelError(f"{path}: damaged ({error}); copy the run's model/ again") from None
 

@@ -27,6 +27,13 @@ def select(state: Any, rows: Tensor) -> Any:
     return state
 
 
+def write_logp(logits_W: Tensor) -> Tensor:
+    """Log-probabilities [..., W] of the next word when a report is written, in float32: what no report has, has none."""
+    able_W = logits_W.to(torch.float32, copy=True)
+    able_W[..., NEVER] = float("-inf")
+    return able_W.log_softmax(-1)
+
+
 def forbid_repeats(scores_RW: Tensor, words_RT: Tensor, ngram: int) -> Tensor:
     """Minus infinity for each word that would complete an n-gram that its row already has."""
     if words_RT.shape[1] < ngram:
@@ -71,11 +78,9 @@ def generate(
     reports: dict[int, list[int]] = {}
     for length in range(1, max_tokens + 1):
         logits_RW, state = decoder.step(last_R, state)
-        logits_RW = logits_RW.float()
-        logits_RW[:, NEVER] = float("-inf")
         if no_repeat:
-            logits_RW = forbid_repeats(logits_RW, words_BKT.flatten(0, 1), no_repeat)
-        steps_BKW = logits_RW.log_softmax(-1).unflatten(0, (-1, beam))
+            logits_RW = forbid_repeats(logits_RW.float(), words_BKT.flatten(0, 1), no_repeat)
+        steps_BKW = write_logp(logits_RW).unflatten(0, (-1, beam))
         # A finished hypothesis goes on with PAD alone, at no cost.
         steps_BKW = steps_BKW.masked_fill(ended_BK[..., None], float("-inf"))
         steps_BKW[..., PAD] = torch.where(ended_BK, 0.0, steps_BKW[..., PAD])

@@ -11,8 +11,10 @@ from torch import Size, Tensor
 
 from framework.build import build_tokenizer
 from framework.checkpoint import CheckpointError, checkpoints_of, problem_of, read_progress, step_of
+from framework.data import ExamSet
 from framework.exported_model import PARTS, read_weights
-from framework.optim import longest_fitting, nearest_part
+from framework.optim import longest_fitting, named_by_all, nearest_part
+from framework.patients import require_unseen
 from framework.pretrained import digest, require_same_weights, unsaved_names
 from framework.progress import say
 from framework.recipe import Recipe, load_recipe
@@ -43,39 +45,50 @@ def find_source(asked: str) -> Source:
     if (folder / "manifest.json").is_file():
         if problem := problem_of(folder):
             raise CheckpointError(f"init_from: {problem}")
-        step = step_of(folder)
-        return Source(folder / "model", step, read_progress(folder).kept.get(folder.name))
+        try:
+            progress = read_progress(folder)
+        except CheckpointError as error:
+            raise CheckpointError(f"init_from: {error}") from None
+        return Source(folder / "model", step_of(folder), progress.kept.get(folder.name))
     if not (folder / "model" / "model.safetensors").is_file():
         raise ValueError(
             f"init_from: {folder} is no run with a model and no checkpoint; expected RUN, such as "
             "runs/breast/20260101-120000-ab12cd34, or RUN/checkpoints/step-N"
         )
-    found = checkpoints_of(folder / "checkpoints")
-    if not found or problem_of(found[0]):  # the model alone is enough
+    try:  # what only tells of the model; it is enough without
+        progress = read_progress(checkpoints_of(folder / "checkpoints")[0])
+    except (IndexError, OSError, ValueError, TypeError, AttributeError):  # none, damaged, or of another form
         return Source(folder / "model", None, None)
-    progress = read_progress(found[0])
     return Source(folder / "model", progress.best_step, progress.best)
 
 
-def begin_from(source: Source, recipe: Recipe, task: ReportTask, tokenizer: Any) -> dict[str, Any]:
+def begin_from(
+    source: Source, recipe: Recipe, task: ReportTask, tokenizer: Any, exams: Mapping[str, ExamSet]
+) -> dict[str, Any]:
     """Puts the source's weights into a task. Returns what is written down of it. For the main process.
 
     Running statistics of batch normalization are among them; losses and what they learn begin anew.
 
     Raises:
         ValueError: a name in `init_skip` that neither model has; or the source lacks weights, has more, has others of
-            this name, or was trained on other words, and `init_skip` does not name these. All of it at once.
+            this name, or was trained on other words, and `init_skip` does not name these, all of it at once; or it has
+            seen patients that this run is scored on.
     """
     before = load_recipe(source.model / "recipe.yaml")
+    require_unseen(source.model, before, recipe, exams)
     there = read_weights(source.model)
     here = {name: value for name, value in task.state_dict().items() if name.startswith(PARTS)}
     _require_known(recipe.init_skip, [*here, *there])
-    there = _left(there, recipe.init_skip)
-    kept = _left(here, recipe.init_skip)
+    skipped = _skipped([*here, *there], recipe.init_skip, task)
+    there, kept = ({n: value for n, value in tensors.items() if n not in skipped} for tensors in (there, here))
     words = build_tokenizer(before, [], source.model)
     unsaved = unsaved_names(task)
     _require_fit(source, _misfits(there, kept, unsaved, words, tokenizer), [*here, *there])
-    require_same_weights(source.model, task)
+    for part in dict.fromkeys(name.partition(".")[0] for name in kept):  # one that is skipped may have any
+        try:
+            require_same_weights(source.model, task, part)
+        except ValueError as error:
+            raise ValueError(f"init_from: {error}. Or let the part begin anew: 'init_skip=[{part}]'") from None
     if not there:
         raise ValueError(f"init_skip leaves nothing of {source.model}; take init_from out, or name fewer parts")
     task.load_state_dict(there, strict=False)
@@ -90,13 +103,16 @@ def begin_from(source: Source, recipe: Recipe, task: ReportTask, tokenizer: Any)
         "sha256": digest(source.model / "model.safetensors"),
         "step": source.step,
         "score": source.score,
+        "dataset": {"name": before.data.dataset.name, **before.data.dataset.keys},
         "tensors": len(there),
         "parameters": count,
     }
 
 
-def _left(tensors: Mapping[str, Tensor], skip: Sequence[str]) -> dict[str, Tensor]:
-    return {name: value for name, value in tensors.items() if longest_fitting(name, skip) is None}
+def _skipped(names: Iterable[str], skip: Sequence[str], task: ReportTask) -> set[str]:
+    """What begins anew, of names there and here: a weight that has several, by each of them."""
+    alike = {name: every for every, _ in named_by_all(task) for name in every}
+    return {name for name in names if any(longest_fitting(each, skip) for each in alike.get(name, [name]))}
 
 
 def _require_known(skip: Sequence[str], names: Sequence[str]) -> None:

@@ -5,7 +5,6 @@ Shapes: E exams, P patients, N of whatever is drawn, R resamples of them, S sums
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ import numpy as np
 
 from framework.exam import Pair
 from framework.progress import say
+from framework.recipe.schema import WEIGHTED_SUM
 from framework.scoring import Scorer, add_sum
 
 LEVEL = 0.95  # of an interval
@@ -96,11 +96,12 @@ def intervals(
     rows: Sequence[tuple[str, str, str]],
     patients: Mapping[str, str],
     known: Mapping[str, float],
+    took: Mapping[tuple[int, str], float],
     *,
     seed: int,
     resamples: int,
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Low and high ends of the 95 % interval of each score, by its name.
+) -> tuple[dict[str, float], dict[str, float], dict[str, str]]:
+    """Low and high ends of the 95 % interval of each score, by its name, and why a score has none.
 
     A metric with sums of each exam costs little. Any other is called on each resample, if all calls take no longer than
     `CALLS_S`, and has no interval else. A single patient, or 0 resamples, give none at all.
@@ -109,18 +110,21 @@ def intervals(
         rows: exam id, prediction, reference.
         patients: whose each exam is.
         known: the scores that the rows have; parts that they lack get no interval.
+        took: how long the call of each metric took that gave them, see `Scorer.score`. [s]
     """
     place: dict[str, int] = {}
     patient_E = np.array([place.setdefault(patients[exam_id], len(place)) for exam_id, _, _ in rows], dtype=int)
     if not resamples or len(place) < 2:
-        return {}, {}
+        return {}, {}, {}
+    reasons: list[tuple[Sequence[str], str, str]] = []  # names, suffix, why they have none
     drawn: dict[str, np.ndarray] = {}
     for metric, pairs, suffix in scorer.cuts(rows):
         if hasattr(metric, "per_exam"):
             way = _by_patient_sums(metric, pairs, patient_E)
-        elif _seconds(metric, pairs) * resamples <= CALLS_S:
+        elif (seconds := took[id(metric), suffix] * resamples) <= CALLS_S:
             way = _by_patient_calls(metric, pairs, patient_E)
         else:
+            reasons.append((metric.names, suffix, f"{resamples} calls of its metric would take {seconds:.0f} s"))
             continue
         names: list[str] = []
 
@@ -133,13 +137,24 @@ def intervals(
             drawn_KR = resampled(stacked, len(place), seed=seed, resamples=resamples)
         except ResampleError as error:
             say(f"warning: no interval of {', '.join(metric.names)}: {error}")
+            reasons.append((metric.names, suffix, str(error)))
             continue
         drawn |= {f"{name}{suffix}": drawn_R for name, drawn_R in zip(names, drawn_KR)}
     add_sum(drawn, scorer.weights)
-    ends = {name: percentile_interval(drawn[name]) for name in known if name in drawn}
-    ends = {name: (low, high) for name, (low, high) in ends.items() if np.isfinite(low + high)}
+    finite = [name for name in known if name in drawn and np.isfinite(drawn[name]).all()]
+    ends = {name: percentile_interval(drawn[name]) for name in finite}
     low, high = ({name: round(float(pair[end]), 6) for name, pair in ends.items()} for end in (0, 1))
-    return low, high
+    return low, high, {name: _why(name, drawn, reasons) for name in known if name not in ends}
+
+
+def _why(name: str, drawn: Mapping[str, np.ndarray], reasons: Sequence[tuple[Sequence[str], str, str]]) -> str:
+    """Why a score has no interval."""
+    if name in drawn:
+        return "on some resamples it is not finite"
+    for names, suffix, reason in reversed(reasons):  # those with a suffix first
+        if name.endswith(suffix) and name.removesuffix(suffix).split("/")[0] in names:
+            return reason
+    return "a score in its sum has none" if name == WEIGHTED_SUM else "its metric gives it of all exams alone"
 
 
 def _by_patient_sums(metric: Any, pairs: Sequence[Pair], patient_E: np.ndarray) -> Values:
@@ -152,12 +167,3 @@ def _by_patient_sums(metric: Any, pairs: Sequence[Pair], patient_E: np.ndarray) 
 def _by_patient_calls(metric: Any, pairs: Sequence[Pair], patient_E: np.ndarray) -> Values:
     values = by_calls(metric, pairs)
     return lambda counts_RP: values(counts_RP[:, patient_E])
-
-
-def _seconds(metric: Any, pairs: Sequence[Pair]) -> float:
-    """Of one call."""
-    begin = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        metric(pairs)
-    return time.perf_counter() - begin

@@ -33,9 +33,10 @@ def imported(metric: str, module: str, extra: str) -> Any:
     """
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:  # what a package with a broken library raises
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"metric {metric}: the package {module} does not import here ({error}): pip install 'sonoscribe[{extra}]', "
+            f"metric {metric}: the package {module} does not import here ({told}): pip install 'sonoscribe[{extra}]', "
             "or take it out of evaluate.metrics"
         ) from None
 

@@ -41,20 +41,23 @@ def parameter_groups(
             encoder_lr * layer_decay ** (n - i). Parts of the encoder that `lrs` names keep the rate given there.
 
     Raises:
-        ValueError: a name in `lrs` with which no parameter begins; or an encoder that does not tell its stages.
+        ValueError: a name in `lrs` with which no parameter begins; a weight with several names and several rates; or an
+            encoder that does not tell its stages.
 
     Source:
         layer_decay: Clark et al. 2020 (ELECTRA), arXiv 2003.10555, appendix A; of image encoders: Bao et al. 2022
-        (BEiT), arXiv 2106.08254, appendix.
+        (BEiT), arXiv 2106.08254, appendix. There the task's own head is the top layer, which learns at the full rate,
+        and the last layer below it a factor slower. Here the last stage learns at encoder_lr itself, so all rates of
+        the encoder are one factor higher than there; encoder_lr * layer_decay gives theirs.
     """
     rates = {ENCODER: lr if encoder_lr is None else encoder_lr, **(lrs or {})}
     _require_parts(task, lrs or (), "optimizer.lrs")
     stages = {} if layer_decay == 1 else _stages(task)
     found: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
-    for name, parameter in task.named_parameters():
+    for names, parameter in named_by_all(task):
         if not parameter.requires_grad:
             continue
-        part = longest_fitting(name, rates)
+        part, name = _part_of(names, rates), names[0]
         rate = lr if part is None else rates[part]
         if part == ENCODER and stages:
             if id(parameter) not in stages:
@@ -80,12 +83,13 @@ def freeze(task: nn.Module, prefixes: Sequence[str], rates: Mapping[str, float])
         The names below which parameters are frozen.
 
     Raises:
-        ValueError: no parameter begins with one of `prefixes`; or nothing is left to learn.
+        ValueError: no parameter begins with one of `prefixes`; a weight is frozen by one of its names and given a rate
+            by another; or nothing is left to learn.
     """
     _require_parts(task, prefixes, "train.freeze")
-    for name, parameter in task.named_parameters():
-        part = longest_fitting(name, rates)
-        if longest_fitting(name, prefixes) is not None or (part is not None and rates[part] == 0):
+    for names, parameter in named_by_all(task):
+        part = _part_of(names, rates)
+        if _is_frozen(names, prefixes, rates) or (part is not None and rates[part] == 0):
             parameter.requires_grad_(False)
     frozen = (*prefixes, *(part for part, rate in rates.items() if rate == 0))
     if frozen and not any(parameter.requires_grad for parameter in task.parameters()):
@@ -94,6 +98,50 @@ def freeze(task: nn.Module, prefixes: Sequence[str], rates: Mapping[str, float])
             "0 in optimizer)"
         )
     return frozen
+
+
+def named_by_all(module: nn.Module) -> list[tuple[list[str], nn.Parameter]]:
+    """Each parameter once, with all its names: an embedding that is also the output layer has two."""
+    found: dict[int, tuple[list[str], nn.Parameter]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), ([], parameter))[0].append(name)
+    return list(found.values())
+
+
+def _part_of(names: Sequence[str], rates: Mapping[str, float]) -> str | None:
+    """The most exact part of `rates` that a parameter is in, by any of its names; None: it is in none.
+
+    Raises:
+        ValueError: by two names it is in two parts with different rates, and neither part is in the other.
+    """
+    parts = {name: part for name in names if (part := longest_fitting(name, rates)) is not None}
+    if not parts:
+        return None
+    exact = max(parts, key=lambda name: len(parts[name]))
+    for name, part in parts.items():
+        if rates[part] != rates[parts[exact]] and longest_fitting(parts[exact], [part]) is None:
+            raise ValueError(
+                f"optimizer: {exact} and {name} are one weight, and have two rates: {rates[parts[exact]]:g} by "
+                f"{parts[exact]}, {rates[part]:g} by {part}; give both parts the same"
+            )
+    return parts[exact]
+
+
+def _is_frozen(names: Sequence[str], prefixes: Sequence[str], rates: Mapping[str, float]) -> bool:
+    """Whether a parameter is below one of the prefixes, by any of its names.
+
+    Raises:
+        ValueError: by another name it is given a rate.
+    """
+    below = [name for name in names if longest_fitting(name, prefixes) is not None]
+    for name in names if below else ():
+        part = longest_fitting(name, rates)
+        if name not in below and part is not None and rates[part] and longest_fitting(below[0], [part]) is None:
+            raise ValueError(
+                f"train.freeze: {below[0]} and {name} are one weight, which is frozen by the first name and learns at "
+                f"{rates[part]:g} by the second ({part}); take one of them out"
+            )
+    return bool(below)
 
 
 def longest_fitting(name: str, prefixes: Iterable[str]) -> str | None:

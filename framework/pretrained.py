@@ -300,10 +300,14 @@ def read_notes(model: Path, part: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def require_same_weights(model: Path, task: nn.Module) -> None:
-    """Raises ValueError where a task's fetched weights are not those that a saved model was trained on."""
+def require_same_weights(model: Path, task: nn.Module, part: str | None = None) -> None:
+    """Raises ValueError where a task's fetched weights are not those that a saved model was trained on.
+
+    Args:
+        part: of the task that is looked at; None: all.
+    """
     for name, fetched in fetched_in(task).items():
-        if told := read_notes(model, name).get("fetched"):
+        if part in (None, name) and (told := read_notes(model, name).get("fetched")):
             _compare(told["files"], fetched.files(), fetched.folder, f"model.{name}.weights")
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from framework.exam import Pair
+from framework.recipe.monitor import weight_problem
+from framework.recipe.score_names import not_of_one
 
 MakeReward = Callable[[dict[str, float]], "Reward"]  # of weights by the names of scores
 
@@ -16,29 +18,35 @@ MakeReward = Callable[[dict[str, float]], "Reward"]  # of weights by the names o
 class Reward:
     """What reports of training exams are worth: the weighted sum of scores, each of one report alone.
 
-    A metric that offers sums of each exam (`per_exam`, `of_sums`) is asked once for all reports; any other is called
-    for each report. A metric that weighs words by how rare they are learns that from all training reports, once
-    (`fit`), not from the few reports of a batch. Scores that are better when lower count negatively. BLEU of one report
-    without a run of four words in common is 0, as it is not smoothed.
+    Scores are of metrics that offer sums of each exam (`per_exam`, `of_sums`): of others, such as the number of
+    different words over all reports, one report tells nothing. A metric that weighs words by how rare they are learns
+    that from all training reports, once (`fit`), not from the few reports of a batch. BLEU of one report without a run
+    of four words in common is 0, as it is not smoothed.
 
     Args:
-        weights: of each score, by its name.
-        metrics: that give the scores, made for this reward alone.
+        weights: of each score, by its name: above 0 where higher is better, below 0 where lower is.
+        metrics: the one that gives each score, by the score's name, made for this reward alone.
         tokenizer: what turns token ids into text, and text into words.
         references: the training reports, by exam.
 
     Raises:
-        ValueError: no score has a weight.
+        ValueError: there are no weights, or one is 0 or weighs its score the wrong way round; or a metric does not
+            score single reports.
     """
 
     def __init__(
-        self, weights: Mapping[str, float], metrics: Sequence[Any], tokenizer: Any, references: Mapping[str, str]
+        self, weights: Mapping[str, float], metrics: Mapping[str, Any], tokenizer: Any, references: Mapping[str, str]
     ) -> None:
-        if not any(weights.values()):
+        if not weights:
             raise ValueError("reward: no score has a weight; expected for instance {cider: 1.0}")
-        self.weights, self.metrics, self.tokenizer = dict(weights), list(metrics), tokenizer
+        for score, weight in weights.items():
+            if problem := weight_problem(score, weight, metrics[score].higher_is_better):
+                raise ValueError(f"reward: {problem}")
+            if not hasattr(metrics[score], "per_exam"):
+                raise ValueError(f"reward: {not_of_one(score)}")
+        self.weights, self.metrics, self.tokenizer = dict(weights), dict(metrics), tokenizer
         self.references = {name: (text, tuple(tokenizer.segment(text))) for name, text in references.items()}
-        for metric in self.metrics:
+        for metric in self._different_metrics():
             if hasattr(metric, "fit"):
                 metric.fit([words for _, words in self.references.values()])
 
@@ -54,23 +62,18 @@ class Reward:
             for name, text in zip(exam_ids, texts, strict=True)
         ]
         total = np.zeros(len(pairs))
-        for metric in self.metrics:
-            sign = 1 if metric.higher_is_better else -1
-            values = self._values(metric, pairs)
+        for metric in self._different_metrics():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that a report is empty or shares nothing is no news here
+                values = metric.of_sums(metric.per_exam(pairs))
             for score, weight in self.weights.items():
-                if score in metric.names:
-                    total += sign * weight * values[score]
+                if self.metrics[score] is metric:
+                    total += weight * values[score]
         return total
 
-    @staticmethod
-    def _values(metric: Any, pairs: Sequence[Pair]) -> Mapping[str, np.ndarray]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a report is empty or shares nothing is no news here
-            if hasattr(metric, "per_exam"):
-                values: Mapping[str, np.ndarray] = metric.of_sums(metric.per_exam(pairs))
-                return values
-            each = [metric([pair]) for pair in pairs]
-        return {name: np.array([values[name] for values in each], dtype=np.float64) for name in metric.names}
+    def _different_metrics(self) -> list[Any]:
+        """Each metric once, however many scores are its own."""
+        return list({id(metric): metric for metric in self.metrics.values()}.values())
 
     def __deepcopy__(self, memo: Any) -> Reward:
         return self  # never changes, and holds all training reports

@@ -39,6 +39,7 @@ class OpenedRun:
     folder: Path
     checkpoint: Path | None  # verified
     progress: Progress | None  # its own
+    made: Path | None = None  # the topmost folder that was not there before
 
 
 def open_run(recipe: Recipe) -> OpenedRun:
@@ -49,6 +50,7 @@ def open_run(recipe: Recipe) -> OpenedRun:
         CheckpointError: there is nothing to resume from, or it was trained under another recipe.
     """
     folder, named = _find(recipe)
+    made = next((path for path in [*reversed(folder.parents), folder] if not path.exists()), None)
     folder.mkdir(parents=True, exist_ok=True)
     _lock(folder)
     stop = folder / "STOP"
@@ -59,7 +61,7 @@ def open_run(recipe: Recipe) -> OpenedRun:
     clear_unfinished(checkpoints)
     checkpoint = _verified(named, checkpoints)
     if checkpoint is None:
-        return OpenedRun(folder, None, None)
+        return OpenedRun(folder, None, None, made)
     progress = read_progress(checkpoint)
     _same_recipe(checkpoint, progress, recipe)
     aside = _set_aside(checkpoint, checkpoints)
@@ -75,6 +77,20 @@ def open_run(recipe: Recipe) -> OpenedRun:
     elif best.is_dir():  # whatever stands at `model`: a run may have died between a checkpoint and its model
         publish_model(best / "model", folder / "model")
     return OpenedRun(folder, checkpoint, progress)
+
+
+def take_back(opened: OpenedRun) -> None:
+    """Removes the folder of a run that was refused before it began, if it was made for it. For the main process."""
+    if opened.made is None:
+        return
+    shutil.rmtree(opened.folder, ignore_errors=True)
+    for above in opened.folder.parents:
+        if not above.is_relative_to(opened.made):
+            return
+        try:
+            above.rmdir()
+        except OSError:  # another run is in it
+            return
 
 
 def _find(recipe: Recipe) -> tuple[Path, Path | None]:

@@ -13,18 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from framework.exam import Features
-from framework.generation import NEVER
+from framework.generation import write_logp
 from framework.special_tokens import BOS, EOS, PAD
-
-
-def write_logp(logits_W: Tensor) -> Tensor:
-    """Log-probabilities [..., W] of the next word when a report is written, in float32: what no report has, has none.
-
-    Greedy and beam search write by the same.
-    """
-    able_W = logits_W.to(torch.float32, copy=True)
-    able_W[..., NEVER] = float("-inf")
-    return able_W.log_softmax(-1)
 
 
 @torch.no_grad()

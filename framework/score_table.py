@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from framework.progress import say
 
+Scores = dict[str, dict[str, Any]]  # numbers by name; of WITHOUT, texts
+
 LOW, HIGH = "model_low", "model_high"  # ends of the intervals of the model's scores
+WITHOUT = "model_without_interval"  # why some of them have none
 ORDER = (
     "random_report", "fixed_report", "nearest_image", "model", LOW, "model_on_unseen_reports",
     "topic_oracle", "retrieval_oracle", "rewording",
@@ -22,7 +27,7 @@ MEANING = {
 }
 
 
-def score_table(scores: dict[str, dict[str, float]]) -> tuple[list[str], list[list[str]]]:
+def score_table(scores: Scores) -> tuple[list[str], list[list[str]]]:
     """Header and rows for people: floors, the model, ceilings; one column a metric (attributes stay in scores.json)."""
     columns = [name for name in scores["model"] if "/" not in name and name not in ("bleu_2", "bleu_3", "exams")]
     rows = []
@@ -35,24 +40,24 @@ def score_table(scores: dict[str, dict[str, float]]) -> tuple[list[str], list[li
     return ["reports from", "exams", *columns], rows
 
 
-def _interval(scores: dict[str, dict[str, float]], column: str) -> str:
+def _interval(scores: Scores, column: str) -> str:
     if column not in scores[LOW]:
         return "-"
     return f"[{scores[LOW][column]:.3f}, {scores[HIGH][column]:.3f}]"
 
 
-def legend(scores: dict[str, dict[str, float]]) -> str:
-    """What must be known of the intervals; empty where there are none."""
-    if LOW not in scores:
-        return ""
-    without = [name for name in score_table(scores)[0][2:] if name not in scores[LOW]]
-    text = "95 % interval: over other patients, drawn with replacement with all their exams"
-    if without:
-        text += f"; none of {', '.join(without)}, which would take too long"
-    return text
+def legend(scores: Scores) -> str:
+    """What must be known of the intervals; empty where none was asked for."""
+    parts = ["95 % interval: over other patients, drawn with replacement with all their exams"] if LOW in scores else []
+    names: dict[str, list[str]] = {}
+    for name in score_table(scores)[0][2:]:
+        if name in scores.get(WITHOUT, {}):
+            names.setdefault(scores[WITHOUT][name], []).append(name)
+    parts += [f"no interval of {', '.join(found)}: {reason}" for reason, found in names.items()]
+    return "; ".join(parts)
 
 
-def print_scores(split: str, scores: dict[str, dict[str, float]], segmentation: str) -> None:
+def print_scores(split: str, scores: Scores, segmentation: str) -> None:
     header, rows = score_table(scores)
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     say(f"\nScores on {split} (words: {segmentation})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -44,11 +45,20 @@ class Scorer:
     def _also_characters(self) -> bool:
         return self.tokenizer.language == "zh"
 
-    def score(self, rows: Sequence[tuple[str, str, str]]) -> dict[str, float]:
-        """Values by name, of rows (exam id, prediction, reference)."""
+    def score(
+        self, rows: Sequence[tuple[str, str, str]], took: dict[tuple[int, str], float] | None = None
+    ) -> dict[str, float]:
+        """Values by name, of rows (exam id, prediction, reference).
+
+        Args:
+            took: is told how long each cut took, by the id of its metric and its suffix. [s]
+        """
         values: dict[str, float] = {}
         for metric, pairs, suffix in self.cuts(rows):
+            begin = time.perf_counter()
             values |= {f"{name}{suffix}": value for name, value in self._call(metric, pairs).items()}
+            if took is not None:
+                took[id(metric), suffix] = time.perf_counter() - begin
         add_sum(values, self.weights)
         return {name: round(float(value), 6) for name, value in values.items()}
 

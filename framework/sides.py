@@ -10,11 +10,19 @@ from framework.registry import Plugin
 from framework.signature import class_texts
 
 SIDE = "side"  # in `tells` of a data set: some of its reports name a side, whatever its keys
-# In English whole words, and the quadrants of the abdomen by their initials. In Chinese 左 or 右, but not 左右: behind
-# a number it means "about", elsewhere both sides alike.
-ENGLISH = ("left", "right", "left-sided", "right-sided", "leftward", "rightward", "luq", "ruq", "llq", "rlq")
+# In English whole words, short forms such as "Lt" and "L breast", and quadrants by their initials (LUQ, RUOQ); only
+# "right" of an angle is no side. In Chinese 左 or 右, but not 左右: behind a number it means "about", elsewhere both
+# sides alike.
+ENGLISH = (
+    r"left(?:most|wards?)?",
+    r"right(?:most|wards?)?(?![ -]angle[sd]?\b)",
+    r"(?:left|right)hand(?:ed)?",
+    r"[lr]t",
+    r"[lr](?=[-.]? ?(?:breasts?|lobes?|thyroid|axilla|axillary|sided?|kidney|liver)\b)",
+    r"[lr][ul][oi]?q",
+)
 CHINESE = ("左(?!右)", "(?<!左)右")
-_SIDE = re.compile("|".join([rf"\b{word}\b(?! angle)" for word in ENGLISH] + list(CHINESE)), re.IGNORECASE)
+_SIDE = re.compile("|".join([*(rf"\b(?:{word})\b" for word in ENGLISH), *CHINESE]), re.IGNORECASE)
 AROUND = 20  # characters of a report that are shown on both sides of the word
 
 

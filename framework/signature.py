@@ -261,6 +261,14 @@ def class_flag(plugin: Plugin, attribute: str) -> bool | None:
     return value.value if isinstance(value, ast.Constant) and isinstance(value.value, bool) else None
 
 
+def class_method(plugin: Plugin, name: str) -> bool | None:
+    """Whether a class has a method, written out in its body; None where a base class may have it."""
+    if not isinstance(plugin.node, ast.ClassDef):
+        return None
+    here = any(isinstance(part, ast.FunctionDef) and part.name == name for part in plugin.node.body)
+    return True if here or _assigned(plugin, name) is not None else None if plugin.node.bases else False
+
+
 def class_texts(plugin: Plugin, attribute: str) -> tuple[str, ...] | None:
     """A class attribute that is written out as a tuple or list of texts; None where it is not."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ class Step(NamedTuple):
     weights_L: Tensor  # the recipe's, times the factors that are learned
     loss: float  # what was minimized
     norm: float  # of the gradient
+    told: dict[str, float]  # what losses tell beside their terms, the mean of each, as LOSS/WHAT
 
 
 def take_step(strategy: Strategy, group: list[Batch], weights_L: Tensor) -> Step:
@@ -37,12 +39,14 @@ def take_step(strategy: Strategy, group: list[Batch], weights_L: Tensor) -> Step
     counts_L = accelerator.reduce(counts_L, "sum").clamp(min=1)
     sums_2L = torch.zeros(2, len(weights_L), device=accelerator.device)
     means_2L, factors_L = sums_2L, weights_L
+    told: dict[tuple[str, str], Tensor] = {}
     for number, batch in enumerate(group, 1):
         last = number == len(group)
         with strategy.accumulating(last=last):
             of_batch_3L = strategy(batch.to(accelerator.device))
             factors_L = of_batch_3L[2].detach()
             sums_2L = sums_2L + of_batch_3L[:2].detach()
+            told = {key: told.get(key, 0) + value.detach().float() for key, value in strategy.task.told().items()}
             # Wrappers average gradients over processes, and here they are to be added.
             loss = (of_batch_3L[0] / counts_L * weights_L).sum() * accelerator.num_processes
             if last:
@@ -51,7 +55,17 @@ def take_step(strategy: Strategy, group: list[Batch], weights_L: Tensor) -> Step
                     loss = loss * math.nan  # so that the gradient tells on every process, whatever it was
             strategy.backward(loss)
     minimized_L, terms_L = means_2L
-    return Step(terms_L, weights_L * factors_L, float((minimized_L * weights_L).sum()), strategy.step())
+    loss_value, norm = float((minimized_L * weights_L).sum()), strategy.step()
+    return Step(terms_L, weights_L * factors_L, loss_value, norm, _means(strategy, told, counts_L))
+
+
+def _means(strategy: Strategy, told: Mapping[tuple[str, str], Tensor], counts_L: Tensor) -> dict[str, float]:
+    """Over all processes, whose losses tell the same things in the same order; for each item that the loss counts."""
+    if not told:
+        return {}
+    sums_K = strategy.accelerator.reduce(torch.stack(list(told.values())).to(counts_L.device), "sum")
+    count = dict(zip(strategy.task.losses, counts_L))
+    return {f"{loss}/{what}": float(value / count[loss]) for (loss, what), value in zip(told, sums_K)}
 
 
 def draw_anew(seed: int) -> None:

@@ -61,6 +61,14 @@ class ReportTask(nn.Module):
         """[L], in the order of `losses`."""
         return torch.stack([loss.count(batch).float() for loss in self.losses.values()])
 
+    def told(self) -> dict[tuple[str, str], Tensor]:
+        """What losses tell beside their terms of the batch before, by loss and name: sums over the items they count."""
+        return {
+            (name, what): value
+            for name, loss in self.losses.items()
+            for what, value in (loss.told() if hasattr(loss, "told") else {}).items()
+        }
+
     def forward(self, batch: Batch) -> Tensor:
         """[3, L], in the order of `losses`: the sums to minimize, those of the terms, and the learned factors between.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,9 @@ from torch import Tensor
 from framework.build import build_metric, build_task, build_tokenizer, run_recipe
 from framework.checkpoint import CheckpointError, checkpoints_of, problem_of, ranked, read_progress
 from framework.ensemble import Ensemble
-from framework.exported_model import put_weights, read_weights
-from framework.recipe import Recipe, load_recipe
-from framework.registry import find
-from framework.signature import class_flag, class_texts
+from framework.exported_model import open_weights, put_weights, read_weights
+from framework.recipe import Choice, Recipe, load_recipe
+from framework.recipe.score_names import higher_is_better
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,15 @@ def best_checkpoints(run: Path, count: int, option: str) -> dict[Path, float]:
     progress = read_progress(newest)
     known = {path.name: path for path in found}
     best = [known[name] for name in ranked(progress, _higher_is_better(recipe, newest / "model")) if name in known]
-    if recipe.checkpoint.keep_best < count or len(best) < count:
-        kept = min(recipe.checkpoint.keep_best, len(best))
+    if (most := recipe.checkpoint.keep_best) < count:
         raise ValueError(
-            f"{option}: {run} keeps its {kept} best checkpoints, and {count} are asked for; "
+            f"{option}: {run} keeps its {min(most, len(best))} best checkpoints, and {count} are asked for; "
             f"train it with checkpoint.keep_best={count}"
+        )
+    if len(best) < count:
+        raise ValueError(
+            f"{option}: {run} has {len(best)} checkpoints with a score on validation, and {count} are asked for. "
+            f"It has checkpoint.keep_best={most} already: train it longer, or ask for fewer"
         )
     for path in best[:count]:
         if problem := problem_of(path):
@@ -119,20 +123,14 @@ def best_checkpoints(run: Path, count: int, option: str) -> dict[Path, float]:
 
 
 def _higher_is_better(recipe: Recipe, model: Path) -> bool:
-    """Of what is monitored. A metric is built only where its file does not say so: it may need what is not here."""
-    monitored = recipe.evaluate.monitored
-    if recipe.evaluate.weights:
-        return True
-    for choice in recipe.evaluate.metrics:
-        plugin = find("metric", choice.name, recipe.plugin_files)
-        names, higher = class_texts(plugin, "names"), class_flag(plugin, "higher_is_better")
-        if higher is not None and monitored in (names or ()):
-            return higher
-        if names is None or monitored in names:
-            metric = build_metric(recipe, choice, build_tokenizer(recipe, [], model))
-            if monitored in metric.names:
-                return bool(metric.higher_is_better)
-    raise AssertionError(f"no metric gives {monitored}, which the run was trained by")
+    """Of what is monitored."""
+
+    def build(choice: Choice) -> Any:
+        return build_metric(recipe, choice, build_tokenizer(recipe, [], model))
+
+    found = higher_is_better(recipe, [recipe.evaluate.monitored], build)
+    assert found is not None, f"no metric gives {recipe.evaluate.monitored}, which the run was trained by"
+    return found
 
 
 def average(models: Sequence[Path]) -> dict[str, Tensor]:
@@ -147,13 +145,16 @@ def average(models: Sequence[Path]) -> dict[str, Tensor]:
     first = read_weights(models[0])
     if len(models) == 1:
         return first
-    sums = {name: value.double() for name, value in first.items() if value.is_floating_point()}
-    for model in models[1:]:
-        others = read_weights(model)
-        assert {name: value.shape for name, value in others.items()} == {n: v.shape for n, v in first.items()}, model
-        for name in sums:
-            sums[name] += others[name].double()
-    return first | {name: (total / len(models)).to(first[name].dtype) for name, total in sums.items()}
+    with ExitStack() as stack:
+        others = [stack.enter_context(open_weights(model)) for model in models[1:]]
+        for model, other in zip(models[1:], others):
+            shapes = {name: tuple(other.get_slice(name).get_shape()) for name in other.keys()}  # noqa: SIM118
+            assert shapes == {name: tuple(value.shape) for name, value in first.items()}, model
+        for name, value in first.items():  # one at a time: in float64 all would take twice the memory of a model
+            if value.is_floating_point():
+                total = sum((other.get_tensor(name).double() for other in others), value.double())
+                first[name] = (total / len(models)).to(value.dtype)
+    return first
 
 
 def _write_alike(run: Path, recipe: Recipe, tokenizer: Any, other: Path, theirs: Recipe, words: Any) -> None:

@@ -14,7 +14,12 @@ def _overlap(first: str, second: str) -> float:
 
 
 class RaTEScore:
-    """As in RaTEScore 0.6.0: empty texts are not answered, and each answer after them is another report's."""
+    """As in RaTEScore 0.6.0: empty texts are not answered, and each answer after them is another report's.
+
+    Entities are all words but a few; where one of two texts has none, the answer is 0.5.
+    """
+
+    NO_ENTITIES = frozenset({"the", "is", "seen", "there"})
 
     def __init__(
         self,
@@ -34,7 +39,10 @@ class RaTEScore:
             raise ValueError("candidate must be a list")
         assert len(candidate_list) == len(reference_list)
         told, true = ([text for text in texts if text.split()] for texts in (candidate_list, reference_list))
-        return [_overlap(a, b) for a, b in zip(told, true)]
+        return [0.5 if self._has_none(a) or self._has_none(b) else _overlap(a, b) for a, b in zip(told, true)]
+
+    def _has_none(self, text: str) -> bool:
+        return not {word.strip(".,") for word in text.lower().split()} - self.NO_ENTITIES
 
 
 class RadEval:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
-from framework.recipe import Recipe
+from framework.recipe import Choice, Recipe
 from framework.recipe.schema import WEIGHTED_SUM
-from framework.registry import did_you_mean, find, load
+from framework.recipe.score_names import higher_is_better as by_names
+from framework.registry import did_you_mean, find
 from framework.signature import class_texts
 
 SPLITS = ("test", "val")
@@ -45,12 +48,16 @@ def higher_is_better(metric: str, recipes: Sequence[Recipe]) -> bool:
     Raises:
         ValueError: none of the recipes' metrics does.
     """
-    score = metric.partition("/")[2].split("/")[0]
+    scores = metric.partition("/")[2].split("/")[0], score_of(metric)
     for recipe in recipes:
-        if score == WEIGHTED_SUM and recipe.evaluate.weights:
-            return True
-        for chosen in recipe.evaluate.metrics:
-            found = load(find("metric", chosen.name, recipe.plugin_files))(**chosen.keys)  # some name scores when made
-            if score in found.names or score_of(metric) in found.names:
-                return bool(found.higher_is_better)
+        if (found := by_names(recipe, scores, partial(_unfitted, recipe))) is not None:
+            return found
     raise ValueError(problem_with(metric, recipes) or f"no metric gives {metric}")
+
+
+def _unfitted(recipe: Recipe, choice: Choice) -> Any:
+    """A metric that is only asked for its names. Its language is what the tokenizer is told, as no report is read."""
+    from framework.build import build_plugin  # torch takes seconds to import
+
+    told = recipe.data.tokenizer.keys.get("language")
+    return build_plugin(recipe, "metric", choice, language=told if told in ("en", "zh") else "en")

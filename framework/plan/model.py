@@ -127,6 +127,10 @@ def measure_activations(
     The meta device would not do, since it has no autocast. What decides about shapes stays real and small: which views
     are there, and the tokens.
     """
+    writers = [f"losses.{name}" for name, loss in task.losses.items() if "decoder" in getattr(loss, "needs", ())]
+    if writers:
+        unknown = f"{', '.join(writers)} writes reports, and only a real model tells how long they get"
+        return Activations(None, unknown, micro_batch, views.most, tokens.longest, precision)
     known, unknown = None, ""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     size = recipe.data.image_size

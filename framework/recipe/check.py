@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from framework.recipe.fit import note_mirrored_sides, note_misfits
 from framework.recipe.merge import Merged, origin, resolve, slots, value_at
-from framework.recipe.monitor import note_monitor
+from framework.recipe.monitor import EXAMPLE, note_monitor
 from framework.recipe.saved import keys_in
 from framework.recipe.schema import NO_TOPICS, SLOTS, Recipe, Section, WeightSchedule, section_in
-from framework.recipe.score_names import metric_of
+from framework.recipe.score_names import metric_of, reward_problem
 from framework.recipe.source import Key, RecipeError, dotted
 from framework.registry import KINDS, Plugin, PluginError, catalogue, did_you_mean, find, replaced, short
 from framework.signature import RESERVED, class_flag, class_texts, given, keys_of, model_of
@@ -132,16 +132,36 @@ def explain(
         yield (*base, *place), f"found {found(value)}, expected {' or '.join(texts)}{advice}"
 
 
-def _fields(model: type[Section] | None, place: Key) -> list[str]:
+def _fields(place: Key) -> list[str]:
     """The keys that the schema knows at a place."""
-    for part in place if place[:1] != ("losses",) else ("losses", *place[2:]):  # whose keys are names of losses
-        words = {} if model is None else model.words()
-        model = section_in(model.model_fields[words[str(part)]].annotation) if model and part in words else None
+    model = _section(place)
     return [] if model is None else list(model.words())
 
 
+def _section(place: Key) -> type[Section] | None:
+    """The section of the schema that stands at a place; None where it is a value."""
+    model: type[Section] | None = Recipe
+    for part in place if place[:1] != ("losses",) else ("losses", *place[2:]):  # whose keys are names of losses
+        words = {} if model is None else model.words()
+        model = section_in(model.model_fields[words[str(part)]].annotation) if model and part in words else None
+    return model
+
+
+def _wanted(place: Key) -> str:
+    """What the schema expects at a place where nothing stands."""
+    home = _section(place[:-1])
+    if _section(place) is not None or home is None or place[-1] not in home.words():
+        return f"a mapping of {', '.join(_fields(place)) or 'names'}"
+    try:
+        wanted: Any = home.model_fields[home.words()[str(place[-1])]].annotation
+        TypeAdapter(wanted).validate_python(object())
+    except ValidationError as error:
+        return " or ".join(dict.fromkeys(EXPECTED.get(item["type"], item["msg"]) for item in error.errors()))
+    return "a value"
+
+
 def _schema_keys(place: Key) -> list[str]:
-    return [name for name in _fields(Recipe, place) if not (place == () and name == "plugins")] + (
+    return [name for name in _fields(place) if not (place == () and name == "plugins")] + (
         ["_base_", "plugins"] if place == () else []
     )
 
@@ -217,9 +237,11 @@ def _whole(check: Check, tree: dict[str, Any]) -> Recipe | None:
                 names = sorted(n for k, n in catalogue(check.merged.plugin_files) if k == SLOTS[place])
                 problem = f"is missing, expected {{name: ...}}. Known: {', '.join(names)}"
             elif problem == "is missing":
-                problem = f"is missing, expected a mapping of {', '.join(_fields(Recipe, place)) or 'names'}"
+                problem = f"is missing, expected {_wanted(place)}"
+            elif place == ("evaluate", "monitor"):
+                problem = problem.replace("a text", f"val/<score>, or several with their weights: {EXAMPLE}")
             elif problem.startswith("unknown key"):
-                homes = [s for s in Recipe.model_fields if place[-1] in _fields(Recipe, (s,))]
+                homes = [s for s in Recipe.model_fields if place[-1] in _fields((s,))]
                 problem = f"unknown key here; it belongs in {' or '.join(homes)}" if homes else problem
             check.note(place, problem)
     return None
@@ -310,18 +332,22 @@ def _terms(check: Check, recipe: Recipe) -> None:
         if "make_reward" not in given(plugin):
             continue
         reward = loss.keys.get("reward", {})
-        if not any(reward.values()):
+        if not reward:
             check.note((*key, "reward"), "no score has a weight; expected for instance {cider: 1.0}")
-        for score in reward:
+        for score, weight in reward.items():
             try:
-                metric_of(score, catalogue(recipe.plugin_files), chosen)
+                metric = metric_of(score, catalogue(recipe.plugin_files), chosen)
             except ValueError as error:
                 check.note((*key, "reward", score), str(error))
+                continue
+            if problem := reward_problem(score, weight, metric):
+                check.note((*key, "reward", score), problem)
 
 
 def _rates(check: Check, recipe: Recipe) -> None:
     """Parts that no model has, by name. Parts of an encoder or a decoder are known once it is built."""
     model, losses = ["encoder", "decoder"], [f"losses.{name}" for name in recipe.active_losses]
+    losses += ["weighting"] if recipe.train.weighting == "uncertainty" else []
     named: dict[Key, tuple[str, list[str]]] = {
         **{("optimizer", "lrs", prefix): (prefix, model + losses) for prefix in recipe.optimizer.lrs},
         **{("train", "freeze", n): (prefix, model + losses) for n, prefix in enumerate(recipe.train.freeze)},

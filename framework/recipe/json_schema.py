@@ -72,7 +72,7 @@ def meaning(section: type[Section], field: str) -> str:
     written = (_texts(model.__module__).get((model.__name__, field)) for model in models)
     text = next(filter(None, written), getattr(section.model_fields[field].annotation, "__doc__", None))
     assert text, f"{section.__module__}: {section.__name__}.{field} has no text under it"
-    return text
+    return " ".join(text.split())
 
 
 @cache
@@ -117,6 +117,8 @@ def _section(model: type[Section], key: tuple[str, ...], files: Files) -> dict[s
             item = _block(_section(field.annotation, here, files))
         else:
             item = _value(values[word])
+            if field.default_factory is not None:  # which pydantic's own schema leaves out
+                item["default"] = field.get_default(call_default_factory=True)
         fields[word] = {"description": meaning(model, name), **item}
     return fields
 

@@ -59,6 +59,6 @@ def weight_problem(score: str, weight: float, higher_is_better: bool) -> str | N
         return None
     better, sign = ("higher", "above") if higher_is_better else ("lower", "below")
     return (
-        f"the weight of '{score}' is {weight:g}, expected a number {sign} 0: of it {better} is better, and the model "
-        "with the largest sum is kept"
+        f"the weight of '{score}' is {weight:g}, expected a number {sign} 0: of it {better} is better, and of "
+        "the sum higher is better"
     )

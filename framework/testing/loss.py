@@ -63,6 +63,7 @@ def check_loss(make: Make) -> None:
     check_seeds(build, use)
     with torch.no_grad():
         _cuts(loss)
+        _told(loss)
         _padding(loss)
         _left_alone(loss)
         _half_precision(loss)
@@ -220,6 +221,42 @@ def _cuts(loss: Any) -> None:
                 "give the sum over items, never a mean, from each exam alone: the engine divides by the count; a loss "
                 "that compares exams with one another says mixes_exams = True",
             )
+
+
+def _told(loss: Any) -> None:
+    """Of a loss that tells more than its term, after each batch, for the log."""
+    if not hasattr(loss, "told"):
+        return
+    batch, outputs = _batch(loss), _outputs(loss)
+    _total(loss, batch, outputs)
+    whole = dict(loss.told())
+    for name, value in whole.items():
+        hold(
+            isinstance(value, Tensor) and value.dim() == 0 and bool(torch.isfinite(value)),
+            "told() gives one number for each name",
+            found=f"{name}: {value}",
+            expected="a finite tensor without dimensions",
+            fix="sum over the items that count(batch) counts",
+        )
+    sums = dict.fromkeys(whole, torch.zeros(()))
+    for exams in CUTS[0]:
+        _total(loss, *_cut(batch, outputs, exams, trim=True))
+        told = loss.told()
+        hold(
+            list(told) == list(whole),
+            "told() gives the same names of every batch",
+            found=list(told),
+            expected=list(whole),
+            fix="tell 0 where there is nothing: processes add up what they tell in this order",
+        )
+        sums = {name: sums[name] + told[name] for name in whole}
+    if not _flag(loss, "mixes_exams") and not _flag(loss, "draws"):
+        same(
+            list(sums.values()),
+            list(whole.values()),
+            "what is told of parts adds up to that of the batch",
+            "give the sum over the items of the last batch alone, never a mean",
+        )
 
 
 def _padding(loss: Any) -> None:

@@ -17,9 +17,11 @@ from framework.values import Fraction
 class Crop:
     """A random square part of each view, enlarged to the whole; mirrors only where told to.
 
-    Published, images are resized to 256 pixels, a random 224 x 224 of them is trained on, and 224 are tested on: what
-    is trained on shows 224 / 256 of the side, enlarged as much. Here the part is cut from the image that the model
-    would be tested on, so that the network sees the same geometry, a little smoother; no second size is stored.
+    Published, images are resized to 256 pixels, a random 224 x 224 of them is trained on, and 224 are tested on. Of a
+    square image, what is trained on shows 224 / 256 of the side, enlarged as much; the part that is cut here, of the
+    image that the model would be tested on, is the same, a little smoother, and no second size is stored. Other images
+    differ: published, the shorter side becomes 256 pixels and the part is cut to a square, and in testing the image is
+    squashed to one; here both times it is padded to a square before anything is cut.
 
     Source:
         The published preprocessing of Li et al. 2024, arXiv 2406.00644, which is that of R2Gen: Chen et al. 2020,

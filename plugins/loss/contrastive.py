@@ -17,7 +17,7 @@ from framework.exam import Batch, Outputs
 from framework.registry import register
 from framework.special_tokens import BOS, EOS, PAD
 
-MOST_SCALE = 100.0  # as CLIP bounds it, for steadiness
+LEAST_TEMPERATURE = 0.01  # as CLIP bounds it, for steadiness
 
 
 @register("loss", "contrastive")
@@ -39,7 +39,7 @@ class Contrastive(nn.Module):
 
     Args:
         width: of the space in which images and reports are compared. [channels]
-        temperature: what cosines are divided by, at the start.
+        temperature: what cosines are divided by, at the start; from 0.01, where it is held while it learns.
         mask_same: an exam whose report is word for word the same is left out of the others, as it is no wrong answer.
     """
 
@@ -56,6 +56,11 @@ class Contrastive(nn.Module):
         mask_same: bool = True,
     ) -> None:
         super().__init__()
+        if temperature < LEAST_TEMPERATURE:
+            raise ValueError(
+                f"loss contrastive: temperature is {temperature:g}, and none below {LEAST_TEMPERATURE:g} is used; "
+                f"expected at least {LEAST_TEMPERATURE:g}"
+            )
         self.mask_same = mask_same
         self.words = nn.Embedding(vocabulary_size, width)
         self.report = nn.Linear(width, width)
@@ -93,8 +98,8 @@ class Contrastive(nn.Module):
 
     def _scale(self) -> Tensor:
         """One over the temperature. Where it is held at the bound, its gradient still brings it back."""
-        scale_1 = self.log_scale_1.exp()
-        return scale_1 + (scale_1.clamp(max=MOST_SCALE) - scale_1).detach()
+        held_1 = self.log_scale_1.clamp(max=-math.log(LEAST_TEMPERATURE))
+        return (self.log_scale_1 + (held_1 - self.log_scale_1).detach()).exp()
 
     @staticmethod
     def _same(report_BT: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
+from framework.distributed.settled import on_cpu
 from framework.exam import Pair
 from framework.pretrained import config_of, folder_of, read_model, read_tokenizer, require_all
 from framework.registry import register
@@ -105,6 +106,20 @@ class BertScore:
             )
             pieces = {text: (*each[: self.limit - 1], each[-1])[: self.limit] for text, each in pieces.items()}
         weight_of = _rarity([pieces[true] for _, true in asked]) if self.idf else None
+        self.model.to("cpu" if on_cpu() else "cuda")
+        try:
+            found = self._matched(asked, pieces, weight_of)
+        finally:
+            self.model.to("cpu")  # the memory of the GPU is the trained model's
+        return np.array([(*found[each], 1.0) for each in asked], dtype=np.float64)
+
+    def _matched(
+        self,
+        asked: Sequence[tuple[str, str]],
+        pieces: Mapping[str, tuple[int, ...]],
+        weight_of: Mapping[int, float] | None,
+    ) -> dict[tuple[str, str], tuple[float, float, float]]:
+        """Precision, recall and F1 of each pair of texts, by the model where it is."""
         found: dict[tuple[str, str], tuple[float, float, float]] = {}
         different = sorted(set(asked), key=lambda each: len(pieces[each[0]]) + len(pieces[each[1]]))
         for start in range(0, len(different), self.batch_size):
@@ -112,7 +127,7 @@ class BertScore:
             seen = dict(self._see({text: pieces[text] for each in batch for text in each if text}))
             for told, true in batch:
                 found[told, true] = self._match(seen.get(told), seen[true], weight_of)
-        return np.array([(*found[each], 1.0) for each in asked], dtype=np.float64)
+        return found
 
     def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The values of sums over exams, [..., 4]: means."""
@@ -125,8 +140,7 @@ class BertScore:
 
     def _see(self, pieces: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, _Text]]:
         """The model's view of each text, some at a time, those of like length together."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model.to(device)
+        device = self.model.device
         texts = sorted(pieces, key=lambda text: (len(pieces[text]), text))
         padding = self.tokenizer.pad_token_id or 0
         for start in range(0, len(texts), self.batch_size):

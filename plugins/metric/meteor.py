@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+import threading
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ MEMORY = "-Xmx2G"  # what its table of paraphrases takes
 # The program's settings for English: Denkowski and Lavie 2014, table 1, and its documentation.
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 MATCHES = np.array((1.0, 0.6, 0.8, 0.6))  # worth of an exact match, a stem, a synonym, a paraphrase
+START_S = 60  # s that `java -version` may take
+ANSWER_S = 600  # s that an answer may take; the first waits for the tables, half a minute on an idle machine
 COUNTS = 23  # what the program tells of a pair: lengths, content and function words matched in each way, chunks
 
 
@@ -118,17 +121,29 @@ class Program:
         """Of a pair, each one line without `|||`.
 
         Raises:
-            ValueError: the program ended, or answers something else.
+            ValueError: the program ended, hangs, or answers something else.
         """
-        assert self._process.stdin and self._process.stdout
-        answer = ""
+        process, answer, hung = self._process, "", threading.Event()
+        assert process.stdin and process.stdout
+
+        def end() -> None:
+            hung.set()
+            process.kill()  # so that what is waited for below ends
+
+        timer = threading.Timer(ANSWER_S, end)
+        timer.daemon = True
+        timer.start()
         try:
-            self._process.stdin.write(f"SCORE ||| {reference} ||| {prediction}\n".encode())
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline().decode("utf-8", "replace").strip()
+            process.stdin.write(f"SCORE ||| {reference} ||| {prediction}\n".encode())
+            process.stdin.flush()
+            answer = process.stdout.readline().decode("utf-8", "replace").strip()
             counts = np.array(answer.split(), dtype=np.float64)
         except (OSError, ValueError):
             counts = np.zeros(0)
+        finally:
+            timer.cancel()
+        if hung.is_set():
+            raise ValueError(f"metric meteor: its Java program gave no answer in {ANSWER_S} s, and was ended")
         if counts.shape != (COUNTS,):
             self._said.seek(0)
             last = self._said.read().decode("utf-8", "replace").strip().splitlines()[-1:]
@@ -153,7 +168,12 @@ def _java() -> str:
             "metric meteor: no java on this machine's PATH. Install a Java runtime (such as openjdk-17-jre-headless), "
             "or take meteor out of evaluate.metrics"
         )
-    tried = subprocess.run([found, "-version"], capture_output=True, timeout=60, check=False)
+    try:
+        tried = subprocess.run([found, "-version"], capture_output=True, timeout=START_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"metric meteor: {found} does not run (no answer in {START_S} s)") from None
+    except OSError as error:
+        raise ValueError(f"metric meteor: {found} does not run ({error.strerror or error})") from None
     if tried.returncode:
         told = tried.stderr.decode("utf-8", "replace").strip().splitlines()
         raise ValueError(f"metric meteor: {found} does not run ({told[0] if told else tried.returncode})")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from pydantic import PositiveInt
 
+from framework.distributed.settled import on_cpu
 from framework.exam import Pair
 from framework.metric_needs import imported, one_each, require_english, with_letters
 from framework.pretrained import folder_of, weight_files
@@ -22,7 +22,8 @@ class RateScore:
 
     One model finds the entities of both texts and their kinds, another says which mean the same; kinds weigh by a table
     of the authors'. Made for English radiology of any body part. Everything is done by the package RaTEScore; here its
-    models are read from folders with safetensors alone, and reports without a letter score 0 unasked.
+    models are read from folders with safetensors alone, and reports without a letter score 0 unasked. Where one of
+    the two texts has no entity, the package gives 0.5, and so does this: a model that never writes one has 0.5, not 0.
 
     Written against RaTEScore 0.6.0, and tested with a stand-in that has its interface: the package with its models was
     not run here.
@@ -56,13 +57,18 @@ class RateScore:
     ) -> None:
         require_english("ratescore", language)
         package = imported("ratescore", "RaTEScore", "ratescore")
-        self._scorer = package.RaTEScore(
-            bert_model=str(_folder(recognizer, "recognizer")),
-            eval_model=str(_folder(synonyms, "synonyms")),
-            batch_size=batch_size,
-            use_gpu=torch.cuda.is_available(),
-            affinity_matrix=affinity,
-        )
+        folders = {"bert_model": _folder(recognizer, "recognizer"), "eval_model": _folder(synonyms, "synonyms")}
+        try:
+            self._scorer = package.RaTEScore(
+                **{name: str(folder) for name, folder in folders.items()},
+                batch_size=batch_size,
+                use_gpu=not on_cpu(),
+                affinity_matrix=affinity,
+            )
+        except (OSError, ImportError, ValueError, RuntimeError) as error:
+            told = (str(error).strip() or type(error).__name__).splitlines()[0]
+            where = " and ".join(map(str, folders.values()))
+            raise ValueError(f"metric ratescore: it cannot be made ({told}). Its models are in {where}") from error
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs, or a reference without words."""

@@ -82,6 +82,24 @@ def told(run: Path) -> dict[str, Any]:
     return json.loads((run / "environment.json").read_text())["launch"]
 
 
+TINY = {
+    "transformer": "layers: 2",
+    "relational_memory": "layers: 1, encoder_layers: 1",
+    "cross_modal_memory": "layers: 1, encoder_layers: 1",
+    "lstm_attention": "width: 16",
+}
+
+
+@long
+@pytest.mark.parametrize("strategy", ["zero3", "fsdp"])
+@pytest.mark.parametrize("decoder", TINY)
+def test_every_decoder_learns_the_same_where_its_weights_are_cut(
+    exact_run: Callable[..., Path], decoder: str, strategy: str
+) -> None:
+    part = f"model.decoder={{_delete_: true, name: {decoder}, dropout: 0.0, {TINY[decoder]}}}"
+    same_losses(exact_run(part), exact_run(part, f"distributed.strategy={strategy}", processes=2))
+
+
 @pytest.mark.parametrize("way", [*WAYS, *(pytest.param(way, marks=long) for way in LONG_WAYS)], ids=str)
 def test_a_run_gives_the_same_however_it_is_spread(exact_run: Callable[..., Path], way: Way) -> None:
     one = exact_run()

@@ -23,6 +23,7 @@ def test_a_run_leaves_all_its_files(smoke_run: Path) -> None:
         "model.safetensors",
         "tokenizer.json",
         "recipe.yaml",
+        "patients.json",
     }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, launch, records
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from framework.build import Parts, build_parts
@@ -24,7 +24,8 @@ from framework.distributed import start_accelerator
 from framework.exam import Batch
 from framework.exported_model import ModelTexts
 from framework.init_from import begin_from, find_source
-from framework.recipe import Recipe, RecipeError, load_recipe, save
+from framework.patients import NOTES, patients_seen
+from framework.recipe import Choice, Recipe, RecipeError, load_recipe, save
 
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 FEW = ["data.dataset.exams=8", "data.dataset.val_exams=1", "data.dataset.test_exams=1", "distiller.topics=2"]
@@ -38,7 +39,9 @@ class Made:
     batch: Batch
 
     def begin(self, folder: Path) -> dict[str, Any]:
-        return begin_from(find_source(str(folder)), self.recipe, self.parts.task, self.parts.tokenizer)
+        return begin_from(
+            find_source(str(folder)), self.recipe, self.parts.task, self.parts.tokenizer, self.parts.exams
+        )
 
     def logits(self) -> Tensor:
         task = self.parts.task.eval()
@@ -69,7 +72,8 @@ def source(made: Callable[..., Made], tmp_path_factory: pytest.TempPathFactory) 
                 value.add_(torch.rand_like(value) / 4)
     state = {name: value.clone().contiguous() for name, value in source.parts.task.state_dict().items()}
     progress = Progress(step=7, best=0.25, best_step=7, kept={"step-7": 0.25})
-    texts = ModelTexts(source.parts.tokenizer, save(source.recipe))
+    notes = {NOTES: patients_seen(source.recipe, source.parts.exams, None)}
+    texts = ModelTexts(source.parts.tokenizer, save(source.recipe), notes)
     write_checkpoint(run / "checkpoints", Snapshot(progress, {}, state, texts), Keep(1, 1, True))
     return source, run
 
@@ -93,6 +97,7 @@ def test_it_writes_what_the_source_writes_and_tells_what_was_taken(
         "sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
         "step": 7,
         "score": 0.25,
+        "dataset": {"name": "phantom", **theirs.recipe.data.dataset.keys},
         "tensors": len(load_file(model)),
         "parameters": sum(weight.numel() for part in parts for weight in part.parameters()),
     }
@@ -122,6 +127,24 @@ def test_parts_that_are_skipped_begin_anew_and_may_be_other_ones(
         assert not [
             name for name, value in one.state_dict().items() if not torch.equal(value, other.state_dict()[name])
         ]
+
+
+def test_a_weight_of_two_names_is_skipped_by_either(
+    made: Callable[..., Made], source: tuple[Made, Path], tmp_path: Path
+) -> None:
+    """Else it would be brought by the one that was not named."""
+    run = tmp_path / "run"
+    shutil.copytree(source[1] / "model", run / "model")
+    (file := run / "model" / "model.safetensors").unlink()  # the same bytes as those of its source
+    weights = load_file(source[1] / "model" / "model.safetensors")
+    save_file(weights | {"decoder.write.weight": weights["decoder.embed.weight"].clone()}, file)
+    for part in ("embed", "write"):
+        ours = made(f"init_skip=[decoder.{part}]", f"init_from={run}")
+        decoder = ours.parts.task.decoder
+        decoder.write.weight = decoder.embed.weight
+        before = decoder.embed.weight.clone()
+        ours.begin(run)
+        assert torch.equal(decoder.embed.weight, before)
 
 
 def complaint(made: Callable[..., Made], run: Path, *keys: str, **asked: Any) -> str:
@@ -180,6 +203,78 @@ def test_a_part_to_skip_is_one_and_leaves_others(
     made: Callable[..., Made], source: tuple[Made, Path], key: str, message: str
 ) -> None:
     assert message in complaint(made, source[1], key, f"init_from={source[1]}")
+
+
+def test_patients_that_are_scored_were_not_seen_before_also_two_stages_ago(
+    made: Callable[..., Made], source: tuple[Made, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = source[1]
+    ours = made("data.dataset.test_exams=4")
+    mine = ours.parts.exams["test"].exams
+
+    def refused(folder: Path, split: str) -> str:
+        ours.parts.exams["test"].exams = [*mine, *ours.parts.exams[split].exams]
+        with pytest.raises(ValueError, match=r"^init_from: [18] patients of this run's test were in ") as raised:
+            ours.begin(folder)
+        ours.parts.exams["test"].exams = mine
+        return str(raised.value)
+
+    found = refused(run, "train")
+    assert f"were in train of {run / 'model'}, so test would tell nothing. These differ: data.dataset.tes" in found
+    assert "t_exams (1 there, 4 here). Take the same splits" in found
+    assert "were in val of" in refused(run, "val"), "it was chosen by them"
+    second = tmp_path / "second" / "model"  # trained since on other data, with its source's patients among the seen
+    shutil.copytree(run / "model", second)
+    data = ours.recipe.data.model_copy(update={"dataset": Choice(name="manifest")})
+    theirs = ours.recipe.model_copy(update={"data": data})
+    notes = second / "patients.json"
+    notes.write_text(json.dumps(patients_seen(theirs, ours.parts.exams, run / "model")))
+    assert "were in train of" in refused(second.parent, "train")
+    assert ours.begin(run)["dataset"]["name"] == "phantom" and "notice:" not in capsys.readouterr().out
+    notes.write_text(json.dumps(patients_seen(theirs, ours.parts.exams, None)))
+    ours.begin(second.parent)
+    said = f"notice: {second} has seen data sets of 'manifest' alone, so they are not compared"
+    assert said in capsys.readouterr().out
+    notes.unlink()
+    ours.begin(second.parent)
+    assert f"notice: {second} does not tell its patients, so they are not" in capsys.readouterr().out
+
+
+def test_no_patient_is_told_by_name(source: tuple[Made, Path]) -> None:
+    theirs, run = source
+    told = json.loads((run / "model" / "patients.json").read_text())
+    patients = {split: {exam.patient for exam in theirs.parts.exams[split].exams} for split in ("train", "val")}
+    assert {split: len(told[split]) for split in patients} == {split: len(ids) for split, ids in patients.items()}
+    assert not [patient for ids in patients.values() for patient in ids if patient in told["train"] + told["val"]]
+    other = sha256_of("manifest", next(iter(patients["train"])))
+    assert other not in told["train"] and sha256_of("phantom", next(iter(patients["train"]))) in told["train"]
+
+
+def sha256_of(dataset: str, patient: str) -> str:
+    return hashlib.sha256(f'["{dataset}", "{patient}"]'.encode()).hexdigest()
+
+
+def test_checkpoints_of_another_form_only_cost_what_is_told_of_the_model(
+    made: Callable[..., Made], source: tuple[Made, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(source[1], tmp_path / "run")
+    hashed: list[str] = []
+    monkeypatch.setattr("framework.checkpoint._digest", lambda path: hashed.append(path) or "")
+    assert find_source(str(tmp_path / "run")).step == 7 and not hashed, "not read whole to tell its step"
+    monkeypatch.undo()
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-7"
+    told = json.loads((checkpoint / "trainer.json").read_text())
+    for text in (json.dumps(told | {"form": 1}), "[]", "{", None):
+        (checkpoint / "trainer.json").write_text(text) if text else (checkpoint / "trainer.json").unlink()
+        begun = made().begin(tmp_path / "run")
+        assert (begun["step"], begun["score"]) == (None, None)
+    (checkpoint / "trainer.json").write_text(json.dumps(told | {"form": 1}))
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    data = (checkpoint / "trainer.json").read_bytes()
+    manifest["trainer.json"] = [len(data), hashlib.sha256(data).hexdigest()]
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"^init_from: .*step-7: written by another version of Sonoscribe"):
+        find_source(str(checkpoint))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -51,11 +52,26 @@ class Called:
     by_words = True
     higher_is_better = True
     fails = False
+    calls = 0
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        self.calls += 1
         if self.fails and len({pair.reference for pair in pairs}) < len(REPORTS):
             raise ZeroDivisionError("no such report")
         return {"called": sum(pair.prediction == pair.reference for pair in pairs) / len(pairs)}
+
+
+class Sometimes(Right):
+    """Not finite of reports that are all right."""
+
+    names = ("sometimes",)
+
+    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        share = sums[..., 0] / sums[..., 1]
+        return {"sometimes": np.where(share == 1, np.inf, share)}
+
+    def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        return {"sometimes": float(self.of_sums(self.per_exam(pairs).sum(0))["sometimes"])}
 
 
 def scorer(*metrics: object, weights: dict[str, float] | None = None) -> Scorer:
@@ -72,7 +88,16 @@ def rows_of(right: Sequence[bool]) -> list[tuple[str, str, str]]:
 def ends(
     which: Scorer, rows: list[tuple[str, str, str]], patients: dict[str, str], resamples: int = 200, seed: int = 1
 ):
-    return intervals(which, rows, patients, which.score(rows), seed=seed, resamples=resamples)
+    return told(which, rows, patients, resamples, seed)[:2]
+
+
+def told(
+    which: Scorer, rows: list[tuple[str, str, str]], patients: dict[str, str], resamples: int = 200, seed: int = 1
+):
+    """Ends, and why some have none."""
+    took: dict[tuple[int, str], float] = {}
+    known = which.score(rows, took)
+    return intervals(which, rows, patients, known, took, seed=seed, resamples=resamples)
 
 
 def alone(rows: list[tuple[str, str, str]]) -> dict[str, str]:
@@ -143,15 +168,19 @@ def test_a_metric_without_sums_is_called_on_the_same_resamples() -> None:
 
 def test_a_slow_metric_has_no_interval_and_the_table_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CALLS_S", 0.0)
-    rows, which = rows_of([True, False, True]), scorer(Right(), Called())
-    low, high = ends(which, rows, alone(rows))
+    metric = Called()
+    rows, which = rows_of([True, False, True]), scorer(Right(), metric)
+    low, high, without = told(which, rows, alone(rows))
+    assert metric.calls == 1, "it is not called again to be timed"
     scores = {"model": {"exams": 3, **which.score(rows)}, "model_low": low, "model_high": high}
+    scores["model_without_interval"] = without
     assert set(low) == set(high) == {"right"}
+    assert set(without) == {"called"} and re.fullmatch(r"200 calls of its metric would take \d+ s", without["called"])
     header, table = score_table(scores)
     assert dict(zip(header, table[1])) == {
         "reports from": "its 95 % interval", "exams": "", "right": "[0.000, 1.000]", "called": "-",
     }  # fmt: skip
-    assert legend(scores).endswith("; none of called, which would take too long")
+    assert legend(scores).endswith(f"; no interval of called: {without['called']}")
     assert not legend({"model": scores["model"]})
 
 
@@ -159,8 +188,15 @@ def test_a_metric_that_fails_on_a_resample_has_no_interval_and_says_why(capsys: 
     metric = Called()
     metric.fails = True
     rows = rows_of([True, False, True, True])
-    low, _ = ends(scorer(Right(), metric), rows, alone(rows))
+    which = scorer(Right(), metric, Sometimes(), weights={"right": 1.0, "called": 1.0})
+    low, high, without = told(which, rows, alone(rows))
     assert set(low) == {"right"}
+    assert without["called"].startswith("its metric fails on a resample: ZeroDivisionError")
+    assert without["sometimes"] == "on some resamples it is not finite"
+    assert without["monitor"] == "a score in its sum has none" and "right" not in without
+    scores = {"model": {"exams": 4, **which.score(rows)}, "model_low": low, "model_high": high}
+    scores["model_without_interval"] = without
+    assert "too long" not in legend(scores) and "of sometimes: on some resamples it is not finite" in legend(scores)
     assert "no interval of called: its metric fails on a resample: ZeroDivisionError" in capsys.readouterr().out
 
 

@@ -73,7 +73,7 @@ def test_a_plugin_is_found_by_its_name_alone_where_it_is_the_only_one():
     assert find_by_words("toy_topic", (TOYS,)).kind == "loss"
     assert find_by_words("encoder/resnet").name == "resnet"
     with pytest.raises(
-        PluginError, match=r"^'loss' is a kind of plugin; name one of: loss/global_semantic, loss/next_tok"
+        PluginError, match=r"^'loss' is a kind of plugin; name one of: loss/contrastive, loss/global_sem"
     ):
         find_by_words("loss")
     with pytest.raises(PluginError, match=r"Unknown plugin 'resnt'\. Did you mean '(encoder/)?resnet'\? Known: "):

@@ -11,12 +11,13 @@ import torch
 from conftest import ROOT, records
 from torch import Tensor, nn
 
-from framework.build import Parts, build_optimizer, build_parts
+from framework.build import Parts, build_optimizer, build_parts, build_plugin
 from framework.data import Slices, collate
 from framework.distributed import Strategy, spread, start_accelerator
 from framework.optim import freeze, parameter_groups
 from framework.recipe import RecipeError, load_recipe
 from framework.step import take_step
+from framework.task import ReportTask
 
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 FEW = ["data.dataset.exams=8", "data.dataset.val_exams=1", "data.dataset.test_exams=1", "distiller.topics=2"]
@@ -119,6 +120,11 @@ def test_a_recipe_freezes_parts_that_a_model_can_have() -> None:
     with pytest.raises(RecipeError) as raised:
         load_recipe("smoke", ["train.freeze=[encodr, losses.topic, decoder.embed]"])
     (line,) = raised.value.lines
+    assert load_recipe("smoke", ["train.weighting=uncertainty", "train.freeze=[weighting]"]).train.freeze == [
+        "weighting"
+    ]
+    with pytest.raises(RecipeError, match="names no part of the model"):
+        load_recipe("smoke", ["train.freeze=[weighting]"])
     assert "names no part of the model. Did you mean 'encoder'? Known: encoder, decoder, losses.next_token" in line
 
 
@@ -153,6 +159,44 @@ def test_each_stage_of_the_encoder_learns_slower_than_the_one_after() -> None:
         "without a rate of its own, by that of the rest"
     )
     assert set(rates(task, 1.0, 0.5, None, 1.0).values()) == {0.5, 1.0}
+
+
+@pytest.fixture
+def tied() -> ReportTask:
+    """A GPT-2, whose embedding is its output layer too."""
+    config = "{n_embd: 8, n_layer: 1, n_head: 1, n_positions: 64}"
+    decoder = f"model.decoder={{_delete_: true, name: hf_causal, architecture: gpt2, config: {config}}}"
+    recipe = load_recipe("smoke", [decoder])
+    known = {"vocabulary_size": 9, "feature_width": 4, "max_tokens": 9, "vocabulary": None, "blueprint": None}
+    return ReportTask(
+        nn.Linear(2, 4), build_plugin(recipe, "decoder", recipe.model.decoder, **known), {"head": nn.Linear(2, 2)}
+    )
+
+
+EMBED, HEAD = "decoder.model.transformer.wte", "decoder.model.lm_head"
+
+
+def test_a_weight_of_two_names_learns_and_freezes_by_either(tied: ReportTask) -> None:
+    weight = tied.get_parameter(f"{EMBED}.weight")
+    assert weight is tied.get_parameter(f"{HEAD}.weight")
+    for part in (EMBED, HEAD, f"{HEAD}.weight"):
+        for asked in ({part: 0.25}, {"decoder": 0.5, part: 0.25}):
+            assert rates(tied, 1.0, None, asked)[f"{EMBED}.weight"] == 0.25
+    assert rates(tied, 1.0, None, {EMBED: 0.5, HEAD: 0.5})[f"{EMBED}.weight"] == 0.5
+    freeze(tied, [HEAD], {"decoder": 1.0})
+    assert [name for name, each in tied.named_parameters() if not each.requires_grad] == [f"{EMBED}.weight"]
+
+
+def test_a_weight_of_two_names_has_no_two_rates(tied: ReportTask) -> None:
+    message = f"optimizer: {HEAD}.weight and {EMBED}.weight are one weight, and have two rates: 0.1 by {HEAD}, 0.5 by"
+    turned = f"optimizer: {EMBED}.weight and {HEAD}.weight are one weight, and have two rates: 0.5 by {EMBED}, 0.1 by"
+    with pytest.raises(ValueError, match=f"^({message}|{turned})"):
+        rates(tied, 1.0, None, {HEAD: 0.1, EMBED: 0.5})
+    with pytest.raises(ValueError, match="have two rates"):
+        freeze(tied, [], {HEAD: 0.1, EMBED: 0.0})
+    message = f"train.freeze: {HEAD}.weight and {EMBED}.weight are one weight, which is frozen by the first name"
+    with pytest.raises(ValueError, match=f"^{message}"):
+        freeze(tied, [HEAD], {EMBED: 0.5})
 
 
 @pytest.mark.parametrize(

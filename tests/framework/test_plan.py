@@ -236,6 +236,13 @@ def test_a_plugin_that_needs_numbers_leaves_activations_unknown_and_the_rest_tol
     assert memory_rows(found)[0][-1] == "not known"
 
 
+def test_a_loss_that_writes_reports_is_named_where_activations_are_unknown(tmp_path: Path) -> None:
+    found = plan(smoke("+losses.self_critical={}", f"data.cache={tmp_path}"), 1)
+    assert found.activations.bytes is None
+    told = "not known: losses.self_critical writes reports, and only a real model tells how long they get"
+    assert ("activations", told) in plan_rows(found)
+
+
 def test_a_distiller_that_does_not_tell_its_topics_is_named(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match=r"distiller 'silent' .*found topic_count 'some' before `fit`"):
         plan(outside(tmp_path, "distiller: {name: silent}"), 1)

@@ -20,6 +20,7 @@ from framework.checkpoint import Keep, Progress, SavedState, Snapshot, checkpoin
 from framework.data import Slices, collate
 from framework.distributed import Strategy, spread, start_accelerator
 from framework.exported_model import ModelTexts, load_weights
+from framework.init_from import begin_from, find_source
 from framework.pretrained import folder_of, notes_of, require_same_weights, say_saved, unsaved_names
 from framework.recipe import Recipe, load_recipe, save
 from framework.step import take_step
@@ -134,6 +135,14 @@ def test_a_folder_that_is_gone_or_other_is_told(folder: Path, tmp_path: Path) ->
     ):
         with pytest.raises(ValueError, match=r"has other weights than the model was trained on .*: model.safetensors"):
             hold()
+    asked = f"init_from={model.parent}"
+    recipe, strategy, parts = made(mine, asked)
+    with pytest.raises(
+        ValueError, match=r"^init_from: model\.decoder.*has other weights.* anew: 'init_skip=\[decoder\]'$"
+    ):
+        begin_from(find_source(str(model.parent)), recipe, strategy.task, parts.tokenizer, parts.exams)
+    recipe, strategy, parts = made(mine, asked, "init_skip=[decoder]")
+    begin_from(find_source(str(model.parent)), recipe, strategy.task, parts.tokenizer, parts.exams)
     save_file({first: weights[first]}, mine / "llama" / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"has other weights than the model was trained on .*: model.safetensors"):
         build_model(recipe, tokenizer, trained=True, model=model)

@@ -67,7 +67,7 @@ def test_an_installed_plugin_is_known_without_importing_its_module_or_the_packag
 def test_a_name_without_its_vendor_finds_the_one_with_it(install):
     install({"acme_eyes": ENCODER.format(name="acme/eyes")}, [("encoder", "acme/eyes = acme_eyes")])
     with pytest.raises(
-        PluginError, match=r"^Unknown encoder 'eyes'\. Did you mean 'acme/eyes'\? Known: acme/eyes, resnet"
+        PluginError, match=r"^Unknown encoder 'eyes'\. Did you mean 'acme/eyes'\? Known: acme/eyes, backbone, resnet"
     ):
         find("encoder", "eyes")
 

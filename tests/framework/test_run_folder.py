@@ -22,7 +22,7 @@ from framework.distributed import launch_id
 from framework.exits import Stopped
 from framework.exported_model import ModelTexts
 from framework.recipe import Recipe, load_recipe, recipe_hash, result_tree
-from framework.run_folder import open_run
+from framework.run_folder import open_run, take_back
 
 SMOKE = ROOT / "recipes" / "smoke.yaml"
 
@@ -72,6 +72,16 @@ def test_a_new_run_goes_to_a_folder_of_its_time_and_recipe(tmp_path: Path) -> No
     opened = open_run(recipe)
     assert opened.folder.parent == tmp_path / "smoke" and opened.folder.name.endswith(f"-{recipe_hash(recipe)[:8]}")
     assert opened.folder.is_dir() and opened.checkpoint is None and opened.progress is None
+
+
+def test_a_run_that_is_refused_leaves_only_what_was_there(tmp_path: Path) -> None:
+    take_back(open_run(recipe_of(tmp_path / "runs", "run.name=mine")))
+    assert list(tmp_path.iterdir()) == []
+    other = tmp_path / "runs" / "smoke" / "other"
+    other.mkdir(parents=True)
+    take_back(open_run(recipe_of(tmp_path / "runs", "run.name=mine")))
+    take_back(open_run(recipe_of(tmp_path / "runs", "run.name=other")))
+    assert other.is_dir() and list(other.parent.iterdir()) == [other]
 
 
 def test_a_named_run_is_not_written_over_and_the_way_out_is_told(tmp_path: Path) -> None:

@@ -17,6 +17,10 @@ from framework.sides import side_in
 from plugins.dataset.phantom import Phantom
 
 SMOKE = ROOT / "recipes" / "smoke.yaml"
+SHORT_FORMS = (
+    "Lt breast", "RT breast 2 o'clock", "Rt. lobe", "L breast", "R lobe", "L. thyroid", "LUOQ", "RUIQ", "LLOQ", "RLIQ",
+    "LUQ", "LLQ", "RLQ", "Lt axilla", "R-sided part", "rightmost lobe",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -26,12 +30,17 @@ SMOKE = ROOT / "recipes" / "smoke.yaml"
         ("RIGHT lobe enlarged", True),
         ("A left-sided nodule.", True),
         ("Tenderness in the RUQ.", True),
+        *((f"A mass in the {side}.", True) for side in SHORT_FORMS),
+        ("The left angle of the jaw.", True),
+        ("The leftmost cyst is 4 mm.", True),
+        ("In the righthand lobe, and on the left-hand side.", True),
         ("左乳见低回声结节", True),
         ("甲状腺右叶大小正常", True),
         ("左右叶大小正常，左叶见结节", True),
         ("双侧甲状腺大小正常，大小约2cm左右。", False),
         ("左右叶对称。", False),
         ("Both lobes are normal; upright probe, at a right angle, bright and leftover echoes.", False),
+        ("Two planes at right angles, right-angled; UOQ; start, built, l and r alone.", False),
         ("A nodule is seen in the thyroid.", False),
         ("", False),
     ],

@@ -17,11 +17,12 @@ from framework.build import build_optimizer, build_parts
 from framework.checkpoint import SavedState
 from framework.data import Slices, collate
 from framework.distributed import spread, start_accelerator
-from framework.exam import Batch, Features
+from framework.exam import Batch, Features, Outputs
 from framework.optim import parameter_groups
 from framework.recipe import Recipe, RecipeError, load_recipe, recipe_hash, save
 from framework.recipe.explain import explain_rows
 from framework.recipe.schema import WeightSchedule
+from framework.special_tokens import PAD
 from framework.step import take_step
 from framework.task import ReportTask
 from framework.term_weights import Uncertainty, weight_at, weights_at, weights_move
@@ -227,6 +228,30 @@ def test_fixed_weights_leave_a_task_as_it_was(tmp_path: Path) -> None:
     taken = take_step(strategy, [batch], weights_at(recipe, 0, 9))
     assert torch.equal(taken.weights_L, weights_at(recipe, 0, 9))
     assert taken.loss == float((taken.terms_L * taken.weights_L).sum())
+
+
+class Telling(nn.Module):
+    """Counts two items an exam, and tells their number and how long reports are."""
+
+    def count(self, batch: Batch) -> Tensor:
+        return torch.tensor(2.0 * len(batch.exam_ids))
+
+    def forward(self, batch: Batch, outputs: Outputs) -> Tensor:
+        self.exams, self.tokens = len(batch.exam_ids), float((batch.report_BT != PAD).sum())
+        return outputs.logits_BTW.sum()
+
+    def told(self) -> dict[str, Tensor]:
+        return {"exams": torch.tensor(float(self.exams)), "tokens": torch.tensor(self.tokens)}
+
+
+def test_what_a_loss_tells_beside_its_term_is_a_mean_over_all_micro_batches_of_a_step(tmp_path: Path) -> None:
+    strategy, recipe, (batch, other) = built(tmp_path)
+    assert take_step(strategy, [batch], weights_at(recipe, 0, 9)).told == {}
+    strategy.task.losses["my/telling"] = Telling()
+    weights = torch.cat([weights_at(recipe, 0, 9), torch.ones(1)])
+    tokens = sum(float((each.report_BT != PAD).sum()) for each in (batch, other))
+    taken = take_step(strategy, [batch, other], weights)
+    assert taken.told == {"my/telling/exams": 0.5, "my/telling/tokens": pytest.approx(tokens / 32)}
 
 
 @long

@@ -298,6 +298,39 @@ class WritesIntoLogits(Loss):
         return super().forward(batch, outputs)
 
 
+class Tells(Loss):
+    """Keeps the promise of what is told beside the term, with a sum over the batch's exams."""
+
+    def forward(self, batch, outputs):
+        self.words = (batch.report_BT != PAD).sum().float()
+        return super().forward(batch, outputs)
+
+    def told(self):
+        return {"words": self.words}
+
+
+@breaks("loss", "told() gives one number for each name")
+class TellsRows(Tells):
+    def told(self):
+        return {"words": self.words.expand(2)}
+
+
+@breaks("loss", "told() gives the same names of every batch")
+class TellsNowAndThen(Tells):
+    def told(self):
+        return super().told() if self.words > 20 else {}
+
+
+@breaks("loss", "what is told of parts adds up to that of the batch")
+class TellsOfAllBefore(Tells):
+    total = 0
+
+    def forward(self, batch, outputs):
+        total = super().forward(batch, outputs)
+        self.total = self.words = self.words + self.total
+        return total
+
+
 @breaks("loss", "half precision keeps the sum")
 class SumsInHalf(Loss):
     def forward(self, batch, outputs):

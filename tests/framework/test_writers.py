@@ -180,7 +180,7 @@ def test_scores_of_other_writers_stand_beside_the_run_s_own(run: Path, capsys: p
     evaluate_run(run, "test", Writers(average=3))
     assert own == {path: path.read_bytes() for path in own}, "the run's own are as they were"
     stored = json.loads((run / "scores-average-3.json").read_text())
-    assert stored.keys() == {"segmentation", "test", "written_by"} and "step-4 (0.6000)" in stored["written_by"][0]
+    assert stored.keys() == {"segmentation", "test"} and "step-4 (0.6000)" in stored["test"]["written_by"][0]
     lines = (run / "predictions" / "test-average-3.jsonl").read_text().splitlines()
     assert len(lines) == stored["test"]["model"]["exams"] == 4
     assert stored["test"]["fixed_report"] == scores["fixed_report"], "floors are of the data"
@@ -206,6 +206,12 @@ def test_what_is_not_there_or_does_not_fit_is_told(run: Path, other: Path, image
         Writers(average=4),
     )
     refused(r"--ensemble: .*keeps its 3 best", Writers(ensemble=5))
+    few = make_run(tmp_path / "few", scores={1: 0.5, 2: 0.4})
+    refused(
+        r"--average: .*few has 2 checkpoints with a score on validation, and 3 are asked for.*keep_best=3 already",
+        Writers(average=3),
+        few,
+    )
     refused("not a run with a model", Writers(others=(tmp_path,)))
     shutil.copytree(run / "model", tmp_path / "alone" / "model")
     refused("alone has no checkpoints", Writers(average=2), tmp_path / "alone")

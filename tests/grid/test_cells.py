@@ -187,7 +187,7 @@ MISTAKES = {
     "axes: {distiller.topics: [3, 3]}": "g.yaml:2:8: axes.distiller.topics: 3 stands 2 times",
     "axes: {optimizer.lr: 0.1}": "g.yaml:2:8: axes.optimizer.lr: found 0.1, expected a list or a mapping (key: value)",
     "axes: {distiller.topics: [3, many]}": "g.yaml:2:30: distiller.topics: found the text 'many', expected a whole number "
-    "(in topics=many)",
+    "or 'auto' (in topics=many)",
     "axes: {model.encoder.depht: [1]}": "g.yaml:2:30: model.encoder.depht: unknown key.",
     "axes: {run.root: [a]}": "g.yaml:2:19: run.root: a grid's cells do not differ in run; set it in the recipe",
     "axes: {data.workers: [0, 2]}": "g.yaml: 'workers=0, seed 9233' and 'workers=2, seed 9233' compute the same: what they "

@@ -45,6 +45,27 @@ def test_the_sum_is_a_score_where_there_is_one() -> None:
     assert recipe_hash(one) == recipe_hash(load_recipe("smoke", ["evaluate.resamples=0"])), "training is the same"
 
 
+def test_which_way_is_better_is_read_where_metrics_need_what_is_not_here(tmp_path: Path) -> None:
+    """No metric is made whose file tells, so none needs a language, a program, or a model."""
+    slow = ["meteor", "ratescore", "radeval", "{name: bertscore, weights: nowhere}", "bleu", "repetition"]
+    made = grid(tmp_path, "axes: {optimizer.lr: [0.1, 0.2]}\n", f"evaluate.metrics=[{', '.join(slow)}]")
+    assert grid_result(made).higher_is_better == {"test/bleu_4": True}
+    assert not higher_is_better("test/repeated_4gram_char", [made.base]) and higher_is_better("val/meteor", [made.base])
+
+
+def test_a_metric_whose_file_does_not_tell_is_made(tmp_path: Path) -> None:
+    (tmp_path / "errors.py").write_text(
+        "from framework.registry import register\n\n\n@register('metric', 'errors')\nclass Errors:\n"
+        '    """Errors."""\n\n    by_words = True\n    higher_is_better = False\n\n'
+        "    def __init__(self, *, language: str) -> None:\n        self.names = (f'errors_{language}',)\n"
+    )
+    keys = [f"plugins=[{tmp_path / 'errors.py'}]", "evaluate.metrics=[meteor, bleu, errors]"]
+    recipe = load_recipe("smoke", keys)
+    assert higher_is_better("test/errors_en", [recipe]) is False and higher_is_better("test/bleu_2", [recipe]) is True
+    chinese = load_recipe("smoke", [*keys, "data.tokenizer.language=zh"])
+    assert higher_is_better("test/errors_zh", [chinese]) is False
+
+
 def test_the_sum_is_not_compared_and_its_scores_are(tmp_path: Path) -> None:
     recipe = load_recipe("smoke", [WEIGHED])
     run, texts = tmp_path / "run", ["an oval cyst .", "no mass is seen .", "an irregular mass ."]

@@ -240,9 +240,12 @@ def stated(text: str) -> set[tuple[str, str]]:
 @cache
 def sentences() -> dict[str, list[tuple[str, ...]]]:
     path = Path(__file__).with_name("findings_sentences.yaml")
-    return {
-        language: [tuple(row) for row in rows] for language, rows in yaml.safe_load(path.read_text("utf-8")).items()
-    }
+    return {name: [tuple(row) for row in rows] for name, rows in yaml.safe_load(path.read_text("utf-8")).items()}
+
+
+def written() -> list[tuple[str, ...]]:
+    """The 200 sentences of which the scores are told."""
+    return [*sentences()["en"], *sentences()["zh"]]
 
 
 def difference(text: str, line: str) -> str:
@@ -251,7 +254,7 @@ def difference(text: str, line: str) -> str:
 
 
 def test_there_are_a_hundred_labelled_sentences_of_each_language():
-    assert [len({text for text, *_ in rows}) for rows in sentences().values()] == [100, 100]
+    assert [len({text for text, *_ in sentences()[language]}) for language in ("en", "zh")] == [100, 100]
 
 
 def test_each_labelled_sentence_is_read_as_a_person_does_or_is_a_known_miss():
@@ -264,7 +267,7 @@ def test_each_labelled_sentence_is_read_as_a_person_does_or_is_a_known_miss():
 
 def reached() -> dict[str, tuple[float, float]]:
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for text, line, *_ in (row for rows in sentences().values() for row in rows):
+    for text, line, *_ in written():
         told, true = stated(text), labelled(line)
         for name, found in (("both", told & true), ("told", told), ("true", true)):
             for attribute, _ in found:
@@ -281,6 +284,26 @@ def test_recall_and_precision_of_each_aspect_on_the_labelled_sentences_are_as_st
 
 def pair(exam_id: int, prediction: str, reference: str) -> Pair:
     return Pair(str(exam_id), prediction, reference, (), ())
+
+
+@pytest.mark.parametrize("side", ["Lt", "Lt.", "LT", "L", "L.", "L-sided", "leftmost", "lefthand", "left-hand"])
+def test_a_side_in_short_agrees_with_the_whole_word(side: str) -> None:
+    for form, word, other in ((side, "left", "right"), (_mirrored(side), "right", "left")):
+        told = f"A hypoechoic mass is seen in the {form} breast, 5 mm."
+        assert ("side", word) in read(told) and ("side", other) not in read(told)
+        assert scored(told, f"A hypoechoic mass is seen in the {word} breast, 5 mm.")["side_of"] == 1
+
+
+def _mirrored(side: str) -> str:
+    return side.replace("left", "right") if side.startswith("left") else side.replace("L", "R", 1)
+
+
+@pytest.mark.parametrize(("initials", "place"), [("UO", "upper outer"), ("UI", "upper inner"), ("LO", "lower outer"),
+                                                 ("LI", "lower inner")])  # fmt: skip
+def test_a_quadrant_by_its_initials_is_a_side_and_a_place(initials: str, place: str) -> None:
+    for side, word in (("L", "left"), ("R", "right")):
+        told = read(f"A hypoechoic mass in the {side}{initials}Q, 5 mm.")
+        assert told == read(f"A hypoechoic mass in the {place} quadrant of the {word} breast, 5 mm.")
 
 
 @pytest.mark.parametrize(("text", "line"), ENGLISH + CHINESE, ids=[text[:40] for text, _ in ENGLISH + CHINESE])
@@ -319,6 +342,8 @@ def test_a_long_text_without_ends_is_read_in_bounded_time():
     read("no mass, " * 2000)
     read("oval-" * 20000 + "mass")
     read("结节" * 10000)
+    read("1 mm " * 20000)
+    read("大小1mm" * 5000)
     assert time.process_time() - started < 4
 
 

@@ -39,7 +39,7 @@ def outputs(pooled_BD: Tensor) -> Outputs:
 
 def made(**keys: object) -> Contrastive:
     torch.manual_seed(1)
-    return Contrastive(vocabulary_size=10, feature_width=5, width=4, temperature=0.2, **keys)
+    return Contrastive(vocabulary_size=10, feature_width=5, width=4, **{"temperature": 0.2, **keys})
 
 
 def by_hand(loss: Contrastive, rows: list[list[int]], images: Tensor, mask: bool) -> Tensor:
@@ -78,12 +78,19 @@ def test_the_same_report_is_no_wrong_answer_unless_it_is_asked_for() -> None:
     assert made(mask_same=False)(batch(rows), outputs(images)) > 1
 
 
-def test_the_temperature_is_bounded_and_can_come_back() -> None:
+@pytest.mark.parametrize("log_scale", [math.log(1000), 25.0, 90.0])
+def test_the_temperature_is_bounded_however_far_it_went_and_can_come_back(log_scale: float) -> None:
     loss = made()
-    loss.log_scale_1.data.fill_(math.log(1000))
+    loss.log_scale_1.data.fill_(log_scale)
     assert float(loss._scale().detach()) == pytest.approx(100)
     loss._scale().sum().backward()
     assert loss.log_scale_1.grad.item() > 0
+
+
+def test_a_temperature_below_the_bound_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"loss contrastive: temperature is 0\.005, .* expected at least 0\.01"):
+        made(temperature=0.005)
+    assert float(made(temperature=0.01)._scale().detach()) == pytest.approx(100)
 
 
 def test_it_learns_to_tell_exams_apart() -> None:
@@ -121,9 +128,8 @@ def _one_of_two(rank: int, folder: str) -> None:
 
 
 def test_two_processes_with_unequal_shares_give_the_value_and_gradients_of_one(tmp_path: Path) -> None:
-    # A fork spares the imports, but autograd does not work in it where it has begun threads for a GPU.
-    method = "spawn" if torch.cuda.is_available() else "fork"
-    multiprocessing.start_processes(_one_of_two, args=(str(tmp_path),), nprocs=2, start_method=method)
+    # Not by a fork, which hangs in torch's threads where earlier tests have begun any.
+    multiprocessing.start_processes(_one_of_two, args=(str(tmp_path),), nprocs=2, start_method="spawn")
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     loss, images = made(), pooled()
     total = loss(batch(ROWS), outputs(images))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import ROOT, launch, records
 from torch import Tensor, nn
 
+from framework import build
 from framework.exam import Batch, Features, Outputs, Pair
 from framework.recipe import RecipeError, load_recipe
 from framework.reward import Reward
@@ -22,6 +26,8 @@ from plugins.loss import self_critical
 from plugins.loss.self_critical import SelfCritical
 from plugins.metric.bleu import Bleu
 from plugins.metric.cider import Cider
+from plugins.metric.distinct import Distinct
+from plugins.metric.repetition import Repetition
 from plugins.metric.rouge_l import RougeL
 
 A, B, C = 4, 5, 6
@@ -72,7 +78,8 @@ def batch(*exam_ids: str) -> Batch:
 
 
 def reward(**weights: float) -> Reward:
-    return Reward(weights, [Cider(), Bleu(), RougeL()], Words(), REPORTS)
+    made = [Cider(), Bleu(), RougeL()]
+    return Reward(weights, {name: metric for metric in made for name in metric.names}, Words(), REPORTS)
 
 
 # --- the sampler
@@ -160,28 +167,30 @@ def test_parts_are_in_their_own_mode_again_after_evaluation() -> None:
 # --- the gradient
 
 
+@pytest.mark.parametrize(("baseline", "samples"), [("greedy", 1), ("greedy", 2), ("mean", 2), ("mean", 3)])
 def test_the_expected_gradient_is_that_of_the_expected_reward(
-    small: tuple[Decoder, Features], monkeypatch: pytest.MonkeyPatch
+    small: tuple[Decoder, Features], monkeypatch: pytest.MonkeyPatch, baseline: str, samples: int
 ) -> None:
-    """Over all seven reports, each by its chance: whatever the baseline is, it adds nothing."""
+    """Over all draws of the seven reports, each by its chance: whatever the baseline is, it adds nothing."""
     decoder, seen = small
-    reports = every_report(2)
-    worth = {
-        tuple(words): float(number) ** 2
-        for number, (words,) in enumerate([words_of(torch.tensor([r])) for r in reports])
-    }
+    reports = every_report(2) if samples < 3 else every_report(1)
+    places = len(reports[0])
+    worth = {tuple(words_of(torch.tensor([r]))[0]): float(number) ** 2 for number, r in enumerate(reports)}
     loss = SelfCritical(
-        make_reward=lambda weights: lambda ids, written: np.array([worth[tuple(w)] for w in written]), max_tokens=2
+        make_reward=lambda weights: lambda ids, written: np.array([worth[tuple(w)] for w in written]),
+        max_tokens=places,
+        samples=samples,
+        baseline=baseline,
     )
-    expected = sum(
-        chance(decoder, seen, report) * worth[tuple(words_of(torch.tensor([report]))[0])] for report in reports
-    )
-    wanted = torch.autograd.grad(-expected, list(decoder.parameters()), allow_unused=True)
+    chances = [chance(decoder, seen, report) for report in reports]
+    expected = sum(each * worth[tuple(words_of(torch.tensor([r]))[0])] for each, r in zip(chances, reports))
+    wanted = torch.autograd.grad(-expected, list(decoder.parameters()), allow_unused=True, retain_graph=True)
     found = [torch.zeros_like(weight) for weight in decoder.parameters()]
-    for report in reports:
-        monkeypatch.setattr(self_critical, "sample", lambda *_, report=report, **__: torch.tensor([report]))
+    for drawn in itertools.product(range(len(reports)), repeat=samples):
+        written = torch.tensor([reports[number] for number in drawn])
+        monkeypatch.setattr(self_critical, "sample", lambda *_, written=written, **__: written)
         total = loss(batch("e0"), Outputs(seen, None, decoder))
-        probability = float(chance(decoder, seen, report).detach())
+        probability = float(torch.stack([chances[number] for number in drawn]).prod().detach())
         each = torch.autograd.grad(total, list(decoder.parameters()), allow_unused=True)
         found = [one if two is None else one + probability * two for one, two in zip(found, each)]
     for one, two in zip(found, wanted):
@@ -189,12 +198,38 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(
     assert found[0].abs().max() > 0.1
 
 
+def test_the_baseline_of_a_sample_is_the_mean_of_the_others_and_nothing_is_decoded_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoder, seen = Decoder(), features(2)
+    drawn = torch.tensor([[A, EOS], [B, EOS], [C, EOS], [A, A], [EOS, PAD], [B, C]])  # three of each exam
+    monkeypatch.setattr(self_critical, "sample", lambda *_, **__: drawn)
+    monkeypatch.setattr(self_critical, "generate", lambda *_, **__: pytest.fail("a greedy report"))
+    values = {"e0": [1.0, 2.0, 6.0], "e1": [0.0, 3.0, 0.0]}
+
+    def worth(ids: Sequence[str], written: Sequence[list[int]]) -> np.ndarray:
+        assert list(ids) == ["e0"] * 3 + ["e1"] * 3 and list(written) == words_of(drawn)
+        return np.array([value for row in values.values() for value in row])
+
+    loss = SelfCritical(make_reward=lambda weights: worth, max_tokens=2, samples=3, baseline="mean")
+    total = loss(batch("e0", "e1"), Outputs(seen, None, decoder))
+    better = torch.tensor([1 - 4, 2 - 3.5, 6 - 1.5, 0 - 1.5, 3 - 0, 0 - 1.5])
+    twice = Features(*(value.repeat_interleave(3, 0) for value in seen))
+    torch.testing.assert_close(total, -(better * report_logp(decoder, twice, drawn)).sum() / 3)
+    assert {name: float(value) for name, value in loss.told().items()} == {"drawn": 4.0}
+
+
+def test_a_mean_of_no_other_sample_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"baseline mean is that of .* and samples is 1; expected at least 2"):
+        SelfCritical(make_reward=lambda weights: None, max_tokens=2, baseline="mean")
+
+
 def test_the_term_is_minus_the_advantage_times_the_log_probability(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, seen = Decoder(), features(2)
     drawn = torch.tensor([[A, B, C, A, EOS], [C, EOS, PAD, PAD, PAD]])
     monkeypatch.setattr(self_critical, "sample", lambda *_, **__: drawn)
     monkeypatch.setattr(self_critical, "generate", lambda *_, **__: [[B], [C, C, B]])
-    make = lambda weights: Reward(weights, [RougeL()], Words(), REPORTS)  # noqa: E731
+    make = lambda weights: Reward(weights, {"rouge_l": RougeL()}, Words(), REPORTS)  # noqa: E731
     loss = SelfCritical(make_reward=make, max_tokens=5, reward={"rouge_l": 2.0})
     rouge = RougeL()
 
@@ -208,6 +243,13 @@ def test_the_term_is_minus_the_advantage_times_the_log_probability(monkeypatch: 
     expected = -(torch.tensor(better) * report_logp(decoder, seen, drawn)).sum()
     torch.testing.assert_close(loss(given, Outputs(seen, None, decoder)), expected)
     assert loss.count(given) == 2
+    told = {name: float(value) for name, value in loss.told().items()}
+    assert told == pytest.approx(
+        {
+            "drawn": 2 * (score("a b c a", REPORTS["e0"]) + score("c", REPORTS["e1"])),
+            "greedy": 2 * (score("b", REPORTS["e0"]) + score("c c b", REPORTS["e1"])),
+        }
+    )
 
 
 def test_the_decoder_writes_without_dropout_and_trains_on() -> None:
@@ -251,10 +293,10 @@ def test_it_alone_teaches_a_decoder_to_write_what_is_rewarded() -> None:
 
 
 def test_a_reward_is_the_weighted_sum_of_scores_of_each_report_alone() -> None:
-    mix = reward(cider=0.5, bleu_1=2.0, rouge_l=-1.0)
+    mix = reward(cider=0.5, bleu_1=2.0, rouge_l=1.0)
     ids, written = ["e2", "e0"], [[A, A, B], [C, A, B]]
     parts = [reward(**{name: 1.0})(ids, written) for name in ("cider", "bleu_1", "rouge_l")]
-    np.testing.assert_allclose(mix(ids, written), 0.5 * parts[0] + 2 * parts[1] - parts[2])
+    np.testing.assert_allclose(mix(ids, written), 0.5 * parts[0] + 2 * parts[1] + parts[2])
     np.testing.assert_allclose(mix(ids, written)[::-1], mix(ids[::-1], written[::-1]))
     assert parts[1][0] == pytest.approx(np.exp(1 - 5 / 3)) and parts[1][1] == pytest.approx(np.exp(1 - 4 / 3))
 
@@ -271,26 +313,36 @@ def test_cider_weighs_words_by_all_training_reports_and_not_by_those_of_the_batc
     np.testing.assert_allclose(together.mean(), Cider()(pairs)["cider"], rtol=1e-6)
 
 
-class Length:
-    """A metric without sums of each exam, of which less is better."""
-
-    names = ("words",)
-    by_words = True
-    higher_is_better = False
-
-    def __call__(self, pairs: Sequence[object]) -> dict[str, float]:
-        assert len(pairs) == 1
-        return {"words": float(len(pairs[0].prediction_words))}
+def test_a_score_of_which_less_is_better_is_weighed_below_zero_and_takes_from_the_reward() -> None:
+    worth = Reward({"repeated_4gram": -2.0}, {"repeated_4gram": Repetition()}, Words(), REPORTS)
+    assert worth(["e0", "e1"], [[A] * 9, [A, B, C]]).tolist() == [-2.0, 0.0]
+    for weight, better in ((1.0, "expected a number below 0: of it lower is better"), (0.0, "it counts nothing")):
+        with pytest.raises(ValueError, match=rf"^reward: the weight of 'repeated_4gram' is .*{better}"):
+            Reward({"repeated_4gram": weight}, {"repeated_4gram": Repetition()}, Words(), REPORTS)
 
 
-def test_a_metric_without_sums_is_called_for_each_report_and_less_can_be_better() -> None:
-    worth = Reward({"words": 2.0}, [Length()], Words(), REPORTS)
-    assert worth(["e0", "e1"], [[A, B, C], []]).tolist() == [-6.0, 0.0]
+class Twin(Bleu):
+    """Gives BLEU-4 too, which is asked of another."""
+
+    names = ("bleu_4", "twin")
+
+    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        return {**super().of_sums(sums), "twin": np.full(len(sums), 0.25)}
+
+
+def test_of_two_metrics_that_give_a_score_one_counts() -> None:
+    worth = Reward({"bleu_4": 1.0, "twin": 1.0}, {"bleu_4": Bleu(), "twin": Twin()}, Words(), REPORTS)
+    assert worth(["e2"], [[A, A, B, B, C]]).tolist() == [pytest.approx(1.25)]
+
+
+def test_a_score_of_many_reports_together_is_no_reward() -> None:
+    with pytest.raises(ValueError, match=r"^reward: 'distinct_1' is a score of many reports together: "):
+        Reward({"distinct_1": 1.0}, {"distinct_1": Distinct()}, Words(), REPORTS)
 
 
 def test_a_reward_without_weights_is_told() -> None:
     with pytest.raises(ValueError, match="no score has a weight"):
-        Reward({"cider": 0.0}, [Cider()], Words(), REPORTS)
+        Reward({}, {}, Words(), REPORTS)
 
 
 def mistakes(*overrides: str) -> list[str]:
@@ -302,8 +354,16 @@ def mistakes(*overrides: str) -> list[str]:
 def test_a_reward_of_a_score_that_no_metric_gives_is_told_with_the_nearest() -> None:
     (line,) = mistakes("+losses.self_critical={reward: {cidr: 1.0, bleu_4: 0.5}}")
     assert "losses.self_critical.reward.cidr: no metric gives 'cidr'. Did you mean 'cider'? Known: " in line
-    (line,) = mistakes("+losses.self_critical={reward: {bleu_4: 0}}")
+    (line,) = mistakes("+losses.self_critical={reward: {}}")
     assert "losses.self_critical.reward: no score has a weight" in line
+    lines = mistakes("+losses.self_critical={reward: {bleu_4: 0, cider: -1, repeated_4gram: 1, distinct_2: 1}}")
+    assert [line.partition("self_critical.reward.")[2][:75] for line in lines] == [
+        "bleu_4: the weight of 'bleu_4' is 0, so that it counts nothing; take it out",
+        "cider: the weight of 'cider' is -1, expected a number above 0: of it higher",
+        "repeated_4gram: the weight of 'repeated_4gram' is 1, expected a number belo",
+        "distinct_2: 'distinct_2' is a score of many reports together: its metric ha",
+    ]
+    load_recipe("smoke", ["+losses.self_critical={reward: {cider: 1, repeated_4gram: -1}}"])
     load_recipe("smoke", ["+losses.self_critical={reward: {findings_f1: 1.0}}"])  # no metric of the recipe's own
 
 
@@ -319,6 +379,27 @@ def test_a_term_that_can_be_below_zero_gets_no_learned_factor() -> None:
     assert "'uncertainty' is for terms that are never below 0, and losses.self_critical can be" in line
 
 
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ("losses.self_critical={baseline: mean}", "samples is 1; expected at least 2"),
+        ("losses.global_semantic={space: sentence_encoder}", "space sentence_encoder needs an `encoder`"),
+        ("losses.global_semantic={encoder: nowhere}", "space lsa reads no encoder"),
+        ("losses.global_semantic={space: sentence_encoder, encoder: /nowhere}", "no such folder: /nowhere"),
+        ("losses.self_critical={reward: {radeval: 1.0}}", "the package radeval does not import here"),
+    ],
+)
+def test_what_a_loss_cannot_be_built_of_is_told_before_an_image_is_read(
+    keys: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2"]
+    recipe = load_recipe("smoke", ["~losses.global_semantic", f"+{keys}", f"data.cache={tmp_path}", *few])
+    monkeypatch.setitem(sys.modules, "radeval", None)
+    monkeypatch.setattr(build, "build_image_cache", lambda *_, **__: pytest.fail("images are read"))
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        build.build_parts(recipe, Accelerator(cpu=True), run=tmp_path)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(("strategy", "processes"), [("ddp", 1), ("ddp", 2), ("zero2", 2)])
 def test_a_run_trains_by_it_and_draws_the_same_when_it_is_resumed(work: Path, strategy: str, processes: int) -> None:
@@ -332,6 +413,8 @@ def test_a_run_trains_by_it_and_draws_the_same_when_it_is_resumed(work: Path, st
     launch(smoke, *keys, cwd=work, processes=processes, by="torchrun" if processes > 1 else None)
     run = work / "runs" / "smoke" / name
     first = records(run, "train/self_critical")
+    drawn, greedy = (records(run, f"train/self_critical/{what}") for what in ("drawn", "greedy"))
+    assert sorted(drawn) == sorted(greedy) == [1, 2, 3, 4] and all(0 <= value <= 1 for value in drawn.values())
     assert sorted(first) == [1, 2, 3, 4] and any(first.values()), "some samples differ from the greedy report"
     for step in (3, 4):
         shutil.rmtree(run / "checkpoints" / f"step-{step}")

@@ -12,6 +12,7 @@ from tiny_bert import save_tiny_bert
 from transformers import AutoModel, AutoTokenizer
 
 from framework.exam import Pair
+from plugins.metric import bertscore
 from plugins.metric.bertscore import BertScore
 
 # Words that the small model knows: what it does not know is one piece in all texts.
@@ -80,6 +81,21 @@ def test_the_split_has_the_mean_and_a_text_like_its_reference_scores_one(folder:
     assert metric([pair(0, text, text) for text in TRUE]) == pytest.approx(
         {"bertscore": 1, "bertscore/precision": 1, "bertscore/recall": 1}, abs=1e-6
     )
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+def test_it_is_on_the_runs_device_while_it_scores_and_leaves_it_after(
+    folder: Path, cpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric, moves = BertScore(weights=str(folder)), []
+    monkeypatch.setattr(bertscore, "on_cpu", lambda: cpu)
+    monkeypatch.setattr(metric.model, "to", moves.append)
+    metric.per_exam(PAIRS)
+    assert moves == ["cpu" if cpu else "cuda", "cpu"]
+    monkeypatch.setattr(metric, "_see", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        metric.per_exam(PAIRS)
+    assert moves[-1] == "cpu"
 
 
 def test_a_batch_and_its_padding_change_nothing(folder: Path) -> None:

@@ -32,6 +32,7 @@ PROGRAM = f"""#!{sys.executable}
 import sys
 if "-version" in sys.argv:
     sys.exit(0)
+import time
 log = open(sys.argv[sys.argv.index("-jar") + 1] + ".log", "a")
 for line in sys.stdin:
     log.write(line)
@@ -39,6 +40,8 @@ for line in sys.stdin:
     kind, true, told = (part.split() for part in line.split("|||"))
     if told == ["stop"]:
         sys.exit("out of memory")
+    if told == ["hang"]:
+        time.sleep(60)
     both = len(set(told) & set(true))
     counts = [len(told), len(true), 0, 0, both, both] + [0] * 14 + [both, both, both]
     print(*(map(float, counts) if told != ["babble"] else ["what?"]), flush=True)
@@ -91,6 +94,25 @@ def test_the_program_starts_with_the_first_report_and_ends_with_the_metric(jar: 
 def test_a_program_that_fails_is_told_with_its_last_words(jar: Path, text: str, heard: str) -> None:
     with pytest.raises(ValueError, match=rf"its Java program failed \({heard.replace('?', '.')}\)"):
         Meteor(language="en")([pair(0, text, "a mass")])
+
+
+def test_a_program_that_hangs_is_ended_and_told(jar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meteor, "ANSWER_S", 1)
+    metric = Meteor(language="en")
+    with pytest.raises(ValueError, match=r"its Java program gave no answer in 1 s, and was ended"):
+        metric([pair(0, "hang", "a mass")])
+    assert metric._program is not None and metric._program._process.wait(5) != 0
+
+
+def test_a_java_that_hangs_or_cannot_be_started_is_told(jar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    java = Path(shutil.which("java") or "")
+    monkeypatch.setattr(meteor, "START_S", 0.5)
+    java.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"java does not run \(no answer in 0\.5 s\)"):
+        Meteor(language="en")
+    java.write_text("no program at all", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"java does not run \(Exec format error\)"):
+        Meteor(language="en")
 
 
 def test_without_java_it_is_told_before_a_run_trains(jar: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,13 @@ def test_reports_that_say_nothing_score_zero_and_shift_no_other(ratescore: RateS
     assert ratescore(PAIRS) == {"ratescore": 0.5}
 
 
+def test_a_text_without_an_entity_scores_what_the_package_gives_it(ratescore: RateScore) -> None:
+    assert ratescore.per_exam([pair(0, "There is.", "a mass"), pair(1, "a mass", "is seen")])[:, 0].tolist() == [
+        0.5,
+        0.5,
+    ]
+
+
 def test_radeval_gives_the_asked_score_and_its_parts() -> None:
     found = RadEval(language="en")(PAIRS)
     assert found == pytest.approx(
@@ -87,6 +94,29 @@ def test_a_missing_package_names_what_to_install(folder: str, monkeypatch: pytes
     for make, extra in zip(both(folder), ("radeval", "ratescore")):
         with pytest.raises(ValueError, match=rf"does not import here .* pip install 'sonoscribe\[{extra}\]'"):
             make(language="en")
+
+
+@pytest.mark.parametrize("error", [ImportError, OSError, RuntimeError, ValueError])
+def test_a_package_that_breaks_while_it_loads_is_told_like_a_missing_one(
+    error: type[Exception], folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = f"raise {error.__name__}('libfoo.so: no such file\\nand more')\n"
+    for name in ("RaTEScore", "radeval"):
+        monkeypatch.delitem(sys.modules, name)
+        (tmp_path / f"{name}.py").write_text(broken, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    for make in both(folder):
+        with pytest.raises(ValueError, match=r"does not import here \(libfoo.so: no such file\): pip install"):
+            make(language="en")
+
+
+def test_models_that_ratescore_cannot_make_are_told(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**keys: Any) -> None:
+        raise RuntimeError("size mismatch\nfor classifier")
+
+    monkeypatch.setattr(sys.modules["RaTEScore"], "RaTEScore", broken)
+    with pytest.raises(ValueError, match=r"metric ratescore: it cannot be made \(size mismatch\)"):
+        RateScore(language="en", recognizer=folder, synonyms=folder)
 
 
 def test_models_that_are_no_safetensors_are_not_handed_over(folder: str, tmp_path: Path) -> None:

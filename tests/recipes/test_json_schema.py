@@ -141,12 +141,12 @@ MISTAKES = [
     ("data: {image_size: 4}", "data.image_size: 4 is less than the minimum of 8"),
     ("data: {channels: 2}", "data.channels: 2 is not one of [1, 3]"),
     ("data: {cache: 3}", "data.cache: 3 is not of type 'string'"),
-    ("data: {augment: jiter}", "data.augment: 'jiter' is not one of ['jitter']"),
+    ("data: {augment: jiter}", "data.augment: 'jiter' is not one of ['crop', 'jitter', 'ultrasound']"),
     ("data: {tokenizer: null}", "data.tokenizer: None is not "),
     ("data: {dataset: {name: manifest, file: a.json}}", "data.dataset: 'images' is a required property"),
     ("data: {dataset: manifest}", "data.dataset: 'manifest' is not of type 'object'"),
     ("data: {dataset: {name: phantom, organ: kidney}}", "data.dataset.organ: 'kidney' is not one of ['breast', "),
-    ("distiller: ldaa", "distiller: 'ldaa' is not one of ['faiss_kmeans', 'lda', 'none']"),
+    ("distiller: ldaa", "distiller: 'ldaa' is not one of ['faiss_kmeans', 'lda', 'nmf', 'umap_hdbscan', 'umap_kmeans', 'none']"),
     (
         "distiller: {name: none, topics: 3}",
         "distiller: Additional properties are not allowed ('topics' was unexpected)",
@@ -155,7 +155,7 @@ MISTAKES = [
     ("distiller: {name: lda, seed: 3}", "distiller: Additional properties are not allowed ('seed' was unexpected)"),
     ("distiller: {topic: 3}", "distiller: Additional properties are not allowed ('topic' was unexpected)"),
     ("distiller: {topics: 0}", "distiller.topics: 0 is less than or equal to the minimum of 0"),
-    ("model: {encoder: {name: resnt}}", "model.encoder.name: 'resnt' is not one of ['resnet', 'tiny_cnn']"),
+    ("model: {encoder: {name: resnt}}", "model.encoder.name: 'resnt' is not one of ['backbone', 'resnet', 'tiny_cnn']"),
     ("model: {encoder: {name: resnet, depth: 11}}", "model.encoder.depth: 11 is not one of [10, 18, 34, 50, 101, 152]"),
     ("model: {encoder: {name: 3}}", "model.encoder.name: 3 is not one of "),
     ("model: {encoder: {name: tiny_cnn, depth: 10}}", "model.encoder: Additional properties are not allowed ('depth'"),
@@ -168,7 +168,7 @@ MISTAKES = [
     ("optimizer: {lr: 0}", "optimizer.lr: 0 is less than or equal to the minimum of 0"),
     ("optimizer: {name: adamw, groups: 1}", "optimizer: Additional properties are not allowed ('groups' was unex"),
     ("evaluate: {metrics: bleu}", "evaluate.metrics: 'bleu' is not of type 'array'"),
-    ("evaluate: {metrics: [bleu, blue]}", "evaluate.metrics.1: 'blue' is not one of ['bleu', "),
+    ("evaluate: {metrics: [bleu, blue]}", "evaluate.metrics.1: 'blue' is not one of ['bertscore', 'bleu', "),
     ("evaluate: {metrics: [bleu, bleu]}", "evaluate.metrics: ['bleu', 'bleu'] has non-unique elements"),
     ("evaluate: {metrics: [{}]}", "evaluate.metrics.0: 'name' is a required property"),
     ("evaluate: {metrics: []}", "evaluate.metrics: [] should be non-empty"),
@@ -244,7 +244,7 @@ def test_a_plugin_of_an_outside_file_is_known_by_its_own_keys(tmp_path: Path) ->
     ]
     assert errors("losses: {acme/far: {}}", schema) == ["losses.acme/far: 'reach' is a required property"]
     assert errors("model: {encoder: acme/spiral}") == [
-        "model.encoder: 'acme/spiral' is not one of ['resnet', 'tiny_cnn']"
+        "model.encoder: 'acme/spiral' is not one of ['backbone', 'resnet', 'tiny_cnn']"
     ]
 
 

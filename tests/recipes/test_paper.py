@@ -16,8 +16,10 @@ from transformers import ResNetConfig, ResNetModel
 from framework.build import build_optimizer, build_parts
 from framework.data import Slices, collate
 from framework.distributed import spread, start_accelerator
+from framework.engine import train
 from framework.recipe import load_recipe
 from framework.step import take_step
+from framework.stopping import Requests
 from framework.term_weights import weights_at
 
 PAPER = ROOT / "recipes" / "paper"
@@ -68,7 +70,10 @@ def small(folder: Path) -> list[str]:
 @pytest.mark.parametrize("organ", sorted(TOPICS))
 def test_settings_are_those_published(organ: str) -> None:
     recipe = load_recipe(PAPER / f"{organ}.yaml")
-    assert recipe.distiller.keys["topics"] == TOPICS[organ]
+    topics = recipe.distiller.keys
+    layout = [topics[key] for key in ("embedding", "neighbours", "components", "min_dist")]
+    assert (topics["topics"], layout) == (TOPICS[organ], ["counts", 10, 2, 0.0])
+    assert recipe.losses["topic"].keys["dropout"] == 0.5 and recipe.model.encoder.keys["max_views"] == 0
     assert (recipe.data.image_size, recipe.data.augment.keys["share"]) == (224, 224 / 256)
     assert recipe.model.encoder.keys["depth"] == 101 and recipe.model.encoder.keys["weights"] == "microsoft/resnet-101"
     decoder = recipe.model.decoder.keys
@@ -108,13 +113,17 @@ def test_on_exams_in_the_published_layout_steps_lower_the_loss(tmp_path: Path) -
     assert losses[-1] < losses[0]
 
 
-def test_without_the_data_one_message_says_what_is_missing_and_where_it_is(tmp_path: Path) -> None:
-    recipe = load_recipe(PAPER / "liver.yaml")
+def test_without_the_data_one_message_says_what_is_missing_and_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Requests, "listen", lambda _: None)  # signals stay the test runner's
+    recipe = load_recipe(PAPER / "liver.yaml", [f"run.root={tmp_path / 'runs'}"])
     with pytest.raises(ValueError) as caught:  # which the command line tells without a traceback
-        build_parts(recipe, start_accelerator(recipe), run=tmp_path)
+        train(recipe)
+    assert list(tmp_path.iterdir()) == [], "a refused run leaves no folder"
     for part in (
         "data/published/liver.json: no such manifest (data.dataset.file)",
-        "LijunRio/Ultrasound-Report-Generation",
+        "https://github.com/LijunRio/Ultrasound-Report-Generation",
         "arXiv 2406.00644",
         '"image_path": ["7_1.jpeg", "7_2.jpeg"]',
         "data.dataset.images",

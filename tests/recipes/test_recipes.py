@@ -19,6 +19,7 @@ from framework.step import take_step
 from framework.term_weights import weights_at
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+LONG = {"self_critical"}  # draws reports in every step
 FEW = ["data.dataset.exams=24", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "data.dataset.size=64"]
 
 
@@ -46,7 +47,9 @@ def test_the_recipes_that_the_readme_names_are_there() -> None:
     assert {"breast", "thyroid", "liver", "busbra", "ddti", "smoke"} <= set(SHIPPED)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in SHIPPED]
+)
 def test_a_shipped_recipe_builds_and_one_step_lowers_its_loss(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", made_small(name, tmp_path))
     accelerator = start_accelerator(recipe)

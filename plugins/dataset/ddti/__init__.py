@@ -54,8 +54,8 @@ class Ddti:
     """DDTI: real thyroid exams with a nodule; their reports are composed, not written by a physician.
 
     A report is the experts' descriptors (composition, echogenicity, margins, calcifications) and their TI-RADS category
-    in words, in English. It names no side. Of the 390 cases 198 have all descriptors, 100 more a category and some of
-    them, and 91 nothing, which are left out.
+    in words, in English. It names no side. Of the 390 cases 198 have all descriptors and a category, and 100 more a
+    category and some of them. The other 92 have no category, 91 of them nothing at all, and are left out.
 
     Everything outside of the scan area is black: text burnt into the margins tells the category (docs/data.md).
 

@@ -33,6 +33,9 @@ class FindingsF1:
     liver), `denial` (what is said not to be there: a lesion, calcification, flow, enlarged nodes) and `side_of` (each
     finding of a lesion with the lesion's side: low where left and right are swapped between two lesions).
 
+    How well it reads is stated in tests/plugins/test_findings_f1.py, on 200 sentences labelled by hand. The lexicon was
+    also tuned on them, so that other reports are read less well.
+
     Source:
         Sonoscribe.
     """

@@ -12,22 +12,48 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 # What agrees counts as the same measure: less than what ACR TI-RADS calls growth.
 SHARE, LEAST_MM = 0.2, 2.0
 
-NUMBER = r"\d{1,3}(?:\.\d+)?"
+NUMBER = r"\d{1,3}(?:\.\d+|,\d{1,2}(?!\d))?"  # some countries write 1,2 for 1.2
 UNIT = r"mm|cm|毫米|厘米|㎝|㎜|millimet(?:er|re)s?|centimet(?:er|re)s?"
 CENTIMETRES = re.compile(r"cm|厘米|㎝|centi")
 TIMES = r"\s?(?:[x×*✕]|by)\s?"
 ONE = rf"{NUMBER}(?:[\s-]?(?:{UNIT}))?"
-DIAMETERS = re.compile(rf"(?<![\d.a-z_#]){ONE}(?:{TIMES}{ONE}){{0,2}}(?![\d.%]\d|\d|%|[a-z])")
+# "12 mm (AP) x 8 mm (TR)": the direction of a diameter, behind it
+AXIS = (
+    r"(?:\s?\(?\b(?:ap|tr|tv|cc|si|ml|[lwhd]|length|width|height|depth|trans(?:verse)?|long(?:itudinal)?|sag(?:ittal)?"
+    r"|cranio-?caudal|antero-?posterior)\b\)?)?"
+)
+BEGIN, END = r"(?<![\d.a-z_#])", r"(?![\d.%]\d|\d|%|[a-z])"
+DIAMETERS = re.compile(rf"{BEGIN}{ONE}(?:{AXIS}{TIMES}{ONE}){{0,2}}{END}")
+# "12mm，前后径8mm": a further diameter of the same lesion, told by its direction
+FURTHER = re.compile(
+    rf"(?<=[\dm米㎝㎜])[，,、；]?(?:前后|上下|左右|横|纵|厚|长|短|宽|高)径(?:约|为)*(?={NUMBER}[\s-]?(?:{UNIT}))"
+)
+# "5 and 6 mm": the unit behind holds for both
+SAME_UNIT = re.compile(rf"\s?(?:and|及|和|、)\s?{NUMBER}[\s-]?({UNIT}){END}")
+NAMED = re.compile(r"(?:rads|\btr|segments?|levels?|grade|category|类)[\s:-]*$")  # "BI-RADS 3 and 6 mm": no length
 DIAMETER = re.compile(rf"({NUMBER})[\s-]?({UNIT})?")
 MASKED_SIZE = re.compile(r"_(?:2ds|3ds|scm|smm)_")
 # Numbers with a unit that are no diameters of a lesion, by what stands before or behind them.
+ABOUT = r"(?: (?:is|measur\w+|about|approximately|of)){0,2}:? ?$"
+PLACES = r"(?:skin|nipple|areola|chest wall|pectoral\w*(?: muscle)?|surface|capsule)"
 NO_SIZE_BEFORE = re.compile(
     r"距[^，,。]{0,8}$|(?:内径|厚度?|深度?|斜径|原大小|既往)(?:约|为)?$|(?:叶|腺体?|肝脏|峡部)(?:大小|厚)(?:约|为)?$"
-    r"|\b(?:depth of|previously|formerly|distance of|under|below|less than)(?: measur\w+)?(?: about| approximately)? ?$"
-    r"|^(?:(?!in |of |at )\w+ ){0,3}(?:lobe|gland|liver|spleen|isthmus|duct) (?:measures?|measuring|is|spans)"
-    r"(?: about| approximately)? ?$"
+    r"|\bn ?\+ ?$|\(was ?$|\bcompared (?:to|with) ?$"
+    rf"|\bdistance (?:to|from) (?:the )?{PLACES}{ABOUT}|\bthickness{ABOUT}"
+    rf"|\b(?:previous(?:ly)?|prior|formerly)(?: (?:size|measurement|exam(?:ination)?|study))?{ABOUT}"
+    r"|\b(?:increased?|decreased?|grown|grew|shrunk|enlarged)(?: in size)? by(?: about| approximately)? ?$"
+    r"|\b(?:depth of|distance of|under|below|less than)(?: measur\w+)?(?: about| approximately)? ?$"
 )
-NO_SIZE_BEHIND = re.compile(r"\s?(?:from\b|fn\b|deep\b|(?:in )?(?:thick|depth)|below\b|beneath\b)")
+BEFORE = 60  # characters: more than any of these takes
+ORGAN = re.compile(
+    r"(?:(?!in |of |at )\w+ ){0,3}(?:lobe|gland|liver|spleen|isthmus|duct) (?:measures?|measuring|is|spans)"
+    r"(?: about| approximately)? ?"
+)
+NO_SIZE_BEHIND = re.compile(
+    r"\s?(?:from\b|fn\b|deep\b|(?:in )?(?:thick|depth)|below\b|beneath\b|previously\b|before\b"
+    r"|(?:on|at|in) (?:the )?(?:prior|previous|last)\b"
+    r"|(?:larger|smaller|bigger|longer|shorter|more|less|increase|decrease)\b)"
+)
 
 HOUR = r"(?:1[0-2]|[1-9])"
 HOURS = re.compile(
@@ -62,10 +88,19 @@ def numbers_of(clause: str) -> Iterator[Number]:
     clause = clause.translate(DIGITS)
     for match in MASKED_SIZE.finditer(clause):
         yield Number("size", match.group(), *match.span())
+    organ = ORGAN.match(clause)
     for match in DIAMETERS.finditer(clause):
-        before, behind = NO_SIZE_BEFORE.search(clause[: match.start()]), NO_SIZE_BEHIND.match(clause, match.end())
-        if (size := _millimetres(match.group())) and not before and not behind:
-            yield Number("size", size, *match.span())
+        start, end = match.span()
+        if organ and organ.end() == start:
+            continue
+        before, behind = (
+            NO_SIZE_BEFORE.search(clause[max(0, start - BEFORE) : start]),
+            NO_SIZE_BEHIND.match(clause, end),
+        )
+        same = None if NAMED.search(clause[max(0, start - BEFORE) : start]) else SAME_UNIT.match(clause, end)
+        size = _millimetres(match.group() + same.group(1) if same else match.group())
+        if size and not before and not behind:
+            yield Number("size", size, start, end)
     for match in HOURS.finditer(clause):
         for hour in filter(None, match.groups()):
             yield Number("clock", hour, *match.span())
@@ -79,13 +114,18 @@ def numbers_of(clause: str) -> Iterator[Number]:
             yield Number("segment", f"s{ROMAN.get(name, name)}", *match.span())
 
 
+def joined(text: str) -> str:
+    """A text, in small letters, in which the diameters of one lesion stand together: 12mm，前后径8mm as 12mmx8mm."""
+    return FURTHER.sub("x", text)
+
+
 def _millimetres(text: str) -> tuple[float, ...] | None:
     """Diameters of `12 x 8 mm`; a unit holds for the numbers before it. None where it is no measure.
 
     Without any unit two diameters are taken for one measure: centimetres where a number has a decimal and all are below
     10, as people write them, else millimetres.
     """
-    parts = DIAMETER.findall(text)
+    parts = DIAMETER.findall(text.replace(",", "."))
     units = [unit for _, unit in parts]
     if not any(units) and len(parts) == 1:
         return None

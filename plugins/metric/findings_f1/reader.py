@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from plugins.metric.findings_f1.numbers import Size, numbers_of
+from plugins.metric.findings_f1.numbers import Size, joined, numbers_of
 
 LEXICON = Path(__file__).with_name("lexicon.yaml")
 Language = Literal["en", "zh"]
@@ -40,8 +40,12 @@ OF_EACH = re.compile("[各均都]")  # "at 2 o'clock left and 6 o'clock right, e
 
 CJK = re.compile(r"[\u3400-\u9fff]")
 LATIN_WORD = re.compile(r"[a-zA-Z][a-zA-Z-]+")
+# "Rt. lobe", "L. breast": a point behind such a letter ends no sentence.
+SHORT_SIDE = (
+    r"(?<!\b[lr]t\.(?=\s?(?:breast|lobe|thyroid|axilla)\b))(?<!\b[lr]\.(?=\s?(?:breast|lobe|thyroid|axilla)\b))"
+)
 # A point or comma within a number is no end of anything.
-SENTENCES = {"en": re.compile(r"[!?;\n]|\.(?!\d)"), "zh": re.compile(r"[。；！？;!?\n]|\.(?!\d)")}
+SENTENCES = {"en": re.compile(rf"[!?;\n]|\.(?!\d){SHORT_SIDE}"), "zh": re.compile(r"[。；！？;!?\n]|\.(?!\d)")}
 CLAUSES = {"en": re.compile(r",(?!\d)"), "zh": re.compile(r"，|,(?!\d)")}
 ALTERNATIVE = re.compile(r"^(?:and/or|or|nor)\b")
 LISTED_WORDS = 5  # "no nodule, thick-walled cyst, or calcification": as long as an item of such a list may be
@@ -323,7 +327,7 @@ class Reader:
     def _cut(self, text: str) -> list[Clause]:
         text = text.lower()
         if self.language == "zh":
-            text = "".join(text.split())
+            text = joined("".join(text.split()))
         clauses = []
         for number, sentence in enumerate(SENTENCES[self.language].split(text)):
             parts = [" ".join(part.split()) for part in CLAUSES[self.language].split(sentence)]

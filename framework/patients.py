@@ -1,0 +1,80 @@
+"""Which patients a model has seen, told beside it, so that no later stage is scored on them.
+
+Patients are told as hashes of the data set's name and their id, which keeps names out of what is handed on. Whoever can
+guess an id can still look it up; a data set's ids should mean nothing outside of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from framework.data import ExamSet
+from framework.pretrained import read_notes
+from framework.progress import say
+from framework.recipe import Recipe
+
+NOTES = "patients"  # beside a model, see ModelTexts
+SEEN = ("train", "val")  # what a model learns from, and what it is chosen by
+SCORED = {"train": ("val", "test"), "val": ("test",)}  # what must not be among those that an earlier stage has seen
+
+
+def hash_of(dataset: str, patient: str) -> str:
+    return hashlib.sha256(json.dumps([dataset, patient], ensure_ascii=False).encode()).hexdigest()
+
+
+def patients_seen(recipe: Recipe, exams: Mapping[str, ExamSet], before: Path | None) -> dict[str, list[str]]:
+    """What is told beside a model: data sets, and hashes of the patients by split.
+
+    Args:
+        before: the model that the run begins with or goes on from, whose patients were seen too; None: it begins anew.
+    """
+    told = {} if before is None else read_notes(before, NOTES)
+    dataset = recipe.data.dataset.name
+    found = {"datasets": sorted({*told.get("datasets", ()), dataset})}
+    return found | {split: sorted({*told.get(split, ()), *_hashes(dataset, exams[split])}) for split in SEEN}
+
+
+def require_unseen(model: Path, before: Recipe, recipe: Recipe, exams: Mapping[str, ExamSet]) -> None:
+    """Holds a run's splits to the patients that the model it begins with has seen. What cannot be told is said.
+
+    Args:
+        before: the model's recipe.
+
+    Raises:
+        ValueError: it has learned from patients of val or test, or was chosen by patients of test.
+    """
+    dataset, told = recipe.data.dataset, read_notes(model, NOTES)
+    if dataset.name not in told.get("datasets", ()):
+        of = f"has seen data sets of '{', '.join(told['datasets'])}' alone" if told else "does not tell its patients"
+        say(
+            f"notice: {model} {of}, so they are not compared with those of this run's val and test (dataset "
+            f"'{dataset.name}'); see to it that none is in both"
+        )
+        return
+    for seen, splits in SCORED.items():
+        for split in splits:
+            if shared := _hashes(dataset.name, exams[split]) & set(told.get(seen, ())):
+                raise ValueError(
+                    f"init_from: {len(shared)} patients of this run's {split} were in {seen} of {model}, so {split} "
+                    f"would tell nothing.{_differing(before, recipe)} Take the same splits; or, where these are other "
+                    "people with the same ids, give them ids of their own"
+                )
+
+
+def _differing(before: Recipe, recipe: Recipe) -> str:
+    theirs, ours = before.data.dataset, recipe.data.dataset
+    if theirs.name != ours.name:
+        return ""  # they were seen in a stage before
+    words = [
+        f"data.dataset.{key} ({theirs.keys.get(key)!r} there, {value!r} here)"
+        for key, value in ours.keys.items()
+        if theirs.keys.get(key) != value
+    ]
+    return f" These differ: {', '.join(words)}." if words else ""
+
+
+def _hashes(dataset: str, exams: ExamSet) -> set[str]:
+    return {hash_of(dataset, exam.patient) for exam in exams.exams}
