@@ -28,7 +28,7 @@ def select(state: Any, rows: Tensor) -> Any:
 
 
 def write_logp(logits_W: Tensor) -> Tensor:
-    """Log-probabilities [..., W] of the next word when a report is written, in float32: what no report has, has none."""
+    """Log-probabilities [..., W] of the next word that is written, in float32; what no report has, has none."""
     able_W = logits_W.to(torch.float32, copy=True)
     able_W[..., NEVER] = float("-inf")
     return able_W.log_softmax(-1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -38,6 +38,11 @@ def values_unread() -> Iterator[None]:
         yield
     finally:
         _unread.reset(token)
+
+
+def only_measured() -> bool:
+    """Whether `values_unread` is in force."""
+    return _unread.get()
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,8 @@ def read_model(cls: Any, folder: Path, config: Any, key: str) -> tuple[Any, list
     """A model with a folder's weights, in fp32, and the names of its weights that are not there.
 
     Raises:
-        ValueError: they do not load. Only safetensors are read, and no code of the folder is run.
+        ValueError: they do not load, or the configuration leaves some of their layers out. Only safetensors are read,
+            and no code of the folder is run.
     """
     if _unread.get():
         return new_model(cls, config, key), []
@@ -203,7 +209,30 @@ def read_model(cls: Any, folder: Path, config: Any, key: str) -> tuple[Any, list
             )
     except Exception as error:  # of transformers, safetensors, or the architecture
         raise _unfit(folder, f"{key}.weights", error) from error
+    if cut := _layers_left_out(model, told["unexpected_keys"]):
+        raise ValueError(
+            f"{key}.weights: {folder} has layers that the configuration leaves out: {', '.join(cut[:3])}; take their "
+            f"number out of {key}.config"
+        )
     return model.float(), sorted(told["missing_keys"])
+
+
+def _layers_left_out(model: Any, unexpected: Iterable[str]) -> list[str]:
+    """Names of numbered layers among unexpected weights that would go on a list of the model.
+
+    Heads of other tasks are unexpected too, and rightly left out.
+    """
+    prefix = f"{model.base_model_prefix}."  # which a folder's names may have, or lack
+    lists = {name.removeprefix(prefix): part for name, part in model.named_modules() if isinstance(part, nn.ModuleList)}
+    lengths = {f"{start}{name}": len(part) for name, part in lists.items() for start in ("", prefix)}
+    found = set()
+    for weight in unexpected:
+        names = weight.split(".")
+        for place, number in enumerate(names):
+            length = lengths.get(".".join(names[:place]))
+            if length is not None and number.isdecimal() and int(number) >= length:
+                found.add(".".join(names[: place + 1]))
+    return sorted(found)
 
 
 def require_all(missing: list[str], folder: Path, key: str) -> None:

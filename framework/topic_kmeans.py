@@ -81,7 +81,7 @@ class KMeans:
         centroids = self.centroids(points, count, seed)
         centroids = centroids[by_size(squared_distances(points, centroids).argmin(axis=1), count)]
         spread = float(squared_distances(points, centroids).min(axis=1).mean())
-        return Clusters(centroids, max(spread, 1e-6))
+        return Clusters(centroids, max(spread, 1e-6), self.spherical)
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class Clusters:
 
     centroids_KD: np.ndarray
     spread: float  # the scale of soft weights: the mean squared distance of a training point to its centroid
+    spherical: bool = False  # all centroids have length 1, but for rounding
 
     def assign(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The nearest cluster of each point, int64 [n], and soft weights, float32 [n, K], whose rows sum to 1.
@@ -98,6 +99,8 @@ class Clusters:
         of equally frequent, round normal distributions whose variance in each dimension is half that mean.
         """
         distances = squared_distances(points, self.centroids_KD)
+        if self.spherical:
+            distances[~points.any(axis=1)] = 1.0  # the origin is as far from all: rounding would choose for it
         weights = np.exp((distances.min(axis=1, keepdims=True) - distances) / self.spread)
         return distances.argmin(axis=1), (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 

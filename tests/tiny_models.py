@@ -24,6 +24,12 @@ LLAMA: dict[str, Any] = {
 SWIN: dict[str, Any] = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 2}
 CONVNEXT: dict[str, Any] = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
 DINOV2: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56}
+BERT: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 GPT2: dict[str, Any] = {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64}
 SIGNS = ["<s>", "</s>"]
 
@@ -43,14 +49,15 @@ def save_llama(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     torch.manual_seed(0)
     words = len(tokenizer.get_vocab())
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "vocab_size": words}
+    ends["pad_token_id"] = words - 1  # as published models have it: larger than the number of our words may be
     LlamaForCausalLM(LlamaConfig(**LLAMA, **ends, max_position_embeddings=256)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 def of_words(words: Sequence[str] = VOCABULARY[4:]) -> PreTrainedTokenizerFast:
-    """Knows these words, in another order than ours, and one sign."""
-    known = {word: id for id, word in enumerate(["</s>", *reversed(words), "more"])}
+    """Knows these words by other numbers than ours, and one sign among them."""
+    known = {word: id for id, word in enumerate([*words[:3], "</s>", *words[3:]])}
     backend = Tokenizer(models.WordLevel(known, unk_token="</s>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from framework.build import SPACE_DIMENSIONS, build_optimizer, build_plugin, build_task
+from framework.build import SPACE_DIMENSIONS, build_optimizer, build_plugin, build_task, freeze_parts
 from framework.data import Sample, collate
 from framework.distributed import Strategy, describe_launch, spread, start_accelerator
 from framework.exam import Batch, Exam
@@ -69,6 +69,7 @@ def probe(recipe: Recipe, plan: Plan) -> Probe:
     train = material.splits["train"]
     # As if it were trained, which fetches no weights.
     task: Any = build_task(recipe, material.tokenizer, plan.topics, space, training=train, trained=True)
+    freeze_parts(recipe, task)
     slices = slices_of(recipe, plan.steps.processes)
     strategy = spread(accelerator, recipe, task, slices, lambda task: build_optimizer(recipe, task))
     times = time_steps(strategy, recipe, plan, material)

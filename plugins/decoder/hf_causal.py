@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as ARCHITECTURES
 
 from framework.exam import Features
+from framework.pieces import pieces_of, signs_of
 from framework.pretrained import (
     add_lora,
     changed,
@@ -27,12 +28,14 @@ from framework.pretrained import (
     folder_of,
     new_config,
     new_model,
+    only_measured,
     plain_config,
     read_model,
     read_tokenizer,
     require_all,
     require_known,
 )
+from framework.progress import say
 from framework.registry import register
 from framework.special_tokens import BOS, EOS, PAD, UNK
 from framework.stages import still
@@ -40,6 +43,7 @@ from framework.values import Fraction
 
 KEY = "model.decoder"
 OURS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "is_decoder", "add_cross_attention")
+OTHER_STEPS = ("git",)  # architectures that attend otherwise one word at a time than to a whole report
 BARRED = -100.0  # logit of a sign that the language model has no word for: finite, and as good as never
 
 
@@ -48,8 +52,9 @@ class HfCausal(nn.Module):
     """Causal language model with the projected patches as its first positions; frozen, trained whole, or by LoRA.
 
     With the tokenizer `hf` of the same folder the model keeps its words. With any other tokenizer new embeddings are
-    learned, which a frozen model cannot use. R2GenGPT's shallow alignment is a frozen model and frozen encoder, its
-    deep one a frozen model and a trained encoder, its delta one a frozen model and an encoder with `lora_rank`.
+    learned, even where every word is a piece, and a frozen model cannot use them. R2GenGPT's shallow alignment
+    is a frozen model and frozen encoder, its deep one a frozen model and a trained encoder, its delta one a frozen
+    model and an encoder with `lora_rank`.
 
     Source:
         Wang et al. 2023, arXiv 2309.09812 (R2GenGPT), section 3; LoRA: Hu et al. 2021, arXiv 2106.09685, equation 3;
@@ -117,8 +122,12 @@ class HfCausal(nn.Module):
             keeps_words = kept is not None
             if kept is not None:
                 words_W, signs_4 = kept
+                told = "keeps its words, which are those of the tokenizer"
             else:
                 _learn_words_anew(self.model, vocabulary_size)
+                told = "learns its words anew, since the tokenizer is not the one beside its weights"
+            if not only_measured():
+                say(f"the language model of {weights} {told}")
             if prompt is not None:
                 if not keeps_words:
                     raise ValueError(f"{KEY}.prompt: needs the words of {weights}; set data.tokenizer: hf")
@@ -126,10 +135,10 @@ class HfCausal(nn.Module):
         else:
             if tuning != "full" or prompt is not None:
                 raise ValueError(f"{KEY}.{'prompt' if prompt else 'tuning'}: is for weights that were trained before")
-            told = new_config(str(architecture), config, ARCHITECTURES, KEY)
-            told.vocab_size = vocabulary_size
-            told.pad_token_id, told.bos_token_id, told.eos_token_id = PAD, BOS, EOS
-            self.model, keeps_words = _new(told), False
+            made = new_config(str(architecture), config, ARCHITECTURES, KEY)
+            made.vocab_size = vocabulary_size
+            _take_signs(made)
+            self.model, keeps_words = _new(made), False
         self._require_prefix_model()
         if blueprint is not None or weights is not None:
             self.blueprint = {
@@ -154,6 +163,7 @@ class HfCausal(nn.Module):
     def forward(self, features: Features, tokens_BT: Tensor) -> Tensor:
         """Logits [B, T, W]: at t, of the word that follows `tokens_BT[:, : t + 1]`."""
         prefix_BPH, mask_BP = self._prefix(features)
+        self._require_room(prefix_BPH.shape[1] + self.max_tokens)
         words_BTH = self._embed(tokens_BT)
         mask = torch.cat([mask_BP, mask_BP.new_ones(tokens_BT.shape)], dim=1)
         logits = self._run(torch.cat([prefix_BPH, words_BTH], dim=1), mask, None, tokens_BT.shape[1])
@@ -162,6 +172,7 @@ class HfCausal(nn.Module):
     def start(self, features: Features) -> dict[str, Any]:
         """The state before the first word: keys and values of the prefix, and which of its positions count."""
         prefix_BPH, mask_BP = self._prefix(features)
+        self._require_room(prefix_BPH.shape[1] + self.max_tokens)
         cache = DynamicCache()
         self._run(prefix_BPH, mask_BP, cache, 1)
         return {"mask": mask_BP, "past": _tensors(cache)}
@@ -203,12 +214,7 @@ class HfCausal(nn.Module):
 
     def _run(self, embedded_BSH: Tensor, mask_BS: Tensor, cache: Any, last: int) -> Tensor:
         """Logits of the language model at least at the `last` positions."""
-        most = getattr(self.model.config, "max_position_embeddings", None)
-        if most is not None and mask_BS.shape[1] > most:
-            raise ValueError(
-                f"{KEY}: {mask_BS.shape[1]} positions (patches, prompt and report), the language model has {most}. "
-                "Pool the patches (queries: 32), lower evaluate.max_tokens, or raise config.max_position_embeddings"
-            )
+        self._require_room(mask_BS.shape[1])
         position_BS = (mask_BS.long().cumsum(1) - 1).clamp(min=0)[:, -embedded_BSH.shape[1] :]
         return self.model(
             inputs_embeds=embedded_BSH,
@@ -218,6 +224,15 @@ class HfCausal(nn.Module):
             use_cache=cache is not None,
             **({"logits_to_keep": last} if self._keeps_logits else {}),
         ).logits
+
+    def _require_room(self, positions: int) -> None:
+        """Raises ValueError where the language model has fewer: at the first batch, not at the first long report."""
+        most = getattr(self.model.config, "max_position_embeddings", None)
+        if most is not None and positions > most:
+            raise ValueError(
+                f"{KEY}: {positions} positions (patches, prompt and report), the language model has {most}. "
+                "Pool the patches (queries: 32), lower evaluate.max_tokens, or raise config.max_position_embeddings"
+            )
 
     def _of_words(self, logits: Tensor) -> Tensor:
         """Logits of our words from those of the model's."""
@@ -259,28 +274,44 @@ def _tensors(cache: Any) -> tuple[tuple[Tensor, Tensor], ...]:
 
 
 def _new(config: Any) -> Any:
-    return new_model(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config, KEY)
+    return new_model(_class_of(config), config, KEY)
+
+
+def _class_of(config: Any) -> Any:
+    """The class of a configuration, which is told that no word sees those behind it: BERT's kin ask for that."""
+    if config.model_type in OTHER_STEPS:
+        raise ValueError(
+            f"{KEY}: {config.model_type} gives other words one at a time than for a whole report; take a model such as "
+            "gpt2, llama, qwen2 or mistral"
+        )
+    if hasattr(config, "is_decoder"):
+        config.is_decoder = True
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
 def _from_weights(folder: Path, values: dict[str, Any]) -> Any:
     config = config_of(folder, f"{KEY}.weights")
     require_known(config.model_type, ARCHITECTURES, [config.model_type], f"{KEY}.weights")
-    cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    model, missing = read_model(cls, folder, changed(config, values, KEY), KEY)
+    config = changed(config, values, KEY)
+    model, missing = read_model(_class_of(config), folder, config, KEY)
     require_all(missing, folder, KEY)
     return model
 
 
 def _words_of(folder: Path, vocabulary: list[str], size: int) -> tuple[Tensor, Tensor] | None:
-    """The model's id of each of our words, and what to add to the logits of our four signs; None if a word is new.
+    """The model's id of each of our words, and what to add to the logits of our four signs.
+
+    None where the vocabulary is not the whole one of the tokenizer beside the weights: words that happen to be pieces
+    of it too would be read and written as pieces that its reports are never cut into.
 
     Raises:
         ValueError: the model has no word that ends a text.
     """
     tokenizer = read_tokenizer(folder, f"{KEY}.weights")
-    known = tokenizer.get_vocab()
-    theirs = [known.get(word, size) for word in vocabulary[UNK + 1 :]]
-    if any(id >= size for id in theirs):
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        return None
+    whole, theirs = pieces_of(tokenizer.backend_tokenizer, signs_of(tokenizer))
+    if vocabulary != whole or max(theirs, default=size) >= size:
         return None
     end = tokenizer.eos_token_id
     if end is None:
@@ -294,11 +325,18 @@ def _words_of(folder: Path, vocabulary: list[str], size: int) -> tuple[Tensor, T
     return torch.tensor([*(ids[sign] for sign in range(4)), *theirs]), signs
 
 
+def _take_signs(config: Any) -> None:
+    config.pad_token_id, config.bos_token_id, config.eos_token_id = PAD, BOS, EOS
+
+
 def _learn_words_anew(model: Any, vocabulary_size: int) -> None:
     """New embeddings and head for another vocabulary, drawn as the model draws its own."""
     model.resize_token_embeddings(vocabulary_size, mean_resizing=False)
+    _take_signs(model.config)
     spread = getattr(model.config, "initializer_range", 0.02)
     for part in {id(p): p for p in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
         nn.init.normal_(part.weight, std=spread)
+        if getattr(part, "padding_idx", None) is not None:
+            part.padding_idx = PAD
         if getattr(part, "bias", None) is not None:
             nn.init.zeros_(part.bias)

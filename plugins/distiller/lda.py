@@ -120,7 +120,9 @@ class LDA:
         return lambda topics: self._fitted(counts, topics, seed, restarts=1).transform(counts).argmax(axis=1)
 
     def _weigh(self, counts: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-        weights = self._model.transform(counts)[:, self._order]
+        # Of no report there is nothing to transform, which scikit-learn refuses.
+        found = self._model.transform(counts) if counts.shape[0] else np.zeros((0, self.topic_count))
+        weights = found[:, self._order]
         return weights.argmax(axis=1), weights.astype(np.float32)
 
     def assign(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

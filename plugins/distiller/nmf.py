@@ -146,6 +146,8 @@ class Nmf:
 
 def _mixtures(model: NMF, rows: np.ndarray) -> np.ndarray:
     """Shares of topics in each report, float64 [n, K]."""
+    if not len(rows):  # which scikit-learn refuses
+        return np.zeros((0, len(model.components_)))
     # As many iterations as may be, since the default ends them by the sum over all reports that stand beside this one.
     model.set_params(tol=0)
     with warnings.catch_warnings():

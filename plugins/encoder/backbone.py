@@ -6,6 +6,7 @@ Shapes: B batch, V views, C channels, H W image, M views of all exams, D width, 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_FOR_BACKBONE_MAPPING_NAMES
 
+from framework.blocks import blocks_of
 from framework.exam import Features
 from framework.pretrained import (
     add_lora,
@@ -39,7 +41,9 @@ from framework.views import encode_views, view_pooling, view_positions
 KEY = "model.encoder"
 # timm's networks are others' code, in a package of its own.
 ARCHITECTURES = {name: cls for name, cls in MODEL_FOR_BACKBONE_MAPPING_NAMES.items() if name != "timm_backbone"}
-OURS = ("num_channels", "out_features", "out_indices")  # of a configuration: what the recipe's data and we decide
+# Of a configuration: what the recipe's data and we decide.
+OURS = ("num_channels", "out_features", "out_indices", "reshape_hidden_states")
+PLAIN = (ValueError, RuntimeError, AssertionError)  # how networks refuse the size of an image
 # ImageNet's statistics, over the three channels: for weights that do not tell theirs, and for none.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -93,6 +97,8 @@ class Backbone(nn.Module):
         for name in OURS:
             if name in config:
                 raise ValueError(f"{KEY}.config: '{name}' follows from data.channels and the last stage; take it out")
+        if not lora_rank and (lora_alpha, lora_dropout, lora_targets) != (16, 0.0, None):
+            raise ValueError(f"{KEY}: keys of LoRA are set, and lora_rank is 0; set lora_rank or take them out")
         if lora_rank and frozen_stages:
             raise ValueError(f"{KEY}.frozen_stages: lora_rank freezes all stages; set one of them to 0")
         self.blueprint, self.fetched = None, None
@@ -115,6 +121,8 @@ class Backbone(nn.Module):
             self.blueprint = {"config": told, "mean": list(mean), "std": list(std)}
         for name in unused:
             self.backbone.get_parameter(name).requires_grad_(False)
+        if frozen_stages:
+            self._require_stages()
         freeze_stages(self.backbone, frozen_stages)
         if lora_rank:
             if folder is None and blueprint is None:
@@ -132,7 +140,12 @@ class Backbone(nn.Module):
         return encode_views(self._maps, image_BVCHW, view_mask_BV, self.position_VD, self.pooling)
 
     def stages(self) -> list[list[nn.Parameter]]:
-        """Parameters from the image to the features."""
+        """Parameters from the image to the features.
+
+        Raises:
+            ValueError: the architecture keeps other things in lists than its stages, so they cannot be told apart.
+        """
+        self._require_stages()
         return stages_of(self, self.backbone)
 
     def train(self, mode: bool = True) -> Backbone:
@@ -140,14 +153,36 @@ class Backbone(nn.Module):
         still(self.backbone)
         return self
 
+    def _require_stages(self) -> None:
+        told = sum(name != "stem" for name in self.backbone.config.stage_names)
+        if (found := len(blocks_of(self.backbone))) != told:
+            raise ValueError(
+                f"{KEY}: {self.backbone.config.model_type} tells of {told} stages and is built of {found} blocks, so "
+                "its stages are not known; leave out model.encoder.frozen_stages and optimizer.layer_decay"
+            )
+
     def _maps(self, image_MCHW: Tensor) -> Tensor:
         down, right = (-size % patch for size, patch in zip(image_MCHW.shape[-2:], self.patch))
         padded = F.pad(image_MCHW, (0, right, 0, down)) if down or right else image_MCHW
-        return self.backbone((padded - self.mean_C11) / self.std_C11).feature_maps[-1]
+        try:
+            return self.backbone((padded - self.mean_C11) / self.std_C11).feature_maps[-1]
+        except Exception as error:
+            size = getattr(self.backbone.config, "image_size", None)
+            # Those of a subclass are of other things: too little memory, or values that were asked of fake images.
+            if type(error) not in PLAIN or size is None or _pair(size) == tuple(padded.shape[-2:]):
+                raise
+            raise ValueError(
+                f"{KEY}: {self.backbone.config.model_type} is built for images of {_by(_pair(size))} px, and does not "
+                f"run on {_by(padded.shape[-2:])} px ({error}). Set model.encoder.config.image_size to data.image_size"
+            ) from error
 
 
 def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _by(size: Sequence[int]) -> str:
+    return f"{size[0]} x {size[1]}"
 
 
 def _new(config: Any, channels: int) -> tuple[nn.Module, int, tuple[str, ...]]:
@@ -168,6 +203,8 @@ def _take_last_stage(config: Any) -> None:
     if not names:
         raise ValueError(f"{KEY}.architecture: '{config.model_type}' does not name its stages; take another")
     config.out_features = [names[-1]]
+    if hasattr(config, "reshape_hidden_states"):
+        config.reshape_hidden_states = True  # patches as a map
 
 
 def _try_out(config: Any, channels: int) -> tuple[int, tuple[str, ...]]:
@@ -185,10 +222,27 @@ def _tried(told: str, channels: int) -> tuple[int, tuple[str, ...]]:
         try:
             (map_1Dhw,) = model(torch.zeros(1, channels, height, width)).feature_maps
         except Exception as error:  # whatever the architecture stumbles over
+            if channels == 1 and _runs_in_colour(told):
+                raise ValueError(
+                    f"{KEY}: {config.model_type} takes colour images alone; set data.channels: 3"
+                ) from error
             raise ValueError(f"{KEY}: {config.model_type} does not run on {height} x {width} px ({error})") from error
+        if map_1Dhw.dim() != 4:
+            raise ValueError(
+                f"{KEY}: the feature map of {config.model_type} has {map_1Dhw.dim()} dimensions, expected 4 (image, "
+                "channel, height, width); take another architecture"
+            )
         gradients = torch.autograd.grad(map_1Dhw.sum(), weights, allow_unused=True)
     used = dict(zip(names, gradients))
     return map_1Dhw.shape[1], tuple(name for name, found in used.items() if found is None or not found.numel())
+
+
+def _runs_in_colour(told: str) -> bool:
+    try:
+        _tried(json.dumps({**json.loads(told), "num_channels": 3}), 3)
+    except ValueError:
+        return False
+    return True
 
 
 def _from_weights(folder: Path, values: dict[str, Any], channels: int) -> tuple[nn.Module, int, tuple[str, ...]]:

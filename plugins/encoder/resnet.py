@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
 
 from framework.exam import Features
-from framework.pretrained import config_of, fetched_of, folder_of, read_model, require_all
+from framework.pretrained import (
+    config_from,
+    config_of,
+    fetched_of,
+    folder_of,
+    new_model,
+    plain_config,
+    read_model,
+    require_all,
+)
 from framework.registry import register
 from framework.stages import freeze_stages, stages_of, still
 from framework.views import encode_views, view_pooling, view_positions
@@ -51,6 +60,7 @@ class ResNet(nn.Module):
         self,
         *,
         channels: int,
+        blueprint: dict | None = None,
         depth: Literal[10, 18, 34, 50, 101, 152] = 18,
         width: PositiveInt = 64,
         norm: Literal["batch", "group"] = "batch",
@@ -71,7 +81,13 @@ class ResNet(nn.Module):
         if weights is not None and norm != "batch":
             raise ValueError("model.encoder: `weights` come with batch norm; leave out `norm: group`")
         folder = None if weights is None else folder_of(weights, "model.encoder.weights")
-        self.backbone = ResNetModel(config) if folder is None else _from_weights(folder, config, depth)
+        if blueprint is not None:
+            self.backbone = new_model(ResNetModel, config_from(blueprint), "model.encoder")
+        else:
+            self.backbone = ResNetModel(config) if folder is None else _from_weights(folder, config, depth)
+        # Of weights: depth and width do not tell their activation, nor where they halve the map.
+        of_weights = blueprint is not None or folder is not None
+        self.blueprint = {"config": plain_config(self.backbone.config)} if of_weights else None
         if norm == "group":
             _use_group_norm(self.backbone)
         self.backbone.to(memory_format=torch.channels_last)  # a sixth faster on CPU, more on GPU
@@ -116,6 +132,7 @@ def _from_weights(folder: Path, config: ResNetConfig, depth: int) -> ResNetModel
         grey.weight = nn.Parameter(stem.weight.detach().sum(1, keepdim=True))
         model.embedder.embedder.convolution = grey
         model.embedder.num_channels = 1
+        model.config.num_channels = 1
     return model
 
 

@@ -70,6 +70,11 @@ class GlobalSemantic(nn.Module):
     ) -> None:
         super().__init__()
         self.sentences: Sentences | None = None
+        if part := next((word for word in vocabulary if PART_OF_WORD.match(word)), None):
+            raise ValueError(
+                "loss global_semantic: both spaces know whole words, and the tokenizer's vocabulary holds parts of "
+                f"words, such as '{part}'; set data.tokenizer: words, or drop this loss"
+            )
         if space == "sentence_encoder":
             if not encoder:
                 raise ValueError(
@@ -131,17 +136,11 @@ class Sentences:
     No module, as its encoder is none: nothing of it is trained or saved.
 
     Raises:
-        ValueError: the vocabulary is of parts of words; or the encoder knows less than half of the words, so it would
-            compare little but their number.
+        ValueError: the encoder knows less than half of the words, so it would compare little but their number.
     """
 
     def __init__(self, encoder: SentenceEncoder, vocabulary: Sequence[str]) -> None:
         self.encoder = encoder
-        if part := next((word for word in vocabulary if PART_OF_WORD.match(word)), None):
-            raise ValueError(
-                f"loss global_semantic: space sentence_encoder reads whole words, and the tokenizer's vocabulary holds "
-                f"parts of words, such as '{part}'; set data.tokenizer: words, or space: lsa"
-            )
         pieces = [encoder.word_pieces(word) for word in vocabulary]
         for sign in SIGNS:
             pieces[sign] = [encoder.unknown]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from framework.pieces import SPECIALS, pieces_of, signs_of
 from framework.pretrained import folder_of, read_tokenizer
 from framework.progress import say
 from framework.registry import register
@@ -14,7 +15,6 @@ from framework.segmentation import key_of, language_of, segmentation_of, split
 from framework.special_tokens import BOS, EOS, PAD, UNK
 
 FORMAT = "sonoscribe hf 1"
-SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")  # by id, see framework.special_tokens
 LOWERCASE = True  # of words that are scored, as the tokenizer `words` has them
 
 
@@ -41,7 +41,7 @@ class Hf:
                 f"data.tokenizer.weights: the tokenizer of '{weights}' ({type(found).__name__}) has no tokenizer.json; "
                 "expected one of the package tokenizers"
             )
-        self._adopt(backend.to_str(), sorted(found.all_special_ids), language)
+        self._adopt(backend.to_str(), signs_of(found), language)
 
     def _adopt(self, tokenizer: str, signs: Sequence[int], language: str) -> None:
         from tokenizers import Tokenizer
@@ -52,11 +52,7 @@ class Hf:
         self._signs = list(signs)  # the model's own, which no report has
         self._asked_language = language
         self._language: Literal["en", "zh"] | None = None if language == "auto" else cast(Literal["en", "zh"], language)
-        left_out = set(signs)
-        pieces = sorted((id, piece) for piece, id in self._tokenizer.get_vocab().items())
-        kept = [(id, piece) for id, piece in pieces if id not in left_out and piece not in SPECIALS]
-        self.vocabulary = [*SPECIALS, *(piece for _, piece in kept)]  # by id
-        self._theirs = [id for id, _ in kept]  # the model's id of each piece
+        self.vocabulary, self._theirs = pieces_of(self._tokenizer, signs)
         self._ours = {id: place for place, id in enumerate(self._theirs, len(SPECIALS))}
 
     def fit(self, reports: Sequence[str]) -> None:

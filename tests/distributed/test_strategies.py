@@ -83,21 +83,22 @@ def told(run: Path) -> dict[str, Any]:
 
 
 TINY = {
-    "transformer": "layers: 2",
-    "relational_memory": "layers: 1, encoder_layers: 1",
-    "cross_modal_memory": "layers: 1, encoder_layers: 1",
-    "lstm_attention": "width: 16",
+    "transformer": "layers: 2, width: 32, heads: 4, feedforward: 32, feature_dropout: 0.0",
+    "relational_memory": "layers: 1, encoder_layers: 1, width: 32, heads: 4, feedforward: 32, feature_dropout: 0.0",
+    "cross_modal_memory": "layers: 1, encoder_layers: 1, width: 32, heads: 4, feedforward: 32, feature_dropout: 0.0, "
+    "slots: 16, top_k: 4",
+    "lstm_attention": "width: 32, word_width: 32, attention_width: 32",
 }
 
 
 @long
-@pytest.mark.parametrize("strategy", ["zero3", "fsdp"])
 @pytest.mark.parametrize("decoder", TINY)
-def test_every_decoder_learns_the_same_where_its_weights_are_cut(
-    exact_run: Callable[..., Path], decoder: str, strategy: str
-) -> None:
+def test_every_decoder_learns_the_same_where_its_weights_are_cut(exact_run: Callable[..., Path], decoder: str) -> None:
     part = f"model.decoder={{_delete_: true, name: {decoder}, dropout: 0.0, {TINY[decoder]}}}"
-    same_losses(exact_run(part), exact_run(part, f"distributed.strategy={strategy}", processes=2))
+    keys = [part, "optimizer.lr=1e-3", "optimizer.encoder_lr=1e-3"]  # noise of adding up grows with the steps' length
+    one = exact_run(*keys)
+    for strategy in ("zero3", "fsdp"):
+        same_losses(one, exact_run(*keys, f"distributed.strategy={strategy}", processes=2))
 
 
 @pytest.mark.parametrize("way", [*WAYS, *(pytest.param(way, marks=long) for way in LONG_WAYS)], ids=str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -180,6 +181,21 @@ def test_planning_and_probing_write_nothing(tmp_path: Path, monkeypatch: pytest.
     assert {len(row) for row in memory_rows(found)} == {len(MEMORY_HEADER)}
     assert json.loads(json.dumps(asdict(found)))["exams"] == {"train": 64, "val": 16, "test": 16}
     assert json.loads(json.dumps(asdict(measured)))["device"] == "cpu"
+
+
+def test_a_probe_trains_no_part_that_a_run_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SeenError(Exception):
+        pass
+
+    def stop(accelerator: object, recipe: Recipe, task: nn.Module, *rest: object) -> None:
+        raise SeenError({name for name, weight in task.named_parameters() if weight.requires_grad})
+
+    monkeypatch.setattr(sys.modules[time_steps.__module__], "spread", stop)
+    recipe = smoke("train.freeze=[decoder]", "optimizer.encoder_lr=0")
+    with pytest.raises(SeenError) as seen:
+        probe(recipe, plan(recipe, 1))
+    (learns,) = seen.value.args
+    assert learns and all(name.startswith("losses.") for name in learns)
 
 
 def test_the_steps_of_a_probe_are_steps() -> None:

@@ -188,7 +188,7 @@ def test_what_is_only_measured_reads_no_weights(folder: Path, tmp_path: Path) ->
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("strategy", ["ddp", "zero2", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "fsdp"])
 def test_two_processes_save_and_go_on_with_fetched_weights(folder: Path, work: Path, strategy: str) -> None:
     keys: tuple[Any, ...] = (f"distributed.strategy={strategy}", f"run.name={strategy}")
     launch(str(folder / "lora.yaml"), *keys, cwd=work, processes=2)

@@ -845,6 +845,10 @@ def test_a_metric_by_sums_passes() -> None:
     check("metric", BySums)
 
 
+def test_a_loss_that_tells_more_than_its_term_passes() -> None:
+    check("loss", Tells)
+
+
 def test_every_kind_has_a_check_and_some_mutants() -> None:
     assert set(CHECKS) == set(KINDS)
     broken = [case.values[0] for case in MUTANTS]

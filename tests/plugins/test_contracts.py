@@ -16,7 +16,7 @@ from mini_busbra import draw, ellipse
 from mini_ddti import write_archive
 from PIL import Image
 from tiny_bert import save_tiny_bert
-from tiny_models import CONVNEXT, DINOV2, GPT2, of_bytes, of_words, save_llama
+from tiny_models import BERT, CONVNEXT, DINOV2, GPT2, of_bytes, of_words, save_llama
 
 from framework.registry import PLUGINS, catalogue, load
 from framework.testing import check
@@ -104,7 +104,11 @@ SMALL: dict[tuple[str, str], list[dict[str, Any] | Callable[[Path], dict[str, An
         {"layers": 2, "encoder_layers": 1, "width": 16, "heads": 4, "feedforward": 24, "slots": 20, "top_k": 5},
         {"layers": 1, "encoder_layers": 0, "width": 16, "heads": 2, "feedforward": 24, "slots": 6, "top_k": 6},
     ],
-    ("decoder", "hf_causal"): [{"architecture": "gpt2", "config": GPT2, "queries": 2}, adapted],
+    ("decoder", "hf_causal"): [
+        {"architecture": "gpt2", "config": GPT2, "queries": 2},
+        {"architecture": "bert", "config": BERT},  # which reads both ways unless told not to
+        adapted,
+    ],
     ("decoder", "lstm_attention"): [{"width": 12, "word_width": 8, "attention_width": 10}],
     ("decoder", "relational_memory"): [
         {"layers": 2, "encoder_layers": 1, "width": 16, "heads": 4, "feedforward": 24, "memory_heads": 2},

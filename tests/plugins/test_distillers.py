@@ -109,6 +109,7 @@ def test_a_report_of_unknown_words_still_gets_a_topic(make):
     distiller.fit(corpus(80, seed=1)[0])
     labels, weights = distiller.assign(["unheard of", ""])
     assert ((labels >= 0) & (labels < 4)).all() and np.isfinite(weights).all()
+    assert [found.shape for found in distiller.assign([])] == [(0,), (0, 4)]
 
 
 def test_kmeans_uses_all_reports_and_not_a_sample_of_256_a_topic():
@@ -161,6 +162,8 @@ def test_centroids_of_spherical_kmeans_are_the_directions_of_their_reports():
         total = points[labels == topic].sum(axis=0)
         np.testing.assert_allclose(centroid, total / np.linalg.norm(total), atol=1e-4)
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
+    label, weights = spherical._clusters.assign(np.zeros((1, points.shape[1]), np.float32))
+    assert label.tolist() == [0] and np.ptp(weights) == 0, "the origin is as far from all, whatever rounding says"
     assert np.linalg.norm(plain._clusters.centroids_KD, axis=1).max() < 0.99
     assert not np.array_equal(plain.assign(texts)[0], labels), "the option changes what is found here"
 

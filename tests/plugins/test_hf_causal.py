@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import GPT2, LLAMA, of_bytes, of_words, save_llama
-from transformers import LlamaForCausalLM
+from tokenizers import AddedToken
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from framework.exam import Features
 from framework.generation import generate
@@ -40,7 +41,7 @@ def exams(mask: list[list[bool]]) -> Features:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A language model that knows the words of VOCABULARY, and one more."""
+    """A language model that knows the words of VOCABULARY."""
     return str(save_llama(tmp_path_factory.mktemp("llama"), of_words()))
 
 
@@ -133,10 +134,18 @@ def test_other_words_get_embeddings_of_their_own(llama: str) -> None:
         make(13, weights=llama, vocabulary=[*VOCABULARY, "cyst", "lymph"], prompt="The mass")
 
 
-@pytest.mark.parametrize("vocabulary", [list(VOCABULARY), [*VOCABULARY[:-1], "cyst"]])
+def test_words_that_happen_to_be_pieces_are_learned_anew(pieces: str, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = Hf(weights=pieces).vocabulary
+    for vocabulary, kept, told in ((whole, True, "keeps its words"), (whole[:-1], False, "learns its words anew")):
+        assert make(len(vocabulary), weights=pieces, vocabulary=vocabulary).keeps_words == kept
+        assert f"the language model of {pieces} {told}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("vocabulary", [list(VOCABULARY), [*VOCABULARY[:6], "cyst"]])
 def test_a_model_trained_whole_is_built_again_without_its_folder(llama: str, vocabulary: list[str]) -> None:
-    first = make(weights=llama, vocabulary=vocabulary).eval()
-    again = make(vocabulary=vocabulary, blueprint=json.loads(json.dumps(first.blueprint))).eval()
+    words = len(vocabulary)
+    first = make(words, weights=llama, vocabulary=vocabulary).eval()
+    again = make(words, vocabulary=vocabulary, blueprint=json.loads(json.dumps(first.blueprint))).eval()
     with torch.no_grad():
         first.model.get_input_embeddings().weight.add_(1.0)
     again.load_state_dict(first.state_dict())
@@ -157,6 +166,7 @@ def test_a_model_trained_whole_is_built_again_without_its_folder(llama: str, voc
             "tuning: is for weights that were trained before",
         ),
         ({"architecture": "gpt2", "config": GPT2, "lora_rank": 2}, "keys of LoRA are set, and tuning is full"),
+        ({"architecture": "git"}, "git gives other words one at a time than for a whole report"),
         (
             {"architecture": "bloom", "config": {"n_layer": 1, "hidden_size": 8, "n_head": 1}},
             "bloom does not take position_ids",
@@ -169,10 +179,18 @@ def test_the_decoder_says_what_is_wrong_with_its_keys(keys: dict[str, Any], mess
         make(**keys)
 
 
+def test_weights_of_more_layers_than_the_configuration_has_are_refused(llama: str) -> None:
+    with pytest.raises(ValueError, match=r"has layers that the configuration leaves out: model\.layers\.1; take their"):
+        make(weights=llama, vocabulary=list(VOCABULARY), config={"num_hidden_layers": 1})
+
+
 def test_more_positions_than_the_model_has_are_refused() -> None:
     decoder = make(architecture="gpt2", config={**GPT2, "n_positions": 8})
-    with pytest.raises(ValueError, match=r"9 positions \(patches, prompt and report\), the language model has 8"):
-        decoder(exams([[True] * 7]), torch.tensor([[BOS, 4]]))
+    message = r"13 positions \(patches, prompt and report\), the language model has 8"
+    with pytest.raises(ValueError, match=message):
+        decoder(exams([[True] * 4]), torch.tensor([[BOS, 4]]))  # which alone would fit
+    with pytest.raises(ValueError, match=message):
+        decoder.start(exams([[True] * 4]))
 
 
 def test_the_tokenizer_numbers_the_pieces_of_its_model_behind_our_signs(pieces: str) -> None:
@@ -185,6 +203,14 @@ def test_the_tokenizer_numbers_the_pieces_of_its_model_behind_our_signs(pieces: 
     assert [tokenizer.vocabulary[id] for id in ids[1:-1]] == theirs.tokenize(REPORTS[0])
     assert tokenizer.decode(ids) == REPORTS[0]
     assert UNK in tokenizer.encode("a </s> b"), "a text cannot end a report"
+
+
+def test_signs_without_a_role_are_no_words(tmp_path: Path) -> None:
+    backend = of_bytes(REPORTS).backend_tokenizer
+    backend.add_special_tokens([AddedToken("<|turn|>", special=True)])
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(tmp_path)
+    tokenizer = Hf(weights=str(tmp_path))
+    assert "<|turn|>" not in tokenizer.vocabulary and UNK in tokenizer.encode("a <|turn|> b")
 
 
 def test_its_scores_are_on_whole_words_with_masked_measures_as_one(pieces: str) -> None:

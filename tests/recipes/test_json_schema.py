@@ -146,7 +146,10 @@ MISTAKES = [
     ("data: {dataset: {name: manifest, file: a.json}}", "data.dataset: 'images' is a required property"),
     ("data: {dataset: manifest}", "data.dataset: 'manifest' is not of type 'object'"),
     ("data: {dataset: {name: phantom, organ: kidney}}", "data.dataset.organ: 'kidney' is not one of ['breast', "),
-    ("distiller: ldaa", "distiller: 'ldaa' is not one of ['faiss_kmeans', 'lda', 'nmf', 'umap_hdbscan', 'umap_kmeans', 'none']"),
+    (
+        "distiller: ldaa",
+        "distiller: 'ldaa' is not one of ['faiss_kmeans', 'lda', 'nmf', 'umap_hdbscan', 'umap_kmeans', 'none']",
+    ),
     (
         "distiller: {name: none, topics: 3}",
         "distiller: Additional properties are not allowed ('topics' was unexpected)",

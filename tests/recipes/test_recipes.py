@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from mini_busbra import draw, ellipse
 from mini_ddti import write_archive
 from tiny_models import of_bytes, save_llama, save_swin
 
-from framework.build import build_optimizer, build_parts
+from framework.build import build_model, build_optimizer, build_parts, build_tokenizer
 from framework.data import Slices, collate
 from framework.distributed import spread, start_accelerator
 from framework.recipe import RECIPES, load_recipe
@@ -41,6 +42,15 @@ def made_small(name: str, folder: Path) -> list[str]:
     ]
     root = draw(folder / "BUSBRA", [(i, b, f, "NaN" if f == 1 else v, m) for i, b, f, v, m in rows])
     return [*keys, f"data.dataset.root={root}", f"data.dataset.cache={folder / 'cache'}"]
+
+
+def test_the_shallow_alignment_of_swin_llm_lora_trains_neither_of_its_models(tmp_path: Path) -> None:
+    path = ROOT / "recipes" / "swin_llm_lora.yaml"
+    (told,) = re.findall(r"^# +(model\.encoder\.frozen_stages=.*) is their shallow one", path.read_text(), re.MULTILINE)
+    recipe = load_recipe(path, [*made_small("swin_llm_lora", tmp_path), *told.split()])
+    encoder, decoder = build_model(recipe, build_tokenizer(recipe, ["An oval mass."], None), trained=False)
+    assert not any(weight.requires_grad for weight in [*encoder.backbone.parameters(), *decoder.model.parameters()])
+    assert all(weight.requires_grad for weight in decoder.project.parameters())
 
 
 def test_the_recipes_that_the_readme_names_are_there() -> None:
