@@ -20,9 +20,10 @@ from framework.data_check import ExamWarning, check_splits, listing
 from framework.distill import Topics, distill
 from framework.distributed import gather, in_turns, on_main
 from framework.exam import Exam, ExamSource
+from framework.fetched import read_notes, require_fetched
 from framework.image_cache import ImageCache, build_image_cache
 from framework.optim import freeze, parameter_groups
-from framework.pretrained import read_notes, require_fetched, values_unread
+from framework.pretrained import values_unread
 from framework.progress import say
 from framework.recipe import Choice, Recipe, RecipeError, load_recipe
 from framework.recipe.score_names import metric_of

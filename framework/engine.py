@@ -34,10 +34,10 @@ from framework.evaluation import evaluate_split, write_reports
 from framework.exam import Batch
 from framework.exits import Stopped
 from framework.exported_model import ModelTexts, load_weights, publish_model
+from framework.fetched import notes_of, require_same_weights, say_saved
 from framework.init_from import Source, begin_from, find_source
 from framework.micro_batch import largest_micro_batch, too_large
 from framework.patients import NOTES, patients_seen
-from framework.pretrained import notes_of, require_same_weights, say_saved
 from framework.progress import progress_bar, say
 from framework.recipe import Recipe, result_tree, save
 from framework.report import write_page

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from framework.pretrained import unsaved_names
+from framework.fetched import unsaved_names
 from framework.whole_file import sync_folder
 
 PARTS = ("encoder.", "decoder.")  # losses and their heads stay in the checkpoints

@@ -13,9 +13,9 @@ from framework.build import build_tokenizer
 from framework.checkpoint import CheckpointError, checkpoints_of, problem_of, read_progress, step_of
 from framework.data import ExamSet
 from framework.exported_model import PARTS, read_weights
+from framework.fetched import digest, require_same_weights, unsaved_names
 from framework.optim import longest_fitting, named_by_all, nearest_part
 from framework.patients import require_unseen
-from framework.pretrained import digest, require_same_weights, unsaved_names
 from framework.progress import say
 from framework.recipe import Recipe, load_recipe
 from framework.task import ReportTask

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from framework.data import ExamSet
-from framework.pretrained import read_notes
+from framework.fetched import read_notes
 from framework.progress import say
 from framework.recipe import Recipe
 

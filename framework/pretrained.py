@@ -1,29 +1,17 @@
-"""Parts that others have trained: where their weights lie, what they tell of themselves, and what a run need not save.
-
-A part (encoder or decoder) that takes `weights` may offer two attributes, which build.py, strategy.py and
-exported_model.py ask for:
-
-    blueprint   what the part's shape was read from, as plain values; a trained model is built from it again without
-                the folder, which hands it over as the run-time value of that name
-    fetched     a `Fetched`: frozen weights that are as the folder has them; they are not saved, but read there again
-"""
+"""Models of transformers that others have trained: where they lie, what their configuration may be told, LoRA."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from framework.plugin_text import did_you_mean
-from framework.progress import say
 
 # What is read of a folder on the model hub: nothing that could carry code.
 SAFE = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -43,34 +31,6 @@ def values_unread() -> Iterator[None]:
 def only_measured() -> bool:
     """Whether `values_unread` is in force."""
     return _unread.get()
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """Weights that a part has read from a folder and never trains."""
-
-    weights: str  # as the recipe says it
-    folder: Path
-    names: frozenset[str]  # of parameters and buffers, in the part
-    _files: dict[str, list[Any]] = field(default_factory=dict, repr=False, compare=False)
-
-    def files(self) -> dict[str, list[Any]]:
-        """Size and SHA-256 of every file with weights, by name; read once."""
-        if not self._files:
-            self._files.update({path.name: [path.stat().st_size, digest(path)] for path in weight_files(self.folder)})
-        return self._files
-
-
-def weight_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        found = hashlib.sha256()
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
 
 
 def folder_of(weights: str, key: str) -> Path:
@@ -100,6 +60,10 @@ def folder_of(weights: str, key: str) -> Path:
             f"{key}: '{weights}' is no folder, and the model hub does not give it ({_first_line(error)}). Expected a "
             "folder with config.json and model.safetensors, or a name on the model hub"
         ) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
 
 
 def config_of(folder: Path, key: str) -> Any:
@@ -281,108 +245,6 @@ def add_lora(model: nn.Module, rank: int, alpha: int, dropout: float, targets: l
 
 def _is_linear(part: nn.Module) -> bool:
     return isinstance(part, nn.Linear) or type(part).__name__ == "Conv1D"  # as GPT-2 has them
-
-
-def fetched_of(part: nn.Module, inner: str, weights: str, folder: Path) -> Fetched | None:
-    """What of a part need not be saved: the frozen weights of its module `inner`, which was read from a folder."""
-    below = part.get_submodule(inner)
-    names = {f"{inner}.{name}" for name, w in below.named_parameters(remove_duplicate=False) if not w.requires_grad}
-    for home, module in below.named_modules(prefix=inner):
-        mine = list(module.parameters())
-        if mine and not any(weight.requires_grad for weight in mine):
-            names |= {f"{home}.{name}" for name, _ in module.named_buffers()}
-    kept = names & set(part.state_dict(keep_vars=True))
-    return Fetched(weights, folder, frozenset(kept)) if kept else None
-
-
-def fetched_in(task: nn.Module) -> dict[str, Fetched]:
-    """The parts of a task that have fetched weights, by name."""
-    found = {name: getattr(part, "fetched", None) for name, part in task.named_children()}
-    return {name: fetched for name, fetched in found.items() if fetched is not None}
-
-
-def unsaved_names(task: nn.Module) -> frozenset[str]:
-    """Names in a task of weights that are not saved."""
-    return frozenset(f"{part}.{name}" for part, fetched in fetched_in(task).items() for name in fetched.names)
-
-
-def notes_of(task: nn.Module) -> dict[str, dict[str, Any]]:
-    """What is written beside a model's weights so that its parts can be built again: by part, where there is any."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, part in task.named_children():
-        if (blueprint := getattr(part, "blueprint", None)) is not None:
-            found.setdefault(name, {})["blueprint"] = blueprint
-    for name, fetched in fetched_in(task).items():
-        found.setdefault(name, {})["fetched"] = {"weights": fetched.weights, "files": fetched.files()}
-    return found
-
-
-def read_notes(model: Path, part: str) -> dict[str, Any]:
-    """What `notes_of` told of a part, from an exported model's folder; {} where there was nothing to tell."""
-    path = model / f"{part}.json"
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged ({error}); copy the run's model/ again") from None
-    return found if isinstance(found, dict) else {}
-
-
-def require_same_weights(model: Path, task: nn.Module, part: str | None = None) -> None:
-    """Raises ValueError where a task's fetched weights are not those that a saved model was trained on.
-
-    Args:
-        part: of the task that is looked at; None: all.
-    """
-    for name, fetched in fetched_in(task).items():
-        if part in (None, name) and (told := read_notes(model, name).get("fetched")):
-            _compare(told["files"], fetched.files(), fetched.folder, f"model.{name}.weights")
-
-
-def require_fetched(told: dict[str, Any], key: str) -> None:
-    """Holds the folder of weights that a model was saved without to what it was then.
-
-    Raises:
-        ValueError: it is gone, or has other bytes.
-    """
-    try:
-        folder = folder_of(told["weights"], key)
-    except ValueError as error:
-        raise ValueError(
-            f"{error}. The model was saved without these frozen weights; put them back where they were"
-        ) from error
-    found = Fetched(told["weights"], folder, frozenset())
-    sizes = {path.name: path.stat().st_size for path in weight_files(folder)}
-    if sizes != {name: size for name, (size, _) in told["files"].items()}:
-        _compare(told["files"], {name: [size, ""] for name, size in sizes.items()}, folder, key)
-    _compare(told["files"], found.files(), folder, key)
-
-
-def _compare(before: dict[str, list[Any]], now: dict[str, list[Any]], folder: Path, key: str) -> None:
-    if before == now:
-        return
-    differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    raise ValueError(
-        f"{key}: {folder} has other weights than the model was trained on (by size or SHA-256): "
-        f"{', '.join(differing[:3])}. Put those files back; the model was saved without them"
-    )
-
-
-def say_saved(task: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
-    """How much of a task is saved, where some of it is not.
-
-    Args:
-        shapes: of its parameters, whole, by name.
-    """
-    unsaved = unsaved_names(task)
-    if not unsaved:
-        return
-    sizes = {name: shape.numel() for name, shape in shapes.items()}
-    saved = sum(size for name, size in sizes.items() if name not in unsaved)
-    origins = ", ".join(dict.fromkeys(fetched.weights for fetched in fetched_in(task).values()))
-    whole = sum(sizes.values())
-    say(f"{saved / 1e6:.2f} M of {whole / 1e6:.2f} M parameters are saved; the others are read from {origins} again")
 
 
 @contextmanager

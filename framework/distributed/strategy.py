@@ -26,7 +26,7 @@ from framework.checkpoint import SavedState
 from framework.data import Slices
 from framework.distributed.talk import on_main, share
 from framework.exam import Batch
-from framework.pretrained import unsaved_names
+from framework.fetched import unsaved_names
 from framework.recipe import Recipe, RecipeError
 from framework.task import ReportTask
 

@@ -7,8 +7,9 @@ T tokens, W words in the vocabulary.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
@@ -18,13 +19,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as ARCHITECTURES
 
 from framework.exam import Features
+from framework.fetched import fetched_of
 from framework.pieces import pieces_of, signs_of
 from framework.pretrained import (
     add_lora,
     changed,
     config_from,
     config_of,
-    fetched_of,
     folder_of,
     new_config,
     new_model,
@@ -103,53 +104,29 @@ class HfCausal(nn.Module):
                 raise ValueError(f"{KEY}.config: '{name}' follows from the tokenizer and the decoder; take it out")
         if tuning != "lora" and (lora_rank, lora_alpha, lora_dropout, lora_targets) != (16, 16, 0.1, None):
             raise ValueError(f"{KEY}: keys of LoRA are set, and tuning is {tuning}; set tuning: lora or take them out")
+        if architecture is not None and (tuning != "full" or prompt is not None):
+            raise ValueError(f"{KEY}.{'prompt' if prompt else 'tuning'}: is for weights that were trained before")
         self.max_tokens = max_tokens
-        self.blueprint, self.fetched, folder = None, None, None
-        # Of a model's own vocabulary: its id of each of our words, and what is added to the logits of our four signs.
-        words_W, signs_4, asked = torch.arange(vocabulary_size), torch.zeros(4), []
+        folder = None
         if blueprint is not None:
-            self.model = _new(config_from(blueprint))
-            keeps_words, asked = blueprint["keeps_words"], blueprint["prompt"]
+            begun = _Begun(_new(config_from(blueprint)), blueprint["keeps_words"], prompt=blueprint["prompt"])
         elif weights is not None:
             folder = folder_of(weights, f"{KEY}.weights")
-            self.model = _from_weights(folder, config)
-            kept = _words_of(folder, vocabulary, self.model.config.vocab_size) if vocabulary else None
-            if kept is None and tuning != "full":
-                raise ValueError(
-                    f"{KEY}.tuning: {tuning} leaves the embeddings of {weights} as they are, and the tokenizer has "
-                    f"other words; set data.tokenizer: {{name: hf, weights: {weights}}}, or tuning: full"
-                )
-            keeps_words = kept is not None
-            if kept is not None:
-                words_W, signs_4 = kept
-                told = "keeps its words, which are those of the tokenizer"
-            else:
-                _learn_words_anew(self.model, vocabulary_size)
-                told = "learns its words anew, since the tokenizer is not the one beside its weights"
-            if not only_measured():
-                say(f"the language model of {weights} {told}")
-            if prompt is not None:
-                if not keeps_words:
-                    raise ValueError(f"{KEY}.prompt: needs the words of {weights}; set data.tokenizer: hf")
-                asked = read_tokenizer(folder, f"{KEY}.weights")(prompt, add_special_tokens=False)["input_ids"]
+            begun = _of_folder(folder, weights, config, tuning, prompt, vocabulary, vocabulary_size)
         else:
-            if tuning != "full" or prompt is not None:
-                raise ValueError(f"{KEY}.{'prompt' if prompt else 'tuning'}: is for weights that were trained before")
             made = new_config(str(architecture), config, ARCHITECTURES, KEY)
             made.vocab_size = vocabulary_size
             _take_signs(made)
-            self.model, keeps_words = _new(made), False
+            begun = _Begun(_new(made), keeps_words=False)
+        self.model, self.keeps_words = begun.model, begun.keeps_words
         self._require_prefix_model()
-        if blueprint is not None or weights is not None:
-            self.blueprint = {
-                "config": plain_config(self.model.config),
-                "keeps_words": keeps_words,
-                "prompt": list(asked),
-            }
-        self.keeps_words = keeps_words
-        self.register_buffer("words_W", words_W)
-        self.register_buffer("signs_4", signs_4)
-        self.register_buffer("prompt_T", torch.tensor(asked, dtype=torch.long))
+        self.blueprint, self.fetched = None, None
+        if architecture is None:
+            told = {"keeps_words": begun.keeps_words, "prompt": list(begun.prompt)}
+            self.blueprint = {"config": plain_config(self.model.config), **told}
+        self.register_buffer("words_W", torch.arange(vocabulary_size) if begun.words_W is None else begun.words_W)
+        self.register_buffer("signs_4", torch.zeros(4) if begun.signs_4 is None else begun.signs_4)
+        self.register_buffer("prompt_T", torch.tensor(begun.prompt, dtype=torch.long))
         if tuning == "lora":
             add_lora(self.model, lora_rank, lora_alpha, lora_dropout, lora_targets, KEY)
         elif tuning == "frozen":
@@ -250,6 +227,53 @@ class HfCausal(nn.Module):
                 "which a prefix of patches needs; take a model such as gpt2, llama, qwen2 or mistral"
             )
         self._keeps_logits = "logits_to_keep" in takes
+
+
+class _Begun(NamedTuple):
+    """A language model as training finds it, and how our words are told in its own."""
+
+    model: Any
+    keeps_words: bool
+    prompt: Sequence[int] = ()  # as ids of the model's own
+    words_W: Tensor | None = None  # the model's id of each of our words; None: ours are its own
+    signs_4: Tensor | None = None  # what is added to the logits of our four signs
+
+
+def _of_folder(
+    folder: Path,
+    weights: str,
+    values: dict[str, Any],
+    tuning: str,
+    prompt: str | None,
+    vocabulary: list[str] | None,
+    vocabulary_size: int,
+) -> _Begun:
+    """A language model with the weights of a folder, which keeps its words where they are those of the tokenizer.
+
+    Raises:
+        ValueError: the folder does not fit; or a frozen model or a prompt needs words that it does not keep.
+    """
+    model = _from_weights(folder, values)
+    kept = _words_of(folder, vocabulary, model.config.vocab_size) if vocabulary else None
+    if kept is None and tuning != "full":
+        raise ValueError(
+            f"{KEY}.tuning: {tuning} leaves the embeddings of {weights} as they are, and the tokenizer has "
+            f"other words; set data.tokenizer: {{name: hf, weights: {weights}}}, or tuning: full"
+        )
+    if kept is None and prompt is not None:
+        raise ValueError(f"{KEY}.prompt: needs the words of {weights}; set data.tokenizer: hf")
+    told = "keeps its words, which are those of the tokenizer"
+    if kept is None:
+        _learn_words_anew(model, vocabulary_size)
+        told = "learns its words anew, since the tokenizer is not the one beside its weights"
+    if not only_measured():
+        say(f"the language model of {weights} {told}")
+    if kept is None:
+        return _Begun(model, keeps_words=False)
+    asked: Sequence[int] = ()
+    if prompt is not None:
+        asked = read_tokenizer(folder, f"{KEY}.weights")(prompt, add_special_tokens=False)["input_ids"]
+    return _Begun(model, True, asked, *kept)
 
 
 class _Pool(nn.Module):

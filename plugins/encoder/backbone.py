@@ -19,12 +19,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, M
 
 from framework.blocks import blocks_of
 from framework.exam import Features
+from framework.fetched import fetched_of
 from framework.pretrained import (
     add_lora,
     changed,
     config_from,
     config_of,
-    fetched_of,
     folder_of,
     new_config,
     new_model,

@@ -11,16 +11,8 @@ from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
 
 from framework.exam import Features
-from framework.pretrained import (
-    config_from,
-    config_of,
-    fetched_of,
-    folder_of,
-    new_model,
-    plain_config,
-    read_model,
-    require_all,
-)
+from framework.fetched import fetched_of
+from framework.pretrained import config_from, config_of, folder_of, new_model, plain_config, read_model, require_all
 from framework.registry import register
 from framework.stages import freeze_stages, stages_of, still
 from framework.views import encode_views, view_pooling, view_positions

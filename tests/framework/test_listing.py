@@ -30,8 +30,9 @@ def test_everything_a_run_hands_over_has_a_meaning():
 
 def test_a_description_holds_signature_keys_units_and_fit():
     found = describe(find("encoder", "resnet"))
-    assert found.signature.startswith("ResNet(*, channels: int, depth: Literal[10, 18, 34, 50, 101, 152]=18, ")
-    assert found.given == {"channels": "channels of an image (data.channels)"}
+    assert found.signature.startswith("ResNet(*, channels: int, blueprint: dict | None=None, depth: Literal[")
+    assert list(found.given) == ["channels", "blueprint"]
+    assert found.given["channels"] == "channels of an image (data.channels)"
     assert (found.gives, found.needs) == (("patches", "pooled"), ())
     depth = found.keys[0]
     assert (depth.name, depth.type, depth.default, depth.unit) == ("depth", "10, 18, 34, 50, 101, 152", 18, "layers")

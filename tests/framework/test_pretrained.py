@@ -20,8 +20,9 @@ from framework.checkpoint import Keep, Progress, SavedState, Snapshot, checkpoin
 from framework.data import Slices, collate
 from framework.distributed import Strategy, spread, start_accelerator
 from framework.exported_model import ModelTexts, load_weights
+from framework.fetched import notes_of, require_same_weights, say_saved, unsaved_names
 from framework.init_from import begin_from, find_source
-from framework.pretrained import folder_of, notes_of, require_same_weights, say_saved, unsaved_names
+from framework.pretrained import folder_of
 from framework.recipe import Recipe, load_recipe, save
 from framework.step import take_step
 
