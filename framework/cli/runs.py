@@ -42,7 +42,13 @@ def distill(
         show(("topics tried", "silhouette", "stability", "score"), choice_rows(topics.choice))
         print()
     show(("topic", "training reports", "words"), rows)
-    print("  ".join(f"{name} {value:.3f}" for name, value in topics.quality.items() if value is not None))
+    told = {name: value for name, value in topics.quality.items() if value is not None}
+    print(
+        "  ".join(
+            f"{name} {value:.0f}" if name.startswith("reports") else f"{name} {value:.3f}"
+            for name, value in told.items()
+        )
+    )
 
 
 def evaluate(
