@@ -28,15 +28,13 @@ from framework.progress import say
 from framework.recipe import Choice, Recipe, RecipeError, load_recipe
 from framework.recipe.score_names import metric_of
 from framework.registry import PluginError, catalogue, find, load
-from framework.report_space import ReportSpace
+from framework.report_space import USUAL_DIMENSIONS, ReportSpace
 from framework.reward import Reward
 from framework.scoring import Scorer
 from framework.sides import mirrored_sides
 from framework.signature import given
 from framework.task import ReportTask
 from framework.term_weights import Uncertainty
-
-SPACE_DIMENSIONS = 64  # where no distiller brings a space of its own
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def build_topics(
         )
         if topics.space is not None:
             return topics, topics.space
-    space = ReportSpace(SPACE_DIMENSIONS, seed)
+    space = ReportSpace(USUAL_DIMENSIONS, seed)
     space.fit([tokenizer.segment(text) for text in texts["train"]])
     return topics, space
 
@@ -201,7 +199,7 @@ def _try_losses(recipe: Recipe, tokenizer: Any, training: Sequence[Exam]) -> Non
     These are of a space in which each word points somewhere, as none is fitted yet.
     """
     known = _known_early(recipe, tokenizer, training)
-    known["word_vectors_WD"] = torch.ones(len(tokenizer), SPACE_DIMENSIONS)
+    known["word_vectors_WD"] = torch.ones(len(tokenizer), USUAL_DIMENSIONS)
     for name, loss in recipe.active_losses.items():
         if set(given(find("loss", name, recipe.plugin_files))) <= set(known):
             build_plugin(recipe, "loss", loss, **known)
@@ -263,12 +261,13 @@ def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path, trained:
         source = build_dataset(recipe)
         splits = load_exams(source)
         require_a_batch(recipe, len(splits["train"]))  # before hours of decoding, and again for what was left out
-        if trained is None:
-            _require_no_mirrored_sides(recipe, [exam.report for exam in splits["train"]])
-        tokenizer = build_tokenizer(recipe, [exam.report for exam in splits["train"]], trained)
-        # A metric or a loss that lacks something says so before the images are read.
+        reports = [exam.report for exam in splits["train"]]
+        tokenizer = build_tokenizer(recipe, reports, trained)
+        # What is refused, or lacks something, is told before the images are read.
         scorer = build_scorer(recipe, tokenizer)
-        _try_losses(recipe, tokenizer, splits["train"])
+        if trained is None:
+            _require_no_mirrored_sides(recipe, reports)
+            _try_losses(recipe, tokenizer, splits["train"])
         cache, problems = build_image_cache(
             [exam for exams in splits.values() for exam in exams],
             source_key=source.cache_key,

@@ -14,7 +14,6 @@ in it: they are drawn anew in every step, from the seed, the step and the proces
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -28,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from framework.exported_model import ModelTexts, publish_model, write_model
+from framework.file_digest import digest
 from framework.whole_file import sync_file, sync_folder, write_whole
 
 # safetensors' names of number formats.
@@ -99,7 +99,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep: Keep) -> Path:
     told = {"form": FORM, **asdict(progress)}
     (part / "trainer.json").write_text(json.dumps(told, ensure_ascii=False, indent=1), encoding="utf-8")
     files = [path for path in sorted(part.rglob("*")) if path.is_file()]
-    manifest = {path.relative_to(part).as_posix(): [path.stat().st_size, _digest(path)] for path in files}
+    manifest = {path.relative_to(part).as_posix(): [path.stat().st_size, digest(path)] for path in files}
     (part / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in [*files, part / "manifest.json"]:
         sync_file(path)
@@ -120,14 +120,6 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep: Keep) -> Path:
         publish_model(final / "model", folder.parent / "model")
     _prune(folder, progress, keep)
     return final
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def checkpoints_of(folder: Path) -> list[Path]:
@@ -176,20 +168,20 @@ def problem_of(checkpoint: Path) -> str | None:
     listed = checkpoint / "manifest.json"
     try:
         manifest = json.loads(listed.read_text(encoding="utf-8"))
-        expected = [(checkpoint / name, int(size), str(digest)) for name, (size, digest) in manifest.items()]
+        expected = [(checkpoint / name, int(size), str(known)) for name, (size, known) in manifest.items()]
     except FileNotFoundError:
         return f"{listed}: missing"
     except (ValueError, TypeError, AttributeError) as error:
         return f"{listed}: damaged, not the list of files that was written ({error})"
     inside = checkpoint.resolve()
-    for path, size, digest in expected:
+    for path, size, known in expected:
         if not path.resolve().is_relative_to(inside):
             return f"{listed}: damaged, it names a file outside ({path})"
         if not path.is_file():
             return f"{path}: missing"
         if path.stat().st_size != size:
             return f"{path}: damaged, {path.stat().st_size} bytes of {size}"
-        if _digest(path) != digest:
+        if digest(path) != known:
             return f"{path}: damaged, its SHA-256 is not the manifest's"
     if not {"trainer.json", "training.safetensors"} <= set(manifest):
         return f"{listed}: not of this version of Sonoscribe; start anew with resume=never"

@@ -35,7 +35,7 @@ from framework.exam import Batch
 from framework.exits import Stopped
 from framework.exported_model import ModelTexts, load_weights, publish_model
 from framework.fetched import notes_of, require_same_weights, say_saved
-from framework.init_from import Source, begin_from, find_source
+from framework.init_from import Source, begun, source_of
 from framework.micro_batch import largest_micro_batch, too_large
 from framework.patients import NOTES, patients_seen
 from framework.progress import progress_bar, say
@@ -74,10 +74,11 @@ def train(recipe: Recipe) -> Path:
             write_whole(opened.folder / "recipe.yaml", save(recipe))
             write_whole(opened.folder / "overrides.txt", "".join(f"{word}\n" for word in recipe.overrides))
         try:
-            source = _source(accelerator, recipe, opened)  # what is wrong with it is told before the exams are prepared
+            # What is wrong with it is told before the exams are prepared.
+            source = source_of(accelerator, recipe, opened)
             watch.at("preparing exams and topics", patient=True)
             parts = build_parts(recipe, accelerator, run=opened.folder)
-            launch |= _begun(accelerator, recipe, parts, opened, source)
+            launch |= begun(accelerator, recipe, parts, opened, source)
         except ValueError:  # refused, before anything was trained
             if accelerator.is_main_process:
                 take_back(opened)
@@ -403,26 +404,6 @@ class Loop:
             say(f"notice: {notice}")
         if notice := notice_of_cut(self.strategy.task.losses, slices):
             say(f"notice: {notice}")
-
-
-def _source(accelerator: Accelerator, recipe: Recipe, opened: OpenedRun) -> Source | None:
-    """The model that a run begins with; None where it begins anew, or goes on."""
-    asked = recipe.init_from
-    return None if asked is None or opened.checkpoint else on_main(accelerator, lambda: find_source(asked))
-
-
-def _begun(
-    accelerator: Accelerator, recipe: Recipe, parts: Parts, opened: OpenedRun, source: Source | None
-) -> dict[str, Any]:
-    """Puts the source's weights in place, on the main process, from where `spread` hands them out; and notes it.
-
-    A run that goes on keeps the note of its start.
-    """
-    if source is not None:
-        begun = on_main(accelerator, lambda: begin_from(source, recipe, parts.task, parts.tokenizer, parts.exams))
-        return {"init_from": begun}
-    before = {} if opened.progress is None else opened.progress.launch
-    return {key: value for key, value in before.items() if key == "init_from"}
 
 
 def _place(accelerator: Accelerator) -> tuple[int, int]:

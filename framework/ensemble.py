@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from framework.exam import Batch, Features
-from framework.generation import NEVER
+from framework.generation import write_logp
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,6 @@ class Ensemble(nn.Module):
         shares, after = [], []
         for member, state in zip(self.members, states, strict=True):
             logits_RW, state = member.decoder.step(last_R, state)
-            logits_RW = logits_RW.float()
-            logits_RW[:, NEVER] = float("-inf")
-            shares.append(logits_RW.log_softmax(-1))
+            shares.append(write_logp(logits_RW))
             after.append(state)
         return torch.stack(shares).logsumexp(0) - math.log(len(shares)), after

@@ -10,7 +10,6 @@ exported_model.py ask for:
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from framework.file_digest import digest
 from framework.pretrained import folder_of, weight_files
 from framework.progress import say
 
@@ -38,14 +38,6 @@ class Fetched:
         if not self._files:
             self._files.update({path.name: [path.stat().st_size, digest(path)] for path in weight_files(self.folder)})
         return self._files
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        found = hashlib.sha256()
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
 
 
 def fetched_of(part: nn.Module, inner: str, weights: str, folder: Path) -> Fetched | None:

@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from torch import Size, Tensor
 
-from framework.build import build_tokenizer
+from framework.build import Parts, build_tokenizer
 from framework.checkpoint import CheckpointError, checkpoints_of, problem_of, read_progress, step_of
 from framework.data import ExamSet
+from framework.distributed import on_main
 from framework.exported_model import PARTS, read_weights
-from framework.fetched import digest, require_same_weights, unsaved_names
+from framework.fetched import require_same_weights, unsaved_names
+from framework.file_digest import digest
 from framework.optim import longest_fitting, named_by_all, nearest_part
 from framework.patients import require_unseen
 from framework.progress import say
 from framework.recipe import Recipe, load_recipe
+from framework.run_folder import OpenedRun
 from framework.task import ReportTask
 
 SHOWN = 4  # names of a kind of misfit that are told
@@ -30,6 +34,26 @@ class Source:
     model: Path
     step: int | None
     score: float | None
+
+
+def source_of(accelerator: Accelerator, recipe: Recipe, opened: OpenedRun) -> Source | None:
+    """The model that a run begins with, the same on every process; None where it begins anew, or goes on."""
+    asked = recipe.init_from
+    return None if asked is None or opened.checkpoint else on_main(accelerator, lambda: find_source(asked))
+
+
+def begun(
+    accelerator: Accelerator, recipe: Recipe, parts: Parts, opened: OpenedRun, source: Source | None
+) -> dict[str, Any]:
+    """Puts the source's weights in place, on the main process, from where `spread` hands them out; and notes it.
+
+    A run that goes on keeps the note of its start.
+    """
+    if source is not None:
+        note = on_main(accelerator, lambda: begin_from(source, recipe, parts.task, parts.tokenizer, parts.exams))
+        return {"init_from": note}
+    before = {} if opened.progress is None else opened.progress.launch
+    return {key: value for key, value in before.items() if key == "init_from"}
 
 
 def find_source(asked: str) -> Source:

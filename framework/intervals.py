@@ -6,7 +6,7 @@ Shapes: E exams, P patients, N of whatever is drawn, R resamples of them, S sums
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,24 +28,20 @@ class ResampleError(ValueError):
     """A metric that gives no value on a resample."""
 
 
-def resampled(values: Callable[[np.ndarray], np.ndarray], units: int, *, seed: int, resamples: int) -> np.ndarray:
-    """Values [K, R] on resamples of `units`, each as many as there are, drawn with replacement.
-
-    Args:
-        values: gives them, [K, R], from how often each unit is in each resample, [R, N]; called with some resamples at
-            a time.
+def draws(units: int, *, seed: int, resamples: int) -> Iterator[np.ndarray]:
+    """Resamples of `units`, each as many as there are, drawn with replacement: how often each unit is in each, float64
+    [R, N], some resamples at a time.
 
     Source:
         Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 6.2.
     """
-    random, found = np.random.default_rng(seed), []
+    random = np.random.default_rng(seed)
     batch = max(1, AT_ONCE // units)
     for begin in range(0, resamples, batch):
         drawn_RN = random.integers(0, units, (min(batch, resamples - begin), units))
         first_R1 = np.arange(len(drawn_RN))[:, None] * units
         counts = np.bincount((drawn_RN + first_R1).ravel(), minlength=drawn_RN.size)
-        found.append(values(counts.reshape(drawn_RN.shape).astype(np.float64)))
-    return np.concatenate(found, axis=-1)
+        yield counts.reshape(drawn_RN.shape).astype(np.float64)
 
 
 def percentile_interval(drawn_KR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,20 +122,13 @@ def intervals(
         else:
             reasons.append((metric.names, suffix, f"{resamples} calls of its metric would take {seconds:.0f} s"))
             continue
-        names: list[str] = []
-
-        def stacked(counts_RP: np.ndarray, way: Values = way, names: list[str] = names) -> np.ndarray:
-            values = way(counts_RP)
-            names[:] = values
-            return np.stack(list(values.values()))
-
         try:
-            drawn_KR = resampled(stacked, len(place), seed=seed, resamples=resamples)
+            parts = [way(counts_RP) for counts_RP in draws(len(place), seed=seed, resamples=resamples)]
         except ResampleError as error:
             say(f"warning: no interval of {', '.join(metric.names)}: {error}")
             reasons.append((metric.names, suffix, str(error)))
             continue
-        drawn |= {f"{name}{suffix}": drawn_R for name, drawn_R in zip(names, drawn_KR)}
+        drawn |= {f"{name}{suffix}": np.concatenate([part[name] for part in parts]) for name in parts[0]}
     add_sum(drawn, scorer.weights)
     finite = [name for name in known if name in drawn and np.isfinite(drawn[name]).all()]
     ends = {name: percentile_interval(drawn[name]) for name in finite}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")  # by id, see framework.special_tokens
+from framework.special_tokens import SIGNS
 
 
 def signs_of(tokenizer: Any) -> list[int]:
@@ -23,5 +23,5 @@ def pieces_of(backend: Any, signs: Sequence[int]) -> tuple[list[str], list[int]]
     """
     left_out = set(signs)
     pieces = sorted((id, piece) for piece, id in backend.get_vocab().items())
-    kept = [(id, piece) for id, piece in pieces if id not in left_out and piece not in SPECIALS]
-    return [*SPECIALS, *(piece for _, piece in kept)], [id for id, _ in kept]
+    kept = [(id, piece) for id, piece in pieces if id not in left_out and piece not in SIGNS]
+    return [*SIGNS, *(piece for _, piece in kept)], [id for id, _ in kept]

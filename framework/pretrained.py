@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -214,6 +214,49 @@ def read_tokenizer(folder: Path, key: str) -> Any:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # of transformers or tokenizers, which raise their own
         raise ValueError(f"{key}: no tokenizer that loads in {folder} ({_first_line(error)})") from error
+
+
+def turn_grey(model: nn.Module, key: str) -> None:
+    """Lets a model of colour images take grey ones: its first filters become the sum of those of the three colours,
+    which is the same as three equal channels.
+
+    Raises:
+        ValueError: more or fewer layers than one take an image.
+    """
+    stems = [part for part in model.modules() if isinstance(part, nn.Conv2d) and part.in_channels == 3]
+    if len(stems) != 1:
+        raise ValueError(f"{key}.weights: {len(stems)} layers take an image; set data.channels: 3")
+    (stem,) = stems
+    stem.weight = nn.Parameter(stem.weight.detach().sum(1, keepdim=True))
+    stem.in_channels = 1
+    for part in model.modules():
+        if getattr(part, "num_channels", None) == 3:
+            part.num_channels = 1  # type: ignore[assignment]
+    model.config.num_channels = 1  # type: ignore[union-attr]
+
+
+def require_one_source(
+    key: str,
+    architecture: str | None,
+    weights: str | None,
+    blueprint: dict[str, Any] | None,
+    config: dict[str, Any],
+    ours: Sequence[str],
+    of: str,
+) -> None:
+    """Holds the keys of a part to one another that say what it begins with.
+
+    Args:
+        ours: values of a configuration that the recipe has no say in, since they follow from what `of` names.
+
+    Raises:
+        ValueError: architecture and weights are both set, or neither is; or the recipe sets one of `ours`.
+    """
+    if blueprint is None and (architecture is None) == (weights is None):
+        raise ValueError(f"{key}: set either architecture or weights; found {'both' if weights else 'neither'}")
+    for name in ours:
+        if name in config:
+            raise ValueError(f"{key}.config: '{name}' follows from {of}; take it out")
 
 
 def add_lora(model: nn.Module, rank: int, alpha: int, dropout: float, targets: list[str] | None, key: str) -> nn.Module:

@@ -14,12 +14,11 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from framework.plugin_text import did_you_mean
-from framework.report_space import ReportSpace, count_words, inverse_document_frequency
+from framework.report_space import USUAL_DIMENSIONS, ReportSpace, count_words, inverse_document_frequency
 from framework.sentence_encoder import SentenceEncoder, encoder_folder, folder_identity
 
 log = logging.getLogger(__name__)
 EmbeddingName = Literal["counts", "tfidf", "lsa", "sentence_encoder"]
-LSA_DIMENSIONS = 64
 # Rows are dense: a column a word, and 10,000 reports of so many words take 160 MB.
 WORD_LIMIT = 4096
 Segment = Callable[[str], list[str]]
@@ -80,7 +79,7 @@ def build_text_embedding(
             f"embedding {name} reads no encoder; leave out '{encoder}', or set embedding: sentence_encoder"
         )
     if name == "lsa":
-        return LatentSemanticEmbedding(segment, seed, LSA_DIMENSIONS if dimensions is None else dimensions)
+        return LatentSemanticEmbedding(segment, seed, USUAL_DIMENSIONS if dimensions is None else dimensions)
     return WordEmbedding(segment, WORD_LIMIT if dimensions is None else dimensions, weighted=name == "tfidf")
 
 

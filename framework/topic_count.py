@@ -6,7 +6,7 @@ Shapes: n reports, K topics, D dimensions.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +55,12 @@ def asked_range(name: str, topics: int | str, auto_range: tuple[int, int] | None
         raise ValueError(
             f"distiller {name}: found auto_range {list(auto_range)}, expected [from, to] with 2 <= from <= to"
         )
+
+
+def require_different_words(name: str, topics: int | str, word_lists: Sequence[Sequence[str]]) -> None:
+    """Raises ValueError where fewer reports differ in their words than there are to be topics, if it is a number."""
+    if topics != AUTO:
+        require_different(name, int(topics), len(word_lists), len({tuple(sorted(words)) for words in word_lists}))
 
 
 def require_different(name: str, topics: int, reports: int, different: int) -> None:

@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 import numpy as np
 
 from framework.grid.results import Spread
-from framework.intervals import percentile_interval, resampled
+from framework.intervals import draws, percentile_interval
 
 RESAMPLES = 10_000
 # Below this a difference is rounding: equal scores that were summed in another order.
@@ -72,7 +72,8 @@ def bootstrap_differences(
         Efron and Tibshirani 1993, An Introduction to the Bootstrap, sections 13.3 (interval) and 15.4 (level reached).
         Koehn 2004, EMNLP, for scores of a whole test set.
     """
-    drawn_KR = resampled(differences, exams, seed=seed, resamples=resamples)
+    parts = [differences(counts_RE) for counts_RE in draws(exams, seed=seed, resamples=resamples)]
+    drawn_KR = np.concatenate(parts, axis=-1)
     low_K, high_K = percentile_interval(drawn_KR)
     values_K = differences(np.ones((1, exams)))[:, 0]
     fewer_K = np.minimum((drawn_KR <= NOTHING).sum(-1), (drawn_KR >= -NOTHING).sum(-1))

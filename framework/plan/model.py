@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from framework.build import (
-    SPACE_DIMENSIONS,
     build_distiller,
     build_losses,
     build_model,
@@ -22,6 +21,7 @@ from framework.exam import Batch
 from framework.plan.material import Material, Tokens, Views
 from framework.recipe import Recipe
 from framework.registry import PluginError, find
+from framework.report_space import USUAL_DIMENSIONS
 from framework.special_tokens import BOS, EOS, UNK
 from framework.task import ReportTask
 
@@ -85,7 +85,7 @@ def build_meta_task(recipe: Recipe, material: Material, topic_count: int | None)
         encoder, decoder = build_model(recipe, material.tokenizer, trained=True)
     # Losses look at the values of what they are given, so these are real while they are built; as no space is
     # fitted, it is one of the usual size in which each word points somewhere.
-    word_vectors_WD = torch.ones(len(material.tokenizer), SPACE_DIMENSIONS)
+    word_vectors_WD = torch.ones(len(material.tokenizer), USUAL_DIMENSIONS)
     losses = build_losses(
         recipe, material.tokenizer, encoder.width, topic_count, word_vectors_WD, material.splits["train"]
     )

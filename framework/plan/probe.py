@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from framework.build import SPACE_DIMENSIONS, build_optimizer, build_plugin, build_task, freeze_parts
+from framework.build import build_optimizer, build_plugin, build_task, freeze_parts
 from framework.data import Sample, collate
 from framework.distributed import Strategy, describe_launch, spread, start_accelerator
 from framework.exam import Batch, Exam
@@ -23,7 +23,7 @@ from framework.plan.material import Material, read_material
 from framework.plan.whole import Plan, slices_of
 from framework.progress import progress_bar
 from framework.recipe import Recipe
-from framework.report_space import ReportSpace
+from framework.report_space import USUAL_DIMENSIONS, ReportSpace
 from framework.special_tokens import EOS
 from framework.step import augmented, take_step
 from framework.term_weights import weights_at
@@ -64,7 +64,7 @@ def probe(recipe: Recipe, plan: Plan) -> Probe:
     """Times the recipe's own task on this device, then throws it away. Writes nothing."""
     accelerator = start_accelerator(recipe)
     material = read_material(recipe)
-    space = ReportSpace(SPACE_DIMENSIONS, recipe.train.seed)
+    space = ReportSpace(USUAL_DIMENSIONS, recipe.train.seed)
     space.fit([material.tokenizer.segment(exam.report) for exam in material.splits["train"]])
     train = material.splits["train"]
     # As if it were trained, which fetches no weights.

@@ -35,6 +35,7 @@ from framework.pretrained import (
     read_tokenizer,
     require_all,
     require_known,
+    require_one_source,
 )
 from framework.progress import say
 from framework.registry import register
@@ -97,11 +98,7 @@ class HfCausal(nn.Module):
         lora_targets: list[str] | None = None,
     ) -> None:
         super().__init__()
-        if blueprint is None and (architecture is None) == (weights is None):
-            raise ValueError(f"{KEY}: set either architecture or weights; found {'both' if weights else 'neither'}")
-        for name in OURS:
-            if name in config:
-                raise ValueError(f"{KEY}.config: '{name}' follows from the tokenizer and the decoder; take it out")
+        require_one_source(KEY, architecture, weights, blueprint, config, OURS, "the tokenizer and the decoder")
         if tuning != "lora" and (lora_rank, lora_alpha, lora_dropout, lora_targets) != (16, 16, 0.1, None):
             raise ValueError(f"{KEY}: keys of LoRA are set, and tuning is {tuning}; set tuning: lora or take them out")
         if architecture is not None and (tuning != "full" or prompt is not None):

@@ -12,9 +12,9 @@ import numpy as np
 from pydantic import PositiveInt
 
 from framework.registry import register
-from framework.report_space import ReportSpace
-from framework.text_embedding import LSA_DIMENSIONS, build_text_embedding
-from framework.topic_count import AUTO, TopicChoice, asked_range, choose_topic_count, require_different
+from framework.report_space import ReportSpace, usual_positions
+from framework.text_embedding import build_text_embedding
+from framework.topic_count import AUTO, TopicChoice, asked_range, choose_topic_count, require_different_words
 from framework.topic_kmeans import KMeans
 from framework.topic_measures import TopicCard, measure, topic_cards
 
@@ -77,9 +77,7 @@ class FaissKMeans:
         """
         self._texts = list(texts)
         self._word_lists = [self.segment(text) for text in texts]
-        if self.topics != AUTO:
-            different = len({tuple(sorted(words)) for words in self._word_lists})
-            require_different("faiss_kmeans", self.topics, len(texts), different)
+        require_different_words("faiss_kmeans", self.topics, self._word_lists)
         self.space = self.embedding.fit(self._texts).space
         self._points = self.embedding.embed(self._texts)
         if self.topics == AUTO:
@@ -111,9 +109,7 @@ class FaissKMeans:
 
         Silhouettes are measured in a report space, the distiller's own where it has one, so that embeddings compare.
         """
-        points = self._points
-        if self.space is None:
-            points = ReportSpace(LSA_DIMENSIONS, self.seed).fit(self._word_lists).embed(self._word_lists)
+        points = usual_positions(self._word_lists, self.seed) if self.space is None else self._points
         labels, _ = self._clusters.assign(self._points)
 
         def refit(seed: int) -> np.ndarray:

@@ -15,9 +15,8 @@ from scipy import sparse
 from sklearn.decomposition import LatentDirichletAllocation
 
 from framework.registry import register
-from framework.report_space import ReportSpace, count_words
-from framework.text_embedding import LSA_DIMENSIONS
-from framework.topic_count import AUTO, TopicChoice, asked_range, choose_topic_count, require_different
+from framework.report_space import ReportSpace, count_words, usual_positions
+from framework.topic_count import AUTO, TopicChoice, asked_range, choose_topic_count, require_different_words
 from framework.topic_measures import TopicCard, by_size, measure, topic_cards
 from framework.values import Fraction
 
@@ -80,9 +79,7 @@ class LDA:
         """
         self._texts = list(texts)
         self._word_lists = [self.segment(text) for text in texts]
-        if self.topics != AUTO:
-            different = len({tuple(sorted(words)) for words in self._word_lists})
-            require_different("lda", self.topics, len(texts), different)
+        require_different_words("lda", self.topics, self._word_lists)
         found = Counter(word for words in self._word_lists for word in set(words))
         kept = sorted(w for w, n in found.items() if self.min_reports <= n <= self.max_share * len(texts))
         if not kept:
@@ -94,7 +91,9 @@ class LDA:
         self._index = {word: row for row, word in enumerate(kept)}
         self._counts = count_words(self._word_lists, self._index)
         if self.topics == AUTO:
-            self.choice = choose_topic_count("lda", self._measured(), self._clusterer, self.auto_range, self.seed)
+            self.choice = choose_topic_count(
+                "lda", usual_positions(self._word_lists, self.seed), self._clusterer, self.auto_range, self.seed
+            )
             self.topic_count = self.choice.chosen
         self._model = self._fitted(self._counts, self.topic_count, self.seed, self.restarts)
         self._order = np.arange(self.topic_count)
@@ -148,7 +147,6 @@ class LDA:
             model = self._fitted(self._counts, self.topic_count, seed, self.restarts)
             return model.transform(self._counts).argmax(axis=1)
 
-        return measure(self._texts, self._measured(), self._weigh(self._counts)[0], refit, self.seed)
-
-    def _measured(self) -> np.ndarray:
-        return ReportSpace(LSA_DIMENSIONS, self.seed).fit(self._word_lists).embed(self._word_lists)
+        return measure(
+            self._texts, usual_positions(self._word_lists, self.seed), self._weigh(self._counts)[0], refit, self.seed
+        )

@@ -16,9 +16,9 @@ from sklearn.decomposition import NMF
 from sklearn.exceptions import ConvergenceWarning
 
 from framework.registry import register
-from framework.report_space import ReportSpace
-from framework.text_embedding import LSA_DIMENSIONS, build_text_embedding
-from framework.topic_count import AUTO, TopicChoice, asked_range, choose_topic_count, require_different
+from framework.report_space import ReportSpace, usual_positions
+from framework.text_embedding import build_text_embedding
+from framework.topic_count import AUTO, TopicChoice, asked_range, choose_topic_count, require_different_words
 from framework.topic_measures import TopicCard, by_size, measure, topic_cards
 
 log = logging.getLogger(__name__)
@@ -73,13 +73,13 @@ class Nmf:
         """
         self._texts = list(texts)
         self._word_lists = [self.segment(text) for text in texts]
-        if self.topics != AUTO:
-            different = len({tuple(sorted(words)) for words in self._word_lists})
-            require_different("nmf", self.topics, len(texts), different)
+        require_different_words("nmf", self.topics, self._word_lists)
         self._rows = self.embedding.fit(self._texts).embed(self._texts).astype(np.float64)
         words = self._rows.shape[1]
         if self.topics == AUTO:
-            self.choice = choose_topic_count("nmf", self._measured(), self._clusterer, self.auto_range, self.seed)
+            self.choice = choose_topic_count(
+                "nmf", usual_positions(self._word_lists, self.seed), self._clusterer, self.auto_range, self.seed
+            )
             self.topic_count = self.choice.chosen
         if words < self.topic_count:
             raise ValueError(
@@ -138,10 +138,9 @@ class Nmf:
         def refit(seed: int) -> np.ndarray:
             return _mixtures(self._fitted(self._rows, self.topic_count, seed, "random"), self._rows).argmax(axis=1)
 
-        return measure(self._texts, self._measured(), self._weigh(self._rows)[0], refit, self.seed)
-
-    def _measured(self) -> np.ndarray:
-        return ReportSpace(LSA_DIMENSIONS, self.seed).fit(self._word_lists).embed(self._word_lists)
+        return measure(
+            self._texts, usual_positions(self._word_lists, self.seed), self._weigh(self._rows)[0], refit, self.seed
+        )
 
 
 def _mixtures(model: NMF, rows: np.ndarray) -> np.ndarray:

@@ -15,8 +15,8 @@ from sklearn.cluster import HDBSCAN
 from sklearn.neighbors import NearestNeighbors
 
 from framework.registry import register
-from framework.report_space import ReportSpace
-from framework.text_embedding import LSA_DIMENSIONS, build_text_embedding
+from framework.report_space import ReportSpace, usual_positions
+from framework.text_embedding import build_text_embedding
 from framework.topic_measures import TopicCard, by_size, measure, topic_cards
 from framework.topic_plane import ReportPlane
 from framework.values import Fraction
@@ -143,8 +143,7 @@ class UmapHdbscan:
 
         Each refit lays the reports out anew.
         """
-        words = [self.segment(text) for text in self._texts]
-        points = ReportSpace(LSA_DIMENSIONS, self.seed).fit(words).embed(words)
+        points = usual_positions([self.segment(text) for text in self._texts], self.seed)
 
         def refit(seed: int) -> np.ndarray:
             rows = self.plane.rows(self._texts)

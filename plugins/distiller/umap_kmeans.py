@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import PositiveInt
 
 from framework.registry import register
-from framework.report_space import ReportSpace
-from framework.text_embedding import LSA_DIMENSIONS, build_text_embedding
+from framework.report_space import ReportSpace, usual_positions
+from framework.text_embedding import build_text_embedding
 from framework.topic_count import AUTO, TopicChoice, asked_range, choose_topic_count, require_different
 from framework.topic_kmeans import KMeans
 from framework.topic_measures import TopicCard, measure, topic_cards
@@ -125,8 +125,7 @@ class UmapKMeans:
 
         Each refit lays the reports out anew.
         """
-        words = [self.segment(text) for text in self._texts]
-        points = ReportSpace(LSA_DIMENSIONS, self.seed).fit(words).embed(words)
+        points = usual_positions([self.segment(text) for text in self._texts], self.seed)
         labels, _ = self._clusters.assign(self._points)
         every = np.arange(len(self._texts))
         return measure(

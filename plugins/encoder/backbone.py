@@ -32,6 +32,8 @@ from framework.pretrained import (
     read_model,
     require_all,
     require_known,
+    require_one_source,
+    turn_grey,
 )
 from framework.registry import register
 from framework.stages import freeze_stages, stages_of, still
@@ -92,11 +94,7 @@ class Backbone(nn.Module):
         max_views: NonNegativeInt = 4,
     ) -> None:
         super().__init__()
-        if blueprint is None and (architecture is None) == (weights is None):
-            raise ValueError(f"{KEY}: set either architecture or weights; found {'both' if weights else 'neither'}")
-        for name in OURS:
-            if name in config:
-                raise ValueError(f"{KEY}.config: '{name}' follows from data.channels and the last stage; take it out")
+        require_one_source(KEY, architecture, weights, blueprint, config, OURS, "data.channels and the last stage")
         if not lora_rank and (lora_alpha, lora_dropout, lora_targets) != (16, 0.0, None):
             raise ValueError(f"{KEY}: keys of LoRA are set, and lora_rank is 0; set lora_rank or take them out")
         if lora_rank and frozen_stages:
@@ -258,7 +256,7 @@ def _from_weights(folder: Path, values: dict[str, Any], channels: int) -> tuple[
     if channels != colours:
         if (channels, colours) != (1, 3):
             raise ValueError(f"{KEY}.weights: {folder} takes {colours} channels, and data.channels is {channels}")
-        _turn_grey(model)
+        turn_grey(model, KEY)
     return model, width, unused
 
 
@@ -277,22 +275,6 @@ def _take_norm(model: nn.Module, missing: list[str]) -> list[str]:
             norm.load_state_dict(last.state_dict())
         lacking -= {f"{name}.weight", f"{name}.bias"}
     return sorted(lacking)
-
-
-def _turn_grey(model: nn.Module) -> None:
-    """Sums the stem's filters over their three colours."""
-    stems = [
-        (name, part) for name, part in model.named_modules() if isinstance(part, nn.Conv2d) and part.in_channels == 3
-    ]
-    if len(stems) != 1:
-        raise ValueError(f"{KEY}.weights: {len(stems)} layers take an image; set data.channels: 3")
-    ((_, stem),) = stems
-    stem.weight = nn.Parameter(stem.weight.detach().sum(1, keepdim=True))
-    stem.in_channels = 1
-    for part in model.modules():
-        if getattr(part, "num_channels", None) == 3:
-            part.num_channels = 1
-    model.config.num_channels = 1
 
 
 def _statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

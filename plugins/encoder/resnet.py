@@ -12,7 +12,16 @@ from transformers import ResNetConfig, ResNetModel
 
 from framework.exam import Features
 from framework.fetched import fetched_of
-from framework.pretrained import config_from, config_of, folder_of, new_model, plain_config, read_model, require_all
+from framework.pretrained import (
+    config_from,
+    config_of,
+    folder_of,
+    new_model,
+    plain_config,
+    read_model,
+    require_all,
+    turn_grey,
+)
 from framework.registry import register
 from framework.stages import freeze_stages, stages_of, still
 from framework.views import encode_views, view_pooling, view_positions
@@ -119,12 +128,7 @@ def _from_weights(folder: Path, config: ResNetConfig, depth: int) -> ResNetModel
     model, missing = read_model(ResNetModel, folder, found_config, "model.encoder")
     require_all(missing, folder, "model.encoder")
     if config.num_channels == 1:
-        stem = model.embedder.embedder.convolution
-        grey = nn.Conv2d(1, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=False)
-        grey.weight = nn.Parameter(stem.weight.detach().sum(1, keepdim=True))
-        model.embedder.embedder.convolution = grey
-        model.embedder.num_channels = 1
-        model.config.num_channels = 1
+        turn_grey(model, "model.encoder")
     return model
 
 

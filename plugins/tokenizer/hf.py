@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from framework.pieces import SPECIALS, pieces_of, signs_of
+from framework.pieces import pieces_of, signs_of
 from framework.pretrained import folder_of, read_tokenizer
 from framework.progress import say
 from framework.registry import register
 from framework.segmentation import key_of, language_of, segmentation_of, split
-from framework.special_tokens import BOS, EOS, PAD, UNK
+from framework.special_tokens import SIGNS, UNK
+from framework.token_ids import framed, written
 
 FORMAT = "sonoscribe hf 1"
 LOWERCASE = True  # of words that are scored, as the tokenizer `words` has them
@@ -53,7 +54,7 @@ class Hf:
         self._asked_language = language
         self._language: Literal["en", "zh"] | None = None if language == "auto" else cast(Literal["en", "zh"], language)
         self.vocabulary, self._theirs = pieces_of(self._tokenizer, signs)
-        self._ours = {id: place for place, id in enumerate(self._theirs, len(SPECIALS))}
+        self._ours = {id: place for place, id in enumerate(self._theirs, len(SIGNS))}
 
     def fit(self, reports: Sequence[str]) -> None:
         """Learns the language where the recipe says `auto`, and tells how many reports the pieces cannot write."""
@@ -91,12 +92,8 @@ class Hf:
         Raises:
             ValueError: `max_tokens` leaves no room for BOS and EOS.
         """
-        if max_tokens is not None and max_tokens < 2:
-            raise ValueError(f"max_tokens is {max_tokens}; BOS and EOS alone need 2")
-        pieces = [self._ours.get(id, UNK) for id in self._tokenizer.encode(text, add_special_tokens=False).ids]
-        if max_tokens is not None:
-            pieces = pieces[: max_tokens - 2]
-        return [BOS, *pieces, EOS]
+        pieces = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return framed([self._ours.get(id, UNK) for id in pieces], max_tokens)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first EOS; BOS, padding and unknown pieces are left out.
@@ -104,15 +101,7 @@ class Hf:
         Raises:
             ValueError: an id outside the vocabulary.
         """
-        pieces = []
-        for id in ids:
-            id = int(id)
-            if id == EOS:
-                break
-            if not 0 <= id < len(self.vocabulary):
-                raise ValueError(f"id {id} is outside the vocabulary of {len(self.vocabulary)} words")
-            if id not in (PAD, BOS, UNK):
-                pieces.append(self._theirs[id - len(SPECIALS)])
+        pieces = [self._theirs[id - len(SIGNS)] for id in written(ids, len(self.vocabulary))]
         return str(self._tokenizer.decode(pieces, skip_special_tokens=False))
 
     def save(self, path: Path) -> None:

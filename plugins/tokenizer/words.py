@@ -12,7 +12,8 @@ from pydantic import PositiveInt
 
 from framework.registry import register
 from framework.segmentation import MASKED, is_cjk, key_of, language_of, segmentation_of, split
-from framework.special_tokens import BOS, EOS, PAD, UNK
+from framework.special_tokens import BOS, EOS, PAD, SIGNS, UNK
+from framework.token_ids import framed, written
 
 FORMAT = "sonoscribe words 1"
 SENTENCE_END = frozenset(".!?。！？")
@@ -42,7 +43,7 @@ class Words:
     bos: ClassVar[int] = BOS
     eos: ClassVar[int] = EOS
     unk: ClassVar[int] = UNK
-    specials: ClassVar[tuple[str, ...]] = ("<pad>", "<bos>", "<eos>", "<unk>")  # no text segments into these
+    specials: ClassVar[tuple[str, ...]] = SIGNS
 
     def __init__(
         self, *, min_count: PositiveInt = 1, language: Literal["auto", "en", "zh"] = "auto", lowercase: bool = True
@@ -123,12 +124,7 @@ class Words:
         """
         if not self.vocabulary:
             raise RuntimeError("encode() needs a vocabulary: call fit() or load() first")
-        if max_tokens is not None and max_tokens < 2:
-            raise ValueError(f"max_tokens is {max_tokens}; BOS and EOS alone need 2")
-        words = [self._ids.get(word, self.unk) for word in self.segment(text)]
-        if max_tokens is not None:
-            words = words[: max_tokens - 2]
-        return [self.bos, *words, self.eos]
+        return framed([self._ids.get(word, self.unk) for word in self.segment(text)], max_tokens)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first EOS; BOS, padding and unknown words are left out.
@@ -136,16 +132,7 @@ class Words:
         Raises:
             ValueError: an id outside the vocabulary.
         """
-        words = []
-        for id in ids:
-            id = int(id)
-            if id == self.eos:
-                break
-            if not 0 <= id < len(self.vocabulary):
-                raise ValueError(f"id {id} is outside the vocabulary of {len(self.vocabulary)} words")
-            if id >= len(self.specials):
-                words.append(self.vocabulary[id])
-        return self.join(words)
+        return self.join([self.vocabulary[id] for id in written(ids, len(self.vocabulary))])
 
     def normalise(self, text: str) -> str:
         """A text as `decode` would write it, had every word an id."""

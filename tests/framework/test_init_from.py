@@ -259,7 +259,7 @@ def test_checkpoints_of_another_form_only_cost_what_is_told_of_the_model(
 ) -> None:
     shutil.copytree(source[1], tmp_path / "run")
     hashed: list[str] = []
-    monkeypatch.setattr("framework.checkpoint._digest", lambda path: hashed.append(path) or "")
+    monkeypatch.setattr("framework.checkpoint.digest", lambda path: hashed.append(path) or "")
     assert find_source(str(tmp_path / "run")).step == 7 and not hashed, "not read whole to tell its step"
     monkeypatch.undo()
     checkpoint = tmp_path / "run" / "checkpoints" / "step-7"

@@ -12,7 +12,7 @@ from scipy import stats
 
 from framework import intervals as module
 from framework.exam import Pair
-from framework.intervals import intervals, percentile_interval, resampled
+from framework.intervals import draws, intervals, percentile_interval
 from framework.score_table import legend, score_table
 from framework.scoring import Scorer
 from plugins.metric.bleu import Bleu
@@ -106,7 +106,8 @@ def alone(rows: list[tuple[str, str, str]]) -> dict[str, str]:
 
 def test_resamples_and_their_interval_are_scipy_s() -> None:
     values_KN = np.random.default_rng(0).normal(size=(2, 1500))
-    drawn = resampled(lambda counts_RN: values_KN @ counts_RN.T / counts_RN.sum(1), 1500, seed=5, resamples=800)
+    parts = [values_KN @ counts_RN.T / counts_RN.sum(1) for counts_RN in draws(1500, seed=5, resamples=800)]
+    drawn = np.concatenate(parts, axis=1)
     found = stats.bootstrap(
         (np.arange(1500),), lambda drawn_RN, axis: values_KN[:, drawn_RN].mean(-1), n_resamples=800, batch=666,
         vectorized=True, method="percentile", random_state=np.random.default_rng(5),
@@ -121,10 +122,8 @@ def test_an_interval_is_that_of_a_bootstrap_by_hand() -> None:
     patients = {exam_id: f"patient {int(exam_id) // 3}" for exam_id, _, _ in rows}  # 5 patients, of 3, 3, 3, 3 and 2
     which = scorer(Bleu(), RougeL(), FindingsF1())
     low, high = ends(which, rows, patients, resamples=60, seed=7)
-    counts: list[np.ndarray] = []
-    resampled(lambda counts_RP: (counts.append(counts_RP), counts_RP.T)[1], 5, seed=7, resamples=60)
     by_hand: dict[str, list[float]] = {}
-    for counts_P in np.concatenate(counts):
+    for counts_P in np.concatenate(list(draws(5, seed=7, resamples=60))):
         drawn = [
             (f"{exam_id} {time}", prediction, reference)
             for number in range(5)
