@@ -117,16 +117,15 @@ def evaluate_split(
         if fresh:
             named["model_on_unseen_reports"] = fresh
         named |= floor_rows(exams, train, val, parts.scorer, recipe.evaluate.monitored, recipe.train.seed)
+        patients = {exam.id: exam.patient for exam in exams.exams}
+        seed, resamples = recipe.train.seed, recipe.evaluate.resamples
         took: dict[tuple[int, str], float] = {}
+        found: tuple[dict[str, Any], ...] = ()
         for name in progress_bar(named, total=len(named), text="scores"):
             values = parts.scorer.score(named[name], took if name == "model" else None)
             scores[name] = {"exams": len(named[name]), **values}
-        patients = {exam.id: exam.patient for exam in exams.exams}
-        seed, resamples = recipe.train.seed, recipe.evaluate.resamples
-        known = {name: value for name, value in scores["model"].items() if name != "exams"}
-        found: tuple[dict[str, Any], ...] = intervals(
-            parts.scorer, rows, patients, known, took, seed=seed, resamples=resamples
-        )
+            if name == "model":  # before any other, while metrics remember what they found in these reports
+                found = intervals(parts.scorer, rows, patients, values, took, seed=seed, resamples=resamples)
         scores.update((name, values) for name, values in zip((LOW, HIGH, WITHOUT), found) if values)
         _store(run, split, scores, rows, parts, label, written_by)
         return scores

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
+from framework.recipe.json_schema import BESIDE
 from framework.recipe.schema import SLOTS
 from framework.recipe.source import read_text
 from framework.registry import KINDS, Plugin, PluginError, broken, catalogue, did_you_mean, find, short, unusable
@@ -205,8 +206,10 @@ def snippet(plugin: Plugin) -> str:
     """
     slot = next((slot for slot, kind in SLOTS.items() if kind == plugin.kind), (plugin.kind,))
     keys = [f"{key.name}: {'???' if key.required else as_yaml(key.default)}" for key in keys_of(plugin)]
-    beside = {"weight": "1.0", "lr": "0.001", "encoder_lr": "null", "lrs": "{}", "layer_decay": "1.0"}
-    keys = [f"{word}: {beside[word]}" for word in sorted(RESERVED.get(plugin.kind, ()), reverse=True)] + keys
+    if plugin.kind in BESIDE:
+        fields = BESIDE[plugin.kind].model_fields
+        beside = {word: fields[word].get_default(call_default_factory=True) for word in RESERVED[plugin.kind]}
+        keys = [f"{word}: {as_yaml(beside[word])}" for word in sorted(beside, reverse=True)] + keys
     if plugin.kind != "loss":
         keys = [f"name: {plugin.name}", *keys]
     block = "{" + ", ".join(keys) + "}"

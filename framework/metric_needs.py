@@ -1,17 +1,18 @@
-"""What a metric needs of the machine and of the reports: asked when it is built, which is before a run trains."""
+"""What metrics with models of their own need: of the machine and the reports, and a memory of what was scored last."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from framework.exam import Pair
+from framework.first_line import first_line
 
 LETTER = re.compile(r"[^\W\d_]")
 
@@ -34,10 +35,9 @@ def imported(metric: str, module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except (ImportError, OSError, RuntimeError, ValueError) as error:  # what a package with a broken library raises
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"metric {metric}: the package {module} does not import here ({told}): pip install 'sonoscribe[{extra}]', "
-            "or take it out of evaluate.metrics"
+            f"metric {metric}: the package {module} does not import here ({first_line(error)}): pip install "
+            f"'sonoscribe[{extra}]', or take it out of evaluate.metrics"
         ) from None
 
 
@@ -83,3 +83,18 @@ def one_each(metric: str, values: Any, asked: int) -> np.ndarray:
             "reports; its version may be another than this was written for"
         )
     return found
+
+
+class LastRows:
+    """The rows that a metric gave of the last reports: their intervals ask for the same again, and models are slow."""
+
+    def __init__(self) -> None:
+        self._asked: list[tuple[str, str]] | None = None
+        self._rows = np.zeros((0, 0))
+
+    def of(self, pairs: Sequence[Pair], make: Callable[[], np.ndarray]) -> np.ndarray:
+        """The rows of pairs, by `make` where these are not the last ones, text by text."""
+        asked = [(pair.prediction, pair.reference) for pair in pairs]
+        if asked != self._asked:
+            self._rows, self._asked = make(), asked
+        return self._rows.copy()

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from framework.recipe.source import is_within
 from framework.registry import did_you_mean
 
 REST = "rest"  # the parameters that no prefix names
@@ -146,7 +147,7 @@ def _is_frozen(names: Sequence[str], prefixes: Sequence[str], rates: Mapping[str
 
 def longest_fitting(name: str, prefixes: Iterable[str]) -> str | None:
     """The most exact of the prefixes that a parameter's name begins with, up to a dot; None: it begins with none."""
-    fitting = [prefix for prefix in prefixes if name == prefix or name.startswith(f"{prefix}.")]
+    fitting = [prefix for prefix in prefixes if is_within(name, prefix)]
     return max(fitting, key=len, default=None)
 
 

@@ -17,11 +17,11 @@ from framework.progress import say
 from framework.recipe import Recipe
 
 NOTES = "patients"  # beside a model, see ModelTexts
-SEEN = ("train", "val")  # what a model learns from, and what it is chosen by
-SCORED = {"train": ("val", "test"), "val": ("test",)}  # what must not be among those that an earlier stage has seen
+# What a model learns from and what it is chosen by, and the splits of a later stage that must not be among them.
+SCORED = {"train": ("val", "test"), "val": ("test",)}
 
 
-def hash_of(dataset: str, patient: str) -> str:
+def _hash_of(dataset: str, patient: str) -> str:
     return hashlib.sha256(json.dumps([dataset, patient], ensure_ascii=False).encode()).hexdigest()
 
 
@@ -34,7 +34,7 @@ def patients_seen(recipe: Recipe, exams: Mapping[str, ExamSet], before: Path | N
     told = {} if before is None else read_notes(before, NOTES)
     dataset = recipe.data.dataset.name
     found = {"datasets": sorted({*told.get("datasets", ()), dataset})}
-    return found | {split: sorted({*told.get(split, ()), *_hashes(dataset, exams[split])}) for split in SEEN}
+    return found | {split: sorted({*told.get(split, ()), *_hashes(dataset, exams[split])}) for split in SCORED}
 
 
 def require_unseen(model: Path, before: Recipe, recipe: Recipe, exams: Mapping[str, ExamSet]) -> None:
@@ -77,4 +77,4 @@ def _differing(before: Recipe, recipe: Recipe) -> str:
 
 
 def _hashes(dataset: str, exams: ExamSet) -> set[str]:
-    return {hash_of(dataset, exam.patient) for exam in exams.exams}
+    return {_hash_of(dataset, exam.patient) for exam in exams.exams}

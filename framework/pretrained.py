@@ -9,8 +9,10 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from framework.first_line import first_line
 from framework.plugin_text import did_you_mean
 
 # What is read of a folder on the model hub: nothing that could carry code.
@@ -57,7 +59,7 @@ def folder_of(weights: str, key: str) -> Path:
         return Path(snapshot_download(weights, allow_patterns=wanted))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ValueError(
-            f"{key}: '{weights}' is no folder, and the model hub does not give it ({_first_line(error)}). Expected a "
+            f"{key}: '{weights}' is no folder, and the model hub does not give it ({first_line(error)}). Expected a "
             "folder with config.json and model.safetensors, or a name on the model hub"
         ) from error
 
@@ -94,7 +96,7 @@ def new_config(architecture: str, values: dict[str, Any], known: dict[str, str],
     try:
         return cls(**values)
     except Exception as error:  # whatever its checks raise
-        raise ValueError(f"{key}.config: {architecture} refuses it ({_first_line(error)})") from error
+        raise ValueError(f"{key}.config: {architecture} refuses it ({first_line(error)})") from error
 
 
 def require_known(architecture: str, known: dict[str, str], every: Any, key: str) -> None:
@@ -151,7 +153,7 @@ def new_model(cls: Any, config: Any, key: str) -> Any:
         return cls(config).float()
     except Exception as error:  # whatever the architecture stumbles over
         raise ValueError(
-            f"{key}.config: no {config.model_type} can be built of it ({type(error).__name__}: {_first_line(error)})"
+            f"{key}.config: no {config.model_type} can be built of it ({type(error).__name__}: {first_line(error)})"
         ) from error
 
 
@@ -213,7 +215,32 @@ def read_tokenizer(folder: Path, key: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # of transformers or tokenizers, which raise their own
-        raise ValueError(f"{key}: no tokenizer that loads in {folder} ({_first_line(error)})") from error
+        raise ValueError(f"{key}: no tokenizer that loads in {folder} ({first_line(error)})") from error
+
+
+def read_text_encoder(folder: Path, config: Any, key: str) -> tuple[Any, Any]:
+    """The tokenizer and the frozen model of an encoder of text such as BERT; whether it is one, the caller has seen.
+
+    Raises:
+        ValueError: one of them does not load, or weights are missing.
+    """
+    from transformers import AutoModel
+
+    # A part that the folder lacks is drawn from the global generator, whose state is the run's.
+    with torch.random.fork_rng(devices=[]):
+        model, missing = read_model(AutoModel, folder, config, key)
+    # The pooler is BERT's head for another task, which many encoders leave out, and nobody here uses.
+    require_all([name for name in missing if not name.startswith("pooler.")], folder, key)
+    return read_tokenizer(folder, key), model.eval().requires_grad_(False)
+
+
+def positions_of(model: Any) -> int:
+    """The most pieces that an encoder of text has positions for."""
+    most = int(getattr(model.config, "max_position_embeddings", 1 << 30))
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    # RoBERTa and its heirs count positions from behind the padding's.
+    return most if padding is None else most - padding - 1
 
 
 def turn_grey(model: nn.Module, key: str) -> None:
@@ -282,7 +309,7 @@ def add_lora(model: nn.Module, rank: int, alpha: int, dropout: float, targets: l
         linear = {name.rpartition(".")[2] for name, part in model.named_modules() if _is_linear(part)}
         raise ValueError(
             f"{key}.lora_targets: found {targets}, expected names of linear maps, of: {', '.join(sorted(linear))} "
-            f"({_first_line(error)})"
+            f"({first_line(error)})"
         ) from error
 
 
@@ -312,14 +339,9 @@ def _quietly() -> Iterator[None]:
 
 def _unfit(folder: Path, key: str, error: Exception) -> ValueError:
     return ValueError(
-        f"{key}: '{folder}' does not load ({_first_line(error)}). Expected a folder with config.json and "
+        f"{key}: '{folder}' does not load ({first_line(error)}). Expected a folder with config.json and "
         "model.safetensors, as transformers saves one"
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _some(names: Any) -> str:

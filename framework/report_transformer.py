@@ -59,9 +59,7 @@ class ReportTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
         self.write = nn.Linear(width, vocabulary_size)
-        for weight in self.parameters():
-            if weight.dim() > 1:
-                nn.init.xavier_uniform_(weight)
+        draw_matrices(self)
         # BOS and the words of the longest report, and one to spare for the word that ends it.
         self.register_buffer("positions_TD", sinusoids(max_tokens + 2, width), persistent=False)
 
@@ -204,6 +202,13 @@ class Layer(nn.Module):
             x_BTD = x_BTD + self.dropout(self.cross(self.cross_norm(x_BTD, *given), seen, memory_mask))
         x_BTD = x_BTD + self.dropout(self.feedforward(self.feedforward_norm(x_BTD, *given)))
         return x_BTD, kept
+
+
+def draw_matrices(module: nn.Module) -> None:
+    """First weights of all matrices of a module, by Glorot and Bengio 2010, equation 16; vectors stay as they are."""
+    for weight in module.parameters():
+        if weight.dim() > 1:
+            nn.init.xavier_uniform_(weight)
 
 
 def sinusoids(length: int, width: int) -> Tensor:

@@ -28,6 +28,7 @@ from framework.progress import say
 from framework.recipe import Recipe, recipe_hash
 from framework.recipe.explain import differences
 from framework.recipe.saved import keys_in
+from framework.recipe.source import is_within
 from framework.stopping import WATCHER
 
 ORPHANS_S = 60.0  # how long a training whose launcher or watcher was killed may live on
@@ -177,7 +178,7 @@ def _same_recipe(checkpoint: Path, progress: Progress, recipe: Recipe) -> None:
     """Raises CheckpointError where the recipe differs in what may change the result, and it was not told so."""
     rows = differences(progress.recipe, recipe)
     allowed = recipe.resume_despite
-    told = [row for row in rows if not any(row.key == key or row.key.startswith(f"{key}.") for key in allowed)]
+    told = [row for row in rows if not any(is_within(row.key, key) for key in allowed)]
     if not told:
         return
     lines = [f"  {row.key}: {row.before} then, {row.now} now" for row in told[:SHOWN]]

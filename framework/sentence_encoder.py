@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from framework.pretrained import config_of, folder_of, read_model, read_tokenizer, require_all
+from framework.pretrained import config_of, folder_of, positions_of, read_text_encoder
 
 log = logging.getLogger(__name__)
 PACKAGE = "package:"
@@ -108,7 +108,7 @@ class SentenceEncoder:
         self.width: int = self._model.config.hidden_size
         settings = self._read("sentence_bert_config.json", dict)
         self._lower = settings.get("do_lower_case") is True
-        limits = (self._positions(), self._tokenizer.model_max_length, settings.get("max_seq_length"))
+        limits = (positions_of(self._model), self._tokenizer.model_max_length, settings.get("max_seq_length"))
         self.limit = int(min(limit for limit in limits if isinstance(limit, (int, float)) and limit > 0))
         self.pad, self.unknown = (int(self._tokenizer.convert_tokens_to_ids(sign)) for sign in self._signs())
         around = self._tokenizer("")["input_ids"]
@@ -238,20 +238,13 @@ class SentenceEncoder:
         return modes[0] if modes else "mean"
 
     def _load(self) -> tuple[Any, Any]:
-        from transformers import AutoModel
-
         config = config_of(self.folder, KEY)
         if config.is_encoder_decoder or not hasattr(config, "vocab_size"):
             raise ValueError(
                 f"encoder: '{self.name}' is a {config.model_type}, which is no encoder of text such as BERT; "
                 "choose a sentence encoder"
             )
-        # A part that the folder lacks is drawn from the global generator, whose state is the run's.
-        with torch.random.fork_rng(devices=[]):
-            model, lacking = read_model(AutoModel, self.folder, config, KEY)
-        # The pooler is BERT's head for another task, which many sentence encoders leave out, and nothing here uses.
-        require_all([name for name in lacking if not name.startswith("pooler.")], self.folder, KEY)
-        return read_tokenizer(self.folder, KEY), model.eval().requires_grad_(False)
+        return read_text_encoder(self.folder, config, KEY)
 
     def _signs(self) -> tuple[str, str]:
         signs = (self._tokenizer.pad_token, self._tokenizer.unk_token)
@@ -261,14 +254,6 @@ class SentenceEncoder:
                 "choose a sentence encoder"
             )
         return signs
-
-    def _positions(self) -> int:
-        """The most pieces that the model has positions for."""
-        most = int(getattr(self._model.config, "max_position_embeddings", 1 << 30))
-        table = getattr(getattr(self._model, "embeddings", None), "position_embeddings", None)
-        padding = getattr(table, "padding_idx", None)
-        # RoBERTa and its heirs count positions from behind the padding's.
-        return most if padding is None else most - padding - 1
 
     def _check_embeddings(self) -> None:
         """Raises ValueError where the model does more with pieces than to look them up."""

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 
 from framework.distributed.launch import restarts
 from framework.exits import ProcessLost
+from framework.first_line import first_line
 
 BEAT_S = 2.0  # between two signs of life
 WARN_SHARE, WARN_S = 0.5, 300.0  # a wait is told after half the time-out, and after five minutes at most
@@ -79,7 +80,7 @@ class Watch:
         if self.processes > 1 and isinstance(error, RuntimeError) and _is_of_a_connection(error):
             raise ProcessLost(
                 f"waited for the others at {self._where}, and one of them died, hangs or cannot be reached "
-                f"({str(error).splitlines()[0][:200]}). Go on from the last checkpoint with resume=auto"
+                f"({first_line(error)[:200]}). Go on from the last checkpoint with resume=auto"
             ) from error
 
     def _look_after(self) -> None:

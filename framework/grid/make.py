@@ -16,7 +16,7 @@ from framework.grid.scores import problem_with
 from framework.grid.search import AT_RANDOM
 from framework.grid.space import Choices, Space, label_of, random_trials, read_space
 from framework.recipe import Recipe, RecipeError
-from framework.recipe.source import Key, dotted
+from framework.recipe.source import Key, dotted, is_within
 from framework.registry import short
 
 SEED = "train.seed"
@@ -141,7 +141,7 @@ def _overrides_count(maker: CellMaker, combinations: Sequence[Combination]) -> N
     for word in maker.overrides:
         key = word.lstrip("~+").partition("=")[0].strip()
         for other in changed:
-            if key == other or key.startswith(f"{other}."):
+            if is_within(key, other):
                 raise RecipeError(f"override: {word}: the grid sets {other} in its cells, so this would have no effect")
 
 

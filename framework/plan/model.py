@@ -18,6 +18,7 @@ from framework.build import (
     freeze_parts,
 )
 from framework.exam import Batch
+from framework.first_line import first_line
 from framework.plan.material import Material, Tokens, Views
 from framework.recipe import Recipe
 from framework.registry import PluginError, find
@@ -150,7 +151,7 @@ def measure_activations(
         )
         known = saved_bytes(fake, batch, HALF.get(precision))
     except Exception as error:  # whatever a plugin does that fake tensors cannot follow
-        unknown = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        unknown = f"{type(error).__name__}: {first_line(error)}"
     return Activations(known, unknown, micro_batch, views.most, tokens.longest, precision)
 
 

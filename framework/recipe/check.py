@@ -17,10 +17,11 @@ from framework.recipe.monitor import EXAMPLE, note_monitor
 from framework.recipe.saved import keys_in
 from framework.recipe.schema import NO_TOPICS, SLOTS, Recipe, Section, WeightSchedule, section_in
 from framework.recipe.score_names import metric_of, reward_problem
-from framework.recipe.source import Key, RecipeError, dotted
+from framework.recipe.source import Key, RecipeError, dotted, is_within
 from framework.registry import KINDS, Plugin, PluginError, catalogue, did_you_mean, find, replaced, short
 from framework.signature import RESERVED, class_flag, class_texts, given, keys_of, model_of
 
+BY_NAMES: Key = ("losses",)  # whose keys are names of losses, with one section for them all
 UNREADABLE = {"name": "?"}  # stands for a block that was complained of, so that the rest can be checked
 EXPECTED = {
     "int_type": "a whole number",
@@ -139,9 +140,9 @@ def _fields(place: Key) -> list[str]:
 
 
 def _section(place: Key) -> type[Section] | None:
-    """The section of the schema that stands at a place; None where it is a value."""
+    """The section of the schema that stands at a place, or at each of its names; None where it is a value."""
     model: type[Section] | None = Recipe
-    for part in place if place[:1] != ("losses",) else ("losses", *place[2:]):  # whose keys are names of losses
+    for part in place if place[:1] != BY_NAMES else (*BY_NAMES, *place[2:]):
         words = {} if model is None else model.words()
         model = section_in(model.model_fields[words[str(part)]].annotation) if model and part in words else None
     return model
@@ -151,7 +152,8 @@ def _wanted(place: Key) -> str:
     """What the schema expects at a place where nothing stands."""
     home = _section(place[:-1])
     if _section(place) is not None or home is None or place[-1] not in home.words():
-        return f"a mapping of {', '.join(_fields(place)) or 'names'}"
+        fields = [] if place == BY_NAMES else _fields(place)
+        return f"a mapping of {', '.join(fields) or 'names'}"
     try:
         wanted: Any = home.model_fields[home.words()[str(place[-1])]].annotation
         TypeAdapter(wanted).validate_python(object())
@@ -354,7 +356,7 @@ def _rates(check: Check, recipe: Recipe) -> None:
         **{("init_skip", n): (prefix, model) for n, prefix in enumerate(recipe.init_skip)},
     }
     for key, (prefix, known) in named.items():
-        if not any(prefix == part or prefix.startswith(f"{part}.") for part in known):
+        if not any(is_within(prefix, part) for part in known):
             check.note(
                 key,
                 f"names no part of the model.{did_you_mean(prefix, known)} Known: {', '.join(known)} and their parts",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from framework.recipe.merge import GONE, slots, value_at
-from framework.recipe.saved import plain, result_tree, values
+from framework.recipe.saved import keys_in, plain, result_tree, values
 from framework.recipe.schema import CHOICES, Loss, Recipe, section_in
 from framework.recipe.source import Key, RecipeError, dotted
 from framework.registry import did_you_mean, find, short
@@ -39,8 +39,7 @@ def explain(recipe: Recipe, key: str) -> list[Explained]:
         try:
             value_at(tree, (*at, part))
         except KeyError:
-            known = [dotted(leaf[:end]) for leaf, _ in values(tree) for end in range(1, len(leaf) + 1)]
-            guess = did_you_mean(key, dict.fromkeys(known))
+            guess = did_you_mean(key, keys_in(recipe))
             raise RecipeError(f"{short(recipe.path)}: it has no key '{key}'.{guess}") from None
         at = (*at, part)
     return [

@@ -57,6 +57,11 @@ def dotted(key: Key) -> str:
     return ".".join(str(part) for part in key)
 
 
+def is_within(name: str, block: str) -> bool:
+    """Whether a dotted name is that of a block, or of something in it."""
+    return name == block or name.startswith(f"{block}.")
+
+
 def nested(key: Key, value: Any) -> Any:
     """A value under its key, as a tree of mappings."""
     for part in reversed(key):

@@ -75,6 +75,11 @@ def _flag(loss: Any, name: str) -> bool:
     return bool(getattr(loss, name, False))
 
 
+def _adds_up(loss: Any) -> bool:
+    """Whether its sums over parts of a batch are to add up to that of the batch."""
+    return not _flag(loss, "mixes_exams") and not _flag(loss, "draws")
+
+
 def _total(loss: Any, batch: Batch, outputs: Outputs) -> Tensor:
     """The sum; of a loss that says that it draws, by the same numbers each time."""
     if _flag(loss, "draws"):
@@ -199,11 +204,12 @@ def _cut(batch: Batch, outputs: Outputs, exams: slice, *, trim: bool) -> tuple[B
 def _cuts(loss: Any) -> None:
     batch, outputs = _batch(loss), _outputs(loss)
     total, count = _total(loss, batch, outputs).float(), loss.count(batch).float()
-    alone = not _flag(loss, "mixes_exams") and not _flag(loss, "draws")
+    with promised("a loss takes a batch of one exam", expected="a sum", fix="give 0 where there is none to compare"):
+        # Also where sums of parts need not add up, so that none are asked for: a micro-batch may hold a single exam.
+        loss(*_cut(batch, outputs, CUTS[0][0], trim=True))
     for cut in CUTS:
         for trim in (False, True):
             parts = [_cut(batch, outputs, exams, trim=trim) for exams in cut]
-            sums = torch.stack([loss(*part).float() for part in parts]).sum()
             counts = torch.stack([loss.count(part[0]).float() for part in parts]).sum()
             name = f"of {len(cut)} parts" + (" without the padding that they do not need" if trim else "")
             same(
@@ -212,8 +218,9 @@ def _cuts(loss: Any) -> None:
                 f"counts {name} add up to that of the batch",
                 "count the items that forward sums over, whatever batch they are in; padding is none",
             )
-            if not alone:
+            if not _adds_up(loss):
                 continue
+            sums = torch.stack([loss(*part).float() for part in parts]).sum()
             same(
                 [sums],
                 [total],
@@ -250,7 +257,7 @@ def _told(loss: Any) -> None:
             fix="tell 0 where there is nothing: processes add up what they tell in this order",
         )
         sums = {name: sums[name] + told[name] for name in whole}
-    if not _flag(loss, "mixes_exams") and not _flag(loss, "draws"):
+    if _adds_up(loss):
         same(
             list(sums.values()),
             list(whole.values()),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from framework.exam import Features
 from framework.registry import register
-from framework.report_transformer import Attention, ReportTransformer
+from framework.report_transformer import Attention, ReportTransformer, draw_matrices
 from framework.values import Fraction
 
 
@@ -103,9 +103,7 @@ class _Memory(nn.Module):
         super().__init__()
         self.top_k = top_k
         self.attention = Attention(width, heads, dropout, key_bias=False)
-        for weight in self.parameters():
-            if weight.dim() > 1:
-                nn.init.xavier_uniform_(weight)
+        draw_matrices(self)
         self.matrix_SD = nn.Parameter(torch.empty(slots, width).normal_(std=1 / width))
 
     def forward(self, x_BTD: Tensor, slots: _Slots | None = None) -> tuple[Tensor, _Slots]:

@@ -7,7 +7,7 @@ T tokens, W words in the vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -116,7 +116,9 @@ class HfCausal(nn.Module):
             _take_signs(made)
             begun = _Begun(_new(made), keeps_words=False)
         self.model, self.keeps_words = begun.model, begun.keeps_words
-        self._require_prefix_model()
+        takes = inspect.signature(self.model.forward).parameters
+        self._require_prefix_model(takes)
+        self._keeps_logits = "logits_to_keep" in takes
         self.blueprint, self.fetched = None, None
         if architecture is None:
             told = {"keeps_words": begun.keeps_words, "prompt": list(begun.prompt)}
@@ -137,7 +139,6 @@ class HfCausal(nn.Module):
     def forward(self, features: Features, tokens_BT: Tensor) -> Tensor:
         """Logits [B, T, W]: at t, of the word that follows `tokens_BT[:, : t + 1]`."""
         prefix_BPH, mask_BP = self._prefix(features)
-        self._require_room(prefix_BPH.shape[1] + self.max_tokens)
         words_BTH = self._embed(tokens_BT)
         mask = torch.cat([mask_BP, mask_BP.new_ones(tokens_BT.shape)], dim=1)
         logits = self._run(torch.cat([prefix_BPH, words_BTH], dim=1), mask, None, tokens_BT.shape[1])
@@ -146,7 +147,6 @@ class HfCausal(nn.Module):
     def start(self, features: Features) -> dict[str, Any]:
         """The state before the first word: keys and values of the prefix, and which of its positions count."""
         prefix_BPH, mask_BP = self._prefix(features)
-        self._require_room(prefix_BPH.shape[1] + self.max_tokens)
         cache = DynamicCache()
         self._run(prefix_BPH, mask_BP, cache, 1)
         return {"mask": mask_BP, "past": _tensors(cache)}
@@ -166,7 +166,11 @@ class HfCausal(nn.Module):
         return self
 
     def _prefix(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, P, H] of what stands before the report, and which of them count."""
+        """Embeddings [B, P, H] of what stands before the report, and which of them count.
+
+        Raises:
+            ValueError: they leave the language model no room for the longest report.
+        """
         patches_BNH = self.project(features.patches_BND)
         mask_BN = features.patch_mask_BN
         if self.pool is not None:
@@ -177,18 +181,18 @@ class HfCausal(nn.Module):
             order_BN = mask_BN.to(torch.uint8).argsort(dim=1, stable=True)
             prefix = patches_BNH.gather(1, order_BN[..., None].expand_as(patches_BNH))
             mask = mask_BN.gather(1, order_BN)
-        if not len(self.prompt_T):
-            return prefix, mask
-        prompt_BTH = self.model.get_input_embeddings()(self.prompt_T).expand(len(prefix), -1, -1)
-        ones = mask.new_ones(prompt_BTH.shape[:2])
-        return torch.cat([prefix, prompt_BTH.to(prefix.dtype)], dim=1), torch.cat([mask, ones], dim=1)
+        if len(self.prompt_T):
+            prompt_BTH = self.model.get_input_embeddings()(self.prompt_T).expand(len(prefix), -1, -1)
+            prefix = torch.cat([prefix, prompt_BTH.to(prefix.dtype)], dim=1)
+            mask = torch.cat([mask, mask.new_ones(prompt_BTH.shape[:2])], dim=1)
+        self._require_room(prefix.shape[1] + self.max_tokens)
+        return prefix, mask
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(self.words_W[tokens_BT])
 
     def _run(self, embedded_BSH: Tensor, mask_BS: Tensor, cache: Any, last: int) -> Tensor:
         """Logits of the language model at least at the `last` positions."""
-        self._require_room(mask_BS.shape[1])
         position_BS = (mask_BS.long().cumsum(1) - 1).clamp(min=0)[:, -embedded_BSH.shape[1] :]
         return self.model(
             inputs_embeds=embedded_BSH,
@@ -215,15 +219,13 @@ class HfCausal(nn.Module):
         found = logits.index_select(-1, self.words_W)
         return torch.cat([found[..., :4] + self.signs_4.to(found.dtype), found[..., 4:]], dim=-1)
 
-    def _require_prefix_model(self) -> None:
-        takes = inspect.signature(self.model.forward).parameters
+    def _require_prefix_model(self, takes: Collection[str]) -> None:
         lacking = [name for name in ("inputs_embeds", "position_ids", "past_key_values") if name not in takes]
         if lacking or getattr(self.model, "_is_stateful", False):
             raise ValueError(
                 f"{KEY}: {self.model.config.model_type} does not take {', '.join(lacking) or 'a cache of attention'}, "
                 "which a prefix of patches needs; take a model such as gpt2, llama, qwen2 or mistral"
             )
-        self._keeps_logits = "logits_to_keep" in takes
 
 
 class _Begun(NamedTuple):
@@ -251,26 +253,26 @@ def _of_folder(
         ValueError: the folder does not fit; or a frozen model or a prompt needs words that it does not keep.
     """
     model = _from_weights(folder, values)
-    kept = _words_of(folder, vocabulary, model.config.vocab_size) if vocabulary else None
-    if kept is None and tuning != "full":
-        raise ValueError(
-            f"{KEY}.tuning: {tuning} leaves the embeddings of {weights} as they are, and the tokenizer has "
-            f"other words; set data.tokenizer: {{name: hf, weights: {weights}}}, or tuning: full"
-        )
-    if kept is None and prompt is not None:
-        raise ValueError(f"{KEY}.prompt: needs the words of {weights}; set data.tokenizer: hf")
-    told = "keeps its words, which are those of the tokenizer"
+    tokenizer = read_tokenizer(folder, f"{KEY}.weights") if vocabulary else None
+    kept = _words_of(tokenizer, folder, vocabulary, model.config.vocab_size) if vocabulary else None
     if kept is None:
+        if tuning != "full":
+            raise ValueError(
+                f"{KEY}.tuning: {tuning} leaves the embeddings of {weights} as they are, and the tokenizer has "
+                f"other words; set data.tokenizer: {{name: hf, weights: {weights}}}, or tuning: full"
+            )
+        if prompt is not None:
+            raise ValueError(f"{KEY}.prompt: needs the words of {weights}; set data.tokenizer: hf")
         _learn_words_anew(model, vocabulary_size)
+        begun = _Begun(model, keeps_words=False)
         told = "learns its words anew, since the tokenizer is not the one beside its weights"
+    else:
+        asked = () if prompt is None else tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        begun = _Begun(model, True, asked, *kept)
+        told = "keeps its words, which are those of the tokenizer"
     if not only_measured():
         say(f"the language model of {weights} {told}")
-    if kept is None:
-        return _Begun(model, keeps_words=False)
-    asked: Sequence[int] = ()
-    if prompt is not None:
-        asked = read_tokenizer(folder, f"{KEY}.weights")(prompt, add_special_tokens=False)["input_ids"]
-    return _Begun(model, True, asked, *kept)
+    return begun
 
 
 class _Pool(nn.Module):
@@ -319,16 +321,19 @@ def _from_weights(folder: Path, values: dict[str, Any]) -> Any:
     return model
 
 
-def _words_of(folder: Path, vocabulary: list[str], size: int) -> tuple[Tensor, Tensor] | None:
+def _words_of(tokenizer: Any, folder: Path, vocabulary: list[str], size: int) -> tuple[Tensor, Tensor] | None:
     """The model's id of each of our words, and what to add to the logits of our four signs.
 
     None where the vocabulary is not the whole one of the tokenizer beside the weights: words that happen to be pieces
     of it too would be read and written as pieces that its reports are never cut into.
 
+    Args:
+        tokenizer: the one beside the weights, in `folder`.
+        size: words that the model knows.
+
     Raises:
         ValueError: the model has no word that ends a text.
     """
-    tokenizer = read_tokenizer(folder, f"{KEY}.weights")
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         return None
     whole, theirs = pieces_of(tokenizer.backend_tokenizer, signs_of(tokenizer))

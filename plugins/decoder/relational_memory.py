@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from framework.exam import Features
 from framework.registry import register
-from framework.report_transformer import Attention, ReportTransformer
+from framework.report_transformer import Attention, ReportTransformer, draw_matrices
 from framework.values import Fraction
 
 
@@ -97,9 +97,7 @@ class _Memory(nn.Module):
         self.attention = Attention(width, heads, dropout)
         self.inner, self.outer = nn.Linear(width, width), nn.Linear(width, width)
         self.word_gates, self.slot_gates = nn.Linear(width, 2 * width), nn.Linear(width, 2 * width)
-        for weight in self.parameters():
-            if weight.dim() > 1:
-                nn.init.xavier_uniform_(weight)
+        draw_matrices(self)
         self.register_buffer("first_SD", torch.eye(slots, width), persistent=False)
 
     def forward(self, words_BTD: Tensor, slots_BSD: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from typing import Any
 
 from pydantic import PositiveFloat, PositiveInt
 
+from framework.first_line import first_line
 from framework.grid.executor import Job, State
 from framework.registry import register
 
@@ -238,7 +239,7 @@ class _Handle:
         except (StopIteration, ray.exceptions.TaskCancelledError):
             return False
         except ray.exceptions.RayError as error:
-            self._said["problem"] = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            self._said["problem"] = first_line(error)
             return False
         return True
 

@@ -1,6 +1,7 @@
 """The term that draws an exam's images and its report together, and away from the reports of other exams.
 
-Shapes: B exams of this micro-batch, N of the micro-batches of all processes, T tokens, D width of what is compared.
+Shapes: B exams of this micro-batch, N of the micro-batches of all processes, T tokens, D width of what is compared,
+E twice that.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ class Contrastive(nn.Module):
         with torch.autocast(device_type=pooled_BD.device.type, enabled=False):
             image_BD = F.normalize(self.image(pooled_BD.float()), dim=-1)
             report_BD = F.normalize(self.report(self._mean_word(batch.report_BT)), dim=-1)
-            image_ND, first = gather_exams(image_BD)
-            report_ND, _ = gather_exams(report_BD)
+            both_NE, first = gather_exams(torch.cat((image_BD, report_BD), 1))  # at once: processes wait a single time
+            image_ND, report_ND = both_NE.chunk(2, 1)
             barred_BN = self._same(batch.report_BT) if self.mask_same else None
             target_B = first + torch.arange(len(image_BD), device=image_BD.device)
             total = image_BD.new_zeros(())

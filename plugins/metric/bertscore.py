@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from framework.distributed.settled import on_cpu
 from framework.exam import Pair
-from framework.pretrained import config_of, folder_of, read_model, read_tokenizer, require_all
+from framework.metric_needs import LastRows
+from framework.pretrained import config_of, folder_of, positions_of, read_text_encoder
 from framework.registry import register
 
 KEY = "metric bertscore"
@@ -60,8 +61,6 @@ class BertScore:
     def __init__(
         self, *, weights: str, layer: PositiveInt | None = None, idf: bool = False, batch_size: PositiveInt = 32
     ) -> None:
-        from transformers import AutoModel
-
         folder = folder_of(weights, f"{KEY}.weights")
         config = config_of(folder, f"{KEY}.weights")
         layers = getattr(config, "num_hidden_layers", 0)
@@ -71,22 +70,24 @@ class BertScore:
             )
         if layer is not None and layer > layers:
             raise ValueError(f"metric bertscore.layer: {layer}, and '{weights}' has {layers} layers")
-        self.tokenizer = read_tokenizer(folder, KEY)
-        model, missing = read_model(AutoModel, folder, config, KEY)
-        require_all([name for name in missing if not name.startswith("pooler.")], folder, KEY)
-        self.model = model.eval().requires_grad_(False)
+        self.tokenizer, self.model = read_text_encoder(folder, config, KEY)
         self.layer, self.idf, self.batch_size = layer or layers, idf, batch_size
-        positions = int(getattr(config, "max_position_embeddings", 512))
-        # RoBERTa and its heirs count positions from behind the padding's.
-        shift = (config.pad_token_id or 0) + 1 if "roberta" in config.model_type else 0
-        self.limit = min(int(self.tokenizer.model_max_length), positions - shift)
+        self.limit = min(int(self.tokenizer.model_max_length), positions_of(self.model))
         self.signs = frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        self._last = LastRows()
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs, or an empty reference."""
         sums_S = self.per_exam(pairs).sum(0)
         if empty := sum(not pair.prediction.strip() for pair in pairs):
             warnings.warn(f"BERTScore: {empty} of {len(pairs)} predictions are empty; each counts as 0", stacklevel=2)
+        texts = {text.strip() for pair in pairs for text in (pair.prediction, pair.reference)}
+        if cut := sum(len(self._pieces(text)) > self.limit for text in texts):
+            warnings.warn(
+                f"BERTScore: {cut} texts are longer than the {self.limit} pieces that the model takes; the rest of "
+                "each is not scored",
+                stacklevel=2,
+            )
         return {name: float(value) for name, value in self.of_sums(sums_S).items()}
 
     def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
@@ -96,16 +97,18 @@ class BertScore:
         for pair in pairs:
             if not pair.reference.strip():
                 raise ValueError(f"BERTScore: the reference of exam {pair.exam_id} is empty")
+        return self._last.of(pairs, lambda: self._rows(pairs))
+
+    def _rows(self, pairs: Sequence[Pair]) -> np.ndarray:
         asked = [(pair.prediction.strip(), pair.reference.strip()) for pair in pairs]
-        pieces = {text: self._pieces(text) for text in sorted({text for each in asked for text in each})}
-        if cut := sum(len(each) > self.limit for each in pieces.values()):
-            warnings.warn(
-                f"BERTScore: {cut} texts are longer than the {self.limit} pieces that the model takes; the rest of "
-                "each is not scored",
-                stacklevel=2,
-            )
-            pieces = {text: (*each[: self.limit - 1], each[-1])[: self.limit] for text, each in pieces.items()}
-        weight_of = _rarity([pieces[true] for _, true in asked]) if self.idf else None
+        pieces = {text: self._cut(self._pieces(text)) for text in sorted({text for each in asked for text in each})}
+        held = Counter(piece for _, true in asked for piece in set(pieces[true]))
+
+        def weight_of(piece: int) -> float:
+            if piece in self.signs:
+                return 0.0
+            return math.log((len(asked) + 1) / (held[piece] + 1)) if self.idf else 1.0
+
         self.model.to("cpu" if on_cpu() else "cuda")
         try:
             found = self._matched(asked, pieces, weight_of)
@@ -117,7 +120,7 @@ class BertScore:
         self,
         asked: Sequence[tuple[str, str]],
         pieces: Mapping[str, tuple[int, ...]],
-        weight_of: Mapping[int, float] | None,
+        weight_of: Callable[[int], float],
     ) -> dict[tuple[str, str], tuple[float, float, float]]:
         """Precision, recall and F1 of each pair of texts, by the model where it is."""
         found: dict[tuple[str, str], tuple[float, float, float]] = {}
@@ -137,6 +140,10 @@ class BertScore:
     def _pieces(self, text: str) -> tuple[int, ...]:
         # A space before it, so that byte-level tokenizers cut the first word like every other.
         return tuple(self.tokenizer(f" {text}", verbose=False)["input_ids"])
+
+    def _cut(self, pieces: tuple[int, ...]) -> tuple[int, ...]:
+        """As many pieces as the model takes, the last one, its own sign, among them."""
+        return pieces if len(pieces) <= self.limit else (*pieces[: self.limit - 1], pieces[-1])[: self.limit]
 
     def _see(self, pieces: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, _Text]]:
         """The model's view of each text, some at a time, those of like length together."""
@@ -159,9 +166,7 @@ class BertScore:
             for row, text in enumerate(batch):
                 yield text, _Text(pieces[text], vectors_BTD[row, : len(pieces[text])])
 
-    def _match(
-        self, told: _Text | None, true: _Text, weight_of: Mapping[int, float] | None
-    ) -> tuple[float, float, float]:
+    def _match(self, told: _Text | None, true: _Text, weight_of: Callable[[int], float]) -> tuple[float, float, float]:
         """Precision, recall and F1. A text's own signs ([CLS]) may be matched, but count nothing, as in bert-score."""
         if told is None:
             return 0.0, 0.0, 0.0
@@ -171,24 +176,7 @@ class BertScore:
         together = precision + recall
         return precision, recall, 2 * precision * recall / together if together else 0.0
 
-    def _mean(self, nearest_T: np.ndarray, pieces: Sequence[int], weight_of: Mapping[int, float] | None) -> float:
-        weights = np.array(
-            [0.0 if piece in self.signs else 1.0 if weight_of is None else weight_of[piece] for piece in pieces]
-        )
+    @staticmethod
+    def _mean(nearest_T: np.ndarray, pieces: Sequence[int], weight_of: Callable[[int], float]) -> float:
+        weights = np.array([weight_of(piece) for piece in pieces])
         return float(nearest_T @ weights / weights.sum()) if weights.any() else 0.0
-
-
-class _Rarity(dict[int, float]):
-    """Weights of pieces; one that no reference holds weighs most."""
-
-    unseen: float
-
-    def __missing__(self, piece: int) -> float:
-        return self.unseen
-
-
-def _rarity(references: Sequence[tuple[int, ...]]) -> _Rarity:
-    held = Counter(piece for pieces in references for piece in set(pieces))
-    weights = _Rarity({piece: math.log((len(references) + 1) / (count + 1)) for piece, count in held.items()})
-    weights.unseen = math.log(len(references) + 1)
-    return weights

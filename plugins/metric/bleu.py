@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from framework.exam import Pair
+from framework.ngrams import ngrams
 from framework.registry import register
 
 ORDERS = (1, 2, 3, 4)
@@ -18,9 +19,9 @@ HITS_FLOOR, TOTAL_FLOOR = 1e-15, 1e-9
 
 
 @lru_cache(maxsize=2048)  # the references of a split come again for every text-only floor
-def _ngrams(words: tuple[str, ...]) -> Counter[tuple[str, ...]]:
+def _runs(words: tuple[str, ...]) -> Counter[tuple[str, ...]]:
     """How often each run of one to four words stands in a report."""
-    return Counter(words[start : start + n] for n in ORDERS for start in range(len(words) - n + 1))
+    return Counter(run for n in ORDERS for run in ngrams(words, n))
 
 
 @register("metric", "bleu")
@@ -55,8 +56,8 @@ class Bleu:
             if not pair.reference_words:
                 raise ValueError(f"BLEU: the reference of exam {pair.exam_id} has no words")
             hits = [0] * len(ORDERS)
-            reference = _ngrams(pair.reference_words)
-            for ngram, count in _ngrams(pair.prediction_words).items():
+            reference = _runs(pair.reference_words)
+            for ngram, count in _runs(pair.prediction_words).items():
                 if ngram in reference:
                     hits[len(ngram) - 1] += min(count, reference[ngram])
             length = len(pair.prediction_words)

@@ -12,8 +12,10 @@ import numpy as np
 from pydantic import NonNegativeInt
 
 from framework.exam import Pair
+from framework.ngrams import ngrams
 from framework.registry import register
 from framework.scoring import CHARACTER
+from framework.share import share
 
 CHARACTERS = 6  # the longest run of characters
 BETA = 2.0  # recall counts twice as much as precision
@@ -74,28 +76,21 @@ class Chrf:
     def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The value of sums over exams, [..., 3 times the lengths of runs]."""
         told, true, both = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
-        counted = (told > 0) & (true > 0)
-        lengths = np.maximum(counted.sum(-1), 1)
-        precision = np.divide(both, told, out=np.zeros_like(both), where=counted).sum(-1) / lengths
-        recall = np.divide(both, true, out=np.zeros_like(both), where=counted).sum(-1) / lengths
+        lengths = np.maximum(((told > 0) & (true > 0)).sum(-1), 1)
+        precision, recall = (share(both, runs).sum(-1) / lengths for runs in (told, true))
         parts = BETA**2 * precision + recall
-        product = (1 + BETA**2) * precision * recall
-        return {"chrf": np.divide(product, parts, out=np.zeros_like(product), where=parts > 0)}
+        return {"chrf": share((1 + BETA**2) * precision * recall, parts)}
 
 
 @lru_cache(maxsize=4096)  # the references of a split come again for every text-only floor
 def _runs(text: str, words: int) -> tuple[Counter[Ngram], ...]:
     """How often each run stands in a text, apart for each length: characters, then words."""
     characters = CHARACTER.findall(text)
-    counted = [_counted(characters, length) for length in range(1, CHARACTERS + 1)]
+    counted = [Counter(ngrams(characters, length)) for length in range(1, CHARACTERS + 1)]
     if words:
         split = [part for word in text.split() for part in _without_punctuation(word)]
-        counted += [_counted(split, length) for length in range(1, words + 1)]
+        counted += [Counter(ngrams(split, length)) for length in range(1, words + 1)]
     return tuple(counted)
-
-
-def _counted(units: Sequence[str], length: int) -> Counter[Ngram]:
-    return Counter(zip(*(units[start:] for start in range(length))))
 
 
 def _without_punctuation(word: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from framework.exam import Pair
+from framework.ngrams import ngrams
 from framework.registry import register
 
 ORDERS = (1, 2, 3, 4)
@@ -38,13 +39,13 @@ class _Corpus(NamedTuple):
     vectors: dict[Words, _Vector]
 
 
-def _ngrams(words: Words) -> Counter[Ngram]:
-    return Counter(words[start : start + n] for n in ORDERS for start in range(len(words) - n + 1))
+def _runs(words: Words) -> Counter[Ngram]:
+    return Counter(run for n in ORDERS for run in ngrams(words, n))
 
 
 def _corpus(references: tuple[Words, ...]) -> _Corpus:
     seen: Counter[Ngram] = Counter()
-    counted = {words: _ngrams(words) for words in set(references)}
+    counted = {words: _runs(words) for words in set(references)}
     for words, times in Counter(references).items():
         for ngram in counted[words]:
             seen[ngram] += times
@@ -126,11 +127,9 @@ class Cider:
         for pair in pairs:
             words = pair.prediction_words
             if words not in vectors:
-                vectors[words] = corpus.vectors.get(words) or _vector(
-                    words, _ngrams(words), corpus.rarity, corpus.unseen
-                )
+                vectors[words] = corpus.vectors.get(words) or _vector(words, _runs(words), corpus.rarity, corpus.unseen)
             reference = corpus.vectors.get(pair.reference_words) or _vector(
-                pair.reference_words, _ngrams(pair.reference_words), corpus.rarity, corpus.unseen
+                pair.reference_words, _runs(pair.reference_words), corpus.rarity, corpus.unseen
             )
             rows.append((_similarity(vectors[words], reference), 1))
         return np.array(rows, dtype=np.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from framework.exam import Pair
+from framework.ngrams import ngrams
 from framework.registry import register
 
 
@@ -37,5 +38,5 @@ class Distinct:
 
 def _distinct(reports: Sequence[Sequence[str]], length: int) -> float:
     """Different runs of this many words over all of them; 0 where there are none."""
-    runs = [run for words in reports for run in zip(*(words[start:] for start in range(length)))]
+    runs = [run for words in reports for run in ngrams(words, length)]
     return len(set(runs)) / max(len(runs), 1)

@@ -17,6 +17,7 @@ import numpy as np
 from framework.exam import Pair
 from framework.metric_needs import package_folder, require_english
 from framework.registry import register
+from framework.share import share
 
 JAR = "meteor/meteor-1.5.jar"
 MEMORY = "-Xmx2G"  # what its table of paraphrases takes
@@ -55,7 +56,7 @@ class Meteor:
         if not self.jar.is_file():
             raise ValueError(f"metric meteor: {self.jar} is missing; install pycocoevalcap anew")
         self._program: Program | None = None
-        self._known: dict[tuple[str, str], np.ndarray] = {}  # floors and resamples ask for the same pairs again
+        self._known: dict[tuple[str, str], np.ndarray] = {}  # of the last call: intervals ask for the same pairs
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs, an empty reference, or a program that fails."""
@@ -87,15 +88,15 @@ class Meteor:
         words, true_words, function, true_function = np.moveaxis(sums[..., :4], -1, 0)
         matched = np.moveaxis(sums[..., 4:20].reshape(*sums.shape[:-1], 4, 4), -1, 0)
         content, true_content, functional, true_functional = (each @ MATCHES for each in matched)
-        precision = _share(
+        precision = share(
             DELTA * content + (1 - DELTA) * functional, DELTA * (words - function) + (1 - DELTA) * function
         )
-        recall = _share(
+        recall = share(
             DELTA * true_content + (1 - DELTA) * true_functional,
             DELTA * (true_words - true_function) + (1 - DELTA) * true_function,
         )
-        mean = _share(precision * recall, ALPHA * precision + (1 - ALPHA) * recall)
-        breaks = _share(sums[..., 20], (sums[..., 21] + sums[..., 22]) / 2)
+        mean = share(precision * recall, ALPHA * precision + (1 - ALPHA) * recall)
+        breaks = share(sums[..., 20], (sums[..., 21] + sums[..., 22]) / 2)
         return {"meteor": mean * (1 - GAMMA * breaks**BETA)}
 
 
@@ -115,7 +116,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=self._said,
         )
-        self.close = weakref.finalize(self, _end, self._process, self._said)
+        weakref.finalize(self, _end, self._process, self._said)
 
     def counts(self, prediction: str, reference: str) -> np.ndarray:
         """Of a pair, each one line without `|||`.
@@ -183,8 +184,3 @@ def _java() -> str:
 def _line(text: str) -> str:
     """A text on one line, without the sign between texts: either would end what the program reads."""
     return " ".join(text.replace("|||", " ").split())
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """0 of nothing."""
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 
 from framework.exam import Pair
-from framework.metric_needs import imported, one_each, require_english, with_letters
+from framework.first_line import first_line
+from framework.metric_needs import LastRows, imported, one_each, require_english, with_letters
 from framework.registry import register
 
 # What each gives of a report; the first is the score, the others stand beside it.
@@ -56,11 +57,11 @@ class RadEval:
             with warnings.catch_warnings():  # it silences the warnings of all others for good
                 self._scorer = package.RadEval(metrics=[score], per_sample=True, show_progress=False)
         except (OSError, ImportError, ValueError, RuntimeError) as error:
-            told = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(
-                f"metric radeval: '{score}' cannot be made ({told}). Its models come from the model hub or the hub's "
-                "cache (HF_HOME)"
+                f"metric radeval: '{score}' cannot be made ({first_line(error)}). Its models come from the model hub "
+                "or the hub's cache (HF_HOME)"
             ) from error
+        self._last = LastRows()
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs, or a reference without words."""
@@ -68,11 +69,14 @@ class RadEval:
 
     def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Of each report: all that is given of it, and 1."""
+        return self._last.of(pairs, lambda: self._rows(pairs))
+
+    def _rows(self, pairs: Sequence[Pair]) -> np.ndarray:
         keys = GIVES[self.score]
         rows = np.zeros((len(pairs), len(keys) + 1))
         rows[:, -1] = 1
         if asked := with_letters("radeval", pairs):
-            with warnings.catch_warnings():
+            with warnings.catch_warnings():  # its scores do so too
                 told = self._scorer(
                     refs=[pairs[number].reference for number in asked],
                     hyps=[pairs[number].prediction for number in asked],

@@ -11,7 +11,8 @@ from pydantic import PositiveInt
 
 from framework.distributed.settled import on_cpu
 from framework.exam import Pair
-from framework.metric_needs import imported, one_each, require_english, with_letters
+from framework.first_line import first_line
+from framework.metric_needs import LastRows, imported, one_each, require_english, with_letters
 from framework.pretrained import folder_of, weight_files
 from framework.registry import register
 
@@ -66,9 +67,11 @@ class RateScore:
                 affinity_matrix=affinity,
             )
         except (OSError, ImportError, ValueError, RuntimeError) as error:
-            told = (str(error).strip() or type(error).__name__).splitlines()[0]
             where = " and ".join(map(str, folders.values()))
-            raise ValueError(f"metric ratescore: it cannot be made ({told}). Its models are in {where}") from error
+            raise ValueError(
+                f"metric ratescore: it cannot be made ({first_line(error)}). Its models are in {where}"
+            ) from error
+        self._last = LastRows()
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs, or a reference without words."""
@@ -76,6 +79,9 @@ class RateScore:
 
     def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Of each report: its score, and 1."""
+        return self._last.of(pairs, lambda: self._rows(pairs))
+
+    def _rows(self, pairs: Sequence[Pair]) -> np.ndarray:
         rows = np.zeros((len(pairs), 2))
         rows[:, 1] = 1
         if asked := with_letters("ratescore", pairs):

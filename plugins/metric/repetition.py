@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from framework.exam import Pair
+from framework.ngrams import ngrams
 from framework.registry import register
 
 LENGTH = 4  # words of a run
@@ -58,7 +59,7 @@ class Repetition:
 
 
 def _repeats(words: Sequence[str]) -> bool:
-    runs = list(zip(*(words[start:] for start in range(LENGTH))))
+    runs = list(ngrams(words, LENGTH))
     return len(set(runs)) < len(runs)
 
 

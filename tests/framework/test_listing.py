@@ -8,8 +8,11 @@ import pytest
 from framework import registry
 from framework.grid.file import shipped_grids
 from framework.listing import GIVEN, describe, find_by_words, in_words, plugins_of, rows_of_files, stands_in
+from framework.recipe.json_schema import BESIDE
+from framework.recipe.schema import Choice
 from framework.recipe.source import shipped_recipes
 from framework.registry import KINDS, Broken, PluginError, catalogue, find
+from framework.signature import RESERVED
 
 TOYS = Path(__file__).parent / "toys.py"
 
@@ -59,6 +62,11 @@ def test_what_is_not_declared_is_described_as_well():
 )
 def test_types_are_said_in_words(schema, words):
     assert in_words(schema) == words
+
+
+@pytest.mark.parametrize("kind", sorted({*RESERVED, *BESIDE}))
+def test_what_stands_beside_the_keys_of_a_kind_is_kept_from_its_plugins(kind):
+    assert RESERVED[kind] == set(BESIDE[kind].words()) - set(Choice.model_fields)
 
 
 def test_a_kind_may_be_asked_for_in_the_plural():

@@ -166,6 +166,37 @@ class Overflows(Encoder):
         return seen._replace(pooled_BD=seen.pooled_BD / (0.0 if half else 1.0))
 
 
+class HasStages(Encoder):
+    """Keeps the promise of stages: the map of patches, then the norm."""
+
+    def stages(self):
+        return [[*self.embed.parameters()], [self.position_VD, *self.norm.parameters()]]
+
+
+@breaks("encoder", "stages() gives every parameter once")
+class LeavesItsNormOut(HasStages):
+    def stages(self):
+        return super().stages()[:1]
+
+
+@breaks("encoder", "stages() gives every parameter once")
+class GivesItsNormTwice(HasStages):
+    def stages(self):
+        return [*super().stages(), [*self.norm.parameters()]]
+
+
+@breaks("encoder", "stages() gives every parameter once")
+class StagesOfAnother(HasStages):
+    def stages(self):
+        return [*super().stages(), [nn.Parameter(torch.ones(1))]]
+
+
+@breaks("encoder", "stages() gives every parameter once")
+class FlatStages(HasStages):
+    def stages(self):
+        return [weight for stage in super().stages() for weight in stage]
+
+
 # --- decoders
 
 
@@ -269,6 +300,14 @@ class ComparesExamsAndCountsPadding(ComparesExamsUntold):
 
     def count(self, batch):
         return batch.report_BT.new_tensor(batch.report_BT.numel())
+
+
+@breaks("loss", "a loss takes a batch of one exam")
+class ComparesWithTheNext(ComparesExamsUntold):
+    mixes_exams = True
+
+    def forward(self, batch, outputs):
+        return super().forward(batch, outputs) + 0 * outputs.logits_BTW[1].sum()
 
 
 @breaks("loss", "outside training the same input gives the same output")
@@ -534,6 +573,25 @@ class CountsLater(Distiller):
     def __init__(self, *, segment, seed) -> None:
         super().__init__(segment=segment, seed=seed)
         del self.topic_count
+
+
+@breaks("distiller", "topic_count stays as it was told before fit")
+class FindsFewer(Distiller):
+    def fit(self, texts):
+        self.topic_count = 2
+        super().fit(texts)
+
+
+@breaks("distiller", "and is known after it")
+class NeverCounts(Distiller):
+    def __init__(self, *, segment, seed) -> None:
+        super().__init__(segment=segment, seed=seed)
+        self.topic_count = None
+
+    def fit(self, texts):
+        self.topic_count = 3
+        super().fit(texts)
+        self.topic_count = None
 
 
 @breaks("distiller", "assign learns nothing")
@@ -841,8 +899,33 @@ def test_a_plugin_that_keeps_its_promises_passes(kind: str) -> None:
     check(kind, GOOD[kind])
 
 
+def test_an_encoder_that_tells_its_stages_passes() -> None:
+    check("encoder", HasStages)
+
+
 def test_a_metric_by_sums_passes() -> None:
     check("metric", BySums)
+
+
+def test_a_metric_of_chinese_reports_is_told_their_language() -> None:
+    told = []
+
+    class OfChinese(Metric):
+        def __init__(self, *, language: str) -> None:
+            super().__init__()
+            told.append(language)
+
+        def __call__(self, pairs):
+            assert all("乳" in pair.reference for pair in pairs)
+            return super().__call__(pairs)
+
+    check(
+        "metric",
+        OfChinese,
+        reports=["左乳 见 低回声 结节 。", "双乳 未见 异常 。", "右乳 囊肿 ，边界 清 。"],
+        language="zh",
+    )
+    assert set(told) == {"zh"}
 
 
 def test_a_loss_that_tells_more_than_its_term_passes() -> None:

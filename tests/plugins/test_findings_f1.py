@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from pairs import pair
 
-from framework.exam import Pair
 from plugins.dataset.phantom import Phantom
 from plugins.metric.findings_f1 import FindingsF1
 from plugins.metric.findings_f1.numbers import agreeing
@@ -280,10 +280,6 @@ def test_recall_and_precision_of_each_aspect_on_the_labelled_sentences_are_as_st
     assert found.keys() == REACHED.keys()
     for name, expected in REACHED.items():
         assert found[name] == pytest.approx(expected, abs=0.0051), f"{name}: recall, precision"
-
-
-def pair(exam_id: int, prediction: str, reference: str) -> Pair:
-    return Pair(str(exam_id), prediction, reference, (), ())
 
 
 @pytest.mark.parametrize("side", ["Lt", "Lt.", "LT", "L", "L.", "L-sided", "leftmost", "lefthand", "left-hand"])

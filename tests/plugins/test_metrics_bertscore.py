@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pairs import pair
+from safetensors.torch import load_file, save_file
 from tiny_bert import save_tiny_bert
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, CamembertConfig, CamembertModel
 
-from framework.exam import Pair
 from plugins.metric import bertscore
 from plugins.metric.bertscore import BertScore
 
 # Words that the small model knows: what it does not know is one piece in all texts.
 TOLD = ["oval mass left", "no mass", "cyst", "mass left. mass left", "hypoechoic oval mass seen", "结节 right"]
 TRUE = ["oval mass right.", "no mass seen", "anechoic cyst left", "hypoechoic mass", "no mass seen", "oval 结节 right"]
-
-
-def pair(number: int, prediction: str, reference: str) -> Pair:
-    return Pair(str(number), prediction, reference, (), ())
 
 
 PAIRS = [pair(number, *each) for number, each in enumerate(zip(TOLD, TRUE))]
@@ -94,13 +92,57 @@ def test_it_is_on_the_runs_device_while_it_scores_and_leaves_it_after(
     assert moves == ["cpu" if cpu else "cuda", "cpu"]
     monkeypatch.setattr(metric, "_see", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        metric.per_exam(PAIRS)
+        metric.per_exam(PAIRS[1:])
     assert moves[-1] == "cpu"
 
 
 def test_a_batch_and_its_padding_change_nothing(folder: Path) -> None:
     alone, together = (BertScore(weights=str(folder), batch_size=size).per_exam(PAIRS) for size in (1, 32))
     assert alone == pytest.approx(together, abs=1e-6)
+
+
+def test_a_long_report_leaves_the_others_as_they_are(folder: Path) -> None:
+    metric = BertScore(weights=str(folder))
+    with_a_long_one = metric.per_exam([*PAIRS, pair(9, "mass " * 2000, "mass")])
+    assert with_a_long_one[:-1] == pytest.approx(metric.per_exam(PAIRS), abs=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+def test_sums_are_not_warned_of_as_the_score_was(folder: Path) -> None:
+    BertScore(weights=str(folder)).per_exam([pair(0, "mass " * 2000, "mass")])
+
+
+def test_what_was_scored_last_is_not_read_by_the_model_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metric, read = BertScore(weights=str(folder), idf=True), []
+    see = metric._see
+    monkeypatch.setattr(metric, "_see", lambda pieces: (read.append(pieces), see(pieces))[1])
+    metric(PAIRS)
+    metric.per_exam(PAIRS)
+    assert len(read) == 1
+    assert metric.per_exam(PAIRS[1:]) == pytest.approx(BertScore(weights=str(folder), idf=True).per_exam(PAIRS[1:]))
+    assert len(read) == 2
+
+
+def test_making_it_draws_nothing_from_the_runs_generator(folder: Path, tmp_path: Path) -> None:
+    lacking = shutil.copytree(folder, tmp_path / "lacking")
+    weights = load_file(lacking / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if "pooler." not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, lacking / "model.safetensors", metadata={"format": "pt"})
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    BertScore(weights=str(lacking))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_that_counts_positions_from_behind_the_padding_takes_fewer_pieces(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = CamembertConfig(vocab_size=18, max_position_embeddings=12, pad_token_id=0, **shape)
+    CamembertModel(config).save_pretrained(tmp_path / "model")
+    metric = BertScore(weights=str(tmp_path / "model"))
+    assert metric.limit == 11
+    assert np.isfinite(metric.per_exam([pair(0, "mass " * 30, "mass")])).all()
 
 
 def test_empty_reports_score_zero_aloud_and_long_ones_are_cut_aloud(folder: Path) -> None:

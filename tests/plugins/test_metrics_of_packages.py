@@ -10,16 +10,11 @@ from typing import Any
 
 import pytest
 import stand_ins
+from pairs import pair
 from tiny_bert import save_tiny_bert
 
-from framework.exam import Pair
 from plugins.metric.radeval import RadEval
 from plugins.metric.ratescore import RateScore
-
-
-def pair(number: int, prediction: str, reference: str) -> Pair:
-    return Pair(str(number), prediction, reference, (), ())
-
 
 PAIRS = [pair(0, "a mass", "a mass"), pair(1, " .", "no mass"), pair(2, "no cyst", "no mass")]
 
@@ -69,13 +64,43 @@ def test_radeval_gives_the_asked_score_and_its_parts() -> None:
 def test_radeval_does_not_silence_the_warnings_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     class Silencing(stand_ins.RadEval):
         def __init__(self, *args: Any, **keys: Any) -> None:
-            warnings.filterwarnings("ignore")
+            warnings.filterwarnings("ignore", message="while it is made")
             super().__init__(*args, **keys)
 
+        def __call__(self, *args: Any, **keys: Any) -> dict[str, Any]:
+            warnings.filterwarnings("ignore", message="while it scores")
+            return super().__call__(*args, **keys)
+
     monkeypatch.setattr(sys.modules["radeval"], "RadEval", Silencing)
-    RadEval(language="en")
-    with pytest.warns(UserWarning, match="still heard"):
-        warnings.warn("still heard", stacklevel=1)
+    before = list(warnings.filters)
+    RadEval(language="en")(PAIRS)
+    assert warnings.filters == before
+
+
+def test_what_was_scored_last_is_not_put_to_the_package_again(
+    ratescore: RateScore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [*PAIRS[:2], pair(2, "no mass", "no mass")]
+    asked: list[list[str]] = []
+
+    class Counting(stand_ins.RadEval):
+        def __call__(self, refs: list[str], hyps: list[str]) -> dict[str, Any]:
+            asked.append(hyps)
+            return super().__call__(refs, hyps)
+
+    def compute_score(told: list[str], true: list[str]) -> list[float]:
+        asked.append(told)
+        return stand_ins.RaTEScore.compute_score(ratescore._scorer, told, true)
+
+    monkeypatch.setattr(sys.modules["radeval"], "RadEval", Counting)
+    monkeypatch.setattr(ratescore._scorer, "compute_score", compute_score)
+    for metric in (RadEval(language="en"), ratescore):
+        asked.clear()
+        rows = metric.per_exam(PAIRS)
+        rows += 1  # what a caller makes of them is its own
+        assert metric(PAIRS)[metric.names[0]] == 0.5
+        assert metric(others)[metric.names[0]] == pytest.approx(2 / 3)
+        assert asked == [["a mass", "no cyst"], ["a mass", "no mass"]]
 
 
 def both(folder: str) -> list[Callable[..., Any]]:

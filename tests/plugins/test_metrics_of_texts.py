@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
+from pairs import pair
 from sacrebleu.metrics import CHRF
 
 from framework.exam import Pair
@@ -21,10 +22,6 @@ ENGLISH = [
     'The "dominant" nodule measures 1.8 cm; BI-RADS 4A. A',
 ]
 CHINESE = ["甲状腺右叶见一低回声结节，大小约1.2×0.8cm，边界清。", "双乳腺体回声均匀，未见明显结节。 CDFI：未见血流。"]
-
-
-def pair(number: int, prediction: str, reference: str) -> Pair:
-    return Pair(str(number), prediction, reference, tuple(prediction.split()), tuple(reference.split()))
 
 
 def changed(text: str, draw: random.Random) -> str:

@@ -106,8 +106,7 @@ class Ddti:
 
     @cached_property
     def _splits(self) -> dict[str, Sequence[Exam]]:
-        patients = self._patients
-        homes = self._homes(patients)
+        patients, homes = self._patients, self._homes
         found: dict[str, list[Exam]] = {"train": [], "val": [], "test": []}
         for case in self._cases:
             if case.words["tirads"] is None or (self.complete and not case.complete):
@@ -138,13 +137,15 @@ class Ddti:
                     first = {key: together if value in (one, other) else value for key, value in first.items()}
         return first
 
-    def _homes(self, patients: dict[int, int]) -> dict[int, str]:
+    @cached_property
+    def _homes(self) -> dict[int, str]:
         """The split of each patient with a category, the same whether incomplete cases are read or not."""
         gravest: dict[int, str] = {}
         for case in self._cases:
             category = case.words["tirads"]
             if category is not None:
-                gravest[patients[case.number]] = max(gravest.get(patients[case.number], ""), category)
+                patient = self._patients[case.number]
+                gravest[patient] = max(gravest.get(patient, ""), category)
 
         def drawn(patient: int) -> str:
             return hashlib.sha256(f"{self.split_seed}/{patient}".encode()).hexdigest()

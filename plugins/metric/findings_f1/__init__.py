@@ -9,15 +9,11 @@ import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
+from framework.share import share
 from plugins.metric.findings_f1.numbers import Size, agreeing
-from plugins.metric.findings_f1.reader import APART, Finding, Measure, attributes, read, read_all
+from plugins.metric.findings_f1.reader import APART, Measure, attributes, read_all
 
 PART = "findings_f1/"  # and an attribute or an aspect
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """0 of nothing."""
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
 @register("metric", "findings_f1")
@@ -43,10 +39,6 @@ class FindingsF1:
     names = ("findings_f1", "findings_precision", "findings_recall")
     by_words = False
     higher_is_better = True
-
-    def read(self, text: str) -> set[Finding]:
-        """What a report states, such as ("margin", "circumscribed")."""
-        return set(read(text))
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs."""
@@ -78,11 +70,11 @@ class FindingsF1:
         """The values of sums over exams, [..., 3 times the attributes]; of an attribute that none states, 0."""
         counts = sums.reshape(*sums.shape[:-1], 3, -1)
         both, told, true = np.moveaxis(counts[..., : len(attributes())].sum(-1), -1, 0)
-        f1_of_each = _share(2 * counts[..., 0, :], counts[..., 1, :] + counts[..., 2, :])
+        f1_of_each = share(2 * counts[..., 0, :], counts[..., 1, :] + counts[..., 2, :])
         return {
-            "findings_f1": _share(2 * both, told + true),
-            "findings_precision": _share(both, told),
-            "findings_recall": _share(both, true),
+            "findings_f1": share(2 * both, told + true),
+            "findings_precision": share(both, told),
+            "findings_recall": share(both, true),
             **{f"{PART}{name}": f1_of_each[..., number] for number, name in enumerate(_columns())},
         }
 
@@ -92,15 +84,15 @@ def _columns() -> tuple[str, ...]:
     return (*attributes(), *sorted(APART))
 
 
-def _sizes(measures: frozenset[Measure]) -> dict[str, list[Size]]:
-    return {"": sorted({size for _, size in measures}, key=str)}
+def _sizes(measures: frozenset[Measure]) -> dict[str, set[Size]]:
+    return {"": {size for _, size in measures}}
 
 
-def _sizes_of_sides(measures: frozenset[Measure]) -> dict[str, list[Size]]:
-    return {side: sorted({size for of, size in measures if of == side}, key=str) for side in ("left", "right")}
+def _sizes_of_sides(measures: frozenset[Measure]) -> dict[str, set[Size]]:
+    return {side: {size for of, size in measures if of == side} for side in ("left", "right")}
 
 
-def _agreement(told: dict[str, list[Size]], true: dict[str, list[Size]]) -> tuple[int, int, int]:
+def _agreement(told: dict[str, set[Size]], true: dict[str, set[Size]]) -> tuple[int, int, int]:
     """Measures that agree, told, and true."""
     both = sum(agreeing(sizes, true[side]) for side, sizes in told.items())
     return both, sum(map(len, told.values())), sum(map(len, true.values()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from scipy.sparse import csr_array
@@ -93,13 +93,10 @@ def numbers_of(clause: str) -> Iterator[Number]:
         start, end = match.span()
         if organ and organ.end() == start:
             continue
-        before, behind = (
-            NO_SIZE_BEFORE.search(clause[max(0, start - BEFORE) : start]),
-            NO_SIZE_BEHIND.match(clause, end),
-        )
-        same = None if NAMED.search(clause[max(0, start - BEFORE) : start]) else SAME_UNIT.match(clause, end)
+        before = clause[max(0, start - BEFORE) : start]
+        same = None if NAMED.search(before) else SAME_UNIT.match(clause, end)
         size = _millimetres(match.group() + same.group(1) if same else match.group())
-        if size and not before and not behind:
+        if size and not NO_SIZE_BEFORE.search(before) and not NO_SIZE_BEHIND.match(clause, end):
             yield Number("size", size, start, end)
     for match in HOURS.finditer(clause):
         for hour in filter(None, match.groups()):
@@ -152,7 +149,7 @@ def same_size(first: Size, second: Size) -> bool:
     return all(abs(a - b) <= max(LEAST_MM, SHARE * min(a, b)) for a, b in zip(first, second))
 
 
-def agreeing(told: Sequence[Size], true: Sequence[Size]) -> int:
+def agreeing(told: Collection[Size], true: Collection[Size]) -> int:
     """How many measures can be paired so that each pair agrees: the most, each measure once."""
     if not told or not true:
         return 0

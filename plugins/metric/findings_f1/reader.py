@@ -288,6 +288,7 @@ class Reader:
         qualities = denied
         if denied and self._ends_of_qualities:
             qualities = self._denied(clause, [*self._ends.finditer(clause), *self._ends_of_qualities.finditer(clause)])
+        numbers = tuple(_numbers(clause))
         return Look(
             lesions=_spans(self._topics["lesion"], clause),
             glands=_spans(self._topics["gland"], clause),
@@ -299,8 +300,8 @@ class Reader:
             denied=denied,
             denied_qualities=qualities,
             open_denial=any(end > len(clause) for _, end in denied),
-            matches=tuple(self._matches(clause)),
-            sizes=tuple(match for match in _numbers(clause) if match.finding[0] == "size"),
+            matches=(*self._matches(clause), *(match for match in numbers if match.finding[0] != "size")),
+            sizes=tuple(match for match in numbers if match.finding[0] == "size"),
         )
 
     def _matches(self, clause: str) -> Iterator[Match]:
@@ -310,7 +311,6 @@ class Reader:
                     for value in rule.values[str(match.lastgroup)].split(" + "):
                         finding = rule.attribute, value
                         yield Match(finding, rule.scope, rule.by_denial is None, if_denied, *match.span())
-        yield from (match for match in _numbers(clause) if match.finding[0] != "size")
 
     def _denied(self, clause: str, ends: Iterable[re.Match[str]]) -> tuple[Span, ...]:
         """Where words are denied: from a denial to what ends it, or back from a `not seen`."""
