@@ -18,13 +18,14 @@ from framework.floors import Rows, floor_rows, rows_of, unseen_rows
 from framework.generation import generate
 from framework.intervals import intervals
 from framework.micro_batch import OutOfGpuMemoryError
+from framework.patients import require_unseen
 from framework.progress import progress_bar, say
 from framework.recipe import Recipe
 from framework.report import write_page
 from framework.score_table import HIGH, LOW, WITHOUT, Scores, print_scores
 from framework.tracking import write_json
 from framework.whole_file import write_whole
-from framework.writers import BEST, Writers, load_writers, same_exams
+from framework.writers import BEST, Writers, load_writers
 
 
 def shares(exams: int, processes: int) -> list[list[int]]:
@@ -160,11 +161,13 @@ def evaluate_run(run: Path, split: str, writers: Writers = BEST) -> Scores:
     reports get names of their own beside the run's.
     """
     recipe = run_recipe(run)
-    same_exams(run, recipe, writers.others)
     accelerator = start_accelerator(recipe, training=False)
     parts = build_parts(recipe, accelerator, run=run, trained=run / "model")
     if split not in parts.exams:
         raise ValueError(f"--split: no split '{split}' in the data. It has: {', '.join(parts.exams)}")
+    for other in writers.others:
+        scored = {split: parts.exams[split]}
+        require_unseen(f"--with {other}", other / "model", run_recipe(other), recipe, scored)
     task, told = load_writers(run, recipe, parts.tokenizer, writers, parts.task)
     task, label = task.to(accelerator.device).eval(), writers.label
     scores = evaluate_split(accelerator, task, parts, recipe, split, run, label=label, written_by=told)

@@ -99,7 +99,7 @@ def begin_from(
             seen patients that this run is scored on.
     """
     before = load_recipe(source.model / "recipe.yaml")
-    require_unseen(source.model, before, recipe, exams)
+    require_unseen("init_from", source.model, before, recipe, exams)
     there = read_weights(source.model)
     here = {name: value for name, value in task.state_dict().items() if name.startswith(PARTS)}
     _require_known(recipe.init_skip, [*here, *there])

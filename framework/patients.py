@@ -1,4 +1,4 @@
-"""Which patients a model has seen, told beside it, so that no later stage is scored on them.
+"""Which patients a model has seen, told beside it, so that nothing which builds on it is scored on them.
 
 Patients are told as hashes of the data set's name and their id, which keeps names out of what is handed on. Whoever can
 guess an id can still look it up; a data set's ids should mean nothing outside of it.
@@ -37,28 +37,33 @@ def patients_seen(recipe: Recipe, exams: Mapping[str, ExamSet], before: Path | N
     return found | {split: sorted({*told.get(split, ()), *_hashes(dataset, exams[split])}) for split in SCORED}
 
 
-def require_unseen(model: Path, before: Recipe, recipe: Recipe, exams: Mapping[str, ExamSet]) -> None:
-    """Holds a run's splits to the patients that the model it begins with has seen. What cannot be told is said.
+def require_unseen(asked: str, model: Path, before: Recipe, recipe: Recipe, exams: Mapping[str, ExamSet]) -> None:
+    """Holds a run's splits to the patients that another model has seen. What cannot be told is said.
 
     Args:
+        asked: what asks for that model, for messages.
         before: the model's recipe.
+        exams: the splits that are looked at.
 
     Raises:
         ValueError: it has learned from patients of val or test, or was chosen by patients of test.
     """
     dataset, told = recipe.data.dataset, read_notes(model, NOTES)
+    if not told and before.data.dataset == dataset:
+        return  # written before models told their patients, and split as here
     if dataset.name not in told.get("datasets", ()):
         of = f"has seen data sets of '{', '.join(told['datasets'])}' alone" if told else "does not tell its patients"
+        scored = " and ".join(split for split in ("val", "test") if split in exams)
         say(
-            f"notice: {model} {of}, so they are not compared with those of this run's val and test (dataset "
+            f"notice: {asked}: {model} {of}, so they are not compared with those of this run's {scored} (dataset "
             f"'{dataset.name}'); see to it that none is in both"
         )
         return
     for seen, splits in SCORED.items():
-        for split in splits:
+        for split in (name for name in splits if name in exams):
             if shared := _hashes(dataset.name, exams[split]) & set(told.get(seen, ())):
                 raise ValueError(
-                    f"init_from: {len(shared)} patients of this run's {split} were in {seen} of {model}, so {split} "
+                    f"{asked}: {len(shared)} patients of this run's {split} were in {seen} of {model}, so {split} "
                     f"would tell nothing.{_differing(before, recipe)} Take the same splits; or, where these are other "
                     "people with the same ids, give them ids of their own"
                 )

@@ -176,13 +176,3 @@ def _write_alike(run: Path, recipe: Recipe, tokenizer: Any, other: Path, theirs:
             f"--with {other}: it writes at most {theirs.evaluate.max_tokens} tokens (evaluate.max_tokens), {run} up to "
             f"{recipe.evaluate.max_tokens}; turn the two around"
         )
-
-
-def same_exams(run: Path, recipe: Recipe, others: Sequence[Path]) -> None:
-    """Raises ValueError where another run has read other exams: those that are scored may be in its training."""
-    for other in others:
-        if run_recipe(other).data.dataset != recipe.data.dataset:
-            raise ValueError(
-                f"--with {other}: its data.dataset is another one than that of {run}, so it may have been trained on "
-                "the exams that are scored here"
-            )

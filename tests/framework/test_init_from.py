@@ -233,11 +233,11 @@ def test_patients_that_are_scored_were_not_seen_before_also_two_stages_ago(
     assert ours.begin(run)["dataset"]["name"] == "phantom" and "notice:" not in capsys.readouterr().out
     notes.write_text(json.dumps(patients_seen(theirs, ours.parts.exams, None)))
     ours.begin(second.parent)
-    said = f"notice: {second} has seen data sets of 'manifest' alone, so they are not compared"
+    said = f"notice: init_from: {second} has seen data sets of 'manifest' alone, so they are not compared"
     assert said in capsys.readouterr().out
     notes.unlink()
     ours.begin(second.parent)
-    assert f"notice: {second} does not tell its patients, so they are not" in capsys.readouterr().out
+    assert f"notice: init_from: {second} does not tell its patients, so they are not" in capsys.readouterr().out
 
 
 def test_no_patient_is_told_by_name(source: tuple[Made, Path]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from framework.evaluation import evaluate_run
 from framework.exam import Batch
 from framework.exported_model import ModelTexts
 from framework.generation import generate
+from framework.patients import patients_seen
 from framework.prediction import predict
 from framework.recipe import load_recipe, save
 from framework.writers import BEST, Writers, average, best_checkpoints, load_writers
@@ -196,6 +199,36 @@ def test_scores_of_other_writers_stand_beside_the_run_s_own(run: Path, capsys: p
     )
 
 
+def test_a_run_that_has_seen_patients_of_the_split_scores_nothing_on_it(
+    run: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = run_recipe(other)
+    exams: Any = {split: SimpleNamespace(exams=rows) for split, rows in load_exams(build_dataset(recipe)).items()}
+    second = tmp_path / "second"
+    shutil.copytree(other, second)
+    notes, asked = second / "model" / "patients.json", Writers(others=(second,))
+
+    def tell(**splits: str) -> None:
+        exams_of = {split: exams[where] for split, where in splits.items()}
+        notes.write_text(json.dumps(patients_seen(recipe, exams_of, None)))
+
+    tell(train="test", val="val")  # as in another fold
+    with pytest.raises(ValueError, match=r"^--with .*second: 4 patients of this run's test were in train of "):
+        evaluate_run(run, "test", asked)
+    evaluate_run(run, "val", asked)
+    tell(train="train", val="test")
+    with pytest.raises(ValueError, match=r"^--with .*second: 4 patients of this run's test were in val of "):
+        evaluate_run(run, "test", asked)
+    tell(train="train", val="val")
+    evaluate_run(run, "test", asked)
+    assert "notice: --with" not in capsys.readouterr().out
+    notes.write_text(json.dumps({"datasets": ["manifest"], "train": [], "val": []}))
+    evaluate_run(run, "val", asked)
+    assert "has seen data sets of 'manifest' alone, so they are not compared with those of this run's val (" in (
+        capsys.readouterr().out
+    )
+
+
 def test_what_is_not_there_or_does_not_fit_is_told(run: Path, other: Path, image: Path, tmp_path: Path) -> None:
     def refused(words: str, writers: Writers, which: Path = run) -> None:
         with pytest.raises(ValueError, match=words):
@@ -226,8 +259,6 @@ def test_what_is_not_there_or_does_not_fit_is_told(run: Path, other: Path, image
         r"--with .*words: its tokenizer is not that of .*first: \d+ words and \d+, \d+ of them",
         Writers(others=(words,)),
     )
-    with pytest.raises(ValueError, match=r"--with .*words: its data.dataset is another one"):
-        evaluate_run(run, "test", Writers(others=(words,)))
     size = make_run(runs / "size", "data.image_size=48", scores=one)
     refused(
         r"--with .*size: it looks at images of 48 px and 1 channels, .*first at 32 px and 1", Writers(others=(size,))
