@@ -235,12 +235,15 @@ def read_text_encoder(folder: Path, config: Any, key: str) -> tuple[Any, Any]:
 
 
 def positions_of(model: Any) -> int:
-    """The most pieces that an encoder of text has positions for."""
-    most = int(getattr(model.config, "max_position_embeddings", 1 << 30))
-    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    """The most pieces that a model of text has positions for; many, where it does not say."""
+    return int(getattr(model.config, "max_position_embeddings", 1 << 30)) - first_position(model)
+
+
+def first_position(model: Any) -> int:
+    """The position of a text's first piece: RoBERTa and its heirs count from behind the padding's, others from 0."""
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
-    # RoBERTa and its heirs count positions from behind the padding's.
-    return most if padding is None else most - padding - 1
+    return 0 if padding is None else padding + 1
 
 
 def turn_grey(model: nn.Module, key: str) -> None:

@@ -26,11 +26,13 @@ from framework.pretrained import (
     changed,
     config_from,
     config_of,
+    first_position,
     folder_of,
     new_config,
     new_model,
     only_measured,
     plain_config,
+    positions_of,
     read_model,
     read_tokenizer,
     require_all,
@@ -116,13 +118,19 @@ class HfCausal(nn.Module):
             _take_signs(made)
             begun = _Begun(_new(made), keeps_words=False)
         self.model, self.keeps_words = begun.model, begun.keeps_words
+        # Noted, as it hangs on the sign of padding, which other words may have moved since.
+        self.first_position = first_position(self.model) if blueprint is None else blueprint["first_position"]
         takes = inspect.signature(self.model.forward).parameters
         self._require_prefix_model(takes)
         self._keeps_logits = "logits_to_keep" in takes
         self.blueprint, self.fetched = None, None
         if architecture is None:
-            told = {"keeps_words": begun.keeps_words, "prompt": list(begun.prompt)}
-            self.blueprint = {"config": plain_config(self.model.config), **told}
+            self.blueprint = {
+                "config": plain_config(self.model.config),
+                "keeps_words": begun.keeps_words,
+                "prompt": list(begun.prompt),
+                "first_position": self.first_position,
+            }
         self.register_buffer("words_W", torch.arange(vocabulary_size) if begun.words_W is None else begun.words_W)
         self.register_buffer("signs_4", torch.zeros(4) if begun.signs_4 is None else begun.signs_4)
         self.register_buffer("prompt_T", torch.tensor(begun.prompt, dtype=torch.long))
@@ -193,11 +201,11 @@ class HfCausal(nn.Module):
 
     def _run(self, embedded_BSH: Tensor, mask_BS: Tensor, cache: Any, last: int) -> Tensor:
         """Logits of the language model at least at the `last` positions."""
-        position_BS = (mask_BS.long().cumsum(1) - 1).clamp(min=0)[:, -embedded_BSH.shape[1] :]
+        place_BS = (mask_BS.long().cumsum(1) - 1).clamp(min=0)[:, -embedded_BSH.shape[1] :]
         return self.model(
             inputs_embeds=embedded_BSH,
             attention_mask=mask_BS.long(),
-            position_ids=position_BS,
+            position_ids=self.first_position + place_BS,
             past_key_values=cache,
             use_cache=cache is not None,
             **({"logits_to_keep": last} if self._keeps_logits else {}),
@@ -205,8 +213,8 @@ class HfCausal(nn.Module):
 
     def _require_room(self, positions: int) -> None:
         """Raises ValueError where the language model has fewer: at the first batch, not at the first long report."""
-        most = getattr(self.model.config, "max_position_embeddings", None)
-        if most is not None and positions > most:
+        most = positions_of(self.model)
+        if positions > most:
             raise ValueError(
                 f"{KEY}: {positions} positions (patches, prompt and report), the language model has {most}. "
                 "Pool the patches (queries: 32), lower evaluate.max_tokens, or raise config.max_position_embeddings"

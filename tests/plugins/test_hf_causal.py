@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import GPT2, LLAMA, of_bytes, of_words, save_llama
+from tiny_models import BERT, GPT2, LLAMA, of_bytes, of_words, save_llama
 from tokenizers import AddedToken
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, RobertaConfig, RobertaForCausalLM
 
 from framework.exam import Features
 from framework.generation import generate
@@ -182,6 +182,22 @@ def test_the_decoder_says_what_is_wrong_with_its_keys(keys: dict[str, Any], mess
 def test_weights_of_more_layers_than_the_configuration_has_are_refused(llama: str) -> None:
     with pytest.raises(ValueError, match=r"has layers that the configuration leaves out: model\.layers\.1; take their"):
         make(weights=llama, vocabulary=list(VOCABULARY), config={"num_hidden_layers": 1})
+
+
+def test_positions_of_a_roberta_begin_behind_the_padding(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = RobertaConfig(**BERT, vocab_size=20, pad_token_id=3, is_decoder=True, max_position_embeddings=18)
+    RobertaForCausalLM(config).save_pretrained(tmp_path)
+    decoder = make(weights=str(tmp_path)).eval()
+    features, tokens = exams([[True] * 4]), torch.tensor([[BOS, 4, 6]])
+    embedded = [decoder.project(features.patches_BND), decoder.model.get_input_embeddings()(tokens)]
+    expected = decoder.model(inputs_embeds=torch.cat(embedded, dim=1)).logits[:, 4:]  # its own positions
+    assert torch.allclose(decoder(features, tokens), expected, atol=1e-5)
+    again = make(blueprint=json.loads(json.dumps(decoder.blueprint))).eval()
+    again.load_state_dict(decoder.state_dict())
+    assert torch.equal(again(features, tokens), decoder(features, tokens)), "though PAD is another sign by now"
+    with pytest.raises(ValueError, match=r"15 positions .*, the language model has 14"):
+        decoder.start(exams([[True] * 6]))
 
 
 def test_more_positions_than_the_model_has_are_refused() -> None:
