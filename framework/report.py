@@ -6,6 +6,8 @@ import base64
 import html
 import io
 import json
+import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from framework.build import Parts
 
 SHOWN = 12  # test exams on the page
+PANELS = 3  # of curves in a row
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#1c2733;background:#fff}
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #d5dce3}
@@ -75,25 +78,45 @@ def _attributes(scores: dict[str, dict[str, float]]) -> str:
 
 
 def _curves(path: Path) -> str:
-    records: dict[str, list[tuple[int, float]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        records.setdefault(record["name"], []).append((record["step"], record["value"]))
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, points in records.items():
-        if name.startswith("train/") and name not in ("train/lr", "train/gradient_norm"):
-            left.plot(*zip(*points), lw=1, label=name)
-        if name in ("val/monitor", "val/bleu_4", "val/rouge_l", "val/cider", "val/findings_f1"):
-            right.plot(*zip(*points), marker="o", ms=3, label=name)
-    for axes in (left, right):
-        axes.set_xlabel("step")
+    drawn = _panels(path)
+    rows = math.ceil(len(drawn) / PANELS)
+    figure = Figure(figsize=(11, 2.6 * rows), layout="constrained")
+    spots = figure.subplots(rows, PANELS, squeeze=False).flat
+    for (title, lines), axes in zip(drawn.items(), spots):  # in this order: it takes no spot too many
+        axes.set_title(title, fontsize=9, loc="left")
+        for name, points in lines.items():
+            few = {"marker": "o", "ms": 3} if title.startswith("val/") else {"lw": 1}
+            axes.plot(*zip(*points), label=name, **few)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize=8)
+        if len(lines) > 1:
+            axes.legend(fontsize=7)
+    for axes in spots:  # those that are left
+        axes.set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return f"<img class=wide src=data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}>"
+
+
+def _panels(path: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """What is drawn on one scale: panel -> line -> steps and values, from the records of a run.
+
+    The loss with its terms is one panel, what one term tells of itself is one, and each score on validation; scores
+    that differ in a number alone, such as those of BLEU, share theirs. Those of single attributes have a table instead.
+    """
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        split, *names = record["name"].split("/")
+        if split == "train" and record["name"] not in ("train/lr", "train/gradient_norm"):
+            panel, label = "/".join([split, *names[:-1]]), names[-1]
+        elif split == "val" and len(names) == 1:
+            panel, label = re.sub(r"_\d+$", "", record["name"]), names[0]
+        else:
+            continue
+        found.setdefault(panel, {}).setdefault(label, []).append((record["step"], record["value"]))
+    return found
 
 
 def _exams(path: Path, parts: Parts) -> list[str]:
