@@ -266,7 +266,7 @@ def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path, trained:
         # What is refused, or lacks something, is told before the images are read.
         scorer = build_scorer(recipe, tokenizer)
         if trained is None:
-            _require_no_mirrored_sides(recipe, reports)
+            require_no_mirrored_sides(recipe, reports)
             _try_losses(recipe, tokenizer, splits["train"])
         cache, problems = build_image_cache(
             [exam for exams in splits.values() for exam in exams],
@@ -295,7 +295,7 @@ def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path, trained:
     return Parts(exams, tokenizer, topics, task, augment, scorer, left_out)
 
 
-def _require_no_mirrored_sides(recipe: Recipe, training_reports: Sequence[str]) -> None:
+def require_no_mirrored_sides(recipe: Recipe, training_reports: Sequence[str]) -> None:
     augment = recipe.data.augment
     if augment is not None:
         plugin = find("augment", augment.name, recipe.plugin_files)

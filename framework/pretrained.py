@@ -17,6 +17,8 @@ from framework.plugin_text import did_you_mean
 
 # What is read of a folder on the model hub: nothing that could carry code.
 SAFE = ["*.json", "*.txt", "*.model", "*.safetensors"]
+# Mean and standard deviation of red, green and blue, by which networks for ImageNet standardize images.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _unread: ContextVar[bool] = ContextVar("unread", default=False)
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from framework.cli.show import show, show_json
 from framework.cli.words import RECIPE_HELP, Files, Json, Overrides, RecipeArgument, files_of, is_override, load
+from framework.first_line import first_line
+
+if TYPE_CHECKING:
+    from framework.recipe import Recipe
 
 
 def cp(
@@ -36,14 +40,38 @@ def validate(
     for name in named:
         try:
             recipe = load(name, overrides)
+            notices = [*recipe.notices, *_of_sides(recipe)]
         except RecipeError as error:
             problems += error.lines
             continue
         print(f"{name}: good ({recipe_hash(recipe)})")
-        for notice in recipe.notices:
+        for notice in notices:
             print(f"  notice: {notice}")
     if problems:
         raise RecipeError(*dict.fromkeys(problems))
+
+
+def _of_sides(recipe: Recipe) -> list[str]:
+    """Reads the training reports, only where images are mirrored. Returns what is to be said where it cannot.
+
+    Raises:
+        RecipeError: a report names a side.
+    """
+    from framework.registry import find
+    from framework.sides import mirrors_by
+
+    augment = recipe.data.augment
+    key = None if augment is None else mirrors_by(find("augment", augment.name, recipe.plugin_files), augment.keys)
+    if key is None:
+        return []
+    from framework.build import build_dataset, require_no_mirrored_sides  # takes seconds to import
+
+    try:
+        exams = build_dataset(recipe).splits()["train"]
+    except (ValueError, OSError) as error:
+        return [f"data.augment.{key} mirrors images; whether reports name sides is not known here: {first_line(error)}"]
+    require_no_mirrored_sides(recipe, [exam.report for exam in exams])
+    return []
 
 
 def explain(

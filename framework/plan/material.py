@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from framework.build import build_dataset, build_tokenizer, load_exams
+from framework.build import build_dataset, build_tokenizer, load_exams, require_no_mirrored_sides
 from framework.exam import Exam
 from framework.recipe import Recipe
 
@@ -43,6 +43,7 @@ class Tokens:
 def read_material(recipe: Recipe) -> Material:
     splits = load_exams(build_dataset(recipe))
     reports = [exam.report for exam in splits["train"]]
+    require_no_mirrored_sides(recipe, reports)
     tokenizer = build_tokenizer(recipe, reports, None)
     return Material(splits, tokenizer, [tokenizer.encode(report, recipe.evaluate.max_tokens) for report in reports])
 

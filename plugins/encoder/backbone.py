@@ -21,6 +21,8 @@ from framework.blocks import blocks_of
 from framework.exam import Features
 from framework.fetched import fetched_of
 from framework.pretrained import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     add_lora,
     changed,
     config_from,
@@ -47,7 +49,6 @@ ARCHITECTURES = {name: cls for name, cls in MODEL_FOR_BACKBONE_MAPPING_NAMES.ite
 OURS = ("num_channels", "out_features", "out_indices", "reshape_hidden_states")
 PLAIN = (ValueError, RuntimeError, AssertionError)  # how networks refuse the size of an image
 # ImageNet's statistics, over the three channels: for weights that do not tell theirs, and for none.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @register("encoder", "backbone")
@@ -60,10 +61,12 @@ class Backbone(nn.Module):
 
     Source:
         Liu et al. 2022, arXiv 2201.03545 (ConvNeXt); Liu et al. 2021, arXiv 2103.14030 (Swin); Oquab et al. 2023,
-        arXiv 2304.07193 (DINOv2); Hu et al. 2021, arXiv 2106.09685 (LoRA).
+        arXiv 2304.07193 (DINOv2); Siméoni et al. 2025, arXiv 2508.10104 (DINOv3);
+        Hu et al. 2021, arXiv 2106.09685 (LoRA).
 
     Args:
-        architecture: A transformers backbone such as convnext, swin or dinov2, trained from scratch.
+        architecture: A transformers backbone such as convnext, swin, dinov2 or dinov3_vit, trained from scratch. Of
+            plain ViTs transformers has none but vitdet.
         config: Values of its configuration, such as depths; with `weights`, those that leave shapes alone.
         weights: A backbone to start from, in place of `architecture`: a folder, or a name on the model hub.
         frozen_stages: Stages that stay as they are, with the stem before them; 0 trains all. [stages]
@@ -100,7 +103,7 @@ class Backbone(nn.Module):
         if lora_rank and frozen_stages:
             raise ValueError(f"{KEY}.frozen_stages: lora_rank freezes all stages; set one of them to 0")
         self.blueprint, self.fetched = None, None
-        mean, std, folder = MEAN, STD, None
+        mean, std, folder = IMAGENET_MEAN, IMAGENET_STD, None
         if blueprint is not None:
             of_weights, mean, std = config_from(blueprint), blueprint["mean"], blueprint["std"]
             self.backbone, width, unused = _new(of_weights, channels)
@@ -281,13 +284,14 @@ def _statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation that a folder says images were standardized with."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
-        return MEAN, STD
+        return IMAGENET_MEAN, IMAGENET_STD
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         if not told.get("do_normalize", True):
             return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         mean, std = (
-            tuple(float(v) for v in told.get(key, usual)) for key, usual in (("image_mean", MEAN), ("image_std", STD))
+            tuple(float(v) for v in told.get(key, usual))
+            for key, usual in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
         )
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(

@@ -13,6 +13,8 @@ from transformers import ResNetConfig, ResNetModel
 from framework.exam import Features
 from framework.fetched import fetched_of
 from framework.pretrained import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     config_from,
     config_of,
     folder_of,
@@ -34,8 +36,6 @@ DEPTHS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-# The mean over the three channels of the ImageNet statistics that published weights were trained with.
-MEAN, STD = 0.449, 0.226
 
 
 @register("encoder", "resnet")
@@ -91,12 +91,18 @@ class ResNet(nn.Module):
         self.blueprint = {"config": plain_config(self.backbone.config)} if of_weights else None
         if norm == "group":
             _use_group_norm(self.backbone)
+        for name, of_colours in (("mean_C11", IMAGENET_MEAN), ("std_C11", IMAGENET_STD)):
+            values = of_colours if channels == 3 else (sum(of_colours) / 3,)
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
         self.backbone.to(memory_format=torch.channels_last)  # a sixth faster on CPU, more on GPU
         self.width = config.hidden_sizes[-1]
         self.position_VD = view_positions(max_views, self.width)
         self.pooling = view_pooling(fusion, self.width)
         freeze_stages(self.backbone, frozen_stages)
         self.fetched = fetched_of(self, "backbone", str(weights), folder) if folder and frozen_stages else None
+
+    mean_C11: Tensor
+    std_C11: Tensor
 
     def forward(self, image_BVCHW: Tensor, view_mask_BV: Tensor) -> Features:
         return encode_views(self._maps, image_BVCHW, view_mask_BV, self.position_VD, self.pooling)
@@ -111,7 +117,7 @@ class ResNet(nn.Module):
         return self
 
     def _maps(self, image_MCHW: Tensor) -> Tensor:
-        standard = ((image_MCHW - MEAN) / STD).contiguous(memory_format=torch.channels_last)
+        standard = ((image_MCHW - self.mean_C11) / self.std_C11).contiguous(memory_format=torch.channels_last)
         return self.backbone(standard).last_hidden_state
 
 

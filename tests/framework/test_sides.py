@@ -11,7 +11,9 @@ from conftest import ROOT
 from PIL import Image
 
 from framework.build import build_parts
+from framework.cli.recipes import validate
 from framework.distributed import start_accelerator
+from framework.plan import plan
 from framework.recipe import RecipeError, load_recipe
 from framework.sides import side_in
 from plugins.dataset.phantom import Phantom
@@ -95,3 +97,20 @@ def test_mirroring_under_written_sides_is_refused_when_a_run_begins(listed: list
     )
     assert said in str(caught.value)
     assert not (tmp_path / "cache").exists(), "no image was decoded"
+    with pytest.raises(RecipeError, match=r"flip: 3 of 4 training reports name a side"):
+        plan(recipe, 1)
+
+
+def test_validate_reads_the_reports_where_images_are_mirrored_and_says_where_it_cannot(
+    listed: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mirrored = [str(SMOKE), *listed, "data.augment={name: jitter, flip: 0.5}"]
+    with pytest.raises(RecipeError, match=r"flip: 3 of 4 training reports name a side"):
+        validate(mirrored)
+    validate([*mirrored, "data.augment.flip=0"])
+    assert "notice" not in capsys.readouterr().out
+    (tmp_path / "exams.json").unlink()
+    validate(mirrored)
+    assert "notice: data.augment.flip mirrors images; whether reports name sides is not known here: " in (
+        capsys.readouterr().out
+    )

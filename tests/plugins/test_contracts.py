@@ -16,7 +16,7 @@ from mini_busbra import draw, ellipse
 from mini_ddti import write_archive
 from PIL import Image
 from tiny_bert import save_tiny_bert
-from tiny_models import BERT, CONVNEXT, DINOV2, GPT2, of_bytes, of_words, save_llama
+from tiny_models import BERT, CONVNEXT, DINOV2, GPT2, VIT, of_bytes, of_words, save_llama
 
 from framework.registry import PLUGINS, catalogue, load
 from framework.testing import check
@@ -129,6 +129,8 @@ SMALL: dict[tuple[str, str], list[dict[str, Any] | Callable[[Path], dict[str, An
     ("encoder", "backbone"): [
         {"architecture": "convnext", "config": CONVNEXT, "fusion": "attention", "max_views": 0},
         {"architecture": "dinov2", "config": DINOV2, "frozen_stages": 1},
+        {"architecture": "dinov3_vit", "config": VIT},
+        {"architecture": "vitdet", "config": VIT},
     ],
     ("encoder", "resnet"): [
         {"depth": 10, "width": 8},

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import CONVNEXT, DINOV2, SWIN, save_swin
+from tiny_models import CONVNEXT, DINOV2, SWIN, VIT, save_swin
 from torch import nn
 from transformers import ResNetConfig, ResNetModel, SwinConfig, SwinModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
-from plugins.encoder.backbone import MEAN, STD, Backbone
+from framework.pretrained import IMAGENET_MEAN, IMAGENET_STD
+from plugins.encoder.backbone import Backbone
 from plugins.encoder.resnet import ResNet
 from plugins.encoder.tiny_cnn import TinyCnn
 
@@ -45,7 +46,8 @@ def test_grey_images_see_pretrained_weights_as_three_equal_channels_would(tmp_pa
     colour = ResNet(channels=3, depth=10, width=8, weights=str(tmp_path)).eval()
     image, mask = views()
     grey.load_state_dict({"position_VD": colour.position_VD}, strict=False)  # each drew its own
-    seen = [grey(image, mask), colour(image.expand(-1, -1, 3, -1, -1), mask)]
+    standard = (image - grey.mean_C11) / grey.std_C11
+    seen = [grey(image, mask), colour(standard * colour.std_C11 + colour.mean_C11, mask)]
     assert torch.allclose(seen[0].pooled_BD, seen[1].pooled_BD, atol=1e-5)
 
 
@@ -125,6 +127,7 @@ def test_frozen_stages_learn_nothing_and_keep_their_statistics(name: str) -> Non
         (lambda: ResNet(channels=1, depth=10, width=8), "backbone.embedder", "backbone.encoder.stages.3", 5),
         (lambda: Backbone(channels=1, architecture="swin", config=SWIN), "backbone.swin.embeddings", "layers.3", 5),
         (lambda: Backbone(channels=1, architecture="dinov2", config=DINOV2), "backbone.embeddings", "layer.1", 3),
+        (lambda: Backbone(channels=1, architecture="dinov3_vit", config=VIT), "backbone.embeddings", "layer.1", 3),
         (lambda: TinyCnn(channels=1, width=16, fusion="attention"), "layers.0", "layers.9", 4),
     ],
 )
@@ -141,7 +144,7 @@ def test_published_swin_weights_give_the_features_of_the_whole_model(tmp_path: P
     model = SwinModel.from_pretrained(save_swin(tmp_path)).eval()
     encoder = Backbone(channels=3, weights=str(tmp_path), max_views=0).eval()
     image = torch.rand(2, 1, 3, 32, 32)
-    standard = (image[:, 0] - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    standard = (image[:, 0] - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]
     expected = model(standard, always_partition=True).last_hidden_state
     assert torch.allclose(encoder(image, torch.ones(2, 1, dtype=torch.bool)).patches_BND, expected, atol=1e-5)
 

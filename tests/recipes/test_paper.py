@@ -41,7 +41,7 @@ def published(folder: Path, exams: int = 24) -> Path:
         split = "train" if uid <= exams - 8 else "val" if uid <= exams - 4 else "test"
         names = [f"{uid}_1.jpeg", f"{uid}_2.jpeg"]
         for name in names:
-            Image.fromarray(draw.integers(0, 255, (72, 96), dtype=np.uint8)).save(folder / "images" / name)
+            Image.fromarray(draw.integers(0, 255, (72, 96, 3), dtype=np.uint8)).save(folder / "images" / name)
         finding = "".join(REPORTS[(uid + step) % 4] for step in range(1 + uid % 2))
         exam = {"uid": uid, "finding": finding, "image_path": names, "labels": uid % 3, "split": split}
         found[split].append(exam)
@@ -74,7 +74,7 @@ def test_settings_are_those_published(organ: str) -> None:
     layout = [topics[key] for key in ("embedding", "neighbours", "components", "min_dist")]
     assert (topics["topics"], layout) == (TOPICS[organ], ["counts", 10, 2, 0.0])
     assert recipe.losses["topic"].keys["dropout"] == 0.5 and recipe.model.encoder.keys["max_views"] == 0
-    assert (recipe.data.image_size, recipe.data.augment.keys["share"]) == (224, 224 / 256)
+    assert (recipe.data.image_size, recipe.data.channels, recipe.data.augment.keys["share"]) == (224, 3, 224 / 256)
     assert recipe.model.encoder.keys["depth"] == 101 and recipe.model.encoder.keys["weights"] == "microsoft/resnet-101"
     decoder = recipe.model.decoder.keys
     assert [decoder[key] for key in ("layers", "width", "heads", "feedforward")] == [3, 512, 8, 512]
@@ -89,6 +89,7 @@ def test_settings_are_those_published(organ: str) -> None:
     assert (optimizer.lr, optimizer.encoder_lr, optimizer.lrs) == (1e-3, 5e-5, {"losses.topic": 5e-5})
     train = recipe.train
     assert (train.epochs, train.batch_size, train.clip, train.clip_by, train.seed) == (50, 32, 0.1, "value", 9233)
+    assert train.precision == "fp32"
     assert (recipe.schedule.name, recipe.schedule.keys) == ("step", {"every": 28 / 50, "gamma": 0.1})
     assert recipe.evaluate.monitor == "val/bleu_4"
     assert organ in recipe.data.dataset.keys["file"] and organ in recipe.data.dataset.keys["images"]
@@ -106,6 +107,7 @@ def test_on_exams_in_the_published_layout_steps_lower_the_loss(tmp_path: Path) -
     rates = {group["lr"] for group in strategy.optimizer.param_groups}
     assert rates == {5e-5, 1e-3}
     batch = collate([parts.exams["train"][number] for number in range(8)])
+    assert batch.image_BVCHW.shape[2] == 3 and not torch.equal(*batch.image_BVCHW[:, :, :2].unbind(2)), "in colour"
     losses = []
     for _ in range(4):
         torch.manual_seed(0)
