@@ -87,7 +87,10 @@ class Ultrasound:
         self.range = dynamic_range
 
     def __call__(self, image_BVCHW: Tensor, seeds: list[int]) -> Tensor:
-        """All is drawn from an exam's seed, for its views in their order: a view more changes nothing in the others."""
+        """All is drawn from an exam's seed, for its views in their order: a view more changes nothing in the others.
+
+        Numbers are drawn on the CPU, so that they are the same whatever the device; what they do is done on the device.
+        """
         batch, views = image_BVCHW.shape[:2]
         size = image_BVCHW.shape[-2:]
         sources = [torch.Generator().manual_seed(seed) for seed in seeds]

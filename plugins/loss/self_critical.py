@@ -50,7 +50,8 @@ class SelfCritical(nn.Module):
         Rennie et al. 2017, arXiv 1612.00563, equations 4 to 9. Baseline `mean`: Luo 2020, arXiv 2003.09971.
 
     Args:
-        reward: weights of scores by their names, of any metrics; of scores that are better when lower, below 0.
+        reward: weights of scores by their names, of any metrics that score single reports; below 0 for
+            scores that are better when lower.
         samples: reports drawn of each exam, in one decoding. [reports]
         baseline: what a drawn report is held against: the greedy report, or the mean of the exam's other samples.
     """

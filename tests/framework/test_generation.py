@@ -12,6 +12,7 @@ from framework.ensemble import EachFeatures, Ensemble
 from framework.exam import Features
 from framework.generation import NEVER, forbid_repeats, generate, select
 from framework.special_tokens import BOS, EOS
+from plugins.decoder.lstm_attention import LstmAttention
 from plugins.decoder.transformer import Transformer
 
 WORDS, LONGEST = 13, 9
@@ -25,6 +26,15 @@ def make_decoder(seed: int) -> Transformer:
     ).eval()  # fmt: skip
     for weight in decoder.parameters():
         weight.data *= 2.5  # at its first weights a decoder finds all words alike, which would test nothing
+    return decoder
+
+
+def make_recurrent(seed: int) -> LstmAttention:
+    """A decoder with a state of another form."""
+    torch.manual_seed(seed)
+    decoder = LstmAttention(vocabulary_size=WORDS, feature_width=6, width=16, word_width=8, attention_width=8).eval()
+    for weight in decoder.parameters():
+        weight.data *= 2.5
     return decoder
 
 
@@ -112,7 +122,7 @@ def test_a_model_together_with_itself_writes_what_it_writes_alone(beam: int, mem
 def test_models_write_together_by_the_mean_of_their_probabilities(beam: int, no_repeat: int) -> None:
     differs = False
     for seed in range(2):
-        decoders = [make_decoder(seed), make_decoder(seed + 10), make_decoder(seed + 20)]
+        decoders = [make_decoder(seed), make_decoder(seed + 10), make_recurrent(seed + 20)]
         features = [make_features(2, seed + 5 * number) for number in range(3)]  # each has an encoder of its own
         options = {"max_tokens": LONGEST, "beam": beam, "length_penalty": 1.0, "no_repeat": no_repeat}
         found = generate(Ensemble([Member(each) for each in decoders]), of_each(*features), **options)
