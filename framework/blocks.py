@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -31,7 +32,8 @@ def blocks_of_task(task: Any) -> list[nn.Module]:
 def compute_again(block: nn.Module) -> None:
     """Makes a block keep its input alone for the backward pass, which computes it a second time.
 
-    The second pass draws the same dropout, and batch normalization counts the batch once.
+    The second pass draws the same dropout in the same mode, and batch normalization counts the batch once. A block that
+    is frozen is computed again too: a gradient may go through it, as through a frozen language model.
 
     Source:
         Chen et al. 2016, arXiv 1604.06174.
@@ -39,7 +41,7 @@ def compute_again(block: nn.Module) -> None:
     first = block.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if not block.training:
+        if not torch.is_grad_enabled():
             return first(*args, **kwargs)
         contexts = partial(_first_and_second, block)
         return checkpoint(first, *args, use_reentrant=False, context_fn=contexts, **kwargs)
@@ -53,20 +55,25 @@ def keep_all(block: nn.Module) -> None:
 
 
 def _first_and_second(block: nn.Module) -> tuple[Any, Any]:
-    return nullcontext(), _statistics_kept(block)
+    return nullcontext(), _second(block, {part: part.training for part in block.modules()})
 
 
 @contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """The running statistics stay as they are: they have seen this batch."""
+def _second(block: nn.Module, modes: dict[nn.Module, bool]) -> Iterator[None]:
+    """The modes are those of the first pass, and running statistics stay as they are: they have seen this batch."""
+    now = {part: part.training for part in modes}
     norms = [part for part in block.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
     counts = [norm.num_batches_tracked for norm in norms]
     before = [(norm.momentum, None if count is None else count.clone()) for norm, count in zip(norms, counts)]
     for norm in norms:
         norm.momentum = 0.0
+    for part, training in modes.items():
+        part.training = training
     try:
         yield
     finally:
+        for part, training in now.items():
+            part.training = training
         for norm, count, (momentum, kept) in zip(norms, counts, before):
             norm.momentum = momentum
             if count is not None and kept is not None:

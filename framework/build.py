@@ -15,13 +15,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from framework.data import ExamSet
+from framework.data import ExamSet, collate
 from framework.data_check import ExamWarning, check_splits, listing
 from framework.distill import Topics, distill
 from framework.distributed import gather, in_turns, on_main
 from framework.exam import Exam, ExamSource
 from framework.fetched import read_notes, require_fetched
 from framework.image_cache import ImageCache, build_image_cache
+from framework.micro_batch import hardest_sample
 from framework.optim import freeze, parameter_groups
 from framework.pretrained import values_unread
 from framework.progress import say
@@ -30,11 +31,13 @@ from framework.recipe.score_names import metric_of
 from framework.registry import PluginError, catalogue, find, load
 from framework.report_space import USUAL_DIMENSIONS, ReportSpace
 from framework.reward import Reward
+from framework.sampling import evaluating
 from framework.scoring import Scorer
 from framework.sides import mirrored_sides
 from framework.signature import given
 from framework.task import ReportTask
 from framework.term_weights import Uncertainty
+from framework.views import require_places
 
 
 @dataclass(frozen=True)
@@ -255,8 +258,13 @@ def build_scorer(recipe: Recipe, tokenizer: Any) -> Scorer:
     return Scorer(metrics, tokenizer, recipe.evaluate.weights)
 
 
-def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path, trained: Path | None = None) -> Parts:
-    """All parts of a run. One process decodes images and finds topics first; the others read what it cached."""
+def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path | None, trained: Path | None = None) -> Parts:
+    """All parts of a run. One process decodes images and finds topics first; the others read what it cached.
+
+    Args:
+        run: the folder that is told the topics; None: none is.
+        trained: the folder of the exported model; None: it is still to be trained.
+    """
     with in_turns(accelerator):
         source = build_dataset(recipe)
         splits = load_exams(source)
@@ -290,6 +298,8 @@ def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path, trained:
     task = build_task(
         recipe, tokenizer, count, space, training=splits["train"], trained=trained is not None, model=trained
     )
+    if trained is None:
+        require_all_views_fit(task, exams)
     augment = None if recipe.data.augment is None else build_plugin(recipe, "augment", recipe.data.augment)
     left_out = len({problem.exam_id for problem in problems})
     return Parts(exams, tokenizer, topics, task, augment, scorer, left_out)
@@ -301,6 +311,25 @@ def require_no_mirrored_sides(recipe: Recipe, training_reports: Sequence[str]) -
         plugin = find("augment", augment.name, recipe.plugin_files)
         if problem := mirrored_sides(plugin, augment.keys, training_reports):
             raise RecipeError(problem)
+
+
+def require_all_views_fit(task: ReportTask, exams: Mapping[str, ExamSet]) -> None:
+    """Holds the model to the most views of all splits, which may come as late as in the scores after training.
+
+    Raises:
+        ValueError: an exam has more than the encoder takes, or than the decoder has room for.
+    """
+    most = {name: max(some.exams, key=lambda exam: len(exam.views)) for name, some in exams.items() if some.exams}
+    split, exam = max(most.items(), key=lambda item: len(item[1].views))
+    views, named = len(exam.views), f"exam {exam.id} of split {split}"
+    require_places(named, views, getattr(task.encoder, "position_VD", None))
+    if views == len(most["train"].views):
+        return  # the first epoch has such an exam
+    with evaluating(task), torch.no_grad():
+        try:
+            task.decoder.start(task.features(collate([hardest_sample(exams[split])])))
+        except ValueError as error:
+            raise ValueError(f"{named} has {views} views, more than any of train: {error}") from error
 
 
 def _same_everywhere(accelerator: Accelerator, splits: dict[str, list[Exam]]) -> None:

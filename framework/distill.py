@@ -19,6 +19,7 @@ import numpy as np
 
 from framework.lock import one_at_a_time
 from framework.report_space import ReportSpace
+from framework.segmentation import TERMS
 from framework.topic_count import TopicChoice
 from framework.topic_measures import TopicCard, different_reports
 from framework.topic_picture import draw_topics
@@ -26,10 +27,14 @@ from framework.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 TRAIN = "train"  # the one split that topics are fitted on
-# Part of the key, beside the distiller's own file: another version may find other topics.
+TOLD = "topics.json"  # in a run's folder
+# Part of the key, beside the distiller's own file and the terms that Chinese is cut by: another version may find other
+# topics.
 CODE = (
     "distill",
+    "pretrained",
     "report_space",
+    "segmentation",
     "sentence_encoder",
     "text_embedding",
     "topic_count",
@@ -116,14 +121,25 @@ def distill(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(place / f"{name}.png", folder / "topics.png")
-        write_whole(folder / "topics.json", _as_json(topics))
+        write_whole(folder / TOLD, _as_json(topics))
     return topics
+
+
+def differing_topics(told: Path, topics: Topics | None) -> str:
+    """How topics of the training exams differ from those that a run's topics.json tells; empty where nothing does."""
+    if topics is None or not told.is_file():
+        return ""
+    before, now = json.loads(told.read_bytes())["labels"][TRAIN], topics.labels[TRAIN].tolist()
+    if len(before) != len(now):
+        return f"it tells the topics of {len(before)} training exams, and there are {len(now)}"
+    differing = sum(one != other for one, other in zip(before, now))
+    return f"{differing} of {len(now)} training exams have another topic now" if differing else ""
 
 
 def _fingerprint(distiller: Distiller, texts: Mapping[str, Sequence[str]], key: str) -> str:
     versions = {found.name: found.version for found in importlib.metadata.distributions() if found.name in LIBRARIES}
     code = [Path(__file__).with_name(f"{part}.py") for part in CODE]
-    code.append(Path(str(inspect.getsourcefile(type(distiller)))))
+    code += [TERMS, Path(str(inspect.getsourcefile(type(distiller))))]
     sources = [hashlib.sha256(path.read_bytes()).hexdigest() for path in code]
     embedding = getattr(distiller, "embedding", None)
     identity = None if embedding is None else embedding.identity

@@ -16,8 +16,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from framework.build import Parts, build_optimizer, build_parts, build_plugin
-from framework.checkpoint import Keep, Progress, SavedState, Snapshot, checkpoints_of
+from framework.checkpoint import CheckpointError, Keep, Progress, SavedState, Snapshot, checkpoints_of
 from framework.data import Slices, load_batches, step_seed, steps_of
+from framework.distill import differing_topics
 from framework.distributed import (
     agree,
     describe_launch,
@@ -37,11 +38,11 @@ from framework.exported_model import ModelTexts, load_weights, publish_model
 from framework.fetched import notes_of, require_same_weights, say_saved
 from framework.init_from import Source, begun, source_of
 from framework.micro_batch import largest_micro_batch, too_large
-from framework.patients import NOTES, patients_seen
+from framework.patients import NOTES, patients_seen, require_unseen
 from framework.progress import progress_bar, say
-from framework.recipe import Recipe, result_tree, save
+from framework.recipe import Recipe, load_recipe, result_tree, save
 from framework.report import write_page
-from framework.run_folder import OpenedRun, open_run, take_back
+from framework.run_folder import OpenedRun, open_run, take_back, topics_that_stay
 from framework.saver import Saver
 from framework.score_table import print_scores
 from framework.step import Step, augmented, draw_anew, take_step
@@ -77,7 +78,9 @@ def train(recipe: Recipe) -> Path:
             # What is wrong with it is told before the exams are prepared.
             source = source_of(accelerator, recipe, opened)
             watch.at("preparing exams and topics", patient=True)
-            parts = build_parts(recipe, accelerator, run=opened.folder)
+            kept = topics_that_stay(recipe, opened)
+            parts = build_parts(recipe, accelerator, run=None if kept else opened.folder)
+            on_main(accelerator, lambda: _require_same_exams(recipe, parts, opened, kept))
             launch |= begun(accelerator, recipe, parts, opened, source)
         except ValueError:  # refused, before anything was trained
             if accelerator.is_main_process:
@@ -186,7 +189,8 @@ class Loop:
         self.strategy.set_rates(self.schedule(progress.step))
         # Everything random is drawn anew each step from the step's number, so that a resumed run draws the same.
         draw_anew(step_seed(seed, progress.step, self.accelerator.process_index))
-        group = [augmented(batch, self.parts.augment, seed, progress.epoch) for batch in group]
+        moved = [batch.to(self.accelerator.device) for batch in group]
+        group = [augmented(batch, self.parts.augment, seed, progress.epoch) for batch in moved]
         try:
             taken = take_step(self.strategy, group, weights_at(self.recipe, progress.step, self.steps))
         except torch.OutOfMemoryError as error:
@@ -404,6 +408,28 @@ class Loop:
             say(f"notice: {notice}")
         if notice := notice_of_cut(self.strategy.task.losses, slices):
             say(f"notice: {notice}")
+
+
+def _require_same_exams(recipe: Recipe, parts: Parts, opened: OpenedRun, topics: Path | None) -> None:
+    """Holds a run that goes on to its patients and its topics, neither of which the recipe alone decides.
+
+    Args:
+        topics: those that it was trained on; None: it may have others.
+
+    Raises:
+        ValueError: patients that it has learned from are scored now.
+        CheckpointError: it would go on with other topics.
+    """
+    if opened.checkpoint is not None:
+        model = opened.checkpoint / "model"
+        require_unseen("resume", model, load_recipe(model / "recipe.yaml"), recipe, parts.exams)
+    if topics is not None and (differing := differing_topics(topics, parts.topics)):
+        raise CheckpointError(
+            f"{topics}: {differing}, so what has learned topics would go on with others. They are found anew where "
+            f"data.cache ({recipe.data.cache}) was cleared, or where libraries or Sonoscribe are other versions. Put "
+            f"these back, begin a new run with this one's model ('resume=never init_from={opened.folder}'), or go on "
+            "all the same: 'resume_despite=[distiller]'"
+        )
 
 
 def _place(accelerator: Accelerator) -> tuple[int, int]:

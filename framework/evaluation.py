@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from framework.build import Parts, build_parts, run_recipe
 from framework.data import ExamSet, load_batches
+from framework.distill import TOLD, differing_topics
 from framework.distributed import gather, on_main, start_accelerator
 from framework.floors import Rows, floor_rows, rows_of, unseen_rows
 from framework.generation import generate
@@ -162,12 +163,17 @@ def evaluate_run(run: Path, split: str, writers: Writers = BEST) -> Scores:
     """
     recipe = run_recipe(run)
     accelerator = start_accelerator(recipe, training=False)
-    parts = build_parts(recipe, accelerator, run=run, trained=run / "model")
+    topics = run / TOLD
+    # What it was trained on stays; a model that was copied to another place is told them.
+    parts = build_parts(recipe, accelerator, run=None if topics.is_file() else run, trained=run / "model")
     if split not in parts.exams:
         raise ValueError(f"--split: no split '{split}' in the data. It has: {', '.join(parts.exams)}")
+    scored = {split: parts.exams[split]}
+    require_unseen("evaluate", run / "model", recipe, recipe, scored)
     for other in writers.others:
-        scored = {split: parts.exams[split]}
         require_unseen(f"--with {other}", other / "model", run_recipe(other), recipe, scored)
+    if differing := differing_topics(topics, parts.topics):
+        say(f"notice: {topics}: {differing}; it stays as it is. Of the scores, topic_oracle alone depends on topics")
     task, told = load_writers(run, recipe, parts.tokenizer, writers, parts.task)
     task, label = task.to(accelerator.device).eval(), writers.label
     scores = evaluate_split(accelerator, task, parts, recipe, split, run, label=label, written_by=told)

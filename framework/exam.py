@@ -89,7 +89,10 @@ class Features(NamedTuple):
 
 @dataclass
 class Outputs:
-    """What losses may look at. `logits_BTW[:, t]` predicts `report_BT[:, t + 1]`; T is one less than the report's."""
+    """What losses may look at. `logits_BTW[:, t]` predicts `report_BT[:, t + 1]`; T is one less than the report's.
+
+    None stands for logits that no loss of the recipe needs.
+    """
 
     features: Features
     logits_BTW: Tensor

@@ -6,6 +6,10 @@ exported_model.py ask for:
     blueprint   what the part's shape was read from, as plain values; a trained model is built from it again without
                 the folder, which hands it over as the run-time value of that name
     fetched     a `Fetched`: frozen weights that are as the folder has them; they are not saved, but read there again
+
+A part may also name `settings`: buffers that say what recipe and tokenizer say. They are saved, and a run that begins
+with this model keeps its own. A loss that reads frozen weights which are no part of it offers `fetched` without names:
+a run goes on with the same ones alone.
 """
 
 from __future__ import annotations
@@ -71,7 +75,15 @@ def notes_of(task: nn.Module) -> dict[str, dict[str, Any]]:
             found.setdefault(name, {})["blueprint"] = blueprint
     for name, fetched in fetched_in(task).items():
         found.setdefault(name, {})["fetched"] = {"weights": fetched.weights, "files": fetched.files()}
+    if read := _read_by_losses(task):
+        found["losses"] = {name: {"weights": one.weights, "files": one.files()} for name, one in read.items()}
     return found
+
+
+def _read_by_losses(task: nn.Module) -> dict[str, Fetched]:
+    """Frozen weights that losses read and that are no part of them, by loss."""
+    losses = dict(getattr(task, "losses", nn.ModuleDict()).items())
+    return {name: loss.fetched for name, loss in losses.items() if getattr(loss, "fetched", None) is not None}
 
 
 def read_notes(model: Path, part: str) -> dict[str, Any]:
@@ -90,11 +102,16 @@ def require_same_weights(model: Path, task: nn.Module, part: str | None = None) 
     """Raises ValueError where a task's fetched weights are not those that a saved model was trained on.
 
     Args:
-        part: of the task that is looked at; None: all.
+        part: of the task that is looked at; None: all, and what losses read.
     """
     for name, fetched in fetched_in(task).items():
         if part in (None, name) and (told := read_notes(model, name).get("fetched")):
             _compare(told["files"], fetched.files(), fetched.folder, f"model.{name}.weights")
+    before = read_notes(model, "losses") if part is None else {}
+    for name, fetched in _read_by_losses(task).items():
+        told = before.get(name, {})
+        if told.get("weights") == fetched.weights:  # another name is the recipe's to tell
+            _compare(told["files"], fetched.files(), fetched.folder, f"losses.{name}")
 
 
 def require_fetched(told: dict[str, Any], key: str) -> None:

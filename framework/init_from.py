@@ -104,17 +104,22 @@ def begin_from(
     here = {name: value for name, value in task.state_dict().items() if name.startswith(PARTS)}
     _require_known(recipe.init_skip, [*here, *there])
     skipped = _skipped([*here, *there], recipe.init_skip, task)
-    there, kept = ({n: value for n, value in tensors.items() if n not in skipped} for tensors in (there, here))
+    settings = _settings(task)
+    there, here = ({n: value for n, value in tensors.items() if n not in settings} for tensors in (there, here))
     words = build_tokenizer(before, [], source.model)
-    unsaved = unsaved_names(task)
-    _require_fit(source, _misfits(there, kept, unsaved, words, tokenizer), [*here, *there])
-    for part in dict.fromkeys(name.partition(".")[0] for name in kept):  # one that is skipped may have any
+    of_words = [name for name in _of_words(there, here, words, tokenizer) if name not in skipped]
+    there, kept = ({n: value for n, value in tensors.items() if n not in skipped} for tensors in (there, here))
+    misfits = _misfits(there, kept, unsaved_names(task), {_other_words(words, tokenizer): of_words})
+    _require_fit(source, misfits, [*here, *there])
+    parts = list(dict.fromkeys(name.partition(".")[0] for name in kept))  # one that is skipped may have any
+    for part in parts:
         try:
             require_same_weights(source.model, task, part)
         except ValueError as error:
             raise ValueError(f"init_from: {error}. Or let the part begin anew: 'init_skip=[{part}]'") from None
     if not there:
         raise ValueError(f"init_skip leaves nothing of {source.model}; take init_from out, or name fewer parts")
+    _say_other_keys(source, before, recipe, parts)
     task.load_state_dict(there, strict=False)
     parameters = {id(weight): weight for name, weight in task.named_parameters(remove_duplicate=False) if name in there}
     count = sum(weight.numel() for weight in parameters.values())
@@ -139,6 +144,32 @@ def _skipped(names: Iterable[str], skip: Sequence[str], task: ReportTask) -> set
     return {name for name in names if any(longest_fitting(each, skip) for each in alike.get(name, [name]))}
 
 
+def _settings(task: ReportTask) -> set[str]:
+    """Buffers that say what this run's keys and tokenizer say, by their names in the task: never the source's."""
+    return {f"{part}.{name}" for part, module in task.named_children() for name in getattr(module, "settings", ())}
+
+
+def _say_other_keys(source: Source, before: Recipe, recipe: Recipe, parts: Sequence[str]) -> None:
+    """Tells keys that differ in parts that are taken over: eight heads have the shapes of two, and compute otherwise.
+
+    No refusal: which keys are of training alone (dropout), or say where weights came from, only the plugin knows.
+    """
+    words = []
+    for part in parts:
+        theirs, ours = ({"name": c.name, **c.keys} for c in (getattr(r.model, part) for r in (before, recipe)))
+        keys = ["name"] if theirs["name"] != ours["name"] else list(dict.fromkeys([*theirs, *ours]))
+        words += [
+            f"model.{part}.{key} ({theirs.get(key)!r} there, {ours.get(key)!r} here)"
+            for key in keys
+            if theirs.get(key) != ours.get(key)
+        ]
+    if words:
+        say(
+            f"notice: init_from: {source.model} fits by its shapes, and was trained with other keys: "
+            f"{', '.join(words)}. See to it that its weights mean the same under these"
+        )
+
+
 def _require_known(skip: Sequence[str], names: Sequence[str]) -> None:
     for prefix in skip:
         if not any(longest_fitting(name, [prefix]) for name in names):
@@ -148,13 +179,17 @@ def _require_known(skip: Sequence[str], names: Sequence[str]) -> None:
 
 
 def _misfits(
-    there: Mapping[str, Tensor], here: Mapping[str, Tensor], unsaved: frozenset[str], words: Any, tokenizer: Any
+    there: Mapping[str, Tensor], here: Mapping[str, Tensor], unsaved: frozenset[str], known: Mapping[str, Sequence[str]]
 ) -> dict[str, dict[str, str]]:
-    """What does not fit, by the reason that is told: names of tensors, and what is told of each."""
+    """What does not fit, by the reason that is told: names of tensors, and what is told of each.
+
+    Args:
+        known: reason and names of what does not fit whatever its shape.
+    """
     both = [name for name in here if name in there]
-    of_words = _of_words(there, here, words, tokenizer)
+    of_words = {name for names in known.values() for name in names}
     found = {
-        _other_words(words, tokenizer): dict.fromkeys(of_words, ""),
+        **{reason: dict.fromkeys(names, "") for reason, names in known.items()},
         "have other shapes": {
             name: f" ({_shape(there[name].shape)} there, {_shape(here[name].shape)} here)"
             for name in both
@@ -171,6 +206,9 @@ def _misfits(
 def _of_words(there: Mapping[str, Tensor], here: Mapping[str, Tensor], words: Any, tokenizer: Any) -> list[str]:
     """Where the tokenizers have other words: the decoder's tensors that stand for them, told by a side as long as the
     vocabulary; all of the decoder, where none is.
+
+    Args:
+        there: all tensors of the source, as `here` all of this run: those that are skipped tell of the others, too.
     """
     if list(words.vocabulary) == list(tokenizer.vocabulary):
         return []

@@ -154,7 +154,11 @@ def longest_fitting(name: str, prefixes: Iterable[str]) -> str | None:
 def nearest_part(prefix: str, names: Iterable[str]) -> str:
     """` Did you mean ...` of the parts, to a depth of three below whole names, that parameters of these names have."""
     parts = {name.rsplit(".", depth)[0] for name in names for depth in (0, 1, 2)}
-    return did_you_mean(prefix, sorted(parts))
+    first = prefix.partition(".")[0]
+    inside = {
+        part for part in parts if longest_fitting(part, [first])
+    }  # a slip in the rest leaves the first word right
+    return did_you_mean(prefix, sorted(inside or parts))
 
 
 def _require_parts(task: nn.Module, prefixes: Iterable[str], key: str) -> None:

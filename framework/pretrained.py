@@ -41,15 +41,20 @@ def folder_of(weights: str, key: str) -> Path:
     """The folder of pretrained weights: a local one, or that of a name on the model hub, fetched if it is not here yet.
 
     Raises:
-        ValueError: there is no such folder, or the hub does not give it.
+        ValueError: there is no such folder, or the hub does not give it; or it holds an adapter.
     """
+    folder = _fetched_folder(weights, key)
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{key}: {weights} holds an adapter; expected whole weights (merge it into its model)")
+    return folder
+
+
+def _fetched_folder(weights: str, key: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     local = Path(weights).expanduser()
     if local.is_dir():
-        if (local / "adapter_config.json").is_file():
-            raise ValueError(f"{key}: {weights} holds an adapter; expected whole weights (merge it into its model)")
         return local
     if weights[:1] in ("", ".", "/", "~") or local.exists():
         raise ValueError(

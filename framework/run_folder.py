@@ -21,6 +21,7 @@ from framework.checkpoint import (
     read_progress,
     step_of,
 )
+from framework.distill import TOLD
 from framework.distributed import launch_id, restarts
 from framework.exits import Stopped
 from framework.exported_model import publish_model
@@ -92,6 +93,13 @@ def take_back(opened: OpenedRun) -> None:
             above.rmdir()
         except OSError:  # another run is in it
             return
+
+
+def topics_that_stay(recipe: Recipe, opened: OpenedRun) -> Path | None:
+    """What tells the topics of a run that goes on, which it must keep; None where it begins anew or may have others."""
+    told = opened.folder / TOLD
+    others = any(is_within(key, "distiller") for key in recipe.resume_despite)
+    return told if opened.checkpoint is not None and told.is_file() and not others else None
 
 
 def _find(recipe: Recipe) -> tuple[Path, Path | None]:

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from framework.distributed.settled import on_cpu
 from framework.pretrained import config_of, folder_of, positions_of, read_text_encoder
 
 log = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class SentenceEncoder:
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Directions of texts, float32 [n, D], each of length 1. Texts beyond `limit` are cut, which the log tells.
 
-        On the GPU where there is one. A vector does not depend on the other texts but for rounding.
+        On the GPU where the run may use one. A vector does not depend on the other texts but for rounding.
         """
         if not texts:
             return np.zeros((0, self.width), dtype=np.float32)
@@ -133,7 +134,7 @@ class SentenceEncoder:
             log.warning("%d of %d texts are cut to the %d pieces that %s takes", cut, len(texts), self.limit, self.name)
         end = len(self.after)
         pieces = [row if len(row) <= self.limit else [*row[: self.limit - end], *self.after] for row in pieces]
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cpu" if on_cpu() else "cuda")
         vectors = np.empty((len(texts), self.width), dtype=np.float32)
         order = sorted(range(len(pieces)), key=lambda place: len(pieces[place]))  # little padding in a batch
         for start in range(0, len(order), BATCH):

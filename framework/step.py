@@ -35,7 +35,8 @@ def take_step(strategy: Strategy, group: list[Batch], weights_L: Tensor) -> Step
     accelerator = strategy.accelerator
     strategy.begin_step()
     weights_L = weights_L.to(accelerator.device)
-    counts_L = torch.stack([strategy.task.counts(batch) for batch in group]).sum(0).to(accelerator.device)
+    group = [batch.to(accelerator.device) for batch in group]
+    counts_L = torch.stack([strategy.task.counts(batch) for batch in group]).sum(0)
     counts_L = accelerator.reduce(counts_L, "sum").clamp(min=1)
     sums_2L = torch.zeros(2, len(weights_L), device=accelerator.device)
     means_2L, factors_L = sums_2L, weights_L
@@ -43,7 +44,7 @@ def take_step(strategy: Strategy, group: list[Batch], weights_L: Tensor) -> Step
     for number, batch in enumerate(group, 1):
         last = number == len(group)
         with strategy.accumulating(last=last):
-            of_batch_3L = strategy(batch.to(accelerator.device))
+            of_batch_3L = strategy(batch)
             factors_L = of_batch_3L[2].detach()
             sums_2L = sums_2L + of_batch_3L[:2].detach()
             told = {key: told.get(key, 0) + value.detach().float() for key, value in strategy.task.told().items()}
@@ -63,7 +64,8 @@ def _means(strategy: Strategy, told: Mapping[tuple[str, str], Tensor], counts_L:
     """Over all processes, whose losses tell the same things in the same order; for each item that the loss counts."""
     if not told:
         return {}
-    sums_K = strategy.accelerator.reduce(torch.stack(list(told.values())).to(counts_L.device), "sum")
+    values = [value.to(counts_L.device) for value in told.values()]
+    sums_K = strategy.accelerator.reduce(torch.stack(values), "sum")
     count = dict(zip(strategy.task.losses, counts_L))
     return {f"{loss}/{what}": float(value / count[loss]) for (loss, what), value in zip(told, sums_K)}
 
@@ -76,7 +78,7 @@ def draw_anew(seed: int) -> None:
 
 
 def augmented(batch: Batch, augment: Any | None, seed: int, epoch: int) -> Batch:
-    """The batch with its images changed, each exam's by numbers of its own; without `augment`, as it is."""
+    """The batch with images changed where they lie, each exam's by numbers of its own; as it is without `augment`."""
     if augment is not None:
         seeds = [exam_seed(seed, epoch, exam_id) for exam_id in batch.exam_ids]
         batch.image_BVCHW = augment(batch.image_BVCHW, seeds)

@@ -47,6 +47,8 @@ class ReportTask(nn.Module):
         self.decoder = decoder
         self.losses = nn.ModuleDict(losses)
         self.weighting = weighting
+        looked_at = {word for loss in self.losses.values() for word in getattr(loss, "needs", ("logits",))}
+        self._decodes = not looked_at.isdisjoint({"logits", "decoder"})
 
     def train(self, mode: bool = True) -> ReportTask:
         """As of any module, but what is frozen stays in evaluation mode."""
@@ -58,8 +60,9 @@ class ReportTask(nn.Module):
         return self
 
     def counts(self, batch: Batch) -> Tensor:
-        """[L], in the order of `losses`."""
-        return torch.stack([loss.count(batch).float() for loss in self.losses.values()])
+        """[L], in the order of `losses`, on the device of the batch, wherever a loss has made its number."""
+        device = batch.report_BT.device
+        return torch.stack([loss.count(batch).to(device, torch.float32) for loss in self.losses.values()])
 
     def told(self) -> dict[tuple[str, str], Tensor]:
         """What losses tell beside their terms of the batch before, by loss and name: sums over the items they count."""
@@ -72,10 +75,11 @@ class ReportTask(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """[3, L], in the order of `losses`: the sums to minimize, those of the terms, and the learned factors between.
 
-        One tensor, since that is what every wrapper hands through with its gradient.
+        One tensor, since that is what every wrapper hands through with its gradient. A decoder that no loss looks at
+        is left out: it is frozen, as check.py sees to.
         """
         features = self.features(batch)
-        logits_BTW = self.decoder(features, batch.report_BT[:, :-1])
+        logits_BTW: Any = self.decoder(features, batch.report_BT[:, :-1]) if self._decodes else None
         outputs = Outputs(features, logits_BTW, self.decoder)
         sums_L = torch.stack([loss(batch, outputs).float() for loss in self.losses.values()])
         if self.weighting is None:

@@ -16,6 +16,7 @@ import faiss
 import numpy as np
 from sklearn.cluster import kmeans_plusplus
 
+from framework.distributed.settled import on_cpu
 from framework.topic_measures import by_size
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class KMeans:
-    """How to cluster: on a GPU where faiss offers one.
+    """How to cluster: on a GPU where faiss offers one and the run may use it.
 
     Source:
         Johnson, Douze and Jégou 2019, arXiv 1702.08734. Spherical: Dhillon and Modha 2001, Machine Learning 42.
@@ -57,7 +58,7 @@ class KMeans:
                 spherical=self.spherical,
                 max_points_per_centroid=len(points),  # the default of 256 drops reports without a word
                 min_points_per_centroid=1,
-                gpu=min(1, faiss.get_num_gpus()),
+                gpu=_gpus(),
             )
             kmeans.train(points, init_centroids=np.ascontiguousarray(first, dtype=np.float32))
             found = np.asarray(kmeans.centroids)
@@ -76,7 +77,7 @@ class KMeans:
             "faiss %s clusters %d reports on the %s",
             faiss.__version__,
             len(points),
-            "GPU" if faiss.get_num_gpus() else "CPU (this faiss offers no GPU)",
+            "GPU" if _gpus() else "CPU" if on_cpu() else "CPU (this faiss offers no GPU)",
         )
         centroids = self.centroids(points, count, seed)
         centroids = centroids[by_size(squared_distances(points, centroids).argmin(axis=1), count)]
@@ -103,6 +104,10 @@ class Clusters:
             distances[~points.any(axis=1)] = 1.0  # the origin is as far from all: rounding would choose for it
         weights = np.exp((distances.min(axis=1, keepdims=True) - distances) / self.spread)
         return distances.argmin(axis=1), (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _gpus() -> int:
+    return 0 if on_cpu() else min(1, faiss.get_num_gpus())
 
 
 def squared_distances(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:

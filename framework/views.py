@@ -29,11 +29,7 @@ def encode_views(
         patches.
     """
     views = view_mask_BV.shape[1]
-    if position_VD is not None and views > position_VD.shape[0]:
-        raise ValueError(
-            f"an exam has {views} views, the encoder is built for {position_VD.shape[0]}: raise "
-            "model.encoder.max_views and train anew, or give fewer views"
-        )
+    require_places("an exam", views, position_VD)
     rows = view_mask_BV.nonzero()  # places, not a mask: their number is the shape of what comes, even of fake images
     maps_MDhw = backbone(image_BVCHW[rows[:, 0], rows[:, 1]])
     patches_MPD = maps_MDhw.flatten(2).transpose(1, 2)
@@ -50,6 +46,15 @@ def encode_views(
     mask_BN = view_mask_BV.repeat_interleave(per_view, dim=1)
     pooled_BD = patches_BND.sum(1) / mask_BN.sum(1, keepdim=True).clamp(min=1)
     return Features(patches_BND, mask_BN, pooled_BD)
+
+
+def require_places(exam: str, views: int, position_VD: Tensor | None) -> None:
+    """Raises ValueError where an exam has more views than an encoder with these positions takes."""
+    if position_VD is not None and views > position_VD.shape[0]:
+        raise ValueError(
+            f"{exam} has {views} views, the encoder is built for {position_VD.shape[0]}: raise "
+            "model.encoder.max_views and train anew, or give fewer views"
+        )
 
 
 def view_positions(max_views: int, width: int) -> nn.Parameter | None:

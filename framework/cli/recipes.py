@@ -10,7 +10,6 @@ import typer
 
 from framework.cli.show import show, show_json
 from framework.cli.words import RECIPE_HELP, Files, Json, Overrides, RecipeArgument, files_of, is_override, load
-from framework.first_line import first_line
 
 if TYPE_CHECKING:
     from framework.recipe import Recipe
@@ -40,18 +39,18 @@ def validate(
     for name in named:
         try:
             recipe = load(name, overrides)
-            notices = [*recipe.notices, *_of_sides(recipe)]
+            unread = _unread_sides(recipe)
         except RecipeError as error:
             problems += error.lines
             continue
         print(f"{name}: good ({recipe_hash(recipe)})")
-        for notice in notices:
+        for notice in [*recipe.notices, *([] if unread is None else [unread])]:
             print(f"  notice: {notice}")
     if problems:
         raise RecipeError(*dict.fromkeys(problems))
 
 
-def _of_sides(recipe: Recipe) -> list[str]:
+def _unread_sides(recipe: Recipe) -> str | None:
     """Reads the training reports, only where images are mirrored. Returns what is to be said where it cannot.
 
     Raises:
@@ -63,15 +62,18 @@ def _of_sides(recipe: Recipe) -> list[str]:
     augment = recipe.data.augment
     key = None if augment is None else mirrors_by(find("augment", augment.name, recipe.plugin_files), augment.keys)
     if key is None:
-        return []
+        return None
     from framework.build import build_dataset, require_no_mirrored_sides  # takes seconds to import
 
     try:
         exams = build_dataset(recipe).splits()["train"]
-    except (ValueError, OSError) as error:
-        return [f"data.augment.{key} mirrors images; whether reports name sides is not known here: {first_line(error)}"]
+    except (ValueError, OSError):
+        return (
+            f"data.augment.{key} mirrors images, and no report could be read to see whether it names a side; "
+            "`data check` says what is missing"
+        )
     require_no_mirrored_sides(recipe, [exam.report for exam in exams])
-    return []
+    return None
 
 
 def explain(

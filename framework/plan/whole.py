@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from framework.build import require_a_batch
+from framework.build import build_optimizer, require_a_batch
 from framework.data import Slices
 from framework.distributed import precision_of, strategy_of
+from framework.distributed.deepspeed_json import deepspeed_config
+from framework.init_from import find_source
 from framework.plan.material import Tokens, Views, count_tokens, count_views, read_material
 from framework.plan.memory import Memory, memory_by_strategy, optimizer_bytes
 from framework.plan.model import Activations, Part, build_meta_task, count_topics, measure_activations, parts_of
 from framework.recipe import Recipe
+from framework.task import ReportTask
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ def plan(recipe: Recipe, processes: int) -> Plan:
     Topics are found, and kept in the cache, only where their number is not known before.
 
     Raises:
-        ValueError: what a run would refuse as well: the data set, or a batch that does not fit the processes or exams.
+        ValueError: what a run would refuse as well: the data set, a batch that does not fit the processes or exams, a
+            rate of a part that is not there, a first stage or a DeepSpeed file that is none.
     """
     slices = slices_of(recipe, processes)
     material = read_material(recipe)
@@ -59,6 +63,7 @@ def plan(recipe: Recipe, processes: int) -> Plan:
     steps = _steps(recipe, slices, exams["train"])
     views, tokens, topics = count_views(material), count_tokens(material), count_topics(recipe, material)
     task = build_meta_task(recipe, material, topics)
+    _try_the_rest(recipe, task, slices)
     parts, precision = parts_of(task), precision_of(recipe)
     activations = measure_activations(task, recipe, slices.micro_batch, views, tokens, topics, precision)
     kept = optimizer_bytes(recipe)
@@ -78,6 +83,15 @@ def plan(recipe: Recipe, processes: int) -> Plan:
         ),
         steps=steps,
     )
+
+
+def _try_the_rest(recipe: Recipe, task: ReportTask, slices: Slices) -> None:
+    """Reads what a plan does not count and a run would refuse: rates of parts, the first stage, DeepSpeed's file."""
+    build_optimizer(recipe, task)
+    if recipe.init_from is not None:
+        find_source(recipe.init_from)
+    if recipe.distributed.deepspeed_config is not None:
+        deepspeed_config(recipe, slices)
 
 
 def slices_of(recipe: Recipe, processes: int) -> Slices:

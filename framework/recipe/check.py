@@ -344,6 +344,23 @@ def _terms(check: Check, recipe: Recipe) -> None:
                 continue
             if problem := reward_problem(score, weight, metric):
                 check.note((*key, "reward", score), problem)
+    _idle_decoder(check, recipe)
+
+
+def _idle_decoder(check: Check, recipe: Recipe) -> None:
+    """A decoder that is to learn and gets no gradient, which ddp does not bear on several processes."""
+    plugins = [check.plugins.get(("losses", name)) for name in recipe.active_losses]
+    needed = [class_texts(plugin, "needs") if plugin else None for plugin in plugins]
+    if not needed or any(words is None or {"logits", "decoder"} & set(words) for words in needed):
+        return  # it learns; or what the losses need is not known, which was said
+    rates = recipe.optimizer.lrs
+    at_rest = rates.get("decoder") == 0 and not any(rate for part, rate in rates.items() if is_within(part, "decoder"))
+    if not at_rest and "decoder" not in recipe.train.freeze:
+        check.note(
+            ("losses",),
+            f"none needs the decoder ({', '.join(recipe.active_losses)}), so it would learn nothing; set "
+            "train.freeze=[decoder] (a first stage, for the encoder alone), or add next_token",
+        )
 
 
 def _rates(check: Check, recipe: Recipe) -> None:

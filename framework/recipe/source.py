@@ -214,6 +214,8 @@ def find_shipped(named: str, others: Sequence[str] = ()) -> Path:
     name = named.removesuffix(".yaml")
     if name in shipped:
         return shipped[name]
+    if "." in name and name.partition(".")[0] in (*GROUPS, "distiller", "optimizer", "schedule"):
+        raise RecipeError(f"{named}: expected key=value, such as train.epochs=3")
     guess = did_you_mean(named, others) or did_you_mean(name, shipped)
     raise RecipeError(f"{named}: no such recipe file.{guess} Shipped: {', '.join(shipped)}")
 

@@ -6,7 +6,9 @@ one. Unlike on the real `meta`, values are there, and code may look at them.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 PLACE = torch.device("meta")
 # Copies between devices, and indices and lengths, which torch takes from the CPU.
 MIXED = frozenset({"copy_", "_to_copy", "index", "index_put", "index_put_", "_pack_padded_sequence"})
+JOINED = frozenset({"cat", "stack"})  # where single numbers must lie on one device too
 
 
 class TwoDevicesError(RuntimeError):
@@ -40,19 +43,43 @@ class There(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return _run(func, args, kwargs or {})
 
+    # Two that torch does without asking.
+    def tolist(self) -> Any:
+        return self.held.tolist()
+
+    def new_tensor(self, *args: Any, **kwargs: Any) -> Tensor:
+        return There(self.held.new_tensor(*args, **kwargs))
+
 
 class Elsewhere(TorchDispatchMode):
-    """Inside, `device="meta"` makes tensors elsewhere."""
+    """Inside, `device="meta"` makes tensors elsewhere, and its autocast is the CPU's."""
+
+    def __enter__(self) -> Any:
+        self._patches = ExitStack()
+        for module in (torch, torch.amp):
+            self._patches.enter_context(patch.object(module, "autocast", _autocast(module.autocast)))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._patches.close()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 
 
+def _autocast(real: Any) -> Any:
+    return lambda device_type, *args, **kwargs: real(
+        "cpu" if device_type == PLACE.type else device_type, *args, **kwargs
+    )
+
+
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, Tensor)]
     there = [tensor for tensor in tensors if isinstance(tensor, There)]
-    here = [tensor for tensor in tensors if tensor.device != PLACE and tensor.dim() > 0]  # numbers may mix
     name = func.overloadpacket.__name__
+    numbers_mix = name not in JOINED
+    here = [tensor for tensor in tensors if tensor.device != PLACE and not (numbers_mix and tensor.dim() == 0)]
     if there and here and name not in MIXED:
         raise TwoDevicesError(f"'{name}' of a tensor {list(there[0].shape)} on the device and one {_shapes(here)} not")
     asked = kwargs.get("device")

@@ -79,6 +79,7 @@ class HfCausal(nn.Module):
 
     needs = ("patches",)
     gives = ("logits",)
+    settings = ("words_W", "signs_4", "prompt_T")
 
     def __init__(
         self,

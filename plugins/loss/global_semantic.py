@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.exam import Batch, Outputs
+from framework.fetched import Fetched
 from framework.registry import register
 from framework.sentence_encoder import SentenceEncoder
 from framework.special_tokens import BOS, EOS, PAD, UNK
@@ -70,6 +71,7 @@ class GlobalSemantic(nn.Module):
     ) -> None:
         super().__init__()
         self.sentences: Sentences | None = None
+        self.fetched: Fetched | None = None
         if part := next((word for word in vocabulary if PART_OF_WORD.match(word)), None):
             raise ValueError(
                 "loss global_semantic: both spaces know whole words, and the tokenizer's vocabulary holds parts of "
@@ -82,6 +84,7 @@ class GlobalSemantic(nn.Module):
                     "a name on the model hub"
                 )
             self.sentences = Sentences(SentenceEncoder(encoder), vocabulary)
+            self.fetched = Fetched(encoder, self.sentences.encoder.folder, frozenset())
             return
         if encoder is not None:
             raise ValueError(

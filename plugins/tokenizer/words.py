@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 
 from framework.registry import register
 from framework.segmentation import MASKED, is_cjk, key_of, language_of, segmentation_of, split
-from framework.special_tokens import BOS, EOS, PAD, SIGNS, UNK
+from framework.special_tokens import SIGNS, UNK
 from framework.token_ids import framed, written
 
 FORMAT = "sonoscribe words 1"
@@ -39,10 +39,6 @@ class Words:
         lowercase: hold `Mass` and `mass` for one word; `decode` writes sentence starts and BI-RADS in capitals again.
     """
 
-    pad: ClassVar[int] = PAD
-    bos: ClassVar[int] = BOS
-    eos: ClassVar[int] = EOS
-    unk: ClassVar[int] = UNK
     specials: ClassVar[tuple[str, ...]] = SIGNS
 
     def __init__(
@@ -124,7 +120,7 @@ class Words:
         """
         if not self.vocabulary:
             raise RuntimeError("encode() needs a vocabulary: call fit() or load() first")
-        return framed([self._ids.get(word, self.unk) for word in self.segment(text)], max_tokens)
+        return framed([self._ids.get(word, UNK) for word in self.segment(text)], max_tokens)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first EOS; BOS, padding and unknown words are left out.
@@ -133,10 +129,6 @@ class Words:
             ValueError: an id outside the vocabulary.
         """
         return self.join([self.vocabulary[id] for id in written(ids, len(self.vocabulary))])
-
-    def normalise(self, text: str) -> str:
-        """A text as `decode` would write it, had every word an id."""
-        return self.join(self.segment(text))
 
     def join(self, words: Sequence[str]) -> str:
         """Words as running text: Chinese without spaces, English with the usual ones."""

@@ -284,7 +284,7 @@ class Two(nn.Module):
         return x
 
 
-def test_blocks_are_run_again_in_training_alone() -> None:
+def test_blocks_are_run_again_where_there_is_a_gradient_alone() -> None:
     torch.manual_seed(0)
     plain = Two()
     again = Two()
@@ -302,9 +302,28 @@ def test_blocks_are_run_again_in_training_alone() -> None:
         assert torch.equal(one.grad, other.grad)
     for (name, one), (_, other) in zip(plain.named_buffers(), again.named_buffers(), strict=True):
         assert torch.equal(one, other), name
-    again.eval()
-    again(x)
+    with torch.no_grad():
+        again(x)
     assert again.runs == 6
+
+
+def test_a_block_is_run_again_in_the_mode_that_it_was_in_also_when_it_is_frozen() -> None:
+    """As a frozen language model, whose gradient reaches the images, or a decoder that has drawn without dropout."""
+    torch.manual_seed(0)
+    found = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        module = Two().requires_grad_(False).eval()
+        for block in blocks_of(module) if again else []:
+            compute_again(block)
+        x = torch.randn(8, 4, requires_grad=True)
+        total = module(x).square().sum()
+        module.train()
+        total.backward()
+        assert all(part.training for part in module.modules())
+        found.append((module.runs, x.grad, *module.buffers()))
+    assert (found[0][0], found[1][0]) == (2, 4)
+    assert all(torch.equal(one, other) for one, other in zip(found[0][1:], found[1][1:], strict=True))
 
 
 def test_a_model_without_blocks_cannot_be_told_to_compute_them_again() -> None:

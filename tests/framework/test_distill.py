@@ -2,11 +2,13 @@ import json
 import logging
 import re
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from framework import distill as distill_module
 from framework import topic_picture
 from framework.distill import Topics, distill
 from framework.report_space import ReportSpace
@@ -163,6 +165,26 @@ def test_a_cache_from_other_libraries_is_not_used(tmp_path, monkeypatch):
     again = ByFirstWord()
     distill(again, TEXTS, None, tmp_path, "a")
     assert again.fits == 1
+
+
+def test_other_terms_that_chinese_is_cut_by_find_topics_anew(tmp_path, monkeypatch):
+    fits = []
+    for terms in ("结节", "低回声", "低回声"):
+        (tmp_path / "terms.txt").write_text(terms, encoding="utf-8")
+        monkeypatch.setattr("framework.distill.TERMS", tmp_path / "terms.txt")
+        distiller = ByFirstWord()
+        distill(distiller, TEXTS, None, tmp_path, "a")
+        fits.append(distiller.fits)
+    assert fits == [1, 1, 0]
+
+
+def test_all_code_that_finds_topics_is_part_of_the_key():
+    """What a listed file imports decides, too, but for what only writes, loads or tells."""
+    folder = Path(distill_module.__file__).parent
+    used = set()
+    for part in distill_module.CODE:
+        used.update(re.findall(r"(?m)^from framework\.(\w+)", (folder / f"{part}.py").read_text(encoding="utf-8")))
+    assert used - set(distill_module.CODE) == {"distributed", "first_line", "lock", "plugin_text", "whole_file"}
 
 
 def test_no_training_reports_say_so(tmp_path):

@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from framework.exam import Batch
 from framework.recipe import RecipeError, load_recipe
+from framework.task import ReportTask
 
 PARTS = """
 @register("encoder", "only_pooled")
@@ -75,6 +79,45 @@ def test_every_loss_without_logits_is_told(told):
     for line in lines:
         assert line.startswith("needs logits, which decoder 'silent' does not give; decoder ")
         assert "'pooled_reader' or" in line and line.endswith("or 'transformer' would fit")
+
+
+def test_a_decoder_that_no_loss_needs_is_frozen_as_a_whole(told):
+    """Else it has no gradient, which ddp waits for on several processes."""
+    topic = ["~losses.next_token", "~losses.global_semantic"]
+    assert told(*topic, "train.freeze=[decoder]") == told(*topic, "optimizer.lrs={decoder: 0}") == []
+    half = [
+        "train.freeze=[decoder.embed]",
+        "optimizer.lrs={decoder: 0, decoder.embed: 1e-3}",
+        "optimizer.lrs={encoder: 0}",
+    ]
+    for keys in ([], *([key] for key in half)):
+        (line,) = told(*topic, *keys)
+        assert line.startswith("none needs the decoder (topic), so it would learn nothing; set train.freeze=[decoder]")
+    assert told("~losses.next_token", "~losses.topic") == []
+
+
+def test_a_decoder_that_no_loss_looks_at_is_not_run():
+    class Says(nn.Module):
+        def __init__(self, *needs):
+            super().__init__()
+            self.needs = needs
+
+        def forward(self, batch, outputs):
+            return torch.zeros(()) if outputs.logits_BTW is None else outputs.logits_BTW.sum()
+
+    class Part(nn.Module):
+        def forward(self, *_):
+            return torch.ones(2)
+
+    batch = Batch([], torch.zeros(1, 1, 1, 8, 8), torch.ones(1, 1).bool(), torch.zeros(1, 3, dtype=torch.long))
+    for losses, expected in (
+        ([Says("pooled")], [0]),
+        ([Says("pooled", "topics"), Says("pooled")], [0, 0]),
+        ([Says("pooled"), Says("logits")], [2, 2]),
+        ([Says("decoder")], [2]),
+    ):
+        task = ReportTask(Part(), Part(), {str(number): loss for number, loss in enumerate(losses)})
+        assert task(batch)[0].tolist() == expected
 
 
 def test_topics_without_a_distiller_are_told(told):

@@ -129,6 +129,18 @@ def test_parts_that_are_skipped_begin_anew_and_may_be_other_ones(
         ]
 
 
+def test_keys_that_change_no_shape_are_told(
+    made: Callable[..., Made], source: tuple[Made, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, run = source
+    heads = theirs.recipe.model.decoder.keys["heads"]
+    made("model.decoder.heads=1").begin(run)
+    said = capsys.readouterr().out
+    assert f"was trained with other keys: model.decoder.heads ({heads} there, 1 here). See to it" in said and heads > 1
+    made("model.decoder.heads=1", "init_skip=[decoder]", f"init_from={run}").begin(run)
+    assert "notice:" not in capsys.readouterr().out
+
+
 def test_a_weight_of_two_names_is_skipped_by_either(
     made: Callable[..., Made], source: tuple[Made, Path], tmp_path: Path
 ) -> None:
@@ -182,7 +194,11 @@ def test_other_words_take_no_places_of_words_also_where_they_are_as_many(
     mine = theirs.parts.tokenizer.vocabulary
     said = f"{len(mine)} there and {len(other)} here, {len(set(mine) ^ set(other))} of them in one alone"
     assert f"stand for other words (the tokenizer has {said}): decoder.embed.weight, " in text
-    assert text.endswith("'init_skip=[decoder.embed, decoder.write]'")
+    (skip,) = re.findall(r"'(init_skip=\[decoder.embed, decoder.write\])'$", text)
+    ours = made("data.dataset.organ=thyroid", skip, f"init_from={run}")
+    ours.begin(run)  # the way out is one
+    one, two = (m.parts.task.decoder.state_dict()["layers.0.feedforward.0.weight"] for m in (ours, theirs))
+    assert torch.equal(one, two), "all but the words is taken"
     turned = made("init_skip=[decoder.embed]", f"init_from={run}")
     turned.parts.tokenizer.vocabulary[-2:] = turned.parts.tokenizer.vocabulary[:-3:-1]
     with pytest.raises(

@@ -105,6 +105,7 @@ class Two(nn.Module):
     [
         (["decoder.weigh"], {}, r"train\.freeze: no parameter begins with 'decoder\.weigh'\. Did you mean "
                                 r"'decoder\.weight'"),
+        (["encoder.nope"], {}, r"train\.freeze: no parameter begins with 'encoder\.nope'\. Did you mean 'encoder'"),
         (["encoder", "decoder"], {}, "every parameter is frozen, so there is nothing to learn: encoder, decoder"),
         (["decoder"], {"encoder": 0.0}, "every parameter is frozen, so there is nothing to learn: decoder, encoder"),
     ],

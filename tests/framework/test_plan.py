@@ -287,3 +287,17 @@ def test_sizes_and_times_are_written_for_people() -> None:
     assert [in_time(seconds) for seconds in (0.741, 28.4, 375, 3000, 7500)] == [
         "0.74 s", "28 s", "6 min 15 s", "50 min", "2 h 05 min",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("optimizer.lrs={decoder.embedd: 0.1}", "optimizer.lrs: no parameter begins with 'decoder.embedd'"),
+        ("init_from=runs/nope", "init_from: runs/nope is no run with a model"),
+        ("distributed.deepspeed_config=nope.json", "nope.json"),
+    ],
+)
+def test_what_a_run_would_refuse_later_is_refused(key: str, message: str) -> None:
+    few = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "distiller.topics=2"]
+    with pytest.raises(ValueError, match=message):
+        plan(smoke(*few, "distributed.strategy=zero2" if "deepspeed" in key else "train.epochs=1", key), 1)

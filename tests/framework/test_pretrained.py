@@ -165,6 +165,21 @@ def test_a_model_that_is_saved_whole_is_built_again_without_its_folders(folder: 
     assert torch.equal(task.state_dict()[LEARNED], strategy.task.state_dict()[LEARNED])
 
 
+def test_a_run_that_begins_with_another_keeps_its_own_prompt(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, strategy, parts = made(folder, "model.decoder.prompt=zq")
+    theirs = saved(recipe, strategy, parts, tmp_path)
+    recipe, strategy, parts = made(folder, "model.decoder.prompt=qz")
+    mine = parts.task.decoder.prompt_T.clone()
+    source = load_file(theirs / "model" / "model.safetensors")
+    assert len(source["decoder.prompt_T"]) == len(mine) and not torch.equal(source["decoder.prompt_T"], mine)
+    begin_from(find_source(str(theirs)), recipe, parts.task, parts.tokenizer, parts.exams)
+    assert torch.equal(parts.task.decoder.prompt_T, mine)
+    assert torch.equal(parts.task.decoder.project[0].weight, source[LEARNED])
+    assert "model.decoder.prompt ('zq' there, 'qz' here)" in capsys.readouterr().out
+
+
 def test_a_name_that_the_hub_does_not_give_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(name: str, **_: Any) -> str:
         raise LocalEntryNotFoundError(f"no {name} here\nand no network")
@@ -172,6 +187,15 @@ def test_a_name_that_the_hub_does_not_give_is_told(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
     with pytest.raises(ValueError, match=r"x.weights: 'acme/swin' is no folder, .* \(no acme/swin here\). Expected"):
         folder_of("acme/swin", "x.weights")
+
+
+@pytest.mark.parametrize("weights", ["folder", "acme/adapter"])
+def test_an_adapter_is_refused_also_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str) -> None:
+    for name in ("config.json", "adapter_config.json"):
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(ValueError, match=r"^x.weights: .* holds an adapter; expected whole weights"):
+        folder_of(str(tmp_path) if weights == "folder" else weights, "x.weights")
 
 
 def test_what_is_only_measured_reads_no_weights(folder: Path, tmp_path: Path) -> None:

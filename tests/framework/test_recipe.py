@@ -316,7 +316,7 @@ def test_what_is_taken_out_goes_before_values_are_set(folder):
     path = write(folder, GOOD.replace("name: toy_eyes", "name: toy_eyes, width: 9, deep: true"))
     keys = load_recipe(path, ["model.encoder.name=toy_eyes", "~model.encoder.width"]).model.encoder.keys
     assert (keys["width"], keys["deep"]) == (4, True)
-    both = load_recipe(path, ["+losses.toy_topic.weight=2", "~losses.toy_words"]).losses
+    both = load_recipe(path, ["+losses.toy_topic.weight=2", "~losses.toy_words", "train.freeze=[decoder]"]).losses
     assert {name: loss.weight for name, loss in both.items()} == {"toy_topic": 2.0}
     assert load_recipe(path, ["~distiller"]).distiller.name == "none"
 

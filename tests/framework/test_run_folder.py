@@ -16,13 +16,16 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
-from framework import run_folder
+from framework import engine, run_folder
+from framework.build import build_parts
 from framework.checkpoint import CheckpointError, Keep, Progress, Snapshot, checkpoints_of, write_checkpoint
-from framework.distributed import launch_id
+from framework.distributed import launch_id, start_accelerator
 from framework.exits import Stopped
 from framework.exported_model import ModelTexts
-from framework.recipe import Recipe, load_recipe, recipe_hash, result_tree
+from framework.patients import NOTES, patients_seen
+from framework.recipe import Recipe, load_recipe, recipe_hash, result_tree, save
 from framework.run_folder import open_run, take_back
+from framework.stopping import Requests
 
 SMOKE = ROOT / "recipes" / "smoke.yaml"
 
@@ -36,6 +39,10 @@ class Tokenizer:
 def locks_are_let_go() -> Iterator[None]:
     """A process that trains has one run; this one opens many."""
     yield
+    let_go()
+
+
+def let_go() -> None:
     for file in run_folder._held:
         file.close()
     run_folder._held.clear()
@@ -43,6 +50,9 @@ def locks_are_let_go() -> Iterator[None]:
 
 def recipe_of(root: Path, *words: str) -> Recipe:
     return load_recipe(SMOKE, [f"run.root={root}", *words])
+
+
+FEW = ("data.dataset.exams=8", "data.dataset.val_exams=1", "data.dataset.test_exams=1", "distiller.topics=2")
 
 
 def write(folder: Path, recipe: Recipe, step: int, best_step: int | None = None) -> Path:
@@ -301,3 +311,44 @@ def test_a_copy_of_a_checkpoint_is_none(tmp_path: Path) -> None:
     only = write(tmp_path / "smoke" / "mine", recipe, 1)
     shutil.copytree(only, only.with_name("step-1.bak"))
     assert open_run(recipe).checkpoint == only
+
+
+def test_a_run_goes_on_with_its_own_patients_and_topics_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(*_: object) -> None:
+        raise Stopped("begun")
+
+    monkeypatch.setattr(Requests, "listen", lambda _: None)  # signals stay the test runner's
+    monkeypatch.setattr(engine, "Loop", begin)
+    keys = [*FEW, f"data.cache={tmp_path / 'cache'}", "run.name=mine", "resume=auto"]
+    recipe, folder = recipe_of(tmp_path / "runs", *keys), tmp_path / "runs" / "smoke" / "mine"
+    exams = build_parts(recipe, start_accelerator(recipe), run=folder).exams
+    known = json.loads((folder / "topics.json").read_text())
+
+    def checkpoint(train: str) -> None:
+        notes = {NOTES: patients_seen(recipe, {"train": exams[train], "val": exams["val"]}, None)}
+        progress = Progress(step=7, best_step=7, best=1.0, kept={"step-7": 1.0}, recipe=result_tree(recipe))
+        texts = ModelTexts(Tokenizer(), save(recipe), notes)
+        write_checkpoint(folder / "checkpoints", Snapshot(progress, {}, {}, texts), Keep(3, 1, True))
+
+    def go_on(*more: str) -> None:
+        let_go()
+        engine.train(recipe_of(tmp_path / "runs", *keys, *more))
+
+    checkpoint(train="test")
+    with pytest.raises(ValueError, match=r"^resume: 1 patients of this run's test were in train of .*step-7/model, so"):
+        go_on()
+    checkpoint(train="train")
+    with pytest.raises(Stopped, match="begun"):
+        go_on()
+    others = {**known, "labels": {**known["labels"], "train": [1 - topic for topic in known["labels"]["train"]]}}
+    (folder / "topics.json").write_text(json.dumps(others))
+    with pytest.raises(CheckpointError, match=r"topics\.json: 8 of 8 training exams have another topic now, so what"):
+        go_on()
+    assert json.loads((folder / "topics.json").read_text()) == others, "what it was trained on stays"
+    others["labels"]["train"].pop()
+    (folder / "topics.json").write_text(json.dumps(others))
+    with pytest.raises(CheckpointError, match=r"it tells the topics of 7 training exams, and there are 8, so"):
+        go_on()
+    with pytest.raises(Stopped, match="begun"):
+        go_on("resume_despite=[distiller]")
+    assert json.loads((folder / "topics.json").read_text()) == known

@@ -26,6 +26,7 @@ from framework.special_tokens import PAD
 from framework.step import take_step
 from framework.task import ReportTask
 from framework.term_weights import Uncertainty, weight_at, weights_at, weights_move
+from framework.testing.elsewhere import PLACE, Elsewhere, There, TwoDevicesError
 
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 TINY = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "distiller.topics=2"]
@@ -281,3 +282,31 @@ def test_learned_factors_are_the_same_however_a_run_is_spread(
     for name in ("train/loss", "train/weight/topic", "train/weight/next_token"):
         first, second = records(one, name), records(other, name)
         assert first.keys() == second.keys() and max(abs(first[step] - second[step]) for step in first) < 1e-5
+
+
+def test_all_is_counted_on_the_device_that_the_step_computes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = ReportTask(Encoder(), Decoder(), {"exams": Sums(False), "my/telling": Telling()})
+    batch = batch_of([[4, 5, 0], [6, 0, 0]])
+    there = Batch(**{name: There(part) if isinstance(part, Tensor) else part for name, part in vars(batch).items()})
+    with Elsewhere():
+        assert task.counts(there).device == PLACE, "though a loss makes its number on the CPU"
+        with pytest.raises(TwoDevicesError, match="'stack'"):
+            torch.stack([torch.tensor(1.0), There(torch.tensor(1.0))])  # where no device lets single numbers mix
+    strategy, recipe, (batch, _) = built(tmp_path)
+    moved: list[Batch] = []
+    real, count = Batch.to, type(strategy.task.losses["next_token"]).count
+
+    def move(batch: Batch, device: torch.device) -> Batch:
+        moved.append(real(batch, device))
+        return moved[-1]
+
+    def look(loss: nn.Module, batch: Batch) -> Tensor:
+        assert any(batch is each for each in moved), "counted where the loader left it"
+        return count(loss, batch)
+
+    monkeypatch.setattr(Batch, "to", move)
+    monkeypatch.setattr(type(strategy.task.losses["next_token"]), "count", look)
+    take_step(strategy, [batch], weights_at(recipe, 0, 9))
+    assert len(moved) == 1

@@ -2,6 +2,7 @@ import copy
 import importlib.util
 import json
 import shutil
+import tracemalloc
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from tiny_bert import save_tiny_bert
 
-from framework.report_space import ReportSpace
+from framework.report_space import ReportSpace, count_words
 from framework.sentence_encoder import SentenceEncoder, folder_identity
 from framework.text_embedding import build_text_embedding
 
@@ -54,6 +55,24 @@ def test_words_are_counted_and_weighted_as_scikit_learn_does(name, theirs):
     np.testing.assert_allclose(ours, unit(vectors.transform(held_out).toarray()), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["counts", "tfidf"])
+def test_words_are_embedded_as_dense_rows_would_be_and_dense_once(name):
+    words = [f"word{n}" for n in range(2000)]
+    draw = np.random.default_rng(0)
+    texts = [" ".join(draw.choice(words, size=30)) for _ in range(500)]
+    embedding = build(name).fit(texts)
+    tracemalloc.start()
+    ours = embedding.embed([*texts, "", "unheard"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    index = {word: place for place, word in enumerate(embedding.words)}
+    rows = count_words([text.split() for text in texts], index).toarray() * embedding._weights
+    expected = unit(rows)
+    assert not ours[-2:].any() and ours.flags["C_CONTIGUOUS"]
+    np.testing.assert_allclose(ours[:-2], expected.astype(np.float32), rtol=2e-7, atol=0)
+    assert peak < 1.5 * ours.nbytes
+
+
 def test_a_text_without_a_known_word_lies_at_the_origin():
     for name in ("counts", "tfidf", "lsa"):
         points = build(name).fit(REPORTS).embed(["unheard words", "", REPORTS[0]])
@@ -93,6 +112,13 @@ def test_a_text_lies_where_it_does_whatever_stands_beside_it(folder):
     for row in (0, 4, 9, 20):
         np.testing.assert_allclose(points[row], embedding.embed([texts[row]])[0], atol=1e-5)
     assert embedding.embed([]).shape == (0, 16)
+
+
+def test_a_sentence_encoder_leaves_a_gpu_alone_that_the_run_is_not_to_use(folder, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    encoder = SentenceEncoder(str(folder))
+    assert np.isfinite(encoder.embed(REPORTS)).all() and encoder._model.device.type == "cpu"
 
 
 def test_long_texts_are_cut_to_what_the_encoder_takes_and_told(tmp_path, caplog):

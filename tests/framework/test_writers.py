@@ -215,6 +215,8 @@ def test_a_run_that_has_seen_patients_of_the_split_scores_nothing_on_it(
     tell(train="test", val="val")  # as in another fold
     with pytest.raises(ValueError, match=r"^--with .*second: 4 patients of this run's test were in train of "):
         evaluate_run(run, "test", asked)
+    with pytest.raises(ValueError, match=r"^evaluate: 4 patients of this run's test were in train of .*second/model"):
+        evaluate_run(second, "test")
     evaluate_run(run, "val", asked)
     tell(train="train", val="test")
     with pytest.raises(ValueError, match=r"^--with .*second: 4 patients of this run's test were in val of "):
@@ -227,6 +229,19 @@ def test_a_run_that_has_seen_patients_of_the_split_scores_nothing_on_it(
     assert "has seen data sets of 'manifest' alone, so they are not compared with those of this run's val (" in (
         capsys.readouterr().out
     )
+
+
+def test_topics_that_a_run_was_trained_on_stay(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(run / "model", tmp_path / "model")
+    evaluate_run(tmp_path, "val")
+    told = json.loads((tmp_path / "topics.json").read_text())
+    assert "topics" not in capsys.readouterr().out
+    told["labels"]["train"][0] = 1 - told["labels"]["train"][0]
+    (tmp_path / "topics.json").write_text(json.dumps(told))
+    evaluate_run(tmp_path, "val")
+    exams = len(told["labels"]["train"])
+    assert f"topics.json: 1 of {exams} training exams have another topic now; it stays" in capsys.readouterr().out
+    assert json.loads((tmp_path / "topics.json").read_text()) == told
 
 
 def test_what_is_not_there_or_does_not_fit_is_told(run: Path, other: Path, image: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from scipy.optimize import nnls
 from sklearn.decomposition import LatentDirichletAllocation
 from sklearn.metrics import adjusted_rand_score
 
+from framework import topic_kmeans
 from framework.topic_kmeans import squared_distances
 from plugins.distiller.faiss_kmeans import FaissKMeans
 from plugins.distiller.lda import LDA
@@ -239,6 +240,22 @@ def test_kmeans_says_what_it_runs_on(caplog):
     with caplog.at_level("INFO"):
         kmeans().fit(corpus(40, seed=1)[0])
     assert "clusters 40 reports on the" in caplog.text
+
+
+@pytest.mark.parametrize(("cpu", "gpus"), [(True, 0), (False, 1)])
+def test_kmeans_is_on_the_runs_device(monkeypatch, cpu, gpus):
+    asked = []
+    monkeypatch.setattr(topic_kmeans, "on_cpu", lambda: cpu)
+    monkeypatch.setattr(topic_kmeans.faiss, "get_num_gpus", lambda: 2)
+    usual = topic_kmeans.faiss.Kmeans
+
+    def noting(*args, gpu, **keys):
+        asked.append(gpu)
+        return usual(*args, **keys)
+
+    monkeypatch.setattr(topic_kmeans.faiss, "Kmeans", noting)
+    kmeans(restarts=1).fit(corpus(40, seed=1)[0])
+    assert set(asked) == {gpus}
 
 
 def test_lda_keeps_the_likeliest_of_its_starts(monkeypatch):

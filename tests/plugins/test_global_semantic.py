@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import json
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from tiny_bert import save_tiny_bert
 from torch import Tensor, nn
 
 from framework.exam import Batch, Features, Outputs
+from framework.fetched import notes_of, require_same_weights, unsaved_names
 from framework.special_tokens import BOS, EOS, PAD, UNK
+from framework.task import ReportTask
 from framework.testing import check
 from plugins.loss.global_semantic import GlobalSemantic
 
@@ -235,3 +238,19 @@ def test_a_pretrained_encoder_knows_other_words_for_the_same_and_teaches_them():
         total.backward()
         optimizer.step()
     assert found[-1] < 0.15 < 0.5 < found[0]
+
+
+def test_a_run_goes_on_with_the_encoder_that_it_was_trained_on_alone(tmp_path):
+    def task(name: str, seed: int) -> ReportTask:
+        folder = save_tiny_bert(tmp_path / name, pieces=WORDS, seed=seed)
+        return ReportTask(nn.Identity(), nn.Identity(), {"meaning": build(str(folder))})
+
+    trained = task("mine", seed=0)
+    assert not unsaved_names(trained)
+    (tmp_path / "losses.json").write_text(json.dumps(notes_of(trained)["losses"]))
+    require_same_weights(tmp_path, task("mine", seed=0))
+    require_same_weights(tmp_path, task("other", seed=1))  # which the recipe tells, and resume_despite may allow
+    with pytest.raises(
+        ValueError, match=r"^losses\.meaning: .*mine has other weights than .*: model\.safetensors\. Put"
+    ):
+        require_same_weights(tmp_path, task("mine", seed=1))

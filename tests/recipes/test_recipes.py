@@ -11,13 +11,18 @@ from conftest import ROOT
 from mini_busbra import draw, ellipse
 from mini_ddti import write_archive
 from tiny_models import of_bytes, save_llama, save_swin
+from torch import Tensor
 
 from framework.build import build_model, build_optimizer, build_parts, build_tokenizer
 from framework.data import Slices, collate
 from framework.distributed import spread, start_accelerator
+from framework.exam import Batch
+from framework.generation import generate
 from framework.recipe import RECIPES, load_recipe
 from framework.step import take_step
+from framework.task import ReportTask
 from framework.term_weights import weights_at
+from framework.testing.elsewhere import PLACE, Elsewhere, There, send
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 LONG = {"self_critical"}  # draws reports in every step
@@ -82,3 +87,15 @@ def test_a_shipped_recipe_builds_and_one_step_lowers_its_loss(name: str, tmp_pat
     assert still == {name for name, weight in task.named_parameters() if not weight.requires_grad}, (
         "all that is trained"
     )
+    steps_and_writes_on_another_device(task, batch)
+
+
+def steps_and_writes_on_another_device(task: ReportTask, batch: Batch) -> None:
+    """On a pretended one, as a GPU is to this machine: what is left on the CPU shows."""
+    send(task)
+    there = Batch(**{name: There(part) if isinstance(part, Tensor) else part for name, part in vars(batch).items()})
+    with torch.no_grad(), Elsewhere():
+        assert task.train().counts(there).device == task(there).device == PLACE
+        features = task.eval().features(there)
+        for beam in (1, 2):
+            assert len(generate(task.decoder, features, max_tokens=4, beam=beam)) == len(batch.exam_ids)
