@@ -82,11 +82,11 @@ def train(recipe: Recipe) -> Path:
             parts = build_parts(recipe, accelerator, run=None if kept else opened.folder)
             on_main(accelerator, lambda: _require_same_exams(recipe, parts, opened, kept))
             launch |= begun(accelerator, recipe, parts, opened, source)
+            loop = Loop(accelerator, recipe, parts, opened, source, launch, requests, watch)
         except ValueError:  # refused, before anything was trained
             if accelerator.is_main_process:
                 take_back(opened)
             raise
-        loop = Loop(accelerator, recipe, parts, opened, source, launch, requests, watch)
         try:
             loop.run()
         finally:

@@ -29,7 +29,7 @@ from framework.pretrained import config_of, folder_of, positions_of, read_text_e
 log = logging.getLogger(__name__)
 PACKAGE = "package:"
 PACKAGE_FOLDER = re.compile(r"([A-Za-z_]\w*)((?:/\w[\w.-]*)*)")
-KEY = "encoder"  # of the recipe, in messages
+KEY = "sentence encoder"  # in messages: of a distiller, or of a loss
 # What the embeddings depend on. Weights first, then every way in which a folder writes its settings and pieces.
 READ = ("*.safetensors", "*.json", "*.txt", "*.model", "*/config.json")
 PARTS = ("Transformer", "Pooling", "Normalize")  # the modules of sentence-transformers that are understood
@@ -55,18 +55,20 @@ def _in_package(encoder: str) -> Path:
     found = PACKAGE_FOLDER.fullmatch(encoder.removeprefix(PACKAGE))
     if found is None:
         raise ValueError(
-            f"encoder: cannot read '{encoder}'. Expected package:NAME/FOLDER with the package's import name"
+            f"sentence encoder: cannot read '{encoder}'. Expected package:NAME/FOLDER with the package's import name"
         )
     name, inside = found.groups()
     spec = importlib.util.find_spec(name)  # of a name without dots: nothing is imported
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(
-            f"encoder: '{encoder}' names the package '{name}', which is not installed. "
+            f"sentence encoder: '{encoder}' names the package '{name}', which is not installed. "
             f"pip install {name.replace('_', '-')}, or name a folder"
         )
     folder = Path(next(iter(spec.submodule_search_locations))) / inside.strip("/")
     if not folder.is_dir():
-        raise ValueError(f"encoder: the package '{name}' is installed, but has no folder '{inside.strip('/')}'")
+        raise ValueError(
+            f"sentence encoder: the package '{name}' is installed, but has no folder '{inside.strip('/')}'"
+        )
     return folder
 
 
@@ -202,9 +204,9 @@ class SentenceEncoder:
         except FileNotFoundError:
             return kind()
         except (OSError, ValueError) as error:
-            raise ValueError(f"encoder: {path} cannot be read as JSON: {error}") from None
+            raise ValueError(f"sentence encoder: {path} cannot be read as JSON: {error}") from None
         if not isinstance(found, kind):
-            raise ValueError(f"encoder: {path} holds a {type(found).__name__}; expected a {kind.__name__}")
+            raise ValueError(f"sentence encoder: {path} holds a {type(found).__name__}; expected a {kind.__name__}")
         return found
 
     def _read_pooling(self) -> str:
@@ -216,13 +218,13 @@ class SentenceEncoder:
         others = sorted(set(modules) - set(PARTS))
         if others:
             raise ValueError(
-                f"encoder: '{self.name}' has a part {others[0]} (modules.json), which would be left out here. "
+                f"sentence encoder: '{self.name}' has a part {others[0]} (modules.json), which would be left out here. "
                 f"Expected no more than {', '.join(PARTS)}; choose another model"
             )
         if prompt := self._read("config_sentence_transformers.json", dict).get("default_prompt_name"):
             raise ValueError(
-                f"encoder: '{self.name}' puts a prompt, '{prompt}', before every text, which is not done here; "
-                "choose another model"
+                f"sentence encoder: '{self.name}' puts a prompt, '{prompt}', before every text, which is not done "
+                "here; choose another model"
             )
         # The last part of its path alone: a folder may not point outside of itself.
         settings = self._read(f"{Path(modules.get('Pooling', '1_Pooling')).name}/config.json", dict)
@@ -233,8 +235,8 @@ class SentenceEncoder:
             modes = [str(named)]
         if modes not in ([], ["mean"], ["cls"]):
             raise ValueError(
-                f"encoder: '{self.name}' pools by {' and '.join(modes)} (1_Pooling/config.json). Expected mean or cls; "
-                "choose another model"
+                f"sentence encoder: '{self.name}' pools by {' and '.join(modes)} (1_Pooling/config.json). Expected "
+                "mean or cls; choose another model"
             )
         return modes[0] if modes else "mean"
 
@@ -242,7 +244,7 @@ class SentenceEncoder:
         config = config_of(self.folder, KEY)
         if config.is_encoder_decoder or not hasattr(config, "vocab_size"):
             raise ValueError(
-                f"encoder: '{self.name}' is a {config.model_type}, which is no encoder of text such as BERT; "
+                f"sentence encoder: '{self.name}' is a {config.model_type}, which is no encoder of text such as BERT; "
                 "choose a sentence encoder"
             )
         return read_text_encoder(self.folder, config, KEY)
@@ -250,9 +252,9 @@ class SentenceEncoder:
     def _signs(self) -> tuple[str, str]:
         signs = (self._tokenizer.pad_token, self._tokenizer.unk_token)
         if None in signs:
+            lacking = "padding" if signs[0] is None else "unknown"
             raise ValueError(
-                f"encoder: the tokenizer of '{self.name}' has no {'padding' if signs[0] is None else 'unknown'} piece; "
-                "choose a sentence encoder"
+                f"sentence encoder: the tokenizer of '{self.name}' has no {lacking} piece; choose another one"
             )
         return signs
 
@@ -265,6 +267,6 @@ class SentenceEncoder:
             same = self._model(inputs_embeds=self.piece_vectors(piece_BL), attention_mask=mask_BL).last_hidden_state
         if not torch.allclose(told, same, atol=1e-4):
             raise ValueError(
-                f"encoder: '{self.name}' (a {self._model.config.model_type}) does not read its table of pieces as it "
-                "stands; choose another sentence encoder"
+                f"sentence encoder: '{self.name}' (a {self._model.config.model_type}) does not read its table of "
+                "pieces as it stands; choose another sentence encoder"
             )

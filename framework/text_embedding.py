@@ -189,8 +189,8 @@ class SentenceEmbedding:
         unknown = self.encoder.unknown_share(sorted(set(texts)))
         if unknown > 0.5:
             raise ValueError(
-                f"encoder: '{self.name}' does not know {unknown:.0%} of the pieces of {len(texts)} training reports; "
-                "choose one for their language"
+                f"sentence encoder: '{self.name}' does not know {unknown:.0%} of the pieces of {len(texts)} training "
+                "reports; choose one for their language"
             )
         return self
 

@@ -28,7 +28,7 @@ def cp(
 def validate(
     words: Annotated[list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help=RECIPE_HELP)],
 ) -> None:
-    """Check recipes without running anything: every mistake, with file, line and column."""
+    """Check recipes without running anything: every wrong key, type and misfit, with file, line and column."""
     from framework.recipe import RecipeError, recipe_hash
 
     named = [word for word in words if not is_override(word)]
@@ -39,19 +39,20 @@ def validate(
     for name in named:
         try:
             recipe = load(name, overrides)
-            unread = _unread_sides(recipe)
+            notices = list(recipe.notices)
+            _look_for_sides(recipe, notices)
         except RecipeError as error:
             problems += error.lines
             continue
         print(f"{name}: good ({recipe_hash(recipe)})")
-        for notice in [*recipe.notices, *([] if unread is None else [unread])]:
+        for notice in notices:
             print(f"  notice: {notice}")
     if problems:
         raise RecipeError(*dict.fromkeys(problems))
 
 
-def _unread_sides(recipe: Recipe) -> str | None:
-    """Reads the training reports, only where images are mirrored. Returns what is to be said where it cannot.
+def _look_for_sides(recipe: Recipe, notices: list[str]) -> None:
+    """Reads the training reports, only where images are mirrored. Takes note where it cannot.
 
     Raises:
         RecipeError: a report names a side.
@@ -62,18 +63,18 @@ def _unread_sides(recipe: Recipe) -> str | None:
     augment = recipe.data.augment
     key = None if augment is None else mirrors_by(find("augment", augment.name, recipe.plugin_files), augment.keys)
     if key is None:
-        return None
+        return
     from framework.build import build_dataset, require_no_mirrored_sides  # takes seconds to import
 
     try:
         exams = build_dataset(recipe).splits()["train"]
     except (ValueError, OSError):
-        return (
+        notices.append(
             f"data.augment.{key} mirrors images, and no report could be read to see whether it names a side; "
             "`data check` says what is missing"
         )
-    require_no_mirrored_sides(recipe, [exam.report for exam in exams])
-    return None
+    else:
+        require_no_mirrored_sides(recipe, [exam.report for exam in exams])
 
 
 def explain(

@@ -68,7 +68,8 @@ class HfCausal(nn.Module):
         architecture: A causal language model of transformers such as gpt2 or llama, trained from scratch.
         config: Values of its configuration, such as num_hidden_layers; with `weights`, those that leave shapes alone.
         weights: A model to start from, in place of `architecture`: a folder, or a name on the model hub.
-        tuning: What is trained of the language model: nothing, all of it, or LoRA beside its frozen weights.
+        tuning: What is trained of the language model: `full`, all of it; `frozen`, nothing; `lora`, matrices beside its
+            frozen weights.
         queries: Positions that the patches are pooled into, by learned attention; 0: each patch is one. [tokens]
         prompt: Text between the image and the report, in the words of `weights`; null: none.
         lora_rank: Width of LoRA's matrices. [channels]
@@ -103,7 +104,10 @@ class HfCausal(nn.Module):
         super().__init__()
         require_one_source(KEY, architecture, weights, blueprint, config, OURS, "the tokenizer and the decoder")
         if tuning != "lora" and (lora_rank, lora_alpha, lora_dropout, lora_targets) != (16, 16, 0.1, None):
-            raise ValueError(f"{KEY}: keys of LoRA are set, and tuning is {tuning}; set tuning: lora or take them out")
+            raise ValueError(
+                f"{KEY}: lora_rank, lora_alpha, lora_dropout and lora_targets are for tuning: lora, and tuning is "
+                f"{tuning}; set tuning: lora, or take them out"
+            )
         if architecture is not None and (tuning != "full" or prompt is not None):
             raise ValueError(f"{KEY}.{'prompt' if prompt else 'tuning'}: is for weights that were trained before")
         self.max_tokens = max_tokens

@@ -99,7 +99,10 @@ class Backbone(nn.Module):
         super().__init__()
         require_one_source(KEY, architecture, weights, blueprint, config, OURS, "data.channels and the last stage")
         if not lora_rank and (lora_alpha, lora_dropout, lora_targets) != (16, 0.0, None):
-            raise ValueError(f"{KEY}: keys of LoRA are set, and lora_rank is 0; set lora_rank or take them out")
+            raise ValueError(
+                f"{KEY}: lora_alpha, lora_dropout and lora_targets are for a lora_rank above 0; set lora_rank, or take "
+                "them out"
+            )
         if lora_rank and frozen_stages:
             raise ValueError(f"{KEY}.frozen_stages: lora_rank freezes all stages; set one of them to 0")
         self.blueprint, self.fetched = None, None

@@ -283,7 +283,7 @@ def test_delete_keeps_nothing_of_the_block_below(folder):
     recipe = load_recipe(write(folder, deleted))
     assert (recipe.model.encoder.keys["width"], recipe.model.encoder.keys["deep"]) == (4, True)
     assert recipe.notices == ()
-    both = "losses:\n  _delete_: true\n  toy_topic: {}\n"
+    both = "losses:\n  _delete_: true\n  toy_topic: {}\ntrain: {freeze: [decoder]}\n"
     assert list(load_recipe(write(folder, f"_base_: base.yaml\n{both}")).losses) == ["toy_topic"]
 
 

@@ -94,6 +94,16 @@ def test_a_run_that_is_refused_leaves_only_what_was_there(tmp_path: Path) -> Non
     assert other.is_dir() and list(other.parent.iterdir()) == [other]
 
 
+def test_so_does_one_that_is_refused_when_its_optimizer_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Requests, "listen", lambda _: None)  # signals stay the test runner's
+    keys = [*FEW, f"data.cache={tmp_path / 'cache'}", "optimizer.lrs={decoder.embedd: 0.1}"]
+    with pytest.raises(ValueError, match=r"optimizer\.lrs: no parameter begins with 'decoder\.embedd'"):
+        engine.train(recipe_of(tmp_path / "runs", *keys))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_named_run_is_not_written_over_and_the_way_out_is_told(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, "run.name=mine")
     write(tmp_path / "smoke" / "mine", recipe, 3)

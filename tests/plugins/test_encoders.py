@@ -211,7 +211,7 @@ def test_lora_trains_narrow_matrices_beside_frozen_weights(tmp_path: Path) -> No
         ({}, r"set either architecture or weights; found neither"),
         ({"architecture": "swin", "weights": "x"}, r"set either architecture or weights; found both"),
         ({"architecture": "swin", "config": SWIN, "lora_rank": 2}, r"LoRA adapts weights; found none"),
-        ({"architecture": "swin", "config": SWIN, "lora_alpha": 9}, r"keys of LoRA are set, and lora_rank is 0"),
+        ({"architecture": "swin", "config": SWIN, "lora_alpha": 9}, r"are for a lora_rank above 0"),
         ({"architecture": "dinov2", "config": {"reshape_hidden_states": False}}, r"'reshape_hidden_states' follows"),
         ({"architecture": "hgnet_v2"}, r"hgnet_v2 takes colour images alone; set data.channels: 3"),
         (

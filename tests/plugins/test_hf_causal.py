@@ -165,7 +165,7 @@ def test_a_model_trained_whole_is_built_again_without_its_folder(llama: str, voc
             {"architecture": "gpt2", "config": GPT2, "tuning": "frozen"},
             "tuning: is for weights that were trained before",
         ),
-        ({"architecture": "gpt2", "config": GPT2, "lora_rank": 2}, "keys of LoRA are set, and tuning is full"),
+        ({"architecture": "gpt2", "config": GPT2, "lora_rank": 2}, "are for tuning: lora, and tuning is full"),
         ({"architecture": "git"}, "git gives other words one at a time than for a whole report"),
         (
             {"architecture": "bloom", "config": {"n_layer": 1, "hidden_size": 8, "n_head": 1}},
