@@ -56,6 +56,7 @@ bench: env
 docs: env
 	$(BIN)/python launch.py schema > recipes/.schema.part && mv recipes/.schema.part recipes/sonoscribe.schema.json
 	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_tables.py
 	$(BIN)/python -m benchmarks.phantom_sheet
 
 site: env-dev

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,12 @@ def test_the_page_tells_the_numbers_of_the_table(name):
             shown = f"{mean:.3f} ± {deviation:.3f}"
             assert shown in PAGE.replace("**", ""), f"{name}, {row['row']}: {metric} is {shown}"
     assert f"`recipes/grids/{name}.yaml`" in PAGE
+
+
+def test_the_tables_of_the_method_are_fresh():
+    script = RESULTS.parent / "make_tables.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_page_that_is_handed_on_leads_nowhere_else():
