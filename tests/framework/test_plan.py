@@ -46,6 +46,7 @@ def test_parameters_are_those_of_the_task_that_a_run_builds(name: str, tmp_path:
     keys = [
         "data=phantom_breast", "data.dataset.exams=24", "data.dataset.val_exams=2", "data.dataset.test_exams=2",
         "data.dataset.size=64", "data.image_size=64", f"data.cache={tmp_path}", "train.batch_size=4",
+        "init_from=null",
     ]  # fmt: skip
     if load_recipe(RECIPES / f"{name}.yaml").has_topics:
         keys.append("distiller.topics=3")
