@@ -5,10 +5,12 @@ Shapes: n reports, m different training reports, D dimensions of the embedding, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 
 from framework.text_embedding import TextEmbedding
 
@@ -75,14 +77,16 @@ class ReportPlane:
         return self
 
     def _laid_out(self, vectors: np.ndarray, seed: int) -> Any:
-        return umap_class(self.name)(
+        umap = umap_class(self.name)(
             n_neighbors=min(self.neighbours, len(vectors) - 1),  # fewer in a small resample alone
             n_components=self.components,
             metric="cosine",
             min_dist=self.min_dist,
             random_state=seed % 2**32,
             n_jobs=1,
-        ).fit(vectors)
+        )
+        with _threads_kept():
+            return umap.fit(vectors)
 
     def rows(self, texts: Sequence[str]) -> np.ndarray:
         """Which of the different training reports each text is, int64 [n]; -1 where none."""
@@ -106,7 +110,8 @@ class ReportPlane:
             return self.places_mC[row]
         if not vector_D.any():
             return None
-        return np.asarray(self._layout.transform(vector_D[None])[0])
+        with _threads_kept():
+            return np.asarray(self._layout.transform(vector_D[None])[0])
 
     def again(self, rows: np.ndarray, seed: int) -> np.ndarray:
         """Where training reports lie in a layout of these alone, from another seed: float32 [n, C].
@@ -119,6 +124,16 @@ class ReportPlane:
         places = np.tile(found.mean(axis=0), (len(rows), 1))
         places[rows >= 0] = found[row]
         return places
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """numba, on which UMAP runs, sets the threads of OpenMP for the whole process, those of torch too."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def umap_class(name: str) -> Any:

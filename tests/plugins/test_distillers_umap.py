@@ -3,6 +3,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import HDBSCAN
 from sklearn.metrics import adjusted_rand_score
@@ -214,6 +215,27 @@ def test_a_further_point_joins_the_group_that_it_is_linked_with_below_its_end():
         linked = component[-1] in component[:-1][labels == group]
         assert label == (group if linked else groups)
     assert 10 < (found == groups).sum() < 140
+
+
+class Greedy(Principal):
+    """Takes more threads for the whole process, as numba does."""
+
+    def fit(self, vectors):
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        return super().fit(vectors)
+
+    def transform(self, vectors):
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        return super().transform(vectors)
+
+
+def test_training_has_as_many_threads_after_a_layout_as_before(monkeypatch):
+    monkeypatch.setattr(topic_plane, "umap_class", lambda name: Greedy)
+    threads = torch.get_num_threads()
+    laid_out = plane().fit(corpus(12, seed=1)[0])
+    assert torch.get_num_threads() == threads
+    laid_out.places(["a report of other words and a mass"])
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.long  # its compiler takes 15 s
