@@ -299,7 +299,7 @@ def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path | None, t
         recipe, tokenizer, count, space, training=splits["train"], trained=trained is not None, model=trained
     )
     if trained is None:
-        require_all_views_fit(task, exams)
+        _require_all_views_fit(task, exams)
     augment = None if recipe.data.augment is None else build_plugin(recipe, "augment", recipe.data.augment)
     left_out = len({problem.exam_id for problem in problems})
     return Parts(exams, tokenizer, topics, task, augment, scorer, left_out)
@@ -313,7 +313,7 @@ def require_no_mirrored_sides(recipe: Recipe, training_reports: Sequence[str]) -
             raise RecipeError(problem)
 
 
-def require_all_views_fit(task: ReportTask, exams: Mapping[str, ExamSet]) -> None:
+def _require_all_views_fit(task: ReportTask, exams: Mapping[str, ExamSet]) -> None:
     """Holds the model to the most views of all splits, which may come as late as in the scores after training.
 
     Raises:

@@ -189,8 +189,8 @@ class Loop:
         self.strategy.set_rates(self.schedule(progress.step))
         # Everything random is drawn anew each step from the step's number, so that a resumed run draws the same.
         draw_anew(step_seed(seed, progress.step, self.accelerator.process_index))
-        moved = [batch.to(self.accelerator.device) for batch in group]
-        group = [augmented(batch, self.parts.augment, seed, progress.epoch) for batch in moved]
+        device = self.accelerator.device
+        group = [augmented(batch, self.parts.augment, seed, progress.epoch, device) for batch in group]
         try:
             taken = take_step(self.strategy, group, weights_at(self.recipe, progress.step, self.steps))
         except torch.OutOfMemoryError as error:

@@ -197,6 +197,7 @@ GIVERS = {
     "decoder": "decoder",  # itself, to write reports with
     "topics": "distiller",
 }
+BY_DECODER = frozenset(word for word, giver in GIVERS.items() if giver == "decoder")
 ITSELF = frozenset({"decoder"})  # what every plugin of the kind gives, without saying so
 # Of plugins that declare nothing. A loss must say what it needs.
 GIVES = {"encoder": ("patches", "pooled"), "decoder": ("logits",), "distiller": ("topics",)}

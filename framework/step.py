@@ -77,8 +77,9 @@ def draw_anew(seed: int) -> None:
     random.seed(seed)
 
 
-def augmented(batch: Batch, augment: Any | None, seed: int, epoch: int) -> Batch:
-    """The batch with images changed where they lie, each exam's by numbers of its own; as it is without `augment`."""
+def augmented(batch: Batch, augment: Any | None, seed: int, epoch: int, device: torch.device) -> Batch:
+    """The batch on a device, its images changed there, each exam's by numbers of its own; unless `augment` is None."""
+    batch = batch.to(device)
     if augment is not None:
         seeds = [exam_seed(seed, epoch, exam_id) for exam_id in batch.exam_ids]
         batch.image_BVCHW = augment(batch.image_BVCHW, seeds)

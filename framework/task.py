@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from framework.exam import Batch, Features, Outputs
+from framework.signature import BY_DECODER
 from framework.stages import still
 from framework.term_weights import Uncertainty
 
@@ -48,7 +49,7 @@ class ReportTask(nn.Module):
         self.losses = nn.ModuleDict(losses)
         self.weighting = weighting
         looked_at = {word for loss in self.losses.values() for word in getattr(loss, "needs", ("logits",))}
-        self._decodes = not looked_at.isdisjoint({"logits", "decoder"})
+        self._decodes = not looked_at.isdisjoint(BY_DECODER)
 
     def train(self, mode: bool = True) -> ReportTask:
         """As of any module, but what is frozen stays in evaluation mode."""

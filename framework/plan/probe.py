@@ -125,8 +125,8 @@ def time_steps(strategy: Strategy, recipe: Recipe, plan: Plan, material: Materia
             for _ in range(slices.accumulation)
         ]
         started = time.monotonic()
-        moved = [collate(rows).to(strategy.accelerator.device) for rows in samples]
-        group = [augmented(batch, augment, recipe.train.seed, 0) for batch in moved]
+        device = strategy.accelerator.device
+        group = [augmented(collate(rows), augment, recipe.train.seed, 0, device) for rows in samples]
         take_step(strategy, group, weights_L)
         times.append(time.monotonic() - started)
         if len(times) > 1 and time.monotonic() - began > STEPS_S:

@@ -19,7 +19,7 @@ from framework.recipe.schema import NO_TOPICS, SLOTS, Recipe, Section, WeightSch
 from framework.recipe.score_names import metric_of, reward_problem
 from framework.recipe.source import Key, RecipeError, dotted, is_within
 from framework.registry import KINDS, Plugin, PluginError, catalogue, did_you_mean, find, replaced, short
-from framework.signature import RESERVED, class_flag, class_texts, given, keys_of, model_of
+from framework.signature import BY_DECODER, RESERVED, class_flag, class_texts, given, keys_of, model_of
 
 BY_NAMES: Key = ("losses",)  # whose keys are names of losses, with one section for them all
 UNREADABLE = {"name": "?"}  # stands for a block that was complained of, so that the rest can be checked
@@ -351,7 +351,7 @@ def _idle_decoder(check: Check, recipe: Recipe) -> None:
     """A decoder that is to learn and gets no gradient, which ddp does not bear on several processes."""
     plugins = [check.plugins.get(("losses", name)) for name in recipe.active_losses]
     needed = [class_texts(plugin, "needs") if plugin else None for plugin in plugins]
-    if not needed or any(words is None or {"logits", "decoder"} & set(words) for words in needed):
+    if not needed or any(words is None or BY_DECODER & set(words) for words in needed):
         return  # it learns; or what the losses need is not known, which was said
     rates = recipe.optimizer.lrs
     at_rest = rates.get("decoder") == 0 and not any(rate for part, rate in rates.items() if is_within(part, "decoder"))

@@ -48,7 +48,6 @@ ARCHITECTURES = {name: cls for name, cls in MODEL_FOR_BACKBONE_MAPPING_NAMES.ite
 # Of a configuration: what the recipe's data and we decide.
 OURS = ("num_channels", "out_features", "out_indices", "reshape_hidden_states")
 PLAIN = (ValueError, RuntimeError, AssertionError)  # how networks refuse the size of an image
-# ImageNet's statistics, over the three channels: for weights that do not tell theirs, and for none.
 
 
 @register("encoder", "backbone")
