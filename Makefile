@@ -36,7 +36,7 @@ test-long: env-dev
 
 # Two machines, played by two network namespaces: the same losses, a cut cable, and going on. Needs root.
 two-hosts: env-dev
-	PYTHON=$(CURDIR)/$(BIN)/python bash tests/distributed/two_hosts.sh
+	PYTHON=$(CURDIR)/$(BIN)/python bash tests/framework/distributed/two_hosts.sh
 
 # Installs wheels of sonoscribe and of examples/plugin-package into an environment of their own, and trains there.
 package:

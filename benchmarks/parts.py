@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.table import tell
-from framework.exam import Features
-from framework.generation import generate
-from framework.special_tokens import BOS
+from framework.exam import BOS, Features
+from framework.models.generation import generate
 from plugins.dataset.phantom import Phantom
 from plugins.decoder.transformer import Transformer
 from plugins.encoder.resnet import ResNet

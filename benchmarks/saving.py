@@ -17,12 +17,12 @@ import torch
 
 from benchmarks.table import tell
 from framework.build import build_optimizer, build_task, build_tokenizer
-from framework.checkpoint import Keep, Progress, Snapshot
-from framework.data import Slices
+from framework.checkpoint.export import ModelTexts
+from framework.checkpoint.format import Keep, Progress, Snapshot
+from framework.checkpoint.saver import Saver
+from framework.data.loading import Slices
 from framework.distributed import Strategy, spread, start_accelerator
-from framework.exported_model import ModelTexts
 from framework.recipe import load_recipe
-from framework.saver import Saver
 
 # About 90 million parameters, which with AdamW's state are 1 GiB.
 SIZE = [

@@ -39,12 +39,11 @@ VIEWS, TOKENS, WORDS = 2, 60, 1000
 def measure(strategy: str, batch_size: int, words: list[str]) -> None:
     """One process of several: trains some steps and prints what it saw as JSON."""
     from framework.build import build_optimizer, build_task
-    from framework.data import Slices
+    from framework.data.loading import Slices
     from framework.distributed import gather, spread, start_accelerator
     from framework.exam import Batch
     from framework.recipe import load_recipe
-    from framework.step import take_step
-    from framework.term_weights import weights_at
+    from framework.train_step import take_step, weights_at
 
     keys = [f"distributed.strategy={strategy}", f"train.batch_size={batch_size}", "distiller=none", *words]
     recipe = load_recipe("breast", [*keys, "losses.topic=null", "losses.global_semantic=null"])

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from framework.grid.file import GridFile  # noqa: E402
-from framework.listing import SECTION, describe, in_words  # noqa: E402
+from framework.recipe.describe import SECTION, describe, in_words  # noqa: E402
 from framework.recipe.json_schema import BESIDE, json_schema, meaning  # noqa: E402
 from framework.recipe.merge import REPLACE, value_at  # noqa: E402
 from framework.recipe.schema import CHOICES, SLOTS, Section  # noqa: E402

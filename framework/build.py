@@ -15,29 +15,27 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from framework.data import ExamSet, collate
-from framework.data_check import ExamWarning, check_splits, listing
-from framework.distill import Topics, distill
+from framework.data.check import ExamWarning, check_splits, listing
+from framework.data.image_cache import ImageCache, build_image_cache
+from framework.data.loading import ExamSet, collate, hardest_sample
 from framework.distributed import gather, in_turns, on_main
 from framework.exam import Exam, ExamSource
-from framework.fetched import read_notes, require_fetched
-from framework.image_cache import ImageCache, build_image_cache
-from framework.micro_batch import hardest_sample
+from framework.models.external_weights import read_notes, require_fetched
+from framework.models.pretrained import values_unread
+from framework.models.sampling import evaluating
+from framework.models.views import require_places
 from framework.optim import freeze, parameter_groups
-from framework.pretrained import values_unread
-from framework.progress import say
 from framework.recipe import Choice, Recipe, RecipeError, load_recipe
+from framework.recipe.laterality import mirrored_sides
 from framework.recipe.score_names import metric_of
 from framework.registry import PluginError, catalogue, find, load
-from framework.report_space import USUAL_DIMENSIONS, ReportSpace
-from framework.reward import Reward
-from framework.sampling import evaluating
-from framework.scoring import Scorer
-from framework.sides import mirrored_sides
-from framework.signature import given
-from framework.task import ReportTask
-from framework.term_weights import Uncertainty
-from framework.views import require_places
+from framework.registry.signature import given
+from framework.runtime.console import say
+from framework.scoring.reward import Reward
+from framework.scoring.scorer import Scorer
+from framework.task import ReportTask, Uncertainty
+from framework.text.lsa import USUAL_DIMENSIONS, ReportSpace
+from framework.topics.distill import Topics, distill
 
 
 @dataclass(frozen=True)

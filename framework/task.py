@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from framework.exam import Batch, Features, Outputs
-from framework.signature import BY_DECODER
-from framework.stages import still
-from framework.term_weights import Uncertainty
+from framework.models.blocks import still
+from framework.registry.signature import BY_DECODER
 
 
 class ReportTask(nn.Module):
@@ -90,3 +89,29 @@ class ReportTask(nn.Module):
 
     def features(self, batch: Batch) -> Features:
         return self.encoder(batch.image_BVCHW, batch.view_mask_BV)
+
+
+class Uncertainty(nn.Module):
+    """Learned factors of the terms: exp(-s) T + s / 2 stands for each term T, with one s = log sigma^2 that is learned.
+
+    A term that is hard to lower is taken for a noisy one, and its factor exp(-s) falls; s / 2 keeps all factors from
+    falling together. At the least of the sum, a factor is 1 / (2 T). Where the recipe weighs a term, it weighs both
+    parts, since a weight of T alone would be learned away. A term that can fall below 0 has no such least: its factor
+    would grow without end.
+
+    Source:
+        Kendall, Gal and Cipolla 2018, arXiv 1705.07115, equation 10 with log sigma^2 learned (section 3.2).
+    """
+
+    def __init__(self, terms: int) -> None:
+        super().__init__()
+        self.log_variance_L = nn.Parameter(torch.zeros(terms))
+
+    def forward(self, sums_L: Tensor, counts_L: Tensor) -> tuple[Tensor, Tensor]:
+        """What stands for the sums of the terms over some items, [L], and the factors, [L].
+
+        s / 2 is given once an item, as sums are, so that what stands for a step's terms is the same however the step
+        is cut.
+        """
+        factors_L = torch.exp(-self.log_variance_L.float())
+        return factors_L * sums_L + self.log_variance_L.float() / 2 * counts_L, factors_L.detach()

@@ -2,8 +2,8 @@
 
 from torch import nn
 
+from framework.exam import EOS, PAD
 from framework.registry import register
-from framework.special_tokens import EOS, PAD
 
 
 @register("loss", "short_reports")

@@ -14,8 +14,8 @@ from typing import NoReturn
 
 import typer
 
-from framework import exits
 from framework.cli import data, grids, plugins, recipes, runs
+from framework.runtime import errors
 
 TRACEBACK = "SONOSCRIBE_TRACEBACK"
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,24 +85,24 @@ def main(words: Sequence[str] | None = None) -> None:
     try:
         app(args=with_verb(words), prog_name="sonoscribe" if Path(sys.argv[0]).name == "sonoscribe" else "launch.py")
     except (ValueError, OSError) as error:
-        exits.tell_outcome(exits.MISTAKE, error)
+        errors.tell_outcome(errors.MISTAKE, error)
         if os.environ.get(TRACEBACK):
             raise
         _complain(error)
-        _leave(exits.MISTAKE)
-    except exits.Stopped as stopped:
-        exits.tell_outcome(exits.STOPPED, stopped)
+        _leave(errors.MISTAKE)
+    except errors.Stopped as stopped:
+        errors.tell_outcome(errors.STOPPED, stopped)
         if not rank():
             print(stopped, flush=True)
-        _leave(exits.STOPPED)
-    except exits.ProcessLost as error:
-        exits.tell_outcome(exits.LOST, error)
+        _leave(errors.STOPPED)
+    except errors.ProcessLost as error:
+        errors.tell_outcome(errors.LOST, error)
         print(f"rank {rank()}: {error}", file=sys.stderr)
-        _leave(exits.LOST)
-    except exits.MainProcessFailed:
-        _leave(exits.MISTAKE)
+        _leave(errors.LOST)
+    except errors.MainProcessFailed:
+        _leave(errors.MISTAKE)
     except Exception as error:
-        exits.tell_outcome(exits.DEFECT, f"{type(error).__name__}: {error}")
+        errors.tell_outcome(errors.DEFECT, f"{type(error).__name__}: {error}")
         raise
 
 

@@ -15,8 +15,8 @@ def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Read every exam of a recipe's data set and tell which cannot be used."""
     loaded = load(recipe, overrides)
     from framework.build import build_dataset
-    from framework.data_check import ExamWarning
-    from framework.data_check import check as check_exams
+    from framework.data.check import ExamWarning
+    from framework.data.check import check as check_exams
 
     def count(done: int, total: int) -> None:
         print(f"\r{done} of {total} exams", end="\n" if done == total else "", file=sys.stderr, flush=True)
@@ -39,7 +39,7 @@ def make(
     """Write a recipe's data set as a manifest with PNG images."""
     loaded = load(recipe, overrides)
     from framework.build import build_dataset
-    from framework.data_make import write_manifest
+    from framework.data.export import write_manifest
 
     path = write_manifest(build_dataset(loaded), folder)
     print(f"{path}\nIn a recipe:\n\ndata:\n  dataset: {{name: manifest, file: {path}, images: {folder}}}")

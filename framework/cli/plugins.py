@@ -31,7 +31,7 @@ def ls(
         _ls_broken(files, as_json)
         return
     from framework.grid.file import shipped_grids
-    from framework.listing import GRID_WORD, RECIPE_WORD, plugins_of, rows_of_files
+    from framework.recipe.describe import GRID_WORD, RECIPE_WORD, plugins_of, rows_of_files
     from framework.recipe.source import shipped_recipes
     from framework.registry import KINDS, short
 
@@ -71,8 +71,8 @@ def describe(
     as_json: Json = False,
 ) -> None:
     """Show a plugin's signature, keys, types, defaults, units, source, and a block to paste."""
-    from framework.listing import as_yaml, find_by_words, stands_in
-    from framework.listing import describe as describe_plugin
+    from framework.recipe.describe import as_yaml, find_by_words, stands_in
+    from framework.recipe.describe import describe as describe_plugin
 
     found = describe_plugin(find_by_words(name, files_of(plugins)))
     if as_json:
@@ -108,9 +108,9 @@ def new(
     ] = False,
 ) -> None:
     """Write a plugin file and its test from a template; both work as they stand."""
-    from framework.listing import snippet, stands_in
+    from framework.recipe.describe import snippet, stands_in
     from framework.registry import find, short
-    from framework.scaffold import write_plugin
+    from framework.testing.scaffold import write_plugin
 
     path, test = (file.resolve() for file in write_plugin(kind, name, folder, shipped=shipped))
     files = "" if shipped else f"plugins: [{short(path)}]\n"

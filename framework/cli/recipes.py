@@ -57,8 +57,8 @@ def _look_for_sides(recipe: Recipe, notices: list[str]) -> None:
     Raises:
         RecipeError: a report names a side.
     """
+    from framework.recipe.laterality import mirrors_by
     from framework.registry import find
-    from framework.sides import mirrors_by
 
     augment = recipe.data.augment
     key = None if augment is None else mirrors_by(find("augment", augment.name, recipe.plugin_files), augment.keys)

@@ -14,7 +14,7 @@ from framework.cli.words import Average, Ensemble, Overrides, RecipeArgument, Ru
 def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Train, evaluate and report. The verb may be left out."""
     loaded = load(recipe, overrides)  # before the heavy import: a mistake in a recipe shows at once
-    from framework.engine import train as run_training
+    from framework.trainer import train as run_training
 
     run_training(loaded)
 
@@ -32,7 +32,7 @@ def distill(
     if not loaded.has_topics:
         raise ValueError(f"{recipe}: its distiller is none; add distiller=faiss_kmeans, or see `ls distiller`")
     from framework.build import build_dataset, build_tokenizer, build_topics, load_exams
-    from framework.topic_count import choice_rows
+    from framework.topics.count import choice_rows
 
     texts = {split: [exam.report for exam in exams] for split, exams in load_exams(build_dataset(loaded)).items()}
     topics, _ = build_topics(loaded, build_tokenizer(loaded, texts["train"], None), texts, out)
@@ -61,8 +61,8 @@ def evaluate(
     """Score a run's best model on a split; or other writers, whose scores get a file of their own."""
     for each in (run, *(others or [])):
         must_exist(each, "run folder")
-    from framework.evaluation import evaluate_run
-    from framework.writers import Writers
+    from framework.evaluation.evaluate import evaluate_run
+    from framework.evaluation.model_selection import Writers
 
     evaluate_run(run, split, Writers(average or 1, ensemble or 1, tuple(others or [])))
 
@@ -80,7 +80,7 @@ def predict(
         must_exist(each, "run folder")
     for image in images:
         must_exist(image, "image")
-    from framework.prediction import predict as write_report
-    from framework.writers import Writers
+    from framework.evaluation.model_selection import Writers
+    from framework.evaluation.predict import predict as write_report
 
     print(write_report(run, images, beam, Writers(average or 1, ensemble or 1, tuple(others or []))))

@@ -8,11 +8,11 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from framework.data import Slices
+from framework.data.loading import Slices
+from framework.distributed.collectives import agree, gather, in_turns, on_main, share
 from framework.distributed.launch import describe_launch, launch_id, restarts, start_accelerator
-from framework.distributed.settled import precision_of, strategy_of
+from framework.distributed.resolve import precision_of, strategy_of
 from framework.distributed.strategy import Strategy
-from framework.distributed.talk import agree, gather, in_turns, on_main, share
 from framework.recipe import Recipe
 from framework.task import ReportTask
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import psutil
 from accelerate.utils import parse_flag_from_env
 
-from framework.distributed.settled import precision_of, strategy_of
+from framework.distributed.resolve import precision_of, strategy_of
 from framework.recipe import Recipe
 
 # Of accelerate launch, what no recipe can ask for.

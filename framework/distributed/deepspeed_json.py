@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from framework.data import Slices
-from framework.distributed.settled import precision_of, strategy_of
+from framework.data.loading import Slices
+from framework.distributed.resolve import precision_of, strategy_of
 from framework.recipe import Recipe, RecipeError
 
 # Sections that would set what has a place of its own in a recipe.

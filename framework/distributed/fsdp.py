@@ -15,9 +15,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from framework.blocks import blocks_of_task
 from framework.distributed.strategy import Piece, Strategy, scalars_for
 from framework.exam import Batch
+from framework.models.blocks import blocks_of_task
 
 
 class FullyShardedDataParallel(Strategy):

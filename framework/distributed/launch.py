@@ -16,9 +16,10 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from torch.distributed.rendezvous import rendezvous
 
 from framework.distributed.contradictions import contradictions, threads_asked_for
-from framework.distributed.settled import on_cpu, precision_of, strategy_of
-from framework.image_cache import usable_cores
+from framework.distributed.resolve import precision_of, strategy_of
+from framework.models.device import on_cpu
 from framework.recipe import Recipe, RecipeError
+from framework.runtime.processes import usable_cores
 
 # What `accelerate launch` exports of things that the recipe owns. They are held against it, and then have no say.
 LAUNCHER_ONLY = (

@@ -21,12 +21,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from framework.blocks import blocks_of_task, compute_again
-from framework.checkpoint import SavedState
-from framework.data import Slices
-from framework.distributed.talk import on_main, share
+from framework.checkpoint.format import SavedState
+from framework.data.loading import Slices
+from framework.distributed.collectives import on_main, share
 from framework.exam import Batch
-from framework.fetched import unsaved_names
+from framework.models.blocks import blocks_of_task, compute_again
+from framework.models.external_weights import unsaved_names
 from framework.recipe import Recipe, RecipeError
 from framework.task import ReportTask
 

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from framework.data import Slices
+from framework.data.loading import Slices
 from framework.distributed.deepspeed_json import deepspeed_config
-from framework.distributed.settled import strategy_of
+from framework.distributed.resolve import strategy_of
 from framework.distributed.strategy import Piece, Strategy
 from framework.exam import Batch
 from framework.recipe import Recipe

@@ -12,8 +12,8 @@ from framework.grid.lease import Holder, holder_of
 from framework.grid.results import CellResult
 from framework.recipe import Recipe, save
 from framework.recipe.schema import Run
-from framework.tracking import COST, RECORDS, write_json
-from framework.whole_file import write_whole
+from framework.run.tracking import COST, RECORDS, write_json
+from framework.runtime.files import write_whole
 
 CELLS = "cells"  # in run.root, shared by all grids: what one has trained, another need not
 RUN = "run"
@@ -46,7 +46,7 @@ class CellProgress:
 class Outcome(NamedTuple):
     """How a training ended."""
 
-    code: int  # of framework.exits
+    code: int  # of framework.runtime.errors
     reason: str
 
 

@@ -21,11 +21,11 @@ from types import FrameType
 
 import psutil
 
-from framework import exits
-from framework.alive import birth_of
 from framework.grid.cell_folder import PRUNED, SETTLED, CellFolder, CellState, Outcome, Status
 from framework.grid.lease import BEAT_S, Lease, take_when_dead
-from framework.stopping import WATCHER
+from framework.runtime import errors
+from framework.runtime.processes import birth_of
+from framework.runtime.signals import WATCHER
 
 CELL = "SONOSCRIBE_CELL"  # in the environment of all that trains a cell
 LOOKS_S = 0.5  # between two looks at the training
@@ -102,7 +102,7 @@ class CellProcess:
         environment = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
         environment |= {
             CELL: str(self.folder.path.resolve()),
-            exits.OUTCOME: str(self.folder.outcome.resolve()),
+            errors.OUTCOME: str(self.folder.outcome.resolve()),
             WATCHER: f"{os.getpid()} {birth_of(os.getpid())}",
         }
         # The launcher of several processes would kill them half a minute after a signal.
@@ -138,17 +138,17 @@ class CellProcess:
             return replace(state, status="done", deaths=0, reason=None)
         told = self.folder.told()
         if told is None and self.stop_as is not None:
-            told = Outcome(exits.STOPPED, reason="asked to stop before its first step")
-        elif told is None and code in (exits.DEFECT, *(-number for number in signal.Signals)):
+            told = Outcome(errors.STOPPED, reason="asked to stop before its first step")
+        elif told is None and code in (errors.DEFECT, *(-number for number in signal.Signals)):
             # Launchers make 1 of whatever signal.
-            told = Outcome(exits.LOST, reason="it was killed (out of memory?)")
+            told = Outcome(errors.LOST, reason="it was killed (out of memory?)")
         elif told is None:
-            told = Outcome(exits.MISTAKE, reason=f"the launcher ended with exit code {code}; the log has its words")
+            told = Outcome(errors.MISTAKE, reason=f"the launcher ended with exit code {code}; the log has its words")
         status: Status = "failed"
         deaths = 0
-        if told.code == exits.STOPPED:
+        if told.code == errors.STOPPED:
             status = PRUNED if self.stop_as == PRUNED else "stopped"
-        elif told.code == exits.LOST:
+        elif told.code == errors.LOST:
             deaths = state.deaths + 1
             status = "failed" if deaths >= self.attempts else "queued"
         return replace(state, status=status, deaths=deaths, reason=told.reason)

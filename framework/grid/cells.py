@@ -16,7 +16,7 @@ from framework.recipe.merge import Merged, merge
 from framework.recipe.override import override_layers
 from framework.recipe.source import GROUPS, Key, Layer, nested, read_group, read_layers
 from framework.registry import PluginError, find
-from framework.signature import needs
+from framework.registry.signature import needs
 
 THE_GRIDS_OWN = ("run", "resume", "resume_despite", "plugins", "_base_")  # keys that no cell may change
 

@@ -12,7 +12,7 @@ from framework.grid.file import ReadGrid
 from framework.recipe import RecipeError
 from framework.recipe.check import explain
 from framework.registry import Plugin, find, load
-from framework.signature import given, model_of
+from framework.registry.signature import given, model_of
 
 KIND = "executor"
 

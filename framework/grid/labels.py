@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from framework.listing import as_yaml
+from framework.recipe.describe import as_yaml
 
 
 def as_label(value: Any) -> str:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from framework.alive import birth_of
+from framework.runtime.processes import birth_of
 
 BEAT_S = 10.0  # from one touch to the next
 DEAD_S = 90.0  # without one: the holder, on a machine that cannot be asked, is taken for dead
@@ -31,7 +31,7 @@ class Holder:
     machine: str
     host: str  # for people
     pid: int
-    born: float  # see framework.alive
+    born: float  # see framework.runtime.processes
     since: str  # local time, when the lease was taken
 
 

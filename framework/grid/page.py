@@ -11,10 +11,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from framework.grid.effects import crossed_pairs, varied
-from framework.grid.page_style import SCRIPT, STYLE
 from framework.grid.plots import cost_figure, curves_figure, interaction_figure, main_effect_figure, row_keys
 from framework.grid.results import CellResult, Comparison, GridResult, Row
-from framework.grid.svg import escape, key
 from framework.grid.wording import (
     COSTS,
     Note,
@@ -37,7 +35,9 @@ from framework.grid.wording import (
     spread_text,
     time_text,
 )
-from framework.whole_file import write_whole
+from framework.pages.style import SCRIPT, STYLE
+from framework.pages.svg import escape, key
+from framework.runtime.files import write_whole
 
 # Beside the escaping: a browser runs this one script and loads nothing, whatever a label holds.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{}'; base-uri 'none'; form-action 'none'"

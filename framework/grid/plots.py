@@ -15,7 +15,8 @@ from framework.grid.effects import (
     read_curves,
 )
 from framework.grid.results import CellResult, GridResult, Row
-from framework.grid.svg import (
+from framework.grid.wording import arrow, decimals, footnotes, one_line, seeds_text, spread_text
+from framework.pages.svg import (
     COLOURS,
     WIDE,
     Panel,
@@ -25,7 +26,6 @@ from framework.grid.svg import (
     panel_over,
     span,
 )
-from framework.grid.wording import arrow, decimals, footnotes, one_line, seeds_text, spread_text
 
 TOLD = 8  # notes of a figure that are open to see
 LOG_FROM = 8  # a cost that differs by more than this factor is on a logarithmic axis

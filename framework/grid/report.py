@@ -13,7 +13,7 @@ from framework.grid.rows import grid_rows
 from framework.grid.run import cells_of
 from framework.grid.scores import higher_is_better
 from framework.grid.table import as_csv, as_latex, as_markdown, cells_csv
-from framework.whole_file import write_whole
+from framework.runtime.files import write_whole
 
 
 def grid_result(grid: Grid) -> GridResult:

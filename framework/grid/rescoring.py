@@ -13,9 +13,9 @@ import numpy as np
 
 from framework.exam import Pair
 from framework.grid.results import CellResult
-from framework.intervals import ResampleError, Values, by_calls, by_sums
 from framework.recipe.schema import WEIGHTED_SUM
-from framework.scoring import CHARACTER
+from framework.scoring.bootstrap import ResampleError, Values, by_calls, by_sums
+from framework.scoring.scorer import CHARACTER
 
 BY_CHARACTERS = "_char"  # how Scorer calls the score of single characters
 ROUNDED = 2e-6  # scores.json has six decimals

@@ -10,8 +10,8 @@ from framework.grid.cells import Cell, rows_of
 from framework.grid.executors import build_executor, choose_executor
 from framework.grid.make import Grid
 from framework.grid.scheduler import Fixed, Scheduler, Source, forget
-from framework.progress import say
 from framework.registry import did_you_mean
+from framework.runtime.console import say
 
 RETRIED: tuple[Status, ...] = ("failed", "pruned")
 

@@ -22,7 +22,7 @@ import framework
 from framework.grid.cell_folder import PRUNED, SETTLED, CellFolder, Status
 from framework.grid.cells import Cell
 from framework.grid.executor import Executor, Handle, Job
-from framework.progress import progress_bar, say
+from framework.runtime.console import progress_bar, say
 
 NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 LOOKS_S = 1.0  # between two looks at the cells

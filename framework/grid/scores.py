@@ -10,7 +10,7 @@ from framework.recipe import Choice, Recipe
 from framework.recipe.schema import WEIGHTED_SUM
 from framework.recipe.score_names import higher_is_better as by_names
 from framework.registry import did_you_mean, find
-from framework.signature import class_texts
+from framework.registry.signature import class_texts
 
 SPLITS = ("test", "val")
 

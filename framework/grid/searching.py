@@ -10,10 +10,10 @@ from framework.grid.cells import Cell
 from framework.grid.make import Grid, search_cell
 from framework.grid.scores import higher_is_better
 from framework.grid.search import TpeSearch, Trial
-from framework.progress import say
 from framework.recipe import RecipeError, recipe_hash
 from framework.registry import did_you_mean
-from framework.tracking import RECORDS
+from framework.run.tracking import RECORDS
+from framework.runtime.console import say
 
 
 class SearchedCells:

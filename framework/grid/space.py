@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from framework.grid.labels import fingerprint, labels_of, names_of
-from framework.listing import as_yaml
+from framework.recipe.describe import as_yaml
 from framework.registry import did_you_mean
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 import numpy as np
 
 from framework.grid.results import Spread
-from framework.intervals import draws, percentile_interval
+from framework.scoring.bootstrap import draws, percentile_interval
 
 RESAMPLES = 10_000
 # Below this a difference is rounding: equal scores that were summed in another order.

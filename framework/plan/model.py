@@ -17,14 +17,13 @@ from framework.build import (
     build_weighting,
     freeze_parts,
 )
-from framework.exam import Batch
-from framework.first_line import first_line
+from framework.exam import BOS, EOS, UNK, Batch
 from framework.plan.material import Material, Tokens, Views
 from framework.recipe import Recipe
 from framework.registry import PluginError, find
-from framework.report_space import USUAL_DIMENSIONS
-from framework.special_tokens import BOS, EOS, UNK
+from framework.runtime.errors import first_line
 from framework.task import ReportTask
+from framework.text.lsa import USUAL_DIMENSIONS
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

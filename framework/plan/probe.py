@@ -15,18 +15,16 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from framework.build import build_optimizer, build_plugin, build_task, freeze_parts
-from framework.data import Sample, collate
+from framework.data.loading import Sample, collate
 from framework.distributed import Strategy, describe_launch, spread, start_accelerator
-from framework.exam import Batch, Exam
-from framework.generation import generate
+from framework.exam import EOS, Batch, Exam
+from framework.models.generation import generate
 from framework.plan.material import Material, read_material
 from framework.plan.whole import Plan, slices_of
-from framework.progress import progress_bar
 from framework.recipe import Recipe
-from framework.report_space import USUAL_DIMENSIONS, ReportSpace
-from framework.special_tokens import EOS
-from framework.step import augmented, take_step
-from framework.term_weights import weights_at
+from framework.runtime.console import progress_bar
+from framework.text.lsa import USUAL_DIMENSIONS, ReportSpace
+from framework.train_step import augmented, take_step, weights_at
 
 WARM_UP, STEPS = 2, 20
 STEPS_S, REPORTS_S = 14.0, 5.0  # seconds to stop after, give or take a step or a few words

@@ -19,7 +19,7 @@ from framework.recipe.schema import NO_TOPICS, SLOTS, Recipe, Section, WeightSch
 from framework.recipe.score_names import metric_of, reward_problem
 from framework.recipe.source import Key, RecipeError, dotted, is_within
 from framework.registry import KINDS, Plugin, PluginError, catalogue, did_you_mean, find, replaced, short
-from framework.signature import BY_DECODER, RESERVED, class_flag, class_texts, given, keys_of, model_of
+from framework.registry.signature import BY_DECODER, RESERVED, class_flag, class_texts, given, keys_of, model_of
 
 BY_NAMES: Key = ("losses",)  # whose keys are names of losses, with one section for them all
 UNREADABLE = {"name": "?"}  # stands for a block that was complained of, so that the rest can be checked

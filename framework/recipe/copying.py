@@ -10,7 +10,7 @@ import yaml
 
 from framework.recipe.source import RECIPES, SHIPPED, RecipeError, find_file, find_shipped, parse, read_text
 from framework.registry import short
-from framework.whole_file import write_whole
+from framework.runtime.files import write_whole
 
 SCHEMA = RECIPES / "sonoscribe.schema.json"
 MODELINE = re.compile(r"(?m)^# yaml-language-server: \$schema=.*$")

@@ -13,7 +13,7 @@ from framework.recipe.saved import keys_in, plain, result_tree, values
 from framework.recipe.schema import CHOICES, Loss, Recipe, section_in
 from framework.recipe.source import Key, RecipeError, dotted
 from framework.registry import did_you_mean, find, short
-from framework.signature import RESERVED, keys_of
+from framework.registry.signature import RESERVED, keys_of
 
 SCHEMA = "framework/recipe/schema.py"
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from framework.recipe.laterality import mirrors_by, tells_sides
 from framework.recipe.source import Key
 from framework.registry import Plugin, PluginError, catalogue
-from framework.sides import mirrors_by, tells_sides
-from framework.signature import GIVERS, ITSELF, gives, needs
+from framework.registry.signature import GIVERS, ITSELF, gives, needs
 
 HOME: dict[str, Key] = {"encoder": ("model", "encoder"), "decoder": ("model", "decoder"), "distiller": ("distiller",)}
 

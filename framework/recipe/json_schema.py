@@ -21,7 +21,7 @@ from framework.recipe.merge import REPLACE
 from framework.recipe.schema import NO_TOPICS, SLOTS, Choice, Loss, Optimizer, Recipe, Section, WeightSchedule
 from framework.recipe.source import GROUPS, REFERENCE, shipped_recipes
 from framework.registry import KINDS, Plugin, catalogue
-from framework.signature import class_texts, keys_of
+from framework.registry.signature import class_texts, keys_of
 
 Schema = dict[str, Any]
 Files = tuple[Path, ...]

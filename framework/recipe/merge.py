@@ -13,7 +13,7 @@ from typing import Any
 from framework.recipe.schema import CHOICES, SLOTS
 from framework.recipe.source import REFERENCE, Key, Layer, dotted, forget, nested
 from framework.registry import did_you_mean, short
-from framework.signature import RESERVED
+from framework.registry.signature import RESERVED
 
 MOST_CHARACTERS = 10_000
 REPLACE = "_delete_"  # `_delete_: true` in a block: nothing of the block below is kept

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from framework.recipe.schema import Recipe
 from framework.recipe.source import Key
 from framework.registry import Plugin, catalogue, did_you_mean, find
-from framework.signature import class_flag, class_texts
+from framework.registry.signature import class_flag, class_texts
 
 EXAMPLE = "{val/bleu_4: 1, val/cider: 0.5}"
 

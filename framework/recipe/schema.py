@@ -23,7 +23,7 @@ from pydantic import (
     Tag,
 )
 
-from framework.values import Fraction
+from framework.registry.types import Fraction
 
 NO_TOPICS = "none"  # the distiller that finds none
 WEIGHTED_SUM = "monitor"  # the score that is the sum of several, as evaluate.monitor weighs them

@@ -8,7 +8,7 @@ from typing import Any
 from framework.recipe.monitor import weight_problem
 from framework.recipe.schema import WEIGHTED_SUM, Choice, Recipe
 from framework.registry import Plugin, did_you_mean, find
-from framework.signature import class_flag, class_method, class_texts, keys_of
+from framework.registry.signature import class_flag, class_method, class_texts, keys_of
 
 
 def not_of_one(score: str) -> str:

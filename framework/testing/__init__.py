@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from framework.plugin_text import unknown_kind
 from framework.registry import KINDS, PluginError, catalogue, find, load
+from framework.registry.source import unknown_kind
 from framework.testing.augment import check_augment
 from framework.testing.dataset import check_dataset
 from framework.testing.decoder import check_decoder

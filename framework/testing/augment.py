@@ -12,7 +12,7 @@ from framework.testing.elsewhere import Elsewhere, There, TwoDevicesError
 from framework.testing.modules import same
 from framework.testing.promise import Make, hold, made, promised
 
-SEEDS = [5, 2**55 + 17, 70_000_000_019]  # as large as framework.data.exam_seed draws them
+SEEDS = [5, 2**55 + 17, 70_000_000_019]  # as large as framework.data.loading.exam_seed draws them
 
 
 def check_augment(make: Make) -> None:

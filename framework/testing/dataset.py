@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from framework.data_check import SPLITS, ExamWarning, check, check_splits, listing
+from framework.data.check import SPLITS, ExamWarning, check, check_splits, listing
 from framework.exam import Exam
 from framework.testing.promise import Make, hold, made, promised
 

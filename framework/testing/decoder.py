@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.exam import Features
-from framework.generation import generate, select
-from framework.signature import GIVES
-from framework.special_tokens import BOS
+from framework.exam import BOS, Features
+from framework.models.generation import generate, select
+from framework.registry.signature import GIVES
 from framework.testing.modules import Untouchable, check_gradients, check_module, check_seeds, drawn, same, seeded
 from framework.testing.promise import Make, hold, made, promised
 

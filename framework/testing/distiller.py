@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from framework.report_space import ReportSpace
 from framework.testing.promise import Make, hold, made, promised
-from framework.topic_measures import TopicCard
+from framework.text.lsa import ReportSpace
+from framework.topics.quality import TopicCard
 
 SENTENCES = (
     ("an anechoic cyst", "posterior enhancement", "a thin smooth wall", "no inner flow", "a round shape"),
@@ -118,7 +118,7 @@ def _told(distiller: Any, train: Sequence[str], labels: np.ndarray) -> None:
     count = distiller.topic_count
     cards = distiller.describe()
     right = len(cards) == count and all(isinstance(card, TopicCard) for card in cards)
-    fix = "framework.topic_measures.topic_cards makes them"
+    fix = "framework.topics.quality.topic_cards makes them"
     hold(right, "describe tells every topic", found=len(cards), expected=f"{count} TopicCard, by number", fix=fix)
     sizes = [card.size for card in cards]
     expected = np.bincount(labels, minlength=count).tolist()
@@ -136,13 +136,13 @@ def _told(distiller: Any, train: Sequence[str], labels: np.ndarray) -> None:
     hold(right, "positions lays reports out on a map", found=found, expected=f"finite [{len(train)}, D]", fix=fix)
     quality = distiller.quality()
     right = isinstance(quality, dict) and all(value is None or np.isfinite(value) for value in quality.values())
-    fix = "framework.topic_measures.measure makes it"
+    fix = "framework.topics.quality.measure makes it"
     hold(right, "quality gives numbers by name", found=quality, expected="{name: number or None}", fix=fix)
     hold(
         hasattr(distiller, "space") and isinstance(distiller.space, (ReportSpace, type(None))),
         "`space` is the report space of the topics, or None",
         found=getattr(distiller, "space", "no `space`"),
-        expected="a framework.report_space.ReportSpace, or None",
+        expected="a framework.text.lsa.ReportSpace, or None",
         fix="set self.space = None in __init__, where there is none",
     )
 

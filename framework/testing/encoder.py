@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.signature import GIVES
+from framework.registry.signature import GIVES
 from framework.testing.modules import CLOSE, check_gradients, check_module, check_seeds, same, seeded
 from framework.testing.promise import Make, hold, made, promised
 
@@ -97,7 +97,7 @@ def _shapes(encoder: Any, features: Any) -> None:
             f"an encoder that gives {word} gives {name} as promised",
             found=f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else value,
             expected=f"{kind} {tuple('N' if n is None else n for n in shape)} with 3 exams and width {width}",
-            fix="return framework.exam.Features; framework.views.encode_views makes it from maps of each view",
+            fix="return framework.exam.Features; framework.models.views.encode_views makes it from maps of each view",
         )
     if "patches" in gives:
         patches, mask = features.patches_BND.shape[1], features.patch_mask_BN.shape[1]
@@ -110,7 +110,9 @@ def _stages(encoder: Any) -> None:
     if not hasattr(encoder, "stages"):
         return
     promise = "stages() gives every parameter once, in lists from the image to the features"
-    fix = "give list[list[nn.Parameter]]; framework.stages.stages_of makes it of a backbone with a list of blocks"
+    fix = (
+        "give list[list[nn.Parameter]]; framework.models.blocks.stages_of makes it of a backbone with a list of blocks"
+    )
     with promised(promise, expected="a list of lists of parameters", fix=fix):
         found = [id(weight) for stage in encoder.stages() for weight in stage]
     names = {id(weight): name for name, weight in encoder.named_parameters()}
@@ -133,7 +135,7 @@ def _gaps(build: Callable[[], Any], image_BVCHW: Tensor, mask_BV: Tensor) -> Non
             seen[1],
             seen[0],
             "what stands in the gap of a missing view changes nothing, " + ("training" if training else "evaluating"),
-            "encode image_BVCHW[view_mask_BV] alone (framework.views.encode_views does), and mask its patches",
+            "encode image_BVCHW[view_mask_BV] alone (framework.models.views.encode_views does), and mask its patches",
             0.0 if not training else CLOSE,
         )
 

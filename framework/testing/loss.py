@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from framework.exam import Batch, Features, Outputs
-from framework.signature import GIVERS
-from framework.special_tokens import BOS, EOS, PAD
+from framework.exam import BOS, EOS, PAD, Batch, Features, Outputs
+from framework.registry.signature import GIVERS
 from framework.testing.modules import Untouchable, check_gradients, check_module, check_seeds, drawn, same, seeded
 from framework.testing.promise import Make, hold, made, promised
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from framework.special_tokens import BOS, EOS, PAD, UNK
+from framework.exam import BOS, EOS, PAD, UNK
 from framework.testing.promise import Make, hold, made, promised
 
 REPORTS = (
@@ -54,7 +54,7 @@ def _segments(tokenizer: Any, reports: Sequence[str]) -> None:
 def _vocabulary(tokenizer: Any, other: Any) -> None:
     words = list(tokenizer.vocabulary)
     promise = "the vocabulary is a list of different texts, PAD, BOS, EOS and UNK (ids 0 to 3) first"
-    fix = "put four signs that no text segments into before the words (framework.special_tokens)"
+    fix = "put four signs that no text segments into before the words (framework.exam)"
     hold(len(set(words)) == len(words) > UNK + 1, promise, found=words[:8], expected="no text twice", fix=fix)
     hold(
         len(tokenizer) == len(words),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from framework.registry import register
-from framework.values import Fraction
+from framework.registry.types import Fraction
 
 
 @register("augment", "crop")

@@ -10,7 +10,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from framework.registry import register
-from framework.values import Fraction
+from framework.registry.types import Fraction
 
 
 @register("augment", "jitter")

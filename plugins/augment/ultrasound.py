@@ -14,7 +14,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from framework.registry import register
-from framework.values import Fraction
+from framework.registry.types import Fraction
 
 KNOTS = 8  # sliders of a machine's time-gain compensation
 TOE = 0.06  # grey level below which a change of brightness fades out, so that black stays black [share of white]

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from framework.data_check import SPLITS, listing
+from framework.data.check import SPLITS, listing
+from framework.data.image_file import FileView, inside
 from framework.exam import Exam, ExamError
-from framework.image_file import FileView, inside
 from framework.registry import did_you_mean, register
 
 # What other data sets call a split.

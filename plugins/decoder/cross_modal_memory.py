@@ -14,9 +14,9 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from framework.exam import Features
+from framework.models.transformer_decoder import Attention, ReportTransformer, draw_matrices
 from framework.registry import register
-from framework.report_transformer import Attention, ReportTransformer, draw_matrices
-from framework.values import Fraction
+from framework.registry.types import Fraction
 
 
 @register("decoder", "cross_modal_memory")

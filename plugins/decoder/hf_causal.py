@@ -18,10 +18,10 @@ from transformers import DynamicCache
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as ARCHITECTURES
 
-from framework.exam import Features
-from framework.fetched import fetched_of
-from framework.pieces import pieces_of, signs_of
-from framework.pretrained import (
+from framework.exam import BOS, EOS, PAD, UNK, Features
+from framework.models.blocks import still
+from framework.models.external_weights import fetched_of
+from framework.models.pretrained import (
     add_lora,
     changed,
     config_from,
@@ -39,11 +39,10 @@ from framework.pretrained import (
     require_known,
     require_one_source,
 )
-from framework.progress import say
 from framework.registry import register
-from framework.special_tokens import BOS, EOS, PAD, UNK
-from framework.stages import still
-from framework.values import Fraction
+from framework.registry.types import Fraction
+from framework.runtime.console import say
+from framework.text.vocabulary import pieces_of, signs_of
 
 KEY = "model.decoder"
 OURS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "is_decoder", "add_cross_attention")

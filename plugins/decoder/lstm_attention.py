@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from framework.exam import Features
 from framework.registry import register
-from framework.values import Fraction
+from framework.registry.types import Fraction
 
 
 @register("decoder", "lstm_attention")

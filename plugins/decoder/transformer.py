@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import NonNegativeInt, PositiveInt
 
+from framework.models.transformer_decoder import ReportTransformer
 from framework.registry import register
-from framework.report_transformer import ReportTransformer
-from framework.values import Fraction
+from framework.registry.types import Fraction
 
 
 @register("decoder", "transformer")

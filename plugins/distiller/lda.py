@@ -15,10 +15,10 @@ from scipy import sparse
 from sklearn.decomposition import LatentDirichletAllocation
 
 from framework.registry import register
-from framework.report_space import ReportSpace, count_words, usual_positions
-from framework.topic_count import AUTO, TopicChoice, asked_range, choose_topic_count, require_different_words
-from framework.topic_measures import TopicCard, by_size, measure, topic_cards
-from framework.values import Fraction
+from framework.registry.types import Fraction
+from framework.text.lsa import ReportSpace, count_words, usual_positions
+from framework.topics.count import AUTO, TopicChoice, asked_range, choose_topic_count, require_different_words
+from framework.topics.quality import TopicCard, by_size, measure, topic_cards
 
 
 @register("distiller", "lda")

@@ -16,10 +16,10 @@ from sklearn.decomposition import NMF
 from sklearn.exceptions import ConvergenceWarning
 
 from framework.registry import register
-from framework.report_space import ReportSpace, usual_positions
-from framework.text_embedding import build_text_embedding
-from framework.topic_count import AUTO, TopicChoice, asked_range, choose_topic_count, require_different_words
-from framework.topic_measures import TopicCard, by_size, measure, topic_cards
+from framework.text.embedding import build_text_embedding
+from framework.text.lsa import ReportSpace, usual_positions
+from framework.topics.count import AUTO, TopicChoice, asked_range, choose_topic_count, require_different_words
+from framework.topics.quality import TopicCard, by_size, measure, topic_cards
 
 log = logging.getLogger(__name__)
 

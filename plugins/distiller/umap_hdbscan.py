@@ -15,11 +15,11 @@ from sklearn.cluster import HDBSCAN
 from sklearn.neighbors import NearestNeighbors
 
 from framework.registry import register
-from framework.report_space import ReportSpace, usual_positions
-from framework.text_embedding import build_text_embedding
-from framework.topic_measures import TopicCard, by_size, measure, topic_cards
-from framework.topic_plane import ReportPlane
-from framework.values import Fraction
+from framework.registry.types import Fraction
+from framework.text.embedding import build_text_embedding
+from framework.text.lsa import ReportSpace, usual_positions
+from framework.topics.quality import TopicCard, by_size, measure, topic_cards
+from framework.topics.umap import ReportPlane
 
 AT_A_TIME = 512  # reports, whose distances to all of training take memory
 TINY = 1e-9  # a distance; its inverse is a finite density

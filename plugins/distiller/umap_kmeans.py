@@ -12,13 +12,13 @@ import numpy as np
 from pydantic import PositiveInt
 
 from framework.registry import register
-from framework.report_space import ReportSpace, usual_positions
-from framework.text_embedding import build_text_embedding
-from framework.topic_count import AUTO, TopicChoice, asked_range, choose_topic_count, require_different
-from framework.topic_kmeans import KMeans
-from framework.topic_measures import TopicCard, measure, topic_cards
-from framework.topic_plane import ReportPlane
-from framework.values import Fraction
+from framework.registry.types import Fraction
+from framework.text.embedding import build_text_embedding
+from framework.text.lsa import ReportSpace, usual_positions
+from framework.topics.count import AUTO, TopicChoice, asked_range, choose_topic_count, require_different
+from framework.topics.kmeans import KMeans
+from framework.topics.quality import TopicCard, measure, topic_cards
+from framework.topics.umap import ReportPlane
 
 
 @register("distiller", "umap_kmeans")

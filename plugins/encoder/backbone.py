@@ -17,10 +17,10 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_FOR_BACKBONE_MAPPING_NAMES
 
-from framework.blocks import blocks_of
 from framework.exam import Features
-from framework.fetched import fetched_of
-from framework.pretrained import (
+from framework.models.blocks import blocks_of, freeze_stages, stages_of, still
+from framework.models.external_weights import fetched_of
+from framework.models.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     add_lora,
@@ -37,10 +37,9 @@ from framework.pretrained import (
     require_one_source,
     turn_grey,
 )
+from framework.models.views import encode_views, view_pooling, view_positions
 from framework.registry import register
-from framework.stages import freeze_stages, stages_of, still
-from framework.values import Fraction
-from framework.views import encode_views, view_pooling, view_positions
+from framework.registry.types import Fraction
 
 KEY = "model.encoder"
 # timm's networks are others' code, in a package of its own.

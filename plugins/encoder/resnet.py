@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
 
 from framework.exam import Features
-from framework.fetched import fetched_of
-from framework.pretrained import (
+from framework.models.blocks import freeze_stages, stages_of, still
+from framework.models.external_weights import fetched_of
+from framework.models.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     config_from,
@@ -24,9 +25,8 @@ from framework.pretrained import (
     require_all,
     turn_grey,
 )
+from framework.models.views import encode_views, view_pooling, view_positions
 from framework.registry import register
-from framework.stages import freeze_stages, stages_of, still
-from framework.views import encode_views, view_pooling, view_positions
 
 DEPTHS = {
     10: (1, 1, 1, 1),

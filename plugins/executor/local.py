@@ -14,8 +14,8 @@ from typing import IO
 from pydantic import PositiveInt
 
 from framework.grid.executor import Job, State
-from framework.image_cache import usable_cores
 from framework.registry import register
+from framework.runtime.processes import usable_cores
 
 
 @dataclass

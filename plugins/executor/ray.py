@@ -23,9 +23,9 @@ from typing import Any
 
 from pydantic import PositiveFloat, PositiveInt
 
-from framework.first_line import first_line
 from framework.grid.executor import Job, State
 from framework.registry import register
+from framework.runtime.errors import first_line
 
 ROOT = Path(__file__).resolve().parent.parent.parent  # of this code
 ANSWERS_S = 30.0  # that a cluster may take to answer

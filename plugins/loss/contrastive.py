@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from framework.distributed.together import gather_exams
-from framework.exam import Batch, Outputs
+from framework.distributed.gather_exams import gather_exams
+from framework.exam import BOS, EOS, PAD, Batch, Outputs
 from framework.registry import register
-from framework.special_tokens import BOS, EOS, PAD
 
 LEAST_TEMPERATURE = 0.01  # as CLIP bounds it, for steadiness
 

@@ -19,11 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from framework.exam import Batch, Outputs
-from framework.fetched import Fetched
+from framework.exam import BOS, EOS, PAD, UNK, Batch, Outputs
+from framework.models.external_weights import Fetched
 from framework.registry import register
-from framework.sentence_encoder import SentenceEncoder
-from framework.special_tokens import BOS, EOS, PAD, UNK
+from framework.text.sentence_encoder import SentenceEncoder
 
 log = logging.getLogger(__name__)
 SIGNS = (PAD, BOS, EOS, UNK)  # tokens that are no words

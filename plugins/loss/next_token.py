@@ -8,10 +8,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from framework.exam import Batch, Outputs
+from framework.exam import PAD, Batch, Outputs
 from framework.registry import register
-from framework.special_tokens import PAD
-from framework.values import Fraction
+from framework.registry.types import Fraction
 
 
 @register("loss", "next_token")

@@ -13,9 +13,9 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from framework.exam import Batch, Features, Outputs
-from framework.generation import generate
+from framework.models.generation import generate
+from framework.models.sampling import evaluating, report_logp, sample, words_of
 from framework.registry import register
-from framework.sampling import evaluating, report_logp, sample, words_of
 
 
 @register("loss", "self_critical")

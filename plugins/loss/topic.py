@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from framework.exam import Batch, Outputs
 from framework.registry import register
-from framework.values import Fraction
+from framework.registry.types import Fraction
 
 
 @register("loss", "topic")

@@ -13,11 +13,11 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from framework.distributed.settled import on_cpu
 from framework.exam import Pair
-from framework.metric_needs import LastRows
-from framework.pretrained import config_of, folder_of, positions_of, read_text_encoder
+from framework.models.device import on_cpu
+from framework.models.pretrained import config_of, folder_of, positions_of, read_text_encoder
 from framework.registry import register
+from framework.scoring.dependencies import LastRows
 
 KEY = "metric bertscore"
 

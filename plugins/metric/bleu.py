@@ -10,8 +10,8 @@ from functools import lru_cache
 import numpy as np
 
 from framework.exam import Pair
-from framework.ngrams import ngrams
 from framework.registry import register
+from framework.scoring.counts import ngrams
 
 ORDERS = (1, 2, 3, 4)
 # The usual scorer adds these to hits and totals, so that an order without a hit gives a tiny score and not 0 / 0.

@@ -12,10 +12,9 @@ import numpy as np
 from pydantic import NonNegativeInt
 
 from framework.exam import Pair
-from framework.ngrams import ngrams
 from framework.registry import register
-from framework.scoring import CHARACTER
-from framework.share import share
+from framework.scoring.counts import ngrams, share
+from framework.scoring.scorer import CHARACTER
 
 CHARACTERS = 6  # the longest run of characters
 BETA = 2.0  # recall counts twice as much as precision

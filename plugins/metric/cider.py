@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from framework.exam import Pair
-from framework.ngrams import ngrams
 from framework.registry import register
+from framework.scoring.counts import ngrams
 
 ORDERS = (1, 2, 3, 4)
 SIGMA = 6.0  # words of difference in length at which the score falls to 61 %

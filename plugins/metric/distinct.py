@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from framework.exam import Pair
-from framework.ngrams import ngrams
 from framework.registry import register
+from framework.scoring.counts import ngrams
 
 
 @register("metric", "distinct")

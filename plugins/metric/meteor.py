@@ -15,9 +15,9 @@ from typing import IO
 import numpy as np
 
 from framework.exam import Pair
-from framework.metric_needs import package_folder, require_english
 from framework.registry import register
-from framework.share import share
+from framework.scoring.counts import share
+from framework.scoring.dependencies import package_folder, require_english
 
 JAR = "meteor/meteor-1.5.jar"
 MEMORY = "-Xmx2G"  # what its table of paraphrases takes

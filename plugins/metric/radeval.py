@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 
 from framework.exam import Pair
-from framework.first_line import first_line
-from framework.metric_needs import LastRows, imported, one_each, require_english, with_letters
 from framework.registry import register
+from framework.runtime.errors import first_line
+from framework.scoring.dependencies import LastRows, imported, one_each, require_english, with_letters
 
 # What each gives of a report; the first is the score, the others stand beside it.
 GIVES = {

@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 from pydantic import PositiveInt
 
-from framework.distributed.settled import on_cpu
 from framework.exam import Pair
-from framework.first_line import first_line
-from framework.metric_needs import LastRows, imported, one_each, require_english, with_letters
-from framework.pretrained import folder_of, weight_files
+from framework.models.device import on_cpu
+from framework.models.pretrained import folder_of, weight_files
 from framework.registry import register
+from framework.runtime.errors import first_line
+from framework.scoring.dependencies import LastRows, imported, one_each, require_english, with_letters
 
 
 @register("metric", "ratescore")

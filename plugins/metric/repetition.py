@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from framework.exam import Pair
-from framework.ngrams import ngrams
 from framework.registry import register
+from framework.scoring.counts import ngrams
 
 LENGTH = 4  # words of a run
 SENTENCE_ENDS = re.compile(r"[。；！？;!?\n]|\.(?!\d)")  # a point within a number ends nothing

@@ -7,7 +7,7 @@ from torch.optim import AdamW
 
 from framework.optim import Group
 from framework.registry import register
-from framework.values import Fraction
+from framework.registry.types import Fraction
 
 
 @register("optimizer", "adamw")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from framework.registry import register
-from framework.values import Fraction
+from framework.registry.types import Fraction
 
 
 @register("schedule", "cosine")

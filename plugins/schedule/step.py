@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from framework.registry import register
-from framework.values import Fraction
+from framework.registry.types import Fraction
 
 
 @register("schedule", "step")

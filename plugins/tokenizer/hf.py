@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from framework.pieces import pieces_of, signs_of
-from framework.pretrained import folder_of, read_tokenizer
-from framework.progress import say
+from framework.exam import SIGNS, UNK
+from framework.models.pretrained import folder_of, read_tokenizer
 from framework.registry import register
-from framework.segmentation import key_of, language_of, segmentation_of, split
-from framework.special_tokens import SIGNS, UNK
-from framework.token_ids import framed, written
+from framework.runtime.console import say
+from framework.text.segmentation import key_of, language_of, segmentation_of, split
+from framework.text.vocabulary import framed, pieces_of, signs_of, written
 
 FORMAT = "sonoscribe hf 1"
 LOWERCASE = True  # of words that are scored, as the tokenizer `words` has them

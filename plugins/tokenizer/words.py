@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal, cast
 
 from pydantic import PositiveInt
 
+from framework.exam import SIGNS, UNK
 from framework.registry import register
-from framework.segmentation import MASKED, is_cjk, key_of, language_of, segmentation_of, split
-from framework.special_tokens import SIGNS, UNK
-from framework.token_ids import framed, written
+from framework.text.segmentation import MASKED, is_cjk, key_of, language_of, segmentation_of, split
+from framework.text.vocabulary import framed, written
 
 FORMAT = "sonoscribe words 1"
 SENTENCE_END = frozenset(".!?。！？")

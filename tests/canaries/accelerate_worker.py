@@ -51,7 +51,7 @@ def started(names: list[str]) -> dict[str, Any]:
     with accelerator.no_sync(wrapped):
         accelerator.backward((wrapped(torch.zeros(1, 2)) * rank).sum())
     told["unsynced"] = float(part.bias.grad[0])
-    # As framework/distributed/watch.py does.
+    # As framework/distributed/heartbeat.py does.
     client = dist.TCPStore(
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False
     )

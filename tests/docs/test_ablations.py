@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from harness import ROOT
 
 from framework.grid.cells import rows_of
 from framework.grid.file import find_grid, read_grid, shipped_grids
 from framework.grid.make import make_grid
 
-RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+RESULTS = ROOT / "docs" / "results"
 PAGE = (RESULTS / "ablations.md").read_text(encoding="utf-8")
 GRIDS = sorted(set(shipped_grids()) - {"smoke"})  # whose numbers mean nothing
 

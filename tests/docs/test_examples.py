@@ -18,14 +18,14 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from harness import ROOT
 from PIL import Image
 
 from framework.grid.file import GridFile, read_grid, shipped_grids
 from framework.grid.make import make_grid
 from framework.recipe import load_recipe
 from framework.registry import find
-from framework.signature import model_of
+from framework.registry.signature import model_of
 
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("examples/**/README.md"), *ROOT.glob("docs/**/*.md")]
 PAGES = sorted(file.relative_to(ROOT).as_posix() for file in FILES)
@@ -34,13 +34,13 @@ SECONDS = 240  # a command that takes longer hangs
 
 # Blocks that another test holds.
 ELSEWHERE = {
-    ("docs/reference/plugins.md", "yaml"): "tests/framework/test_cli.py: test_the_piece_of_recipe_is_good",
+    ("docs/reference/plugins.md", "yaml"): "tests/framework/cli/test_cli.py: test_the_piece_of_recipe_is_good",
     ("docs/guide.md", "python"): "tests/docs/test_guide.py",
     ("docs/guide.md", "yaml"): "tests/docs/test_guide.py",
 }
 EIGHT_GPUS = "accelerate launch --config_file docs/launch/eight_gpus.yaml"
 NEEDS_GPUS = "needs eight GPUs; tests/docs/test_launch_files.py reads its file as accelerate does"
-IN_TESTS_OF_STRATEGIES = "tests/distributed/test_strategies.py launches so"
+IN_TESTS_OF_STRATEGIES = "tests/framework/distributed/test_strategies.py launches so"
 IN_FRESH_ENVIRONMENT = "`make package` does it in an environment of its own"
 NOT_RUN = {
     "make train": "makes an environment and trains for minutes; `python launch.py breast` is run here, shortened",
@@ -65,10 +65,10 @@ NOT_RUN = {
     f"{EIGHT_GPUS} launch.py recipes/breast.yaml train.batch_size=64": NEEDS_GPUS,
     f"{EIGHT_GPUS} --max_restarts 3 launch.py recipes/breast.yaml checkpoint.every_steps=50": NEEDS_GPUS,
     "torchrun --standalone --nproc_per_node 8 --max_restarts 3 launch.py recipes/breast.yaml "
-    "checkpoint.every_steps=50": "eight processes; tests/distributed/test_dying.py restarts two",
+    "checkpoint.every_steps=50": "eight processes; tests/framework/distributed/test_dying.py restarts two",
     **{
         "accelerate launch --config_file docs/launch/two_machines.yaml --main_process_ip 10.0.0.1 "
-        f"--machine_rank {rank} launch.py recipes/breast.yaml": "needs two machines; tests/distributed/two_hosts.sh"
+        f"--machine_rank {rank} launch.py recipes/breast.yaml": "two machines; framework/distributed/two_hosts.sh"
         for rank in (0, 1)
     },
     "sbatch docs/launch/slurm.sbatch recipes/breast.yaml train.batch_size=64": "needs Slurm",
@@ -98,7 +98,7 @@ SHORTENED = {
         )
     },
     "train.epochs=20": "train.epochs=1",
-    "grid run": "grid run --dry-run",  # tests/grid/test_running.py runs one whole
+    "grid run": "grid run --dry-run",  # tests/framework/grid/test_running.py runs one whole
 }
 OWN = re.compile(r"\b(mine|my_)")  # names of files that a page writes itself
 

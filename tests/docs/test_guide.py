@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import ROOT
 
 from framework.grid.executors import build_executor
 from framework.grid.file import read_grid
@@ -14,13 +15,12 @@ from framework.grid.make import make_grid
 from framework.recipe import load_recipe
 from framework.recipe.schema import SLOTS
 from framework.registry import KINDS
-from framework.scaffold import TEMPLATES, write_plugin
 from framework.testing import CHECKS
+from framework.testing.scaffold import TEMPLATES, write_plugin
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "guide.md"
 IN_RECIPES = [kind for kind in KINDS if kind in SLOTS.values()]
-SHOWN = re.compile(r"(?ms)(^<!-- framework/templates/(\w+)\.py -->\n```python\n)(.*?)(^```$)")
+SHOWN = re.compile(r"(?ms)(^<!-- framework/testing/templates/(\w+)\.py -->\n```python\n)(.*?)(^```$)")
 
 
 def sections(page: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
-from conftest import ROOT
+from harness import ROOT
 
 from framework.distributed.launch import LAUNCHER_ONLY, start_accelerator
 from framework.recipe import load_recipe

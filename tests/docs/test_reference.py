@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from harness import ROOT
 
 from framework.grid.file import GridFile, Prune, Report, Search
 from framework.recipe.schema import Recipe, Section
 from framework.registry import PLUGINS, catalogue
-from framework.signature import keys_of
+from framework.registry.signature import keys_of
 
 REFERENCE = ROOT / "docs" / "reference"
 PAGES = sorted(REFERENCE.glob("*.md"))

@@ -15,11 +15,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from harness import ROOT
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "troubleshooting.md"
 OURS = ("framework", "plugins")
-FOR_AUTHORS = ("framework/testing", "framework/templates")  # what tests of plugins say, not what users meet
+FOR_AUTHORS = ("framework/testing", "framework/testing/templates")  # what tests of plugins say, not what users meet
 SPEAKERS = {"note", "say", "warn", "warning", "ExamError", "ExamWarning", "BadParameter", "exit", "_refuse", "complain"}
 REASON = "reason"  # a value of this name is kept, and told later
 LISTS = ("problems", "notices")

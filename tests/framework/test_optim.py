@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, records
+from harness import ROOT, records
 from torch import Tensor, nn
 
 from framework.build import Parts, build_optimizer, build_parts, build_plugin
-from framework.data import Slices, collate
+from framework.data.loading import Slices, collate
 from framework.distributed import Strategy, spread, start_accelerator
 from framework.optim import freeze, parameter_groups
 from framework.recipe import RecipeError, load_recipe
-from framework.step import take_step
 from framework.task import ReportTask
+from framework.train_step import take_step
 
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 FEW = ["data.dataset.exams=8", "data.dataset.val_exams=1", "data.dataset.test_exams=1", "distiller.topics=2"]

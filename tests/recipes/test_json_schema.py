@@ -11,7 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from conftest import ROOT
+from harness import ROOT
 
 from framework.recipe import RECIPES, load_recipe, save
 from framework.recipe import schema as recipe_schema
@@ -19,7 +19,7 @@ from framework.recipe.json_schema import as_text, json_schema, meaning
 from framework.recipe.schema import Section
 from framework.recipe.source import parse, read_node, shipped_recipes
 from framework.registry import catalogue
-from framework.signature import keys_of
+from framework.registry.signature import keys_of
 
 COMMITTED = RECIPES / "sonoscribe.schema.json"
 SHIPPED_FILES = sorted(shipped_recipes().values())

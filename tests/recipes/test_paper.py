@@ -9,18 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from harness import ROOT
 from PIL import Image
 from transformers import ResNetConfig, ResNetModel
 
 from framework.build import build_optimizer, build_parts
-from framework.data import Slices, collate
+from framework.data.loading import Slices, collate
 from framework.distributed import spread, start_accelerator
-from framework.engine import train
 from framework.recipe import load_recipe
-from framework.step import take_step
-from framework.stopping import Requests
-from framework.term_weights import weights_at
+from framework.runtime.signals import Requests
+from framework.train_step import take_step, weights_at
+from framework.trainer import train
 
 PAPER = ROOT / "recipes" / "paper"
 TOPICS = {"breast": 18, "liver": 18, "thyroid": 5}

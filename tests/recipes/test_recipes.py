@@ -7,22 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from harness import ROOT
 from mini_busbra import draw, ellipse
 from mini_ddti import write_archive
 from tiny_models import of_bytes, save_llama, save_swin
 from torch import Tensor
 
 from framework.build import build_model, build_optimizer, build_parts, build_tokenizer
-from framework.data import Slices, collate
+from framework.data.loading import Slices, collate
 from framework.distributed import spread, start_accelerator
 from framework.exam import Batch
-from framework.generation import generate
+from framework.models.generation import generate
 from framework.recipe import RECIPES, load_recipe
-from framework.step import take_step
 from framework.task import ReportTask
-from framework.term_weights import weights_at
 from framework.testing.elsewhere import PLACE, Elsewhere, There, send
+from framework.train_step import take_step, weights_at
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 LONG = {"self_critical"}  # draws reports in every step

@@ -8,8 +8,8 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from framework.exam import Features
+from framework.models.views import encode_views, view_positions
 from framework.registry import register
-from framework.views import encode_views, view_positions
 
 
 @register("encoder", "acme/wavelet")

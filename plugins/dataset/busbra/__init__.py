@@ -15,11 +15,11 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from framework.data_check import listing
+from framework.data.check import listing
+from framework.data.image_file import FileView, inside
 from framework.exam import Exam, ExamError
-from framework.image_file import FileView, inside
 from framework.registry import register
-from framework.whole_file import write_whole
+from framework.runtime.files import write_whole
 from plugins.dataset.busbra import compose
 from plugins.dataset.busbra import measure as measuring
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from framework.data_check import listing
+from framework.data.check import listing
+from framework.data.image_file import FileView, inside
 from framework.exam import Exam, ExamError
-from framework.image_file import FileView, inside
 from framework.registry import did_you_mean, register
 from plugins.dataset.ddti import scan
 from plugins.dataset.ddti.compose import SPELLINGS, attributes, compose

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 
-from framework.image_file import FileView
+from framework.data.image_file import FileView
 
 VERSION = 1  # part of the cache's name: raise it whenever other pixels would be kept
 SPOT = 5  # side of the squares over which grey is averaged [px]

@@ -13,7 +13,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from framework.exam import Exam
 from framework.registry import register
-from framework.values import Fraction
+from framework.registry.types import Fraction
 
 from .anatomy import Plan, draw_view
 from .chinese import write_chinese

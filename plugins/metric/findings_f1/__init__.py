@@ -9,7 +9,7 @@ import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
-from framework.share import share
+from framework.scoring.counts import share
 from plugins.metric.findings_f1.numbers import Size, agreeing
 from plugins.metric.findings_f1.reader import APART, Measure, attributes, read_all
 
@@ -29,8 +29,8 @@ class FindingsF1:
     liver), `denial` (what is said not to be there: a lesion, calcification, flow, enlarged nodes) and `side_of` (each
     finding of a lesion with the lesion's side: low where left and right are swapped between two lesions).
 
-    How well it reads is stated in tests/plugins/test_findings_f1.py, on 200 sentences labelled by hand. The lexicon was
-    also tuned on them, so that other reports are read less well.
+    How well it reads is stated in tests/plugins/metric/test_findings_f1.py, on 200 sentences labelled by hand. The
+    lexicon was also tuned on them, so that other reports are read less well.
 
     Source:
         Sonoscribe.

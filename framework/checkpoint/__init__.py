@@ -1,0 +1,1 @@
+"""What training writes to resume and to predict: the format of checkpoints, their saver, the exported model."""

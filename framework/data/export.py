@@ -1,0 +1,46 @@
+"""Writes any data set as a manifest with images, so that it can be looked at, shared, and read back by `manifest`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from PIL import Image
+
+from framework.exam import ExamSource
+from framework.runtime.console import progress_bar
+
+MANIFEST = "manifest.json"
+
+
+def write_manifest(source: ExamSource, folder: Path) -> Path:
+    """Writes `manifest.json` and `images/*.png`. Gives the manifest's path.
+
+    The manifest is written last, so a folder with one is whole.
+
+    Raises:
+        ValueError: the folder holds something, or two exams would share a file name.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: already there and not an empty folder; name a new one")
+    splits = source.splits()
+    names: set[str] = set()
+    manifest: dict[str, list[dict[str, object]]] = {}
+    (folder / "images").mkdir(parents=True)
+    jobs = [(split, exam) for split, exams in splits.items() for exam in exams]
+    for split, exam in progress_bar(jobs, total=len(jobs), text="writing exams"):
+        paths = []
+        for number, view in enumerate(exam.views, start=1):
+            name = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', exam.id).lstrip('.')}_{number}.png"
+            if name in names:
+                raise ValueError(f"exam {exam.id}: another exam has the image {name} already")
+            names.add(name)
+            Image.fromarray(view.load()).save(folder / "images" / name)
+            paths.append(f"images/{name}")
+        manifest.setdefault(split, []).append(
+            {"uid": exam.id, "patient": exam.patient, "finding": exam.report, "image_path": paths, "split": split}
+        )
+    path = folder / MANIFEST
+    path.write_text(json.dumps(manifest, ensure_ascii=False, indent=1), encoding="utf-8")
+    return path

@@ -1,0 +1,177 @@
+"""From exams to batches: which exams make up a step, whatever the number of processes, and how they are padded."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from framework.data.image_cache import ImageCache
+from framework.exam import PAD, Batch, Exam
+from framework.recipe import RecipeError
+from framework.runtime.signals import SIGNALS
+
+
+@dataclass(frozen=True)
+class Sample:
+    exam_id: str
+    image_VCHW: np.ndarray
+    tokens: list[int]
+    topic: int | None
+    topic_weights: np.ndarray | None = None  # [K]
+
+
+class ExamSet(Dataset[Sample]):
+    """The exams of one split with their images, token ids and topics.
+
+    Args:
+        topics: of each exam, [n]; None where no distiller has found any.
+        topic_weights: how much of each topic a report has, [n, K].
+    """
+
+    def __init__(
+        self,
+        exams: Sequence[Exam],
+        cache: ImageCache,
+        tokens: Sequence[list[int]],
+        topics: np.ndarray | None,
+        topic_weights: np.ndarray | None = None,
+    ) -> None:
+        self.exams, self.cache, self.tokens = list(exams), cache, list(tokens)
+        self.topics, self.topic_weights = topics, topic_weights
+
+    def __len__(self) -> int:
+        return len(self.exams)
+
+    def __getitem__(self, index: int) -> Sample:
+        exam = self.exams[index]
+        topic = None if self.topics is None else int(self.topics[index])
+        weights = None if self.topic_weights is None else self.topic_weights[index]
+        return Sample(exam.id, self.cache.images(exam.id), self.tokens[index], topic, weights)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Pads views with black and reports with PAD."""
+    views = max(len(sample.image_VCHW) for sample in samples)
+    longest = max(len(sample.tokens) for sample in samples)
+    image_BVCHW = torch.zeros(len(samples), views, *samples[0].image_VCHW.shape[1:], dtype=torch.uint8)
+    view_mask_BV = torch.zeros(len(samples), views, dtype=torch.bool)
+    report_BT = torch.full((len(samples), longest), PAD)
+    for row, sample in enumerate(samples):
+        image_BVCHW[row, : len(sample.image_VCHW)] = torch.from_numpy(sample.image_VCHW)
+        view_mask_BV[row, : len(sample.image_VCHW)] = True
+        report_BT[row, : len(sample.tokens)] = torch.tensor(sample.tokens)
+    topics = [sample.topic for sample in samples]
+    weights = [sample.topic_weights for sample in samples if sample.topic_weights is not None]
+    return Batch(
+        [sample.exam_id for sample in samples],
+        image_BVCHW.float() / 255,
+        view_mask_BV,
+        report_BT,
+        None if topics[0] is None else torch.tensor(topics),
+        torch.from_numpy(np.stack(weights)).float() if weights else None,
+    )
+
+
+def epoch_order(exams: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of exams: from (seed, epoch) alone, so that neither processes nor resuming can change it."""
+    return np.random.default_rng([seed, epoch]).permutation(exams)
+
+
+def exam_seed(seed: int, epoch: int, exam_id: str) -> int:
+    """What an exam's augmentation is drawn from in this epoch, on whatever process."""
+    return _drawn_from(seed, epoch, exam_id)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """What dropout is drawn from in this step."""
+    return _drawn_from("step", seed, step, rank)
+
+
+def _drawn_from(*parts: str | int) -> int:
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
+
+
+@dataclass(frozen=True)
+class Slices:
+    """How a global batch is cut: over the processes, then into micro-batches that are accumulated."""
+
+    batch_size: int
+    micro_batch: int
+    rank: int
+    processes: int
+
+    @classmethod
+    def plan(cls, batch_size: int, micro_batch: int | None, rank: int, processes: int) -> Slices:
+        """`micro_batch` None takes a process's whole share at once.
+
+        Raises:
+            RecipeError: batch_size is not micro_batch x processes x a whole number; names the nearest that is.
+        """
+        micro = micro_batch or batch_size // processes
+        unit = micro * processes
+        if micro < 1 or batch_size % unit:
+            unit = unit if micro_batch else processes
+            fits = sorted({max(1, batch_size // unit) * unit, (batch_size // unit + 1) * unit})
+            raise RecipeError(
+                f"train.batch_size: {batch_size} exams do not divide into {processes} processes x micro-batches of "
+                f"{max(1, micro)}. The nearest sizes that do: {', '.join(map(str, fits))}"
+            )
+        return cls(batch_size, micro, rank, processes)
+
+    @property
+    def accumulation(self) -> int:
+        return self.batch_size // (self.micro_batch * self.processes)
+
+    def steps(self, exams: int) -> int:
+        """Steps of an epoch. Exams that do not fill a last batch wait for the next epoch, which orders them anew."""
+        return exams // self.batch_size
+
+    def epoch(self, exams: int, seed: int, epoch: int, done: int = 0) -> list[list[int]]:
+        """This process's micro-batches (exam numbers) of an epoch, after the first `done` steps."""
+        order = epoch_order(exams, seed, epoch)
+        share = self.batch_size // self.processes
+        micro_batches = []
+        for step in range(done, self.steps(exams)):
+            start = step * self.batch_size + self.rank * share
+            mine = order[start : start + share].tolist()
+            micro_batches += [mine[i : i + self.micro_batch] for i in range(0, share, self.micro_batch)]
+        return micro_batches
+
+
+def load_batches(exams: ExamSet, batches: list[list[int]], workers: int) -> DataLoader[Sample]:
+    return DataLoader(
+        exams, batch_sampler=batches, collate_fn=collate, num_workers=workers, worker_init_fn=_hear_no_signals
+    )
+
+
+def _hear_no_signals(worker: int) -> None:
+    """Slurm and terminals signal every process. A worker that ended by it would take the run along before it saved."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def steps_of(loader: DataLoader[Sample], accumulation: int) -> Iterator[list[Batch]]:
+    """Groups micro-batches by the step they belong to."""
+    group: list[Batch] = []
+    for batch in loader:
+        group.append(batch)
+        if len(group) == accumulation:
+            yield group
+            group = []
+    assert not group, "an epoch is whole steps"
+
+
+def hardest_sample(exams: ExamSet) -> Sample:
+    """As many views and as long a report as any exam has; what the views show costs nothing."""
+    views = max(len(exam.views) for exam in exams.exams)
+    tokens = max(exams.tokens, key=len)
+    first = exams[0]
+    image_VCHW = first.image_VCHW[:1].repeat(views, axis=0)
+    return Sample(first.exam_id, image_VCHW, tokens, first.topic, first.topic_weights)

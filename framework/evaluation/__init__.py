@@ -1,0 +1,1 @@
+"""Scores of a split, the report of one exam, and which models write them."""

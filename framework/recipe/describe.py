@@ -1,0 +1,244 @@
+"""What `ls` and `describe` tell of kinds, plugins, recipes and grids, from their text alone."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter
+
+from framework.recipe.json_schema import BESIDE
+from framework.recipe.schema import SLOTS
+from framework.recipe.source import read_text
+from framework.registry import KINDS, Plugin, PluginError, broken, catalogue, did_you_mean, find, short, unusable
+from framework.registry.signature import RESERVED, Key, given, gives, keys_of, needs
+
+# `ls` lists these as well, though they are no plugins.
+RECIPE_WORD = "recipe"
+GRID_WORD = "grid"
+MODELINE = "# yaml-language-server:"
+# What build.py hands over, in words; to an executor, `grid run` does.
+GIVEN = {
+    "channels": "channels of an image (data.channels)",
+    "blueprint": "what a trained part's weights told of its shape; None of a new one",
+    "vocabulary_size": "words that the tokenizer knows",
+    "vocabulary": "the words that the tokenizer knows, by id",
+    "feature_width": "width of the encoder's features",
+    "max_tokens": "longest report (evaluate.max_tokens)",
+    "segment": "the tokenizer's cut of a text into words",
+    "seed": "seed of the run (train.seed)",
+    "topic_count": "topics that the distiller found",
+    "word_vectors_WD": "where each word points in the report space",
+    "make_reward": "makes a mix of scores into the worth of reports (its key reward)",
+    "language": "the tokenizer's: en or zh",
+    "groups": "parameters by learning rate and decay",
+    "steps": "steps of the whole run",
+    "jobs": "cells at once, where the user asks for a number (--jobs)",
+    "folder": "where it may keep files of its own",
+}
+SECTION = re.compile(r"^([A-Z]\w+):[ \t]*\n((?:[ \t]+.*(?:\n|\Z)|[ \t]*\n)+)", re.MULTILINE)
+JSON_TYPES = {
+    "integer": "whole number",
+    "number": "number",
+    "string": "text",
+    "boolean": "true or false",
+    "null": "null",
+    "array": "list",
+    "object": "mapping",
+}
+LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+
+
+@dataclass(frozen=True)
+class KeyDescription:
+    """One key of a plugin, in words."""
+
+    name: str
+    type: str
+    required: bool
+    default: Any
+    unit: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """All that is known of a plugin without importing it."""
+
+    kind: str
+    name: str
+    summary: str
+    body: str
+    source: str  # paper and equation
+    where: str  # file:line
+    module: str | None  # None: a file that a recipe names
+    origin: str  # "shipped", "file", or the name and version of its distribution
+    signature: str
+    given: dict[str, str]  # what the run hands over
+    needs: tuple[str, ...]
+    gives: tuple[str, ...]
+    keys: tuple[KeyDescription, ...]
+    snippet: str
+
+
+def describe(plugin: Plugin) -> Description:
+    """Raises `PluginError` where its signature, `needs` or `gives` cannot be read."""
+    model_part = plugin.kind in ("encoder", "decoder", "loss", "distiller")
+    return Description(
+        kind=plugin.kind,
+        name=plugin.name,
+        summary=plugin.summary,
+        body=body(plugin),
+        source=source(plugin),
+        where=plugin.where,
+        module=plugin.module,
+        origin=plugin.origin,
+        signature=f"{plugin.qualname}({_arguments(plugin)})",
+        given={name: GIVEN[name] for name in given(plugin)},
+        needs=needs(plugin) if model_part else (),
+        gives=gives(plugin) if model_part else (),
+        keys=tuple(_key(key) for key in keys_of(plugin)),
+        snippet=snippet(plugin),
+    )
+
+
+def plugins_of(kind: str | None, files: tuple[Path, ...] = ()) -> list[Plugin]:
+    """The plugins of a kind, or of all kinds in their order, by name. `losses` is read as `loss`."""
+    if kind is not None:
+        singular = {f"{known}es" if known.endswith("s") else f"{known}s": known for known in KINDS}
+        kind = singular.get(kind, kind)
+        if kind not in KINDS:
+            known = [*KINDS, RECIPE_WORD, GRID_WORD]
+            raise PluginError(f"Unknown kind '{kind}'.{did_you_mean(kind, known)} Known: {', '.join(known)}")
+    order = list(KINDS)
+    plugins = [plugin for plugin in catalogue(files).values() if kind in (None, plugin.kind)]
+    return sorted(plugins, key=lambda plugin: (order.index(plugin.kind), plugin.name))
+
+
+def rows_of_files(files: Mapping[str, Path]) -> list[tuple[str, str, str]]:
+    """Name, first line of the head comment, and place of recipes or grids."""
+    rows = []
+    for name, path in files.items():
+        comments = [line for line in read_text(path).splitlines() if line.startswith("#")]
+        head = next((line.lstrip("# ") for line in comments if not line.startswith(MODELINE)), "")
+        rows.append((name, head, short(path)))
+    return rows
+
+
+def find_by_words(word: str, files: tuple[Path, ...] = ()) -> Plugin:
+    """The plugin of `kind/name`, or of a name alone (`vendor/name` too) where only one kind has it."""
+    kind, slash, name = word.partition("/")
+    if slash and kind in KINDS:
+        return find(kind, name, files)
+    known = catalogue(files)
+    if not slash and kind in KINDS:
+        names = ", ".join(f"{k}/{n}" for k, n in sorted(known) if k == kind)
+        raise PluginError(f"'{kind}' is a kind of plugin; name one of: {names}")
+    for item in broken(files):
+        if item.name == word and not any(name == word for _, name in known):
+            raise unusable(item)
+    homes = [key for key in known if key[1] == word] or [key for key in known if key[1].split("/")[-1] == word]
+    if len(homes) == 1:
+        return known[homes[0]]
+    if homes:
+        raise PluginError(f"'{word}' may be several plugins: {', '.join('/'.join(key) for key in homes)}")
+    words = ["/".join(key) for key in known]
+    guess = did_you_mean(word, words) or did_you_mean(word, [name for _, name in known])
+    raise PluginError(f"Unknown plugin '{word}'.{guess} Known: {', '.join(words)}")
+
+
+def source(plugin: Plugin) -> str:
+    """The `Source:` section of the documentation, on one line: paper, section, equation."""
+    return next((" ".join(text.split()) for title, text in SECTION.findall(plugin.doc) if title == "Source"), "")
+
+
+def body(plugin: Plugin) -> str:
+    """The documentation without its summary, `Args:` and `Source:`, which stand elsewhere."""
+    rest = plugin.doc.split("\n", 1)[1] if "\n" in plugin.doc else ""
+    return SECTION.sub(lambda found: "" if found[1] in ("Args", "Source") else found[0], rest).strip()
+
+
+def in_words(schema: dict[str, Any], quote: Callable[[Any], str] = lambda value: str(value)) -> str:
+    """The type of a value as a person would say it, from its JSON Schema.
+
+    Args:
+        quote: how single values are written.
+    """
+    if "anyOf" in schema:
+        return " or ".join(in_words(option, quote) for option in schema["anyOf"] if "$ref" not in option)
+    if "enum" in schema or "const" in schema:
+        return ", ".join(quote(value) for value in schema.get("enum", [schema.get("const")]))
+    kind = schema.get("type")
+    if kind is None:
+        return "anything"
+    if kind in ("boolean", "null"):
+        return " or ".join(quote(word) for word in JSON_TYPES[kind].split(" or "))
+    word = JSON_TYPES[kind]
+    inner = schema.get("items") or schema.get("additionalProperties")
+    if isinstance(inner, dict):
+        word += f" of {in_words(inner, quote)}"
+    said = [f"{text} {schema[limit]:.12g}" for limit, text in LIMITS.items() if limit in schema]
+    return f"{word} {', '.join(said)}" if said else word
+
+
+def as_yaml(value: Any) -> str:
+    """A value on one line, as a recipe would write it."""
+    text = yaml.safe_dump(
+        list(value) if isinstance(value, tuple) else value, default_flow_style=True, allow_unicode=True, width=1000
+    )
+    return text.removesuffix("\n").removesuffix("...").removesuffix("\n")
+
+
+def stands_in(kind: str) -> str:
+    """Where the plugins of a kind are named."""
+    return "a recipe" if kind in SLOTS.values() else "a grid file"
+
+
+def snippet(plugin: Plugin) -> str:
+    """A piece of recipe that uses a plugin, every key with its default; `???` where the recipe must choose. Of an
+    executor, a piece of a grid file.
+    """
+    slot = next((slot for slot, kind in SLOTS.items() if kind == plugin.kind), (plugin.kind,))
+    keys = [f"{key.name}: {'???' if key.required else as_yaml(key.default)}" for key in keys_of(plugin)]
+    if plugin.kind in BESIDE:
+        fields = BESIDE[plugin.kind].model_fields
+        beside = {word: fields[word].get_default(call_default_factory=True) for word in RESERVED[plugin.kind]}
+        keys = [f"{word}: {as_yaml(beside[word])}" for word in sorted(beside, reverse=True)] + keys
+    if plugin.kind != "loss":
+        keys = [f"name: {plugin.name}", *keys]
+    block = "{" + ", ".join(keys) + "}"
+    lines = []
+    for depth, part in enumerate(slot):
+        word = f"{part}:" if part != "*" else f"{plugin.name}:" if plugin.kind == "loss" else "-"
+        lines.append(f"{'  ' * depth}{word}")
+    return "\n".join(lines) + f" {block}"
+
+
+def _key(key: Key) -> KeyDescription:
+    words = in_words(
+        TypeAdapter(key.type).json_schema(), lambda value: value if isinstance(value, str) else json.dumps(value)
+    )
+    default = None if key.required else list(key.default) if isinstance(key.default, tuple) else key.default
+    return KeyDescription(key.name, words, key.required, default, key.unit, key.doc)
+
+
+def _arguments(plugin: Plugin) -> str:
+    """The signature as it is written, without `self`."""
+    arguments = plugin.arguments
+    if isinstance(plugin.node, ast.ClassDef):
+        arguments = ast.arguments(
+            posonlyargs=[],
+            args=[*arguments.posonlyargs, *arguments.args][1:],
+            vararg=None,
+            kwonlyargs=arguments.kwonlyargs,
+            kw_defaults=arguments.kw_defaults,
+            kwarg=None,
+            defaults=arguments.defaults,
+        )
+    return ast.unparse(arguments)

@@ -1,0 +1,1 @@
+"""A run's folder and its lifecycle: open, resume, refuse, starting weights, tracking."""

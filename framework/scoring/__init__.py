@@ -1,0 +1,1 @@
+"""Scores of reports: the scorer, baselines and oracles, bootstrap intervals, the reward, the table."""

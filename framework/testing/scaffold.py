@@ -1,0 +1,86 @@
+"""Writes a plugin of one's own, and its test, from a template that works as it stands."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from pathlib import Path
+
+from framework.registry import KINDS, PluginError, catalogue, short
+from framework.registry.source import unknown_kind
+
+TEMPLATES = Path(__file__).with_name("templates")
+TEST = "testfile.py"
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # between the words of MyLoss
+
+
+def write_plugin(kind: str, name: str, folder: Path, *, shipped: bool = False) -> tuple[Path, Path]:
+    """Writes `folder/NAME.py` and `folder/test_NAME.py`, and gives both paths.
+
+    Args:
+        name: As recipes will say it; `vendor/name` for a plugin of an installed package, in a file called `name.py`.
+        shipped: `folder` is the root of this repository, and the two go where its own plugins and tests stand.
+
+    Raises:
+        PluginError: the kind is not known, the name cannot be one or is taken, or a file is there already.
+    """
+    if kind not in KINDS:
+        raise PluginError(unknown_kind(kind))
+    _check_name(kind, name, shipped)
+    own = name.split("/")[-1]
+    if shipped:
+        path, test = folder / "plugins" / kind / f"{own}.py", folder / "tests" / "plugins" / f"test_{kind}_{own}.py"
+    else:
+        path, test = folder / f"{own}.py", folder / f"test_{own}.py"
+    for file in (path, test):
+        if file.exists():
+            raise PluginError(f"{short(file)} is there already, and is not written over. Choose another name or folder")
+    for file, text in ((path, _plugin(kind, name)), (test, _test(kind, name, shipped))):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    return path, test
+
+
+def _check_name(kind: str, name: str, shipped: bool) -> None:
+    parts = name.split("/")
+    if len(parts) > 2 or not all(NAME.fullmatch(part) and not keyword.iskeyword(part) for part in parts):
+        suggestion = re.sub(r"[^a-z0-9_/]+", "_", WORDS.sub("_", name).lower()).strip("_")
+        hint = f" Try '{suggestion}'." if NAME.fullmatch(suggestion) and not keyword.iskeyword(suggestion) else ""
+        raise PluginError(
+            f"'{name}' cannot be a plugin's name: expected small letters, digits and _, a letter first "
+            f"(or vendor/name).{hint}"
+        )
+    if shipped and len(parts) > 1:
+        raise PluginError(f"'{name}': plugins of this repository have no vendor; write '{parts[-1]}'")
+    taken = catalogue().get((kind, name))
+    if taken is not None:
+        raise PluginError(
+            f"The {kind} '{name}' is there already ({taken.where}). Choose another name, or vendor/{parts[-1]}"
+        )
+
+
+def _plugin(kind: str, name: str) -> str:
+    """The template of a kind under another name. What is called `my_KIND` and `MyKind` there gets the new one."""
+    text = (TEMPLATES / f"{kind}.py").read_text(encoding="utf-8")
+    own = name.split("/")[-1]
+    class_name = "".join(part.capitalize() for part in own.split("_"))
+    text = text.replace(f'@register("{kind}", "my_{kind}")', f'@register("{kind}", "{name}")')
+    text = text.replace(f"def my_{kind}(", f"def {_free(own, kind, text)}(")
+    text = text.replace(f"My{kind.capitalize()}", _free(class_name, kind.capitalize(), text))
+    return text.replace(f"my_{kind}", own)
+
+
+def _free(word: str, kind: str, text: str) -> str:
+    """A name that a template does not use for something else than the plugin itself."""
+    if word.lower().replace("_", "") == f"my{kind.lower()}":
+        return word
+    return word if not re.search(rf"\b{word}\b", text) else f"{word}_{kind}" if word.islower() else f"{word}{kind}"
+
+
+def _test(kind: str, name: str, shipped: bool) -> str:
+    text = (TEMPLATES / TEST).read_text(encoding="utf-8")
+    if shipped:  # known by its name alone
+        text = text.replace('.with_name("OWN.py")', '.resolve().parents[2] / "plugins" / "KIND" / "OWN.py"')
+        text = text.replace(", (FILE,))", ")")
+    return text.replace("KIND", kind).replace("NAME", name).replace("OWN", name.split("/")[-1])

@@ -1,0 +1,42 @@
+"""Cuts views into square patches and maps each by one layer: the smallest start of a vision transformer.
+
+Shapes: B batch, V views, C channels, H W image, M views of all exams, D width.
+"""
+
+from __future__ import annotations
+
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from framework.exam import Features
+from framework.models.views import encode_views, view_positions
+from framework.registry import register
+
+
+@register("encoder", "my_encoder")
+class MyEncoder(nn.Module):
+    """A linear map of square patches, with a norm.
+
+    Args:
+        width: Width of a patch's vector. [channels]
+        patch: Side of a patch; it divides the image. [px]
+        max_views: The most views an exam may have. [views]
+    """
+
+    gives = ("patches", "pooled")
+
+    def __init__(
+        self, *, channels: int, width: PositiveInt = 64, patch: PositiveInt = 16, max_views: PositiveInt = 4
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.embed = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
+        self.norm = nn.GroupNorm(1, width)
+        self.position_VD = view_positions(max_views, width)
+
+    def forward(self, image_BVCHW: Tensor, view_mask_BV: Tensor) -> Features:
+        return encode_views(self._maps, image_BVCHW, view_mask_BV, self.position_VD)
+
+    def _maps(self, image_MCHW: Tensor) -> Tensor:
+        """Maps [M, D, h, w] of views that are there; `encode_views` puts them together by exam."""
+        return self.norm(self.embed(image_MCHW - 0.5)).relu()

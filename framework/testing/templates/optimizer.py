@@ -1,0 +1,25 @@
+"""Stochastic gradient descent."""
+
+from __future__ import annotations
+
+from pydantic import NonNegativeFloat
+from torch.optim import SGD
+
+from framework.optim import Group
+from framework.registry import register
+from framework.registry.types import Fraction
+
+
+@register("optimizer", "my_optimizer")
+def my_optimizer(*, groups: list[Group], momentum: Fraction = 0.9, weight_decay: NonNegativeFloat = 0.0) -> SGD:
+    """Gradient descent with momentum.
+
+    Args:
+        momentum: Share of the last update that goes on.
+        weight_decay: Decay of matrices and filters; biases and norms have none.
+    """
+    rows = [
+        {"params": group.parameters, "lr": group.lr, "weight_decay": weight_decay if group.decay else 0.0}
+        for group in groups
+    ]
+    return SGD(rows, momentum=momentum)

@@ -1,0 +1,19 @@
+"""KIND NAME keeps the contract of its kind. Add what is its own below."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from framework.registry import find
+from framework.registry.signature import keys_of
+from framework.testing import check, plugin
+
+FILE = Path(__file__).with_name("OWN.py")
+
+
+def test_it_keeps_the_contract_of_its_kind() -> None:
+    check("KIND", plugin(FILE, "KIND", "NAME"))
+
+
+def test_every_key_says_what_it_is() -> None:
+    assert [key.name for key in keys_of(find("KIND", "NAME", (FILE,))) if not key.doc] == []

@@ -1,0 +1,1 @@
+"""Words and vectors of reports: vocabulary, segmentation, LSA space, embeddings, sentence encoders."""

@@ -1,0 +1,1 @@
+"""Topics of the training reports: distilled once and cached, their number, quality, and plot."""

@@ -1,0 +1,253 @@
+"""Checkpoints: whole or not there, checked before they are used, and enough to go on from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from harness import ROOT
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from framework.build import Parts, build_optimizer, build_parts
+from framework.checkpoint.export import ModelError, ModelTexts, load_weights, write_model
+from framework.checkpoint.format import (
+    CheckpointError,
+    Keep,
+    Progress,
+    SavedState,
+    Snapshot,
+    checkpoints_of,
+    clear_unfinished,
+    problem_of,
+    read_progress,
+    write_checkpoint,
+)
+from framework.data.loading import Slices, collate
+from framework.distributed import Strategy, spread, start_accelerator
+from framework.recipe import load_recipe
+from framework.train_step import take_step
+
+KEEP = Keep(last=2, best=1, best_is_higher=True)
+
+
+class Tokenizer:
+    """What an exported model needs of one."""
+
+    def save(self, path: Path) -> None:
+        path.write_text("[]")
+
+
+def save(folder: Path, step: int, kept: dict[str, float] | None = None, best: int | None = None) -> Path:
+    weights = {"encoder.weight": torch.full((3,), float(step)), "losses.head": torch.ones(2)}
+    state = {f"weights/{name}": value for name, value in weights.items()}
+    progress = Progress(step=step, kept=kept or {}, best_step=best)
+    return write_checkpoint(folder, Snapshot(progress, state, weights, ModelTexts(Tokenizer(), "name: x\n")), KEEP)
+
+
+def test_a_checkpoint_gives_back_what_was_written(tmp_path: Path) -> None:
+    path = save(tmp_path / "checkpoints", 3, {"step-3": 0.25}, best=3)
+    assert problem_of(path) is None
+    assert read_progress(path) == Progress(step=3, kept={"step-3": 0.25}, best_step=3)
+    state = SavedState(path)
+    assert sorted(state) == ["weights/encoder.weight", "weights/losses.head"] and len(state) == 2
+    assert torch.equal(state["weights/encoder.weight"], torch.full((3,), 3.0))
+    assert set(load_file(path / "model" / "model.safetensors")) == {"encoder.weight"}, "a model has no loss in it"
+
+
+def test_the_last_and_the_best_are_kept_and_the_best_model_is_published(tmp_path: Path) -> None:
+    folder, kept = tmp_path / "checkpoints", {}
+    for step, value in ((1, 0.1), (2, 0.9), (3, 0.2), (4, 0.3)):
+        kept[f"step-{step}"] = value
+        save(folder, step, kept, best=min(step, 2))
+    assert [path.name for path in checkpoints_of(folder)] == ["step-4", "step-3", "step-2"]
+    assert (folder / "latest").read_text().strip() == "step-4" and (folder / "best").read_text().strip() == "step-2"
+    assert load_file(tmp_path / "model" / "model.safetensors")["encoder.weight"][0] == 2
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_step_that_is_saved_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    save(tmp_path / "checkpoints", 2)
+    path = save(tmp_path / "checkpoints", 2, {"step-2": 0.5}, best=2)
+    assert problem_of(path) is None and read_progress(path).kept == {"step-2": 0.5}
+    assert checkpoints_of(tmp_path / "checkpoints") == [path]
+
+
+FILES = ["training.safetensors", "trainer.json", "model/model.safetensors", "model/tokenizer.json", "model/recipe.yaml"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_byte_a_lost_end_and_a_lost_file_are_found(tmp_path: Path, name: str) -> None:
+    path = save(tmp_path, 1)
+    whole = (path / name).read_bytes()
+    (path / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert problem_of(path) == f"{path / name}: damaged, its SHA-256 is not the manifest's"
+    (path / name).write_bytes(whole[:-1])
+    assert problem_of(path) == f"{path / name}: damaged, {len(whole) - 1} bytes of {len(whole)}"
+    (path / name).unlink()
+    assert problem_of(path) == f"{path / name}: missing"
+    (path / name).write_bytes(whole)
+    assert problem_of(path) is None
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"trainer.json": 3}', '{"trainer.json": ["x", "y"]}', "\xff"])
+def test_a_damaged_manifest_names_itself(tmp_path: Path, content: str) -> None:
+    path = save(tmp_path, 1)
+    (path / "manifest.json").write_bytes(content.encode("latin-1"))
+    assert str(problem_of(path)).startswith(f"{path / 'manifest.json'}: damaged, not the list of files")
+
+
+def test_a_manifest_that_points_outside_is_damaged(tmp_path: Path) -> None:
+    path = save(tmp_path / "checkpoints", 1)
+    (tmp_path / "secret").write_text("x")
+    listed = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**listed, "../../secret": [1, "0"]}))
+    assert "names a file outside" in str(problem_of(path))
+
+
+def test_a_manifest_that_leaves_out_the_state_is_not_one_of_ours(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    listed = json.loads((path / "manifest.json").read_text())
+    del listed["training.safetensors"]
+    (path / "manifest.json").write_text(json.dumps(listed))
+    assert "start anew with resume=never" in str(problem_of(path))
+
+
+@pytest.mark.parametrize("changed", [{"form": 1}, {"more": 1}])
+def test_a_checkpoint_of_another_version_says_so(tmp_path: Path, changed: dict[str, int]) -> None:
+    path = save(tmp_path, 1)
+    told = json.loads((path / "trainer.json").read_text())
+    (path / "trainer.json").write_text(json.dumps({**told, **changed}))
+    with pytest.raises(CheckpointError, match=r"written by another version of Sonoscribe .*resume=never"):
+        read_progress(path)
+
+
+def test_a_save_that_broke_off_is_no_checkpoint_and_is_cleared_away(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / ".step-2.part" / "model").mkdir(parents=True)
+    (tmp_path / ".step-1.before").mkdir()
+    (tmp_path / "step-3").mkdir()  # without a manifest
+    assert checkpoints_of(tmp_path) == [tmp_path / "step-1"]
+    clear_unfinished(tmp_path)
+    assert not list(tmp_path.glob(".step-*")) and problem_of(tmp_path / "step-1") is None
+
+
+def test_a_damaged_model_names_itself(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ModelError, match=r"model\.safetensors: damaged"):
+        load_weights(tmp_path, nn.Linear(3, 2))
+
+
+# A strategy's state, through a checkpoint into another.
+
+
+def made(folder: Path, *keys: str, tied: bool = False) -> tuple[Strategy, Parts]:
+    """Of the smoke recipe on one process.
+
+    Args:
+        tied: the decoder reads and writes words with one weight.
+    """
+    few = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "distiller.topics=2"]
+    words = [*few, "train.ema=0.9", f"data.cache={folder / 'cache'}", *keys]
+    recipe = load_recipe(ROOT / "recipes" / "smoke.yaml", words)
+    accelerator = start_accelerator(recipe)
+    parts = build_parts(recipe, accelerator, run=folder)
+    if tied:
+        parts.task.decoder.write.weight = parts.task.decoder.embed.weight
+    slices = Slices.plan(8, None, 0, 1)
+    return spread(accelerator, recipe, parts.task, slices, lambda task: build_optimizer(recipe, task)), parts
+
+
+def steps(strategy: Strategy, parts: Parts, *numbers: int) -> Tensor:
+    """Losses of some steps, each with a rate and random numbers of its own."""
+    weights, losses = torch.ones(len(parts.task.losses)), []
+    strategy.task.train()
+    for number in numbers:
+        torch.manual_seed(number)
+        strategy.set_rates(1 / (1 + number))
+        batch = collate([parts.exams["train"][place] for place in range(4 * (number % 3), 4 * (number % 3) + 4)])
+        losses.append(take_step(strategy, [batch], weights)[0])
+        strategy.after_update()
+    return torch.stack(losses)
+
+
+def saved(strategy: Strategy, parts: Parts, folder: Path) -> Path:
+    state, texts = strategy.state(), ModelTexts(parts.tokenizer, "name: x\n")
+    progress = Progress(step=strategy.updates, updates=strategy.updates)
+    return write_checkpoint(folder, Snapshot(progress, state, strategy.exported(state), texts), KEEP)
+
+
+@pytest.mark.parametrize("extra", ["optimizer.amsgrad=false", "optimizer.amsgrad=true", "optimizer.encoder_lr=0"])
+def test_a_loaded_checkpoint_goes_on_like_the_saved_one(tmp_path: Path, extra: str) -> None:
+    keys = [extra, "model.decoder.dropout=0.2"]
+    strategy, parts = made(tmp_path, *keys)
+    steps(strategy, parts, 0, 1, 2)
+    path = saved(strategy, parts, tmp_path / "run")
+    other, other_parts = made(tmp_path, *keys)
+    other.load(SavedState(path), read_progress(path).updates)
+    assert torch.equal(steps(strategy, parts, 3, 4), steps(other, other_parts, 3, 4))
+    one, two = strategy.state(), other.state()
+    assert one.keys() == two.keys() and {name.split("/")[0] for name in one} >= {"weights", "average", "optimizer"}
+    assert not [name for name in one if not torch.equal(one[name], two[name])]
+    assert not torch.equal(one["average/decoder.embed.weight"], one["weights/decoder.embed.weight"])
+
+
+def test_a_state_is_a_copy_that_training_does_not_touch(tmp_path: Path) -> None:
+    strategy, parts = made(tmp_path)
+    steps(strategy, parts, 0)
+    state = strategy.state()
+    before = {name: value.clone() for name, value in state.items()}
+    steps(strategy, parts, 1)
+    assert not [name for name in state if not torch.equal(state[name], before[name])]
+
+
+def test_the_exported_model_is_the_average_and_the_validated_one(tmp_path: Path) -> None:
+    strategy, parts = made(tmp_path)
+    steps(strategy, parts, 0, 1)
+    state = strategy.state()
+    exported = strategy.exported(state)
+    with strategy.whole_task() as task:
+        for name, weight in task.state_dict().items():
+            assert torch.equal(exported[name], weight), name
+    learned = "decoder.embed.weight"
+    assert torch.equal(exported[learned], state[f"average/{learned}"])
+
+
+def test_an_average_that_a_run_did_not_have_begins_at_its_weights(tmp_path: Path) -> None:
+    strategy, parts = made(tmp_path, "train.ema=null")
+    steps(strategy, parts, 0, 1)
+    other, _ = made(tmp_path)
+    other.load(SavedState(saved(strategy, parts, tmp_path / "run")), strategy.updates)
+    state = other.state()
+    averages = [name for name in state if name.startswith("average/")]
+    assert averages
+    assert all(torch.equal(state[name], state[name.replace("average/", "weights/", 1)]) for name in averages)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "fsdp"])
+def test_tied_weights_are_one_while_training_and_two_in_the_exported_model(tmp_path: Path, strategy: str) -> None:
+    read, write = "decoder.embed.weight", "decoder.write.weight"
+    keys = [f"distributed.strategy={strategy}"]
+    trained, parts = made(tmp_path, *keys, tied=True)
+    steps(trained, parts, 0, 1)
+    state = trained.state()
+    assert f"weights/{read}" in state and not [name for name in state if name.endswith(write)]
+    exported = trained.exported(state)
+    assert torch.equal(exported[read], state[f"average/{read}"]) and torch.equal(exported[write], exported[read])
+    with trained.whole_task() as task:
+        assert task.decoder.write.weight is task.decoder.embed.weight
+        assert torch.equal(task.decoder.embed.weight, exported[read])
+    write_model(tmp_path / "model", exported, ModelTexts(parts.tokenizer, "name: x\n"))
+    _, fresh = made(tmp_path, tied=True)
+    assert not torch.equal(fresh.task.decoder.embed.weight, exported[read])
+    load_weights(tmp_path / "model", fresh.task)
+    assert fresh.task.decoder.write.weight is fresh.task.decoder.embed.weight
+    assert torch.equal(fresh.task.decoder.embed.weight, exported[read])
+
+    path = saved(trained, parts, tmp_path / "run")
+    other, other_parts = made(tmp_path, *keys, tied=True)
+    other.load(SavedState(path), trained.updates)
+    assert torch.equal(steps(trained, parts, 2, 3), steps(other, other_parts, 2, 3))

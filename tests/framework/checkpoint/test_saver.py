@@ -1,0 +1,212 @@
+"""Saving in the background: training goes on meanwhile, and what went wrong is heard of."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from harness import ROOT
+
+from framework.checkpoint.export import ModelTexts
+from framework.checkpoint.format import (
+    Keep,
+    Progress,
+    SavedState,
+    Snapshot,
+    checkpoints_of,
+    clear_unfinished,
+    problem_of,
+)
+from framework.checkpoint.saver import SaveError, Saver
+
+KEEP = Keep(last=2, best=1, best_is_higher=True)
+
+
+class Slow:
+    """A tokenizer whose file is written when the test says so."""
+
+    def __init__(self) -> None:
+        self.begun, self.may_end = threading.Event(), threading.Event()
+
+    def save(self, path: Path) -> None:
+        self.begun.set()
+        assert self.may_end.wait(30)
+        path.write_text("{}")
+
+
+class Quick:
+    def save(self, path: Path) -> None:
+        path.write_text("{}")
+
+
+class Full:
+    def save(self, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def snapshot(step: int, tokenizer: object) -> Snapshot:
+    weights = {"encoder.weight": torch.full((4,), float(step))}
+    state = {f"weights/{name}": value.clone() for name, value in weights.items()}
+    return Snapshot(Progress(step=step), state, weights, ModelTexts(tokenizer, "{}\n"))
+
+
+def steps(folder: Path) -> list[str]:
+    return [path.name for path in checkpoints_of(folder)]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    saver, slow = Saver(tmp_path, KEEP, background=True), Slow()
+    saver.save(snapshot(1, slow))
+    assert slow.begun.wait(30)
+    assert not steps(tmp_path) and not saver.failed  # here training goes on
+    slow.may_end.set()
+    saver.finish()
+    assert steps(tmp_path) == ["step-1"] and problem_of(tmp_path / "step-1") is None
+    saver.close()
+
+
+def test_in_the_foreground_it_is_written_when_save_returns(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, KEEP, background=False)
+    saver.save(snapshot(1, Quick()))
+    assert steps(tmp_path) == ["step-1"]
+    saver.close()
+
+
+def test_the_next_save_waits_for_the_one_before(tmp_path: Path) -> None:
+    saver, slow = Saver(tmp_path, KEEP, background=True), Slow()
+    saver.save(snapshot(1, slow))
+    second = threading.Thread(target=saver.save, args=(snapshot(2, Quick()),))
+    second.start()
+    assert slow.begun.wait(30)
+    second.join(0.2)
+    assert second.is_alive() and not steps(tmp_path)
+    slow.may_end.set()
+    second.join(30)
+    saver.finish()
+    assert steps(tmp_path) == ["step-2", "step-1"]
+    saver.close()
+
+
+def test_a_failed_write_is_seen_without_waiting_and_told_when_finished(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, KEEP, background=True)
+    saver.save(snapshot(1, Quick()))
+    saver.finish()
+    saver.save(snapshot(2, Full()))
+    saver.thread.shutdown(wait=True)
+    assert saver.failed
+    with pytest.raises(SaveError, match=r"could not be written \(.*No space left.*resume=auto"):
+        saver.finish()
+    assert steps(tmp_path) == ["step-1"] and problem_of(tmp_path / "step-1") is None
+
+
+def test_a_failed_write_in_the_foreground_is_told_at_once(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, KEEP, background=False)
+    with pytest.raises(SaveError, match="No space left"):
+        saver.save(snapshot(1, Full()))
+    saver.close()
+
+
+def test_a_failed_write_leaves_no_half_behind_which_would_keep_the_disk_full(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, KEEP, background=False)
+    with pytest.raises(SaveError):
+        saver.save(snapshot(1, Full()))
+    assert not list(tmp_path.glob(".step-*"))
+    saver.close()
+
+
+def test_a_failed_write_is_told_by_the_next_save(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, KEEP, background=True)
+    saver.save(snapshot(1, Full()))
+    with pytest.raises(SaveError, match="No space left"):
+        saver.save(snapshot(2, Quick()))
+    assert not steps(tmp_path)
+    saver.close()
+
+
+# Writes checkpoints of 48 MB and no end of them, in a child that is killed: each is the best, so that all there is to
+# write is written. The parent is kept, since importing torch takes longer than all ten kills.
+WRITER = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import torch
+from framework.checkpoint.format import Keep, Progress, Snapshot, checkpoints_of, clear_unfinished, write_checkpoint
+from framework.checkpoint.export import ModelTexts
+
+class Tokenizer:
+    def save(self, path):
+        path.write_text("{}")
+
+folder, drawn = Path(sys.argv[1]) / "checkpoints", random.Random(int(sys.argv[2]))
+weights = {f"encoder.{n}": torch.zeros(1_000_000) for n in range(3)}
+state = {f"{kind}/{name}": value.clone() for kind in ("weights", "optimizer/a", "optimizer/b")
+         for name, value in weights.items()}
+
+def write_on(step):
+    while True:
+        step += 1
+        for tensor in [*weights.values(), *state.values()]:
+            tensor.fill_(step)
+        progress = Progress(step=step, best_step=step, best=float(step), kept={f"step-{step}": float(step)})
+        texts = ModelTexts(Tokenizer(), f"step: {step}")
+        write_checkpoint(folder, Snapshot(progress, state, weights, texts), Keep(2, 1, True))
+
+started = time.monotonic()
+child = os.fork()
+if not child:
+    write_on(0)
+while not len(checkpoints_of(folder)) == 2:
+    time.sleep(0.01)
+each = (time.monotonic() - started) / 2
+for _ in range(10):
+    time.sleep(drawn.uniform(0.2, 1.7) * each)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    print(json.dumps(sorted(path.name for path in folder.iterdir())), flush=True)
+    sys.stdin.readline()  # the test has looked
+    clear_unfinished(folder)
+    newest = checkpoints_of(folder)[0]
+    child = os.fork()
+    if not child:
+        write_on(int(newest.name.split("-")[1]))
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.long
+def test_killed_at_ten_moments_of_a_save_there_is_always_a_whole_checkpoint(tmp_path: Path) -> None:
+    folder, step, broken_off = tmp_path / "checkpoints", 1, 0
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path), "9233"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert writer.stdin is not None and writer.stdout is not None
+    for _ in range(10):
+        names = json.loads(writer.stdout.readline())
+        broken_off += any(name.endswith((".part", ".before")) for name in names)
+        for checkpoint in checkpoints_of(folder):
+            assert problem_of(checkpoint) is None
+        newest = checkpoints_of(folder)[0]
+        now = int(newest.name.removeprefix("step-"))
+        assert now >= step, "a checkpoint was lost"
+        step = now
+        assert float(SavedState(newest)["weights/encoder.0"][7]) == now
+        copy = tmp_path / "copy"
+        shutil.copytree(folder, copy)
+        clear_unfinished(copy)
+        assert {path.name for path in copy.iterdir() if path.name.startswith(".step")} == set()
+        shutil.rmtree(copy)
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    assert writer.wait(60) == 0
+    assert broken_off >= 5, "most kills must meet a save half done"

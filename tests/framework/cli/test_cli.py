@@ -1,0 +1,281 @@
+"""The door: verbs, exit codes, and that the quick ones stay quick."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from harness import ROOT, TOYS
+
+from framework import cli
+from framework.recipe.describe import snippet, stands_in
+from framework.registry import catalogue
+from framework.registry.signature import class_texts
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+    def call(*words):
+        with pytest.raises(SystemExit) as done:
+            cli.main(words)
+        out, err = capsys.readouterr()
+        return done.value.code, out, err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["ls"], ["describe", "encoder/resnet"], ["validate", "breast", "train.epochs=1"], ["explain", "smoke", "train"]],
+    ids=lambda words: words[0],
+)
+def test_quick_verbs_import_nothing_heavy(words):
+    code = f"""
+import sys
+from framework.cli import main
+try:
+    main({words!r})
+finally:
+    heavy = {{"torch", "transformers", "accelerate", "sklearn", "numpy", "faiss", "matplotlib"}} & set(sys.modules)
+    assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "with_verb"),
+    [
+        (["breast", "a=1"], ["train", "breast", "a=1"]),
+        (["train", "breast"], ["train", "breast"]),
+        (["ls"], ["ls"]),
+        (["data", "check", "x"], ["data", "check", "x"]),
+        (["--help"], ["--help"]),
+        ([], []),
+    ],
+)
+def test_a_recipe_alone_means_train(words, with_verb):
+    assert cli.with_verb(words) == with_verb
+
+
+def test_ls_names_plugins_and_recipes_in_plain_columns(run):
+    code, out, _ = run("ls")
+    rows = [line.split() for line in out.splitlines()]
+    assert code == 0
+    assert ["encoder", "tiny_cnn"] in [row[:2] for row in rows]
+    assert ["recipe", "breast"] in [row[:2] for row in rows]
+    assert ["grid", "smoke"] in [row[:2] for row in rows]
+    assert not set(out) & set("│┃─━"), "lines are for terminals"
+
+
+def test_ls_of_a_kind_shows_that_kind_and_plugins_of_a_file(run):
+    _, out, _ = run("ls", "encoders", "--plugins", str(TOYS))
+    assert {line.split()[0] for line in out.splitlines()[1:]} == {"encoder"}
+    assert "toy_eyes" in out
+
+
+@pytest.mark.parametrize("word", ["recipe", "recipes", "grid", "grids"])
+def test_ls_of_recipes_or_grids_shows_those_alone(run, word):
+    _, out, _ = run("ls", word)
+    assert {line.split()[0] for line in out.splitlines()[1:]} == {word.removesuffix("s")}
+
+
+def test_ls_of_an_unknown_kind_says_what_is_known(run):
+    code, _, err = run("ls", "encodr")
+    assert (code, err.splitlines()) == (2, [err.strip()])
+    assert err.startswith("Unknown kind 'encodr'. Did you mean 'encoder'? Known: ")
+
+
+def test_describe_shows_keys_docs_and_a_piece_of_recipe(run):
+    _, out, _ = run("describe", "dataset/toy_exams", "--plugins", str(TOYS))
+    assert "dataset/toy_exams: Exams that are not there." in out
+    assert "ToyExams(*, organ: Literal['breast', 'liver']='breast', exams: PositiveInt=8)" in out
+    (row,) = [line.split(maxsplit=1) for line in out.splitlines() if line.startswith("exams ")]
+    assert row[1].split("  ")[0] == "whole number above 0" and row[1].endswith("how many, in all splits.")
+    assert "\nMore about them.\n" in out and "Args:" not in out
+    assert out.endswith("data:\n  dataset: {name: toy_exams, organ: breast, exams: 8}\n")
+
+
+def test_the_block_of_an_executor_is_for_a_grid_file(run, tmp_path):
+    assert run("describe", "executor/local")[1].endswith("\nIn a grid file:\n\nexecutor: {name: local, processes: 1}\n")
+    _, out, _ = run("new", "executor", "mine", str(tmp_path))
+    file = tmp_path / "mine.py"
+    assert out.endswith(f"In a grid file:\n\nplugins: [{file}]\nexecutor: {{name: mine, processes: 1, niceness: 10}}\n")
+    assert "\nIn a recipe:\n" in run("describe", "encoder/resnet")[1]
+
+
+def test_describe_tells_source_fit_and_what_the_run_hands_over(run):
+    _, out, _ = run("describe", "decoder/transformer")
+    assert "\nNeeds: patches\nGives: logits\nSource: Vaswani et al. 2017, arXiv 1706.03762" in out
+    assert "The run hands over feature_width: width of the encoder's features" in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ls"],
+        ["ls", "recipe"],
+        ["ls", "--broken"],
+        ["describe", "encoder/resnet"],
+        ["describe", "metric/bleu"],
+        ["explain", "breast", "train"],
+        ["diff", "breast", "smoke"],
+        ["plan", "smoke", "--processes", "2"],
+    ],
+    ids=" ".join,
+)
+def test_json_is_json(run, words):
+    code, out, err = run(*words, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found or words[1] == "--broken"
+
+
+def test_ls_broken_tells_the_reason(run):
+    _, out, _ = run("ls", "--broken", "--plugins", str(TOYS))
+    assert "No module named 'a_module_that_is_not_there'" in out
+    assert run("ls", "--broken")[1] == "none is broken\n"
+
+
+def test_diff_tells_both_values_and_where_they_were_set(run):
+    _, out, _ = run("diff", "breast", "breast", "train.epochs=3")
+    assert out.splitlines()[0].split()[:3] == ["key", "breast", "breast"]
+    assert out.splitlines()[1].split()[:3] == ["train.epochs", "8", "3"] and len(out.splitlines()) == 2
+    assert run("diff", "breast", "recipes/breast.yaml")[1] == "no difference\n"
+
+
+def test_cp_writes_a_recipe_that_validates(run, tmp_path):
+    code, out, _ = run("cp", "thyroid", str(tmp_path / "mine.yaml"))
+    assert code == 0 and out.strip().endswith("mine.yaml")
+    assert run("validate", str(tmp_path / "mine.yaml"))[0] == 0
+    assert run("cp", "thyroid", str(tmp_path / "mine.yaml"))[2].startswith(str(tmp_path / "mine.yaml: exists already"))
+
+
+def test_new_writes_a_plugin_that_describe_knows(run, tmp_path):
+    code, out, _ = run("new", "loss", "mine", str(tmp_path))
+    assert code == 0 and (tmp_path / "test_mine.py").is_file()
+    assert f"plugins: [{tmp_path / 'mine.py'}]\nlosses:\n  mine: {{weight: 1.0" in out
+    assert run("describe", "mine", "--plugins", str(tmp_path / "mine.py"))[0] == 0
+
+
+def test_schema_is_the_committed_one(run):
+    assert run("schema")[1] == (ROOT / "recipes" / "sonoscribe.schema.json").read_text(encoding="utf-8")
+
+
+def test_plan_writes_nothing_and_tells_sizes(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the repository may hold runs already
+    _, out, _ = run("plan", "smoke")
+    assert "global batch" in out and "losses.topic" in out and "zero3" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_describe_finds_a_name_without_its_kind(run):
+    _, out, _ = run("describe", "toy_topic", "--plugins", str(TOYS))
+    assert out.startswith("loss/toy_topic: Of topics.") and "losses:\n  toy_topic: {weight: 1.0}" in out
+
+
+def of(*, recipes):
+    return [p for p in catalogue().values() if (stands_in(p.kind) == "a recipe") == recipes]
+
+
+@pytest.mark.parametrize("plugin", of(recipes=False), ids=lambda p: f"{p.kind}/{p.name}")
+def test_the_piece_of_grid_file_is_good(plugin, tmp_path):
+    from framework.grid.file import read_grid
+    from framework.registry.signature import model_of
+
+    (tmp_path / "g.yaml").write_text(f"recipe: shipped:smoke\n{snippet(plugin)}\n")
+    said = dict(read_grid(tmp_path / "g.yaml").said.executor)
+    assert said.pop("name") == plugin.name
+    assert model_of(plugin).model_validate(said, strict=True).model_fields_set
+
+
+@pytest.mark.parametrize("plugin", of(recipes=True), ids=lambda p: f"{p.kind}/{p.name}")
+def test_the_piece_of_recipe_is_good(plugin, tmp_path):
+    from framework.recipe import load_recipe, save
+
+    text = snippet(plugin).replace("???", "x")
+    if plugin.kind == "metric":
+        text += f"\n  monitor: val/{class_texts(plugin, 'names')[0]}"
+    (tmp_path / "r.yaml").write_text(f"_base_: {ROOT}/recipes/smoke.yaml\n{text}\n")
+    recipe = load_recipe(tmp_path / "r.yaml")
+    assert f"name: {plugin.name}" in save(recipe) or plugin.name in recipe.losses
+
+
+def test_validate_tells_all_mistakes_of_all_recipes_and_fails(run):
+    code, out, err = run("validate", "breast", "thyroid", "model.encoder.dpth=3")
+    assert code == 2 and out == ""
+    assert err.startswith("override: model.encoder.dpth=3: unknown key. Did you mean 'depth'? Known: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_validate_of_good_recipes_ends_well(run):
+    code, out, err = run("validate", "breast", "recipes/thyroid.yaml")
+    assert (code, err) == (0, "")
+    assert [line.split(":")[0] for line in out.splitlines()] == ["breast", "recipes/thyroid.yaml"]
+
+
+def test_explain_names_the_file_and_line(run):
+    code, out, _ = run("explain", "thyroid", "distiller.topics")
+    assert code == 0 and out.splitlines()[1].split() == ["distiller.topics", "5", "recipes/thyroid.yaml:7:13"]
+
+
+def test_a_mistake_ends_in_code_2_without_a_traceback_and_every_rank_but_one_is_silent(run, monkeypatch):
+    code, _, err = run("smoke", "train.epochs=x")
+    assert (code, err) == (2, "override: train.epochs=x: found the text 'x', expected a whole number\n")
+    monkeypatch.setenv("RANK", "1")
+    assert run("smoke", "train.epochs=x") == (2, "", "")
+
+
+def test_a_mistake_that_one_rank_alone_may_meet_names_the_rank(run, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    _, _, err = run("predict", "no/such/run", "x.png")
+    assert err.startswith("rank 3: no/such/run: no such run folder")
+
+
+def test_a_verb_with_a_typing_error_is_not_taken_for_a_recipe(run):
+    code, _, err = run("trian", "breast")
+    assert code == 2
+    assert err.startswith("trian: neither a verb nor a recipe. Did you mean 'train'? Verbs: train, ls, ")
+
+
+def test_the_place_in_the_code_is_offered_for_what_a_library_says_and_not_for_what_we_say(run, tmp_path):
+    assert cli.TRACEBACK not in run("predict", "no/such/run", "x.png")[2]
+    (tmp_path / "file").write_text("")
+    code, _, err = run("data", "make", "smoke", str(tmp_path / "file" / "folder"))
+    assert code == 2 and f"({cli.TRACEBACK}=1 shows where in the code)" in err
+
+
+def test_the_traceback_is_there_when_asked_for(monkeypatch):
+    monkeypatch.setenv(cli.TRACEBACK, "1")
+    with pytest.raises(ValueError, match="no such recipe"):
+        cli.main(["validate", "nothing_like_it"])
+
+
+def test_data_make_writes_a_manifest_that_data_check_accepts(run, tmp_path, monkeypatch):
+    out = tmp_path / "made"
+    code, said, err = run("data", "make", "smoke", str(out), "data.dataset.exams=12")
+    assert code == 0, err
+    assert (out / "manifest.json").is_file() and str(out / "manifest.json") in said
+    manifest = f"data.dataset={{name: manifest, file: {out}/manifest.json, images: {out}}}"
+    assert run("data", "check", "smoke", manifest)[0] == 0
+    assert "not an empty folder" in run("data", "make", "smoke", str(out))[2]
+
+
+def test_data_check_fails_on_a_broken_image(run, tmp_path):
+    out = tmp_path / "made"
+    run("data", "make", "smoke", str(out), "data.dataset.exams=12")
+    next((out / "images").iterdir()).write_bytes(b"no image")
+    manifest = f"data.dataset={{name: manifest, file: {out}/manifest.json, images: {out}}}"
+    code, said, _ = run("data", "check", "smoke", manifest)
+    assert code == 2 and "1 problem, 0 warnings" in said
+
+
+def test_launch_is_a_door_of_its_own():
+    environment = {**os.environ, "PYTHONPATH": ""}
+    done = subprocess.run(
+        [sys.executable, "launch.py", "ls", "encoder"], cwd=ROOT, env=environment, capture_output=True
+    )
+    assert done.returncode == 0 and b"tiny_cnn" in done.stdout

@@ -1,0 +1,137 @@
+"""What makes up a step, and how exams are padded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from framework.build import load_exams
+from framework.data.image_cache import build_image_cache, fit
+from framework.data.loading import ExamSet, Slices, collate, epoch_order
+from framework.exam import Exam
+from framework.runtime.files import write_whole
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A view of one grey value, or a broken one."""
+
+    value: int
+
+    @property
+    def name(self) -> str:
+        return f"grey {self.value}"
+
+    def load(self) -> np.ndarray:
+        if self.value < 0:
+            raise OSError("truncated")
+        return np.full((8, 8), self.value, np.uint8)
+
+
+def exam(number: int, *values: int) -> Exam:
+    return Exam(f"e{number}", f"p{number}", tuple(Plain(value) for value in values), "text")
+
+
+def make_cache(exams: list[Exam], folder: Path, broken: str = "stop"):
+    return build_image_cache(exams, source_key="k", size=8, channels=1, folder=folder, broken=broken)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("micro", [1, 2, None])
+def test_a_step_holds_the_same_exams_however_it_is_cut(processes: int, micro: int | None) -> None:
+    whole = Slices.plan(8, None, 0, 1).epoch(37, seed=5, epoch=2)
+    cut = [Slices.plan(8, micro, rank, processes) for rank in range(processes)]
+    per_rank = [slices.epoch(37, seed=5, epoch=2) for slices in cut]
+    accumulation = cut[0].accumulation
+    for step, exams in enumerate(whole):
+        together = [
+            number
+            for rank in per_rank
+            for batch in rank[step * accumulation : (step + 1) * accumulation]
+            for number in batch
+        ]
+        assert together == exams
+    assert len(per_rank[0]) == len(whole) * accumulation == 4 * accumulation
+
+
+def test_a_resumed_epoch_goes_on_where_it_stopped() -> None:
+    slices = Slices.plan(4, 2, 0, 1)
+    assert slices.epoch(20, 1, 3, done=2) == slices.epoch(20, 1, 3)[4:]
+
+
+def test_orders_differ_between_epochs_and_seeds_and_miss_nobody() -> None:
+    orders = [epoch_order(50, seed, epoch).tolist() for seed in (1, 2) for epoch in (0, 1)]
+    assert len({tuple(order) for order in orders}) == 4
+    assert all(sorted(order) == list(range(50)) for order in orders)
+
+
+def test_sizes_that_do_not_divide_name_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"10 exams do not divide into 2 processes x micro-batches of 4.*: 8, 16"):
+        Slices.plan(10, 4, 0, 2)
+    with pytest.raises(ValueError, match=r"nearest sizes that do: 6, 8"):
+        Slices.plan(7, None, 0, 2)
+    with pytest.raises(ValueError, match=r"nearest sizes that do: 2$"):
+        Slices.plan(1, None, 0, 2)
+
+
+def test_views_and_reports_are_padded(tmp_path: Path) -> None:
+    exams = [exam(1, 255), exam(2, 51, 102)]
+    cache, problems = make_cache(exams, tmp_path)
+    data = ExamSet(exams, cache, [[1, 5, 2], [1, 2]], np.array([3, 0]))
+    batch = collate([data[0], data[1]])
+    assert not problems
+    assert batch.view_mask_BV.tolist() == [[True, False], [True, True]]
+    assert batch.image_BVCHW.amax((2, 3, 4)).tolist() == [[1.0, 0.0], [pytest.approx(0.2), pytest.approx(0.4)]]
+    assert batch.report_BT.tolist() == [[1, 5, 2], [1, 2, 0]]
+    assert batch.topic_B is not None and batch.topic_B.tolist() == [3, 0]
+
+
+def test_broken_views_stop_the_run_and_all_are_named(tmp_path: Path) -> None:
+    exams = [exam(1, 9), exam(2, -1), exam(3, 9, -2)]
+    with pytest.raises(ValueError, match=r"2 views cannot be read") as caught:
+        make_cache(exams, tmp_path)
+    assert "exam e2: view grey -1: truncated" in str(caught.value)
+    assert "exam e3: view grey -2: truncated" in str(caught.value)
+
+
+def test_broken_views_can_be_left_out_with_a_count(tmp_path: Path) -> None:
+    cache, problems = make_cache([exam(1, 7), exam(2, -1), exam(3, 9)], tmp_path, broken="skip")
+    assert [problem.exam_id for problem in problems] == ["e2"]
+    assert set(cache.rows) == {"e1", "e3"} and cache.images("e3").max() == 9
+
+
+def test_images_are_made_once(tmp_path: Path) -> None:
+    first, _ = make_cache([exam(1, 7)], tmp_path)
+    changed = first.path.stat().st_mtime_ns
+    second, _ = make_cache([exam(1, 7)], tmp_path)
+    assert second.path == first.path and second.path.stat().st_mtime_ns == changed
+
+
+def test_proportions_are_kept() -> None:
+    square = fit(np.full((10, 20), 200, np.uint8), 16, 1)[0]
+    assert square[8].min() == 200 and square[0].max() == 0
+
+
+def test_splits_that_share_a_patient_are_refused_and_all_is_told_at_once() -> None:
+    class Leaky:
+        cache_key = "k"
+
+        def splits(self) -> dict[str, list[Exam]]:
+            one, two, three = exam(1, 5), exam(2, 5), exam(1, 5)
+            return {"train": [one], "val": [two], "test": [three, Exam("e9", "p2", two.views, "text")]}
+
+    with pytest.raises(ValueError, match=r"3 problems of the data set") as caught:
+        load_exams(Leaky())
+    assert "exam e1: the id stands in splits train and test" in str(caught.value)
+    assert "patient p2 is in splits val and test" in str(caught.value)
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_whole(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "\ud800")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

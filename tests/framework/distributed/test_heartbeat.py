@@ -1,0 +1,61 @@
+"""What becomes of an error while the processes watch one another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from framework.distributed.heartbeat import Watch
+from framework.runtime.errors import ProcessLost
+
+
+@dataclass
+class TwoProcesses:
+    """What a watch asks an Accelerator."""
+
+    process_index: int = 0
+    num_processes: int = 2
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    watch = Watch(TwoProcesses(), timeout=1)  # type: ignore[arg-type]
+    watch.at("step 12")
+    yield watch
+    del store
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242\nmore of it"),
+        RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 60000ms for recv operation"),
+        dist.DistBackendError("NCCL error: unhandled system error"),
+        dist.DistNetworkError("failed to recv, got 0 bytes"),
+    ],
+)
+def test_a_connection_that_broke_is_another_process_that_was_lost(watch: Watch, error: RuntimeError) -> None:
+    with pytest.raises(ProcessLost, match=r"waited for the others at step 12, .*resume=auto") as caught, watch:
+        raise error
+    assert caught.value.__cause__ is error and "more of it" not in str(caught.value)
+
+
+def test_any_other_error_stays_what_it_is(watch: Watch) -> None:
+    mine = RuntimeError("mat1 and mat2 shapes cannot be multiplied (8x4 and 5x4)")
+    with pytest.raises(RuntimeError) as caught, watch:
+        raise mine
+    assert caught.value is mine
+
+
+def test_one_process_alone_has_nobody_to_lose() -> None:
+    error = RuntimeError("Connection closed by peer")
+    with pytest.raises(RuntimeError) as caught, Watch(Accelerator(cpu=True), timeout=1):
+        raise error
+    assert caught.value is error

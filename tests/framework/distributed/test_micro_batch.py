@@ -1,0 +1,100 @@
+"""What `train.micro_batch: auto` tries, and what is tried of the exam with the most views of all splits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harness import ROOT
+from PIL import Image
+
+from framework.build import build_parts
+from framework.data.image_cache import build_image_cache
+from framework.data.loading import ExamSet, collate, hardest_sample
+from framework.distributed import start_accelerator
+from framework.exam import Exam
+from framework.recipe import load_recipe
+
+
+@dataclass(frozen=True)
+class Grey:
+    """A view of one grey value."""
+
+    value: int
+
+    @property
+    def name(self) -> str:
+        return f"grey {self.value}"
+
+    def load(self) -> np.ndarray:
+        return np.full((8, 8), self.value, np.uint8)
+
+
+# Views and words of each exam: the most of both are never of the same exam, nor always of the first or the last.
+RAGGED = [
+    [(1, 3), (4, 2), (2, 9), (3, 5)],
+    [(4, 1), (1, 9)],
+    [(1, 9), (4, 1)],
+    [(2, 2), (1, 9), (4, 4), (1, 1)],
+]
+
+
+@pytest.mark.parametrize("ragged", RAGGED)
+def test_the_hardest_exam_has_the_most_views_and_the_longest_report_of_any(
+    tmp_path: Path, ragged: list[tuple[int, int]]
+) -> None:
+    exams = [
+        Exam(f"e{number}", f"p{number}", tuple(Grey(10 * number + view) for view in range(views)), "text")
+        for number, (views, _) in enumerate(ragged)
+    ]
+    cache, _ = build_image_cache(exams, source_key="k", size=8, channels=1, folder=tmp_path, broken="stop")
+    tokens = [list(range(5, 5 + words)) for _, words in ragged]
+    hardest = hardest_sample(ExamSet(exams, cache, tokens, np.arange(len(exams))))
+    assert hardest.image_VCHW.shape == (4, 1, 8, 8) and len(hardest.tokens) == 9
+    batch = collate([hardest] * 3)
+    assert batch.image_BVCHW.shape == (3, 4, 1, 8, 8) and batch.view_mask_BV.all()
+    assert batch.report_BT.shape == (3, 9)
+
+
+@pytest.fixture
+def five_views(tmp_path: Path) -> list[str]:
+    """Words that give smoke.yaml exams of one view, and one of five views in test."""
+    Image.fromarray(np.full((12, 16), 90, np.uint8)).save(tmp_path / "1.png")
+    found = {
+        split: [{"uid": f"{split}{n}", "finding": "No mass.", "image_path": ["1.png"] * views} for n in range(exams)]
+        for split, exams, views in (("train", 4, 1), ("val", 1, 1), ("test", 1, 5))
+    }
+    (tmp_path / "exams.json").write_text(json.dumps(found), encoding="utf-8")
+    dataset = f"{{_delete_: true, name: manifest, file: {tmp_path / 'exams.json'}, images: {tmp_path}}}"
+    few = ["train.batch_size=4", "distiller=none", "~losses.topic", "~losses.global_semantic", "evaluate.max_tokens=8"]
+    return [f"data.dataset={dataset}", f"data.cache={tmp_path / 'cache'}", *few]
+
+
+GPT2 = "architecture: gpt2, config: {n_layer: 1, n_embd: 16, n_head: 2, n_positions: 24}"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ([], r"^exam test0 of split test has 5 views, the encoder is built for 4: raise model.encoder.max_views"),
+        (["model.encoder.max_views=5"], None),
+        (
+            ["model.encoder.max_views=0", f"model.decoder={{_delete_: true, name: hf_causal, {GPT2}}}"],
+            r"^exam test0 of split test has 5 views, more than any of train: model.decoder: 28 positions .* has 24",
+        ),
+        (["model.encoder.max_views=0", f"model.decoder={{_delete_: true, name: hf_causal, queries: 2, {GPT2}}}"], None),
+    ],
+)
+def test_more_views_than_fit_are_told_before_training_whatever_split_they_are_in(
+    five_views: list[str], tmp_path: Path, keys: list[str], message: str | None
+) -> None:
+    recipe = load_recipe(str(ROOT / "recipes" / "smoke.yaml"), [*five_views, *keys])
+    if message is not None:
+        with pytest.raises(ValueError, match=message):
+            build_parts(recipe, start_accelerator(recipe), run=tmp_path)
+        return
+    task = build_parts(recipe, start_accelerator(recipe), run=tmp_path).task
+    assert all(part.training for part in task.modules())

@@ -1,0 +1,77 @@
+"""Which process writes the reports of which exams, and how often a metric reads them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from framework.evaluation import evaluate as evaluation
+from framework.evaluation.evaluate import evaluate_split, shares
+from framework.exam import Pair
+from framework.scoring.dependencies import LastRows
+from framework.scoring.scorer import Scorer
+from framework.scoring.table import HIGH, LOW
+
+
+class Slow:
+    """Length over that of the reference, by a model that is slow: it counts how often it reads a report."""
+
+    names = ("slow",)
+    by_words = False
+    higher_is_better = True
+
+    def __init__(self) -> None:
+        self.last, self.reads = LastRows(), Counter[str]()
+
+    def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        return {name: float(value) for name, value in self.of_sums(self.per_exam(pairs).sum(0)).items()}
+
+    def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
+        return self.last.of(pairs, lambda: self.read(pairs))
+
+    def read(self, pairs: Sequence[Pair]) -> np.ndarray:
+        self.reads.update(pair.prediction for pair in pairs)
+        return np.array([(len(pair.prediction), len(pair.reference)) for pair in pairs], dtype=float)
+
+    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        return {"slow": sums[..., 0] / sums[..., 1]}
+
+
+def test_a_metrics_model_reads_the_reports_of_a_split_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exams = SimpleNamespace(
+        exams=[SimpleNamespace(id=str(number), patient=str(number), report="x" * 4) for number in range(6)]
+    )
+    rows = [(exam.id, "m" * (number + 1), exam.report) for number, exam in enumerate(exams.exams)]
+    floors = {name: [(exam.id, name, exam.report) for exam in exams.exams] for name in ("fixed_report", "rewording")}
+    monkeypatch.setattr(evaluation, "write_reports", lambda *_, **keys: rows)
+    monkeypatch.setattr(evaluation, "floor_rows", lambda *_: floors)
+    metric = Slow()
+    tokenizer = SimpleNamespace(segment=str.split, language="en", segmentation="words")
+    train = SimpleNamespace(exams=[SimpleNamespace(report="x" * 4)])
+    parts = SimpleNamespace(
+        exams={"train": train, "val": train, "test": exams}, tokenizer=tokenizer, scorer=Scorer([metric], tokenizer)
+    )
+    recipe = SimpleNamespace(
+        train=SimpleNamespace(seed=1), evaluate=SimpleNamespace(beam=1, resamples=50, monitored="slow")
+    )
+    scores = evaluate_split(SimpleNamespace(num_processes=1), None, parts, recipe, "test", tmp_path)
+    assert list(scores) == ["model", *floors, LOW, HIGH]
+    assert scores[LOW]["slow"] < scores["model"]["slow"] == 21 / 24 < scores[HIGH]["slow"]
+    assert {metric.reads[prediction] for _, prediction, _ in rows} == {1}
+    assert {metric.reads[name] for name in floors} == {6}
+
+
+@pytest.mark.parametrize("processes", range(1, 10))
+def test_every_exam_is_one_process_s_and_no_process_has_two_more_than_another(processes: int) -> None:
+    for exams in range(41):
+        cut = shares(exams, processes)
+        assert len(cut) == processes
+        assert sorted(number for share in cut for number in share) == list(range(exams))
+        lengths = [len(share) for share in cut]
+        assert max(lengths) - min(lengths) <= 1
+        assert lengths[0] == max(lengths), "the first process's batches are how many rounds there are"

@@ -1,0 +1,290 @@
+"""Averages and ensembles of the checkpoints that a run keeps, and of other runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from harness import ROOT
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from framework.build import build_dataset, build_task, build_tokenizer, load_exams, run_recipe
+from framework.checkpoint.export import ModelTexts
+from framework.checkpoint.format import Keep, Progress, Snapshot, checkpoints_of, write_checkpoint
+from framework.data.leakage import patients_seen
+from framework.evaluation.evaluate import evaluate_run
+from framework.evaluation.model_selection import BEST, Writers, average, best_checkpoints, load_writers
+from framework.evaluation.predict import predict
+from framework.exam import Batch
+from framework.models.ensemble import Ensemble
+from framework.models.generation import generate
+from framework.recipe import load_recipe, save
+
+SCORES = {1: 0.3, 2: 0.9, 3: 0.1, 4: 0.6, 5: 0.5}  # by step
+
+
+def make_run(folder: Path, *keys: str, scores: dict[int, float] = SCORES, seed: int = 0) -> Path:
+    """A run as training leaves it; its models begin at different weights and were never trained."""
+    few = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=4", "distiller.topics=2"]
+    words = [*few, "evaluate.max_tokens=12", "checkpoint.keep_best=3", f"data.cache={folder.parent / 'cache'}", *keys]
+    recipe = load_recipe(ROOT / "recipes" / "smoke.yaml", words)
+    tokenizer = build_tokenizer(recipe, [exam.report for exam in load_exams(build_dataset(recipe))["train"]], None)
+    kept: dict[str, float] = {}
+    for step, score in scores.items():
+        kept[f"step-{step}"] = score
+        best = max(kept, key=lambda name: kept[name])
+        begun = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed + step})})
+        weights = {
+            n: value.clone() for n, value in build_task(begun, tokenizer, None, None, trained=True).state_dict().items()
+        }
+        for value in weights.values():
+            value *= 2.5  # at its first weights a decoder finds all words alike, which would test nothing
+        progress = Progress(step=step, kept=dict(kept), best_step=int(best.removeprefix("step-")))
+        snapshot = Snapshot(progress, weights, weights, ModelTexts(tokenizer, save(recipe)))
+        write_checkpoint(folder / "checkpoints", snapshot, Keep(2, recipe.checkpoint.keep_best, best_is_higher=True))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "smoke" / "first")
+
+
+@pytest.fixture(scope="module")
+def other(run: Path) -> Path:
+    return make_run(run.with_name("second"), seed=100)
+
+
+@pytest.fixture(scope="module")
+def image(run: Path) -> Path:
+    path = run.parent / "view.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64), dtype=np.uint8)).save(path)
+    return path
+
+
+def model_file(checkpoint: Path) -> Path:
+    return checkpoint / "model" / "model.safetensors"
+
+
+def test_the_best_and_the_last_are_kept_with_their_models(run: Path) -> None:
+    assert [path.name for path in checkpoints_of(run / "checkpoints")] == ["step-5", "step-4", "step-2"]
+    for path in checkpoints_of(run / "checkpoints"):
+        assert {file.name for file in (path / "model").iterdir()} == {
+            "model.safetensors",
+            "tokenizer.json",
+            "recipe.yaml",
+        }
+    assert model_file(run / "checkpoints" / "step-2").samefile(run / "model" / "model.safetensors")
+    found = best_checkpoints(run, 3, "--average")
+    assert [(path.name, value) for path, value in found.items()] == [("step-2", 0.9), ("step-4", 0.6), ("step-5", 0.5)]
+
+
+def test_a_run_that_goes_on_and_keeps_more_keeps_the_best_that_are_left(tmp_path: Path) -> None:
+    scores = {1: 0.9, 2: 0.8, 3: 0.7, 4: 0.1, 5: 0.2}
+    folder = make_run(tmp_path / "run", "checkpoint.keep_best=1", scores=scores) / "checkpoints"
+    assert [path.name for path in checkpoints_of(folder)] == ["step-5", "step-4", "step-1"]
+    recipe, kept = run_recipe(folder.parent), {f"step-{step}": value for step, value in scores.items()}
+    more = recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"keep_best": 3})})
+    for step, value in ((6, 0.3), (7, 0.05), (8, 0.04)):
+        kept[f"step-{step}"] = value
+        weights = load_file(model_file(folder / "step-1"))
+        texts = ModelTexts(build_tokenizer(recipe, [], folder.parent / "model"), save(more))
+        progress = Progress(step=step, kept=dict(kept), best_step=1)
+        write_checkpoint(folder, Snapshot(progress, weights, weights, texts), Keep(2, 3, best_is_higher=True))
+    found = best_checkpoints(folder.parent, 3, "--average")
+    assert [path.name for path in found] == ["step-1", "step-6", "step-5"], "steps 2 and 3 went while one was kept"
+
+
+@pytest.mark.parametrize("told", ["names = ('errors',)", "names = tuple(['errors'])"], ids=["read", "built"])
+def test_of_a_score_of_which_less_is_better_the_lowest_are_best(tmp_path: Path, told: str) -> None:
+    plugin = (
+        "from framework.registry import register\n\n\n"
+        "@register('metric', 'errors')\nclass Errors:\n    '''Errors.'''\n\n"
+        f"    {told}\n    by_words = True\n    higher_is_better = False\n"
+    )
+    (tmp_path / "errors.py").write_text(plugin)
+    keys = [f"plugins=[{tmp_path / 'errors.py'}]", "evaluate.metrics=[bleu, errors]", "evaluate.monitor=val/errors"]
+    lower = make_run(tmp_path / "run", *keys, "checkpoint.keep_best=2", scores={1: 0.3, 2: 0.1})
+    assert [path.name for path in best_checkpoints(lower, 2, "--average")] == ["step-2", "step-1"]
+
+
+def test_the_average_of_identical_models_is_the_model(run: Path, tmp_path: Path) -> None:
+    one = run / "checkpoints" / "step-2" / "model"
+    for count in (2, 3, 7):
+        mean, weights = average([one] * count), load_file(one / "model.safetensors")
+        assert mean.keys() == weights.keys() and all(torch.equal(mean[name], weights[name]) for name in weights)
+
+
+def test_an_average_is_the_mean_of_each_weight_and_counts_are_the_best_one_s(tmp_path: Path) -> None:
+    rows = [torch.tensor([1.0, 2.0, -3.0]), torch.tensor([2.0, 4.0, 1.0]), torch.tensor([3.0, 0.0, 0.5])]
+    models = [tmp_path / str(number) for number in range(3)]
+    for number, (folder, row) in enumerate(zip(models, rows)):
+        folder.mkdir()
+        tensors = {"encoder.w": row, "encoder.half": row.bfloat16(), "encoder.batches": torch.tensor(10 - number)}
+        save_file(tensors, folder / "model.safetensors")
+    found = average(models)
+    assert torch.equal(found["encoder.w"], torch.tensor([2.0, 2.0, -0.5]))
+    assert found["encoder.half"].dtype == torch.bfloat16
+    assert found["encoder.batches"].dtype == torch.int64 and found["encoder.batches"] == 10
+
+
+def test_an_average_writes_with_the_mean_weights(run: Path) -> None:
+    recipe = run_recipe(run)
+    task, told = load_writers(run, recipe, build_tokenizer(recipe, [], run / "model"), Writers(average=3))
+    files = [load_file(model_file(run / "checkpoints" / f"step-{step}")) for step in (2, 4, 5)]
+    for name, weight in task.state_dict().items():
+        assert weight == pytest.approx(torch.stack([file[name] for file in files]).mean(0), abs=1e-6), name
+    assert len(told) == 1 and [word in told[0] for word in ("step-2 (0.9000)", "step-4", "step-5")] == [True] * 3
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_a_run_together_with_itself_writes_what_it_writes_alone(run: Path, image: Path, beam: int) -> None:
+    assert predict(run, [image], beam, Writers(others=(run,))) == predict(run, [image], beam)
+
+
+def test_other_writers_write_otherwise_and_the_views_reach_each(run: Path, other: Path, image: Path) -> None:
+    alone = predict(run, [image])
+    asked = [Writers(average=3), Writers(ensemble=3), Writers(others=(other,)), Writers(average=2, others=(other,))]
+    assert len({alone, *(predict(run, [image], None, writers) for writers in asked)}) == 5
+
+
+def test_members_are_all_that_was_asked_of_every_run(run: Path, other: Path) -> None:
+    recipe = run_recipe(run)
+    tokenizer = build_tokenizer(recipe, [], run / "model")
+    task, told = load_writers(run, recipe, tokenizer, Writers(ensemble=3, others=(other,)))
+    assert isinstance(task, Ensemble) and len(task.members) == len(told) == 6
+    wanted = [model_file(each / "checkpoints" / f"step-{step}") for each in (run, other) for step in (2, 4, 5)]
+    for member, path in zip(task.members, wanted):
+        weights = load_file(path)
+        assert all(torch.equal(value, weights[name]) for name, value in member.state_dict().items())
+    exam = Batch(["a"], torch.rand(1, 2, 1, 32, 32), torch.ones(1, 2, dtype=torch.bool), torch.empty(1, 0))
+    with torch.no_grad():
+        features = task.eval().features(exam)
+        assert all(
+            torch.equal(own.pooled_BD, member.features(exam).pooled_BD)
+            for own, member in zip(features.of_members, task.members)
+        )
+        assert len(generate(task.decoder, features, max_tokens=5, beam=2)) == 1
+
+
+def test_scores_of_other_writers_stand_beside_the_run_s_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = evaluate_run(run, "test")
+    own = {
+        path: path.read_bytes()
+        for path in (run / "scores.json", run / "predictions" / "test.jsonl", run / "report.html")
+    }
+    evaluate_run(run, "test", Writers(average=3))
+    assert own == {path: path.read_bytes() for path in own}, "the run's own are as they were"
+    stored = json.loads((run / "scores-average-3.json").read_text())
+    assert stored.keys() == {"segmentation", "test"} and "step-4 (0.6000)" in stored["test"]["written_by"][0]
+    lines = (run / "predictions" / "test-average-3.jsonl").read_text().splitlines()
+    assert len(lines) == stored["test"]["model"]["exams"] == 4
+    assert stored["test"]["fixed_report"] == scores["fixed_report"], "floors are of the data"
+    printed = capsys.readouterr().out
+    assert str(run / "scores-average-3.json") in printed and "Scores on test, average-3" in printed
+    # Intervals stand in the file, the table and the page.
+    low, high = (scores[name]["bleu_1"] for name in ("model_low", "model_high"))
+    assert low <= scores["model"]["bleu_1"] <= high
+    assert json.loads(own[run / "scores.json"])["test"]["model_low"]["bleu_1"] == low
+    assert (
+        printed.count(f"[{low:.3f}, {high:.3f}]") >= 1
+        and f"[{low:.3f}, {high:.3f}]" in (run / "report.html").read_text()
+    )
+
+
+def test_a_run_that_has_seen_patients_of_the_split_scores_nothing_on_it(
+    run: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = run_recipe(other)
+    exams: Any = {split: SimpleNamespace(exams=rows) for split, rows in load_exams(build_dataset(recipe)).items()}
+    second = tmp_path / "second"
+    shutil.copytree(other, second)
+    notes, asked = second / "model" / "patients.json", Writers(others=(second,))
+
+    def tell(**splits: str) -> None:
+        exams_of = {split: exams[where] for split, where in splits.items()}
+        notes.write_text(json.dumps(patients_seen(recipe, exams_of, None)))
+
+    tell(train="test", val="val")  # as in another fold
+    with pytest.raises(ValueError, match=r"^--with .*second: 4 patients of this run's test were in train of "):
+        evaluate_run(run, "test", asked)
+    with pytest.raises(ValueError, match=r"^evaluate: 4 patients of this run's test were in train of .*second/model"):
+        evaluate_run(second, "test")
+    evaluate_run(run, "val", asked)
+    tell(train="train", val="test")
+    with pytest.raises(ValueError, match=r"^--with .*second: 4 patients of this run's test were in val of "):
+        evaluate_run(run, "test", asked)
+    tell(train="train", val="val")
+    evaluate_run(run, "test", asked)
+    assert "notice: --with" not in capsys.readouterr().out
+    notes.write_text(json.dumps({"datasets": ["manifest"], "train": [], "val": []}))
+    evaluate_run(run, "val", asked)
+    assert "has seen data sets of 'manifest' alone, so they are not compared with those of this run's val (" in (
+        capsys.readouterr().out
+    )
+
+
+def test_topics_that_a_run_was_trained_on_stay(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(run / "model", tmp_path / "model")
+    evaluate_run(tmp_path, "val")
+    told = json.loads((tmp_path / "topics.json").read_text())
+    assert "topics" not in capsys.readouterr().out
+    told["labels"]["train"][0] = 1 - told["labels"]["train"][0]
+    (tmp_path / "topics.json").write_text(json.dumps(told))
+    evaluate_run(tmp_path, "val")
+    exams = len(told["labels"]["train"])
+    assert f"topics.json: 1 of {exams} training exams have another topic now; it stays" in capsys.readouterr().out
+    assert json.loads((tmp_path / "topics.json").read_text()) == told
+
+
+def test_what_is_not_there_or_does_not_fit_is_told(run: Path, other: Path, image: Path, tmp_path: Path) -> None:
+    def refused(words: str, writers: Writers, which: Path = run) -> None:
+        with pytest.raises(ValueError, match=words):
+            predict(which, [image], None, writers)
+
+    refused(
+        r"--average: .*first keeps its 3 best checkpoints, and 4 are asked for; .*checkpoint.keep_best=4",
+        Writers(average=4),
+    )
+    refused(r"--ensemble: .*keeps its 3 best", Writers(ensemble=5))
+    few = make_run(tmp_path / "few", scores={1: 0.5, 2: 0.4})
+    refused(
+        r"--average: .*few has 2 checkpoints with a score on validation, and 3 are asked for.*keep_best=3 already",
+        Writers(average=3),
+        few,
+    )
+    refused("not a run with a model", Writers(others=(tmp_path,)))
+    shutil.copytree(run / "model", tmp_path / "alone" / "model")
+    refused("alone has no checkpoints", Writers(average=2), tmp_path / "alone")
+    shutil.copytree(run, tmp_path / "damaged")
+    file = model_file(tmp_path / "damaged" / "checkpoints" / "step-4")
+    file.write_bytes(file.read_bytes()[:-1] + b"\x00")
+    refused("--average: .*step-4.*damaged", Writers(average=2), tmp_path / "damaged")
+    runs = tmp_path / "runs"
+    one = {1: 0.5}
+    words = make_run(runs / "words", "data.dataset.exams=24", "data.dataset.organ=liver", scores=one)
+    refused(
+        r"--with .*words: its tokenizer is not that of .*first: \d+ words and \d+, \d+ of them",
+        Writers(others=(words,)),
+    )
+    size = make_run(runs / "size", "data.image_size=48", scores=one)
+    refused(
+        r"--with .*size: it looks at images of 48 px and 1 channels, .*first at 32 px and 1", Writers(others=(size,))
+    )
+    short = make_run(runs / "short", "evaluate.max_tokens=8", scores=one)
+    refused(r"--with .*short: it writes at most 8 tokens .* up to 12", Writers(others=(short,)))
+    with pytest.raises(ValueError, match="--average and --ensemble: choose one"):
+        Writers(average=2, ensemble=2)
+
+
+def test_labels_tell_writers_apart(run: Path, other: Path) -> None:
+    assert BEST.label == ""
+    assert Writers(ensemble=3).label == "ensemble-3"
+    assert Writers(average=2, others=(other, run)).label == "average-2-with-smoke-second-with-smoke-first"

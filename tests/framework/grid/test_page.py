@@ -1,0 +1,346 @@
+"""The page of a grid: what stands on it, that it is whole and offline, and that labels are only ever text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from dataclasses import replace
+from datetime import date
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hand_made import BLEU, LOSS, cell, result, row, two_axes, write_curve
+
+from framework.grid.effects import (
+    crossed_pairs,
+    interactions,
+    main_effects,
+    mean_curve,
+    pareto_front,
+    read_curves,
+    varied,
+)
+from framework.grid.page import write_page
+from framework.grid.results import Comparison, GridResult, Row
+from framework.pages.style import SCRIPT
+from framework.pages.svg import ticks
+
+EVIL = "<script>alert('x')</script> & _a_ 100% $x$ \\ \"q\" 乳腺 é"
+DAY = date(2031, 2, 3)
+EMPTY = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Elements of a page in their order; fails where tags are not balanced."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs), attrs
+        self.elements.append((tag, dict(attrs)))
+        if tag not in EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, (tag, self.getpos())
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag: str, kind: str = "") -> list[dict[str, str | None]]:
+        return [at for name, at in self.elements if name == tag and kind in [*(at.get("class") or "").split(), ""]]
+
+
+def page_of(grid: GridResult, home: Path) -> Page:
+    write_page(grid, home / "index.html", DAY)
+    return Page((home / "index.html").read_text(encoding="utf-8"))
+
+
+def with_curves(grid: GridResult) -> GridResult:
+    for one in (c for r in grid.rows for c in r.cells if c.status in ("done", "failed")):
+        last = 6 if one.status == "done" else 3
+        write_curve(one.run, "val/bleu_4", [(step * 10, step / 20 + one.seed / 100) for step in range(1, last)])
+    return grid
+
+
+def evil_grid(home: Path) -> GridResult:
+    rows = [
+        row(
+            f"a={label}, b={other}",
+            {EVIL: label, "b": other},
+            [
+                cell(home / f"{i}-1", 1, {EVIL: label, "b": other}, 0.1 + i / 50),
+                cell(home / f"{i}-2", 2, {EVIL: label, "b": other}, status="failed", error=EVIL),
+            ],
+        )
+        for i, (label, other) in enumerate([("x", "0"), (EVIL, "0"), ("x", EVIL), (EVIL, EVIL)])
+    ]
+    labels = {EVIL: ["x", EVIL], "b": ["0", EVIL]}
+    return with_curves(result(rows, labels, name=EVIL, notices=(EVIL,)))
+
+
+def no_number(home: Path) -> GridResult:
+    nan = float("nan")
+    first = row("first", {"a": "x"}, [cell(home / "first", 1, {"a": "x"}, 0.3)])
+    bare = {BLEU: Comparison(nan, nan, nan, nan, nan), LOSS: None}
+    return result([first, row("nan", {"a": "y"}, [cell(home / "nan", 1, {"a": "y"}, nan)], bare)], {"a": ["x", "y"]})
+
+
+def grids(home: Path) -> dict[str, GridResult]:
+    one = [row("as it is", {}, [cell(home / "one", 1, {}, 0.3)])]
+    lost = [row("lost", {"a": "x"}, [cell(home / "lost", 1, {"a": "x"}, status="queued")])]
+    return {
+        "two axes": with_curves(two_axes(home)),
+        "evil": evil_grid(home / "evil"),
+        "no axis, one seed": result(one, {}, baseline=None, exams=None),
+        "nothing done": result(lost, {"a": ["x", "y"]}),
+        "no rows": result([], {"a": ["x", "y"]}),
+        "no cells": result([row("none", {"a": "x"}, [])], {"a": ["x"]}),
+        "no number": no_number(home),
+    }
+
+
+NAMES = ("two axes", "evil", "no axis, one seed", "nothing done", "no rows", "no cells", "no number")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_is_whole_offline_and_runs_no_script_but_its_own(name: str, tmp_path: Path) -> None:
+    page = page_of(grids(tmp_path)[name], tmp_path)
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert page.scripts == [SCRIPT]
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", text.replace(SCRIPT, ""), re.IGNORECASE)
+    assert not any(name.startswith("on") or name == "src" for _, at in page.elements for name in at)
+    assert all(not (at.get("href") or "#").startswith(("javascript", "data")) for _, at in page.elements)
+
+
+def test_numbers_of_a_plot_are_finite_even_where_a_score_is_not(tmp_path: Path) -> None:
+    page = page_of(grids(tmp_path)["no number"], tmp_path)
+    drawn = [
+        value for tag, at in page.elements if tag in ("circle", "path", "text", "polygon") for value in at.values()
+    ]
+    assert drawn and not any(re.search(r"\bnan|\binf", value or "") for value in drawn)
+    assert "no mark: nan: a score is no number" in page.text
+    assert not any((at.get("data-value") or "") == "nan" for _, at in page.elements if at.get("data-value") != "y")
+
+
+def test_labels_and_errors_are_text(tmp_path: Path) -> None:
+    page = page_of(evil_grid(tmp_path), tmp_path)
+    assert page.text.count(EVIL) > 20
+    assert [at.get("data-value") for at in page.all("td", "text")].count(EVIL) == 4
+    assert all(EVIL not in key for _, at in page.elements for key in at)
+
+
+def test_the_policy_lets_the_pages_own_script_run(tmp_path: Path) -> None:
+    page = page_of(two_axes(tmp_path), tmp_path)
+    (policy,) = [at["content"] for at in page.all("meta") if at.get("http-equiv")]
+    digest = base64.b64encode(hashlib.sha256(page.scripts[0].encode()).digest()).decode()
+    assert policy is not None and "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
+
+
+def test_title_date_notices_and_statuses_stand_on_top(tmp_path: Path) -> None:
+    page = page_of(replace(two_axes(tmp_path), notices=("two cells are missing",)), tmp_path)
+    top = page.text[: page.text.index("Results")]
+    for said in ("breast_ablation", "2031-02-03", "12 cells: 10 done, 1 failed, 1 queued", "two cells are missing"):
+        assert said in top
+
+
+def test_a_page_made_without_a_date_has_todays(tmp_path: Path) -> None:
+    before = date.today().isoformat()
+    write_page(two_axes(tmp_path), tmp_path / "p.html")
+    assert {before, date.today().isoformat()} & set(re.findall(r"\d{4}-\d\d-\d\d", (tmp_path / "p.html").read_text()))
+
+
+def test_every_column_sorts_by_a_button_and_numbers_by_their_value(tmp_path: Path) -> None:
+    page = page_of(two_axes(tmp_path), tmp_path)
+    heads = [at for at in page.all("th") if "aria-sort" in at]
+    assert {at["aria-sort"] for at in heads} == {"none"} and len(page.all("button")) == len(heads)
+    values = [at.get("data-value") for at in page.all("td")]
+    assert str(two_axes(tmp_path).rows[2].values[BLEU].mean) in values  # type: ignore[union-attr]
+
+
+def test_each_row_of_a_sortable_table_has_a_cell_for_each_header(tmp_path: Path) -> None:
+    write_page(two_axes(tmp_path), tmp_path / "index.html", DAY)
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    tables = re.findall(r"<table.*?</table>", text, re.DOTALL)
+    assert len(tables) == 2
+    for table in tables:
+        columns = table.count("aria-sort")
+        rows = re.findall(r"<tr[^>]*>(.*?)</tr>", table[table.index("<tbody>") :], re.DOTALL)
+        assert {len(re.findall(r"<t[dh][ >]", line)) for line in rows} == {columns}
+
+
+def test_a_cell_links_to_its_report_only_where_there_is_one(tmp_path: Path) -> None:
+    grid = two_axes(tmp_path / "run #1")
+    report = grid.rows[1].cells[2].run / "report.html"
+    report.parent.mkdir(parents=True)
+    report.write_text("report", encoding="utf-8")
+    (tmp_path / "pages").mkdir()
+    page = page_of(grid, tmp_path / "pages")
+    links = [at["href"] for at in page.all("a") if not (at["href"] or "").startswith("#")]
+    assert links == ["../run%20%231/none0.3-3/report.html"]
+
+
+def test_missing_cells_are_footnotes_and_hollow_marks(tmp_path: Path) -> None:
+    page = page_of(two_axes(tmp_path), tmp_path)
+    assert "distiller=lda, weight=0.3: seed 2 failed: CUDA out of memory; seed 3 queued" in page.text
+    assert "○ distiller=lda, weight=0.3: seed 2 failed; seed 3 queued" in page.text
+    # Of each metric: lda and 0.3 of the main effects, one point of the interaction, one point of each cost.
+    hollow = [at for tag in ("circle", "polygon") for at in page.all(tag, "hollow")]
+    assert len(hollow) == 2 * 5
+
+
+def test_nothing_is_hollow_where_nothing_is_missing(tmp_path: Path) -> None:
+    grid = two_axes(tmp_path)
+    whole = replace(grid, rows=grid.rows[:2], axes={"losses.global_semantic.weight": ("0", "0.3")})
+    page = page_of(whole, tmp_path)
+    assert not [at for tag in ("circle", "polygon") for at in page.all(tag, "hollow")]
+    assert "○ distiller" not in page.text and not page.all("ol", "notes")
+
+
+def test_an_effect_is_the_mean_of_rows_and_tells_what_it_lacks(tmp_path: Path) -> None:
+    grid = two_axes(tmp_path)
+    none, lda = main_effects(grid, "distiller", BLEU)
+    assert none.mean == pytest.approx((0.28 + 0.29) / 2) and none.lacks == ()
+    assert lda.mean == pytest.approx((0.31 + 0.326) / 2)  # not (3 * 0.31 + 0.326) / 4: each row weighs the same
+    assert lda.lacks == ("distiller=lda, weight=0.3: seed 2 failed; seed 3 queued",)
+    assert len(none.cells) == 6 and len(lda.cells) == 4
+
+
+def test_an_effect_tells_which_settings_it_was_never_run_with(tmp_path: Path) -> None:
+    grid = two_axes(tmp_path)
+    part = replace(grid, rows=grid.rows[:3])
+    none, lda = main_effects(part, "distiller", BLEU)
+    assert none.lacks == ()
+    assert lda.lacks == ("distiller=lda: not in the grid with losses.global_semantic.weight=0.3",)
+    lines = interactions(part, "distiller", "losses.global_semantic.weight", BLEU)
+    absent = lines["0.3"][1]
+    assert absent.mean is None
+    assert absent.lacks == ("distiller=lda, losses.global_semantic.weight=0.3: not in the grid",)
+
+
+def test_axes_that_change_together_have_no_interaction(tmp_path: Path) -> None:
+    grid = two_axes(tmp_path)
+    assert crossed_pairs(grid) == [("distiller", "losses.global_semantic.weight")]
+    paired = replace(grid, rows=(grid.rows[0], grid.rows[3]))
+    assert crossed_pairs(paired) == [] and varied(paired) == ["distiller", "losses.global_semantic.weight"]
+
+
+def test_an_axis_with_one_label_has_no_figure(tmp_path: Path) -> None:
+    grid = two_axes(tmp_path)
+    settings = [replace(r, settings={**r.settings, "seeded": "always"}) for r in grid.rows]
+    grid = replace(grid, rows=tuple(settings), axes={**grid.axes, "seeded": ("always",)})
+    assert "seeded" not in varied(grid)
+
+
+def test_the_pareto_front_is_what_nothing_beats() -> None:
+    points = [(1.0, 0.2), (2.0, 0.5), (3.0, 0.4), (2.0, 0.3), (4.0, 0.9), (1.0, 0.2)]
+    assert pareto_front(points, higher_is_better=True) == [0, 5, 1, 4]
+    assert pareto_front([(1.0, 0.2), (2.0, 0.1), (2.0, 0.3)], higher_is_better=False) == [0, 1]
+
+
+def test_the_front_is_named_under_the_figure(tmp_path: Path) -> None:
+    dear = [cell(tmp_path / "c", 1, {"a": "c"}, 0.2, seconds=900.0)]
+    cheap = [cell(tmp_path / "d", 1, {"a": "d"}, 0.3, seconds=100.0)]
+    grid = result([row("dear", {"a": "c"}, dear), row("cheap", {"a": "d"}, cheap)], {"a": ["c", "d"]})
+    text = page_of(grid, tmp_path).text
+    assert text.count("Pareto front (ringed): cheap") == 4 and "Pareto front (ringed): dear" not in text
+    assert "cheap, dear" not in text and "dear, cheap" not in text
+
+
+def test_curves_are_of_the_first_metric_on_validation(tmp_path: Path) -> None:
+    grid = with_curves(two_axes(tmp_path))
+    name, curves, notes = read_curves(grid)
+    assert name == "val/bleu_4" and len(curves) == 11
+    assert curves[0].points == tuple((step * 10.0, step / 20 + 0.01) for step in range(1, 6))
+    assert notes == ["Without val/bleu_4: distiller=lda, weight=0.3, seed 3 (queued)"]
+    assert len(page_of(grid, tmp_path).all("path", "thin")) == 11
+
+
+def test_curves_are_of_the_loss_where_no_metric_was_recorded(tmp_path: Path) -> None:
+    grid = two_axes(tmp_path)
+    write_curve(grid.rows[0].cells[0].run, "train/loss", [(step, 1 / step) for step in range(1, 1001)])
+    name, (curve,), notes = read_curves(grid)
+    assert name == "train/loss" and len(curve.points) == 200
+    assert curve.points[0] == (5.0, pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) / 5))
+    assert notes[-1] == "Each point is the mean of 5 values in a row."
+
+
+def test_a_record_that_is_being_written_is_none_yet(tmp_path: Path) -> None:
+    grid = two_axes(tmp_path)
+    run = grid.rows[0].cells[0].run
+    write_curve(run, "val/bleu_4", [(1, 0.1)])
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 2, "name": "val/bleu_4", "val')
+    assert [curve.points for curve in read_curves(grid)[1]] == [((1.0, 0.1),)]
+
+
+def test_a_record_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    grid = two_axes(tmp_path)
+    for one in grid.rows[0].cells[:2]:
+        write_curve(one.run, "val/bleu_4", [(1, 0.1)])
+    with (grid.rows[0].cells[0].run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 2, "name": "val/bleu_4"}\n')
+    _, curves, notes = read_curves(grid)
+    assert [curve.cell.seed for curve in curves] == [2]
+    assert notes[0].startswith("distiller=none, weight=0, seed 1: metrics.jsonl, line 2 cannot be read")
+
+
+def test_the_mean_of_a_row_ends_where_its_shortest_seed_ends(tmp_path: Path) -> None:
+    grid = two_axes(tmp_path)
+    first, second, _ = grid.rows[0].cells
+    write_curve(first.run, "val/bleu_4", [(1, 0.1), (2, 0.2), (3, 0.3)])
+    write_curve(second.run, "val/bleu_4", [(1, 0.3), (2, 0.4)])
+    assert mean_curve(read_curves(grid)[1]) == [(1.0, pytest.approx(0.2)), (2.0, pytest.approx(0.3))]
+
+
+def test_each_metric_has_its_figures_and_can_be_chosen(tmp_path: Path) -> None:
+    page = page_of(two_axes(tmp_path), tmp_path)
+    assert [at["data-metric"] for at in page.all("section")] == ["0", "1"]
+    assert [at["value"] for at in page.all("option")] == ["0", "1"]
+    told = [at["aria-label"] or "" for at in page.all("svg") if at.get("role") == "img"]
+    assert f"Mean {LOSS} by distiller: none 7.150, lda 6.820 (incomplete)" in told
+    only = page_of(replace(two_axes(tmp_path), metrics=(BLEU,)), tmp_path)
+    assert not only.all("select")
+
+
+def test_many_rows_are_told_apart_by_more_than_colour(tmp_path: Path) -> None:
+    rows: list[Row] = []
+    for i in range(20):
+        settings = {"topics": str(i)}
+        rows.append(row(f"topics={i}", settings, [cell(tmp_path / str(i), 1, settings, 0.2 + i / 100)]))
+    page = page_of(result(rows, {"topics": [str(i) for i in range(20)]}), tmp_path)
+    assert {at.get("data-show") for at in page.all("li") if at.get("data-show")} == {str(i) for i in range(20)}
+    write_page(result(rows[:9], {"topics": [str(i) for i in range(9)]}), tmp_path / "nine.html", DAY)
+    text = (tmp_path / "nine.html").read_text(encoding="utf-8")
+    marks = dict(re.findall(r'data-show="([08])"><svg class="key c0".*?<(circle|polygon)', text))
+    assert marks == {"0": "circle", "8": "polygon"}  # of one colour
+
+
+def test_ticks_are_round_and_within() -> None:
+    assert ticks(0.273, 0.318) == [0.28, 0.29, 0.3, 0.31]
+    assert ticks(-3, 1207) == [0, 250, 500, 750, 1000]
+    assert ticks(0.5, 0.5000004) and all(0.5 <= tick <= 0.5000004 for tick in ticks(0.5, 0.5000004))
+
+
+def test_the_same_result_gives_the_same_bytes(tmp_path: Path) -> None:
+    with_curves(two_axes(tmp_path / "runs"))
+    for name in ("a.html", "b.html"):
+        write_page(two_axes(tmp_path / "runs"), tmp_path / name, DAY)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()

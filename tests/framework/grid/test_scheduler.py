@@ -1,0 +1,27 @@
+"""What a scheduler starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from harness import ROOT
+
+from framework.grid.scheduler import this_code
+
+
+def test_a_cell_runs_the_code_of_its_scheduler_and_not_what_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "installed" / "framework").mkdir(parents=True)
+    (tmp_path / "installed" / "framework" / "__init__.py").write_text("")
+    (tmp_path / "installed" / "more.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
+    tell = "import framework, more; print(framework.__file__, more.__file__, sep=chr(10))"
+    done = subprocess.run([*this_code(), "-c", tell], cwd=tmp_path, capture_output=True, text=True, check=True)
+    found, kept = done.stdout.splitlines()
+    assert Path(found) == ROOT / "framework" / "__init__.py"
+    assert Path(kept) == tmp_path / "installed" / "more.py", "what the user asked for is still found"
+    assert os.environ["PYTHONPATH"] == str(tmp_path / "installed")

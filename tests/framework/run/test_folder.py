@@ -1,0 +1,365 @@
+"""Which folder a run writes to, and which checkpoint it goes on from, whatever ended the one before."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from harness import ROOT
+from safetensors.torch import load_file
+
+from framework import trainer
+from framework.build import build_parts
+from framework.checkpoint.export import ModelTexts
+from framework.checkpoint.format import CheckpointError, Keep, Progress, Snapshot, checkpoints_of, write_checkpoint
+from framework.data.leakage import NOTES, patients_seen
+from framework.distributed import launch_id, start_accelerator
+from framework.recipe import Recipe, load_recipe, recipe_hash, result_tree, save
+from framework.run import folder as run_folder
+from framework.run.folder import open_run, take_back
+from framework.runtime.errors import Stopped
+from framework.runtime.signals import Requests
+
+SMOKE = ROOT / "recipes" / "smoke.yaml"
+
+
+class Tokenizer:
+    def save(self, path: Path) -> None:
+        path.write_text("{}")
+
+
+@pytest.fixture(autouse=True)
+def locks_are_let_go() -> Iterator[None]:
+    """A process that trains has one run; this one opens many."""
+    yield
+    let_go()
+
+
+def let_go() -> None:
+    for file in run_folder._held:
+        file.close()
+    run_folder._held.clear()
+
+
+def recipe_of(root: Path, *words: str) -> Recipe:
+    return load_recipe(SMOKE, [f"run.root={root}", *words])
+
+
+FEW = ("data.dataset.exams=8", "data.dataset.val_exams=1", "data.dataset.test_exams=1", "distiller.topics=2")
+
+
+def write(folder: Path, recipe: Recipe, step: int, best_step: int | None = None) -> Path:
+    weights = {"encoder.weight": torch.full((3,), float(step))}
+    best = step if best_step is None else best_step
+    progress = Progress(step=step, best_step=best, best=1.0, kept={f"step-{best}": 1.0}, recipe=result_tree(recipe))
+    state = {f"weights/{name}": value.clone() for name, value in weights.items()}
+    snapshot = Snapshot(progress, state, weights, ModelTexts(Tokenizer(), "{}\n"))
+    return write_checkpoint(folder / "checkpoints", snapshot, Keep(3, 1, True))
+
+
+def damage(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def begun(folder: Path, launch: str) -> Path:
+    """A run's folder as an attempt of a launch leaves it."""
+    folder.mkdir(parents=True)
+    (folder / "environment.json").write_text(json.dumps({"launch": {"id": launch}}))
+    return folder
+
+
+def test_a_new_run_goes_to_a_folder_of_its_time_and_recipe(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    opened = open_run(recipe)
+    assert opened.folder.parent == tmp_path / "smoke" and opened.folder.name.endswith(f"-{recipe_hash(recipe)[:8]}")
+    assert opened.folder.is_dir() and opened.checkpoint is None and opened.progress is None
+
+
+def test_a_run_that_is_refused_leaves_only_what_was_there(tmp_path: Path) -> None:
+    take_back(open_run(recipe_of(tmp_path / "runs", "run.name=mine")))
+    assert list(tmp_path.iterdir()) == []
+    other = tmp_path / "runs" / "smoke" / "other"
+    other.mkdir(parents=True)
+    take_back(open_run(recipe_of(tmp_path / "runs", "run.name=mine")))
+    take_back(open_run(recipe_of(tmp_path / "runs", "run.name=other")))
+    assert other.is_dir() and list(other.parent.iterdir()) == [other]
+
+
+def test_so_does_one_that_is_refused_when_its_optimizer_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Requests, "listen", lambda _: None)  # signals stay the test runner's
+    keys = [*FEW, f"data.cache={tmp_path / 'cache'}", "optimizer.lrs={decoder.embedd: 0.1}"]
+    with pytest.raises(ValueError, match=r"optimizer\.lrs: no parameter begins with 'decoder\.embedd'"):
+        trainer.train(recipe_of(tmp_path / "runs", *keys))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_named_run_is_not_written_over_and_the_way_out_is_told(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "run.name=mine")
+    write(tmp_path / "smoke" / "mine", recipe, 3)
+    with pytest.raises(ValueError, match=r"mine holds a run already.*resume=auto"):
+        open_run(recipe)
+
+
+def test_auto_goes_on_with_the_newest_run_of_this_recipe_that_is_not_finished(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "resume=auto")
+    digest, home = recipe_hash(recipe)[:8], tmp_path / "smoke"
+    for day in ("01", "02", "03"):
+        write(home / f"202601{day}-000000-{digest}", recipe, int(day))
+    (home / f"20260103-000000-{digest}" / "scores.json").write_text('{"val": {}, "test": {}}')
+    (home / f"20260102-000000-{digest}" / "scores.json").write_text('{"val": {}}')  # died between the two
+    write(home / "20260104-000000-00000000", recipe, 9)  # of another recipe
+    opened = open_run(recipe)
+    assert opened.folder == home / f"20260102-000000-{digest}"
+    assert opened.checkpoint == opened.folder / "checkpoints" / "step-2"
+    assert opened.progress is not None and opened.progress.step == 2
+
+
+def test_auto_begins_where_there_is_nothing_to_go_on_with(tmp_path: Path) -> None:
+    assert open_run(recipe_of(tmp_path, "resume=auto")).checkpoint is None
+    assert open_run(recipe_of(tmp_path, "resume=auto", "run.name=mine")).folder == tmp_path / "smoke" / "mine"
+
+
+def test_a_folder_that_holds_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no checkpoint and no run with one; expected RUN or RUN/checkpoints"):
+        open_run(recipe_of(tmp_path, f"resume={tmp_path / 'nowhere'}"))
+
+
+def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(tmp_path, "run.name=mine", "resume=auto")
+    run = tmp_path / "smoke" / "mine"
+    for step in (1, 2, 3):
+        write(run, recipe, step)
+    damage(run / "checkpoints" / "step-3" / "training.safetensors")
+    (run / "checkpoints" / "step-2" / "trainer.json").unlink()
+    opened = open_run(recipe)
+    assert opened.checkpoint == run / "checkpoints" / "step-1"
+    told = capsys.readouterr().out
+    assert "step-3/training.safetensors: damaged, its SHA-256" in told and "step-2/trainer.json: missing" in told
+
+
+def test_a_damaged_checkpoint_that_was_named_is_refused_with_the_others(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "run.name=mine")
+    run = tmp_path / "smoke" / "mine"
+    one, two = write(run, recipe, 1), write(run, recipe, 2)
+    damage(two / "training.safetensors")
+    with pytest.raises(CheckpointError, match=rf"damaged.*Others of this run: resume={one}"):
+        open_run(recipe_of(tmp_path, f"resume={two}"))
+    run_folder._held.pop().close()
+    assert open_run(recipe_of(tmp_path, f"resume={one}")).checkpoint == one
+
+
+def test_nothing_but_damaged_checkpoints_is_an_error_and_no_new_beginning(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "run.name=mine", "resume=auto")
+    damage(write(tmp_path / "smoke" / "mine", recipe, 1) / "trainer.json")
+    with pytest.raises(CheckpointError, match="none of its 1 checkpoints can be used"):
+        open_run(recipe)
+
+
+def test_another_recipe_is_refused_with_the_difference_unless_told(tmp_path: Path) -> None:
+    write(tmp_path / "smoke" / "mine", recipe_of(tmp_path), 1)
+    other = ["run.name=mine", "resume=auto", "train.epochs=9", "optimizer.lr=1e-3"]
+    with pytest.raises(CheckpointError) as error:
+        open_run(recipe_of(tmp_path, *other))
+    assert "train.epochs: 3 then, 9 now" in str(error.value)
+    assert "'resume_despite=[optimizer.lr,train.epochs]'" in str(error.value)
+    run_folder._held.pop().close()
+    assert open_run(recipe_of(tmp_path, *other, "resume_despite=[optimizer,train.epochs]")).progress
+
+
+def test_what_a_broken_off_save_has_left_is_cleared(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "run.name=mine", "resume=auto")
+    run = tmp_path / "smoke" / "mine"
+    write(run, recipe, 1)
+    for left in (".step-2.part", ".step-1.before"):
+        (run / "checkpoints" / left / "model").mkdir(parents=True)
+    (run / "checkpoints" / ".latest.1a2b3c4d.part").write_text("step-")
+    (run / ".model.part").mkdir()
+    open_run(recipe)
+    assert {path.name for path in run.rglob(".*")} == {".lock"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-1", "latest", "best"}
+
+
+def test_a_save_broken_off_between_its_two_renames_leaves_the_checkpoint_of_before(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "run.name=mine", "resume=auto")
+    only = write(tmp_path / "smoke" / "mine", recipe, 1)
+    (only.parent / ".step-1.part").mkdir()
+    only.rename(only.with_name(".step-1.before"))  # step-1 is written again after its validation
+    assert open_run(recipe).checkpoint == only
+
+
+@pytest.mark.parametrize("ended", ["before the model was published", "while the model was put in place"])
+def test_a_run_killed_between_its_best_checkpoint_and_its_model_gets_that_model(tmp_path: Path, ended: str) -> None:
+    recipe = recipe_of(tmp_path, "run.name=mine", "resume=auto")
+    run = tmp_path / "smoke" / "mine"
+    write(run, recipe, 1)
+    of_before = tmp_path / "of_before"
+    shutil.copytree(run / "model", of_before)
+    write(run, recipe, 2)
+    shutil.rmtree(run / "model")
+    of_before.rename(run / ("model" if ended == "before the model was published" else ".model.before"))
+    open_run(recipe)
+    assert load_file(run / "model" / "model.safetensors")["encoder.weight"].tolist() == [2.0, 2.0, 2.0]
+
+
+def test_a_damaged_best_model_is_not_published_and_no_longer_the_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(tmp_path, "run.name=mine", "resume=auto")
+    run = tmp_path / "smoke" / "mine"
+    best, newest = write(run, recipe, 1), write(run, recipe, 2, best_step=1)
+    shutil.rmtree(run / "model")
+    damage(best / "model" / "model.safetensors")
+    opened = open_run(recipe)
+    assert opened.checkpoint == newest and opened.progress is not None
+    assert not (run / "model").exists()
+    assert (opened.progress.best, opened.progress.best_step, opened.progress.kept) == (None, None, {})
+    told = capsys.readouterr().out
+    assert f"the best model so far cannot be used, and the best of what follows is kept: {best}" in told
+
+
+def test_a_run_that_another_process_writes_to_is_refused_and_names_it(tmp_path: Path) -> None:
+    held = tmp_path / "smoke" / "mine"
+    held.mkdir(parents=True)
+    code = (
+        "import sys; from pathlib import Path; from framework.run.folder import _lock; _lock(Path(sys.argv[1])); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(held)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=rf"another process is writing to this run \(pid {other.pid} on"):
+            open_run(recipe_of(tmp_path, "run.name=mine"))
+    finally:
+        other.kill()
+        other.wait()
+    open_run(recipe_of(tmp_path, "run.name=mine"))  # a killed process holds nothing
+
+
+def test_a_restarted_attempt_goes_on_with_the_run_of_its_own_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, recipe = tmp_path / "smoke", recipe_of(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    begun(home / "20260101-000000-aa", launch_id())
+    write(home / "20260101-000000-aa", recipe, 4)
+    begun(home / "20260102-000000-aa", "of somebody else")
+    assert open_run(recipe).folder not in (home / "20260101-000000-aa", home / "20260102-000000-aa")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    opened = open_run(recipe)  # whatever the recipe says of resuming
+    assert opened.folder == home / "20260101-000000-aa"
+    assert opened.progress is not None and opened.progress.step == 4
+
+
+def test_a_restarted_attempt_whose_first_left_no_folder_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    begun(tmp_path / "smoke" / "20260102-000000-aa", "of somebody else")
+    opened = open_run(recipe_of(tmp_path))
+    assert opened.checkpoint is None and opened.folder.name != "20260102-000000-aa"
+
+
+def test_a_file_stop_keeps_a_launcher_from_starting_again_but_no_person(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begun(tmp_path / "smoke" / "mine", "mine")
+    (run / "STOP").touch()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    with pytest.raises(Stopped, match="STOP is there: not started again"):
+        open_run(recipe_of(tmp_path, "run.name=mine"))
+    run_folder._held.pop().close()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    open_run(recipe_of(tmp_path, "run.name=mine", "resume=auto"))
+    assert not (run / "STOP").exists()
+
+
+def test_a_launch_without_a_name_is_known_by_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # what accelerate launch gives
+    one = launch_id()
+    assert one == launch_id() and str(psutil.Process().ppid()) in one
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    assert launch_id().startswith("mine@") and str(psutil.Process().ppid()) in launch_id()
+
+
+def test_what_is_newer_than_a_named_checkpoint_is_set_aside_and_pushes_nothing_out(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    run = tmp_path / "smoke" / "mine"
+    one, *_ = [write(run, recipe, step, best_step=1) for step in (1, 2, 3)]
+    open_run(recipe_of(tmp_path, f"resume={one}"))
+    names = sorted(path.name for path in (run / "checkpoints").iterdir() if path.is_dir())
+    assert [name.rsplit("-", 2)[0] for name in names[:2]] == ["aside-step-2", "aside-step-3"] and names[2:] == [
+        "step-1"
+    ]
+    snapshot = Snapshot(Progress(step=2, recipe=result_tree(recipe)), {}, {}, ModelTexts(Tokenizer(), "{}\n"))
+    write_checkpoint(run / "checkpoints", snapshot, Keep(1, 0, True))
+    assert checkpoints_of(run / "checkpoints") == [run / "checkpoints" / "step-2"]
+
+
+def test_a_copy_of_a_checkpoint_is_none(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "run.name=mine", "resume=auto")
+    only = write(tmp_path / "smoke" / "mine", recipe, 1)
+    shutil.copytree(only, only.with_name("step-1.bak"))
+    assert open_run(recipe).checkpoint == only
+
+
+def test_a_run_goes_on_with_its_own_patients_and_topics_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(*_: object) -> None:
+        raise Stopped("begun")
+
+    monkeypatch.setattr(Requests, "listen", lambda _: None)  # signals stay the test runner's
+    monkeypatch.setattr(trainer, "Loop", begin)
+    keys = [*FEW, f"data.cache={tmp_path / 'cache'}", "run.name=mine", "resume=auto"]
+    recipe, folder = recipe_of(tmp_path / "runs", *keys), tmp_path / "runs" / "smoke" / "mine"
+    exams = build_parts(recipe, start_accelerator(recipe), run=folder).exams
+    known = json.loads((folder / "topics.json").read_text())
+
+    def checkpoint(train: str) -> None:
+        notes = {NOTES: patients_seen(recipe, {"train": exams[train], "val": exams["val"]}, None)}
+        progress = Progress(step=7, best_step=7, best=1.0, kept={"step-7": 1.0}, recipe=result_tree(recipe))
+        texts = ModelTexts(Tokenizer(), save(recipe), notes)
+        write_checkpoint(folder / "checkpoints", Snapshot(progress, {}, {}, texts), Keep(3, 1, True))
+
+    def go_on(*more: str) -> None:
+        let_go()
+        trainer.train(recipe_of(tmp_path / "runs", *keys, *more))
+
+    checkpoint(train="test")
+    with pytest.raises(ValueError, match=r"^resume: 1 patients of this run's test were in train of .*step-7/model, so"):
+        go_on()
+    checkpoint(train="train")
+    with pytest.raises(Stopped, match="begun"):
+        go_on()
+    others = {**known, "labels": {**known["labels"], "train": [1 - topic for topic in known["labels"]["train"]]}}
+    (folder / "topics.json").write_text(json.dumps(others))
+    with pytest.raises(CheckpointError, match=r"topics\.json: 8 of 8 training exams have another topic now, so what"):
+        go_on()
+    assert json.loads((folder / "topics.json").read_text()) == others, "what it was trained on stays"
+    others["labels"]["train"].pop()
+    (folder / "topics.json").write_text(json.dumps(others))
+    with pytest.raises(CheckpointError, match=r"it tells the topics of 7 training exams, and there are 8, so"):
+        go_on()
+    with pytest.raises(Stopped, match="begun"):
+        go_on("resume_despite=[distiller]")
+    assert json.loads((folder / "topics.json").read_text()) == known

@@ -1,0 +1,358 @@
+"""A run begins with another one's encoder and decoder, and with nothing that does not fit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import ROOT, launch, records
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from framework.build import Parts, build_parts
+from framework.checkpoint.export import ModelTexts
+from framework.checkpoint.format import Keep, Progress, Snapshot, write_checkpoint
+from framework.data.leakage import NOTES, patients_seen
+from framework.data.loading import collate
+from framework.distributed import start_accelerator
+from framework.exam import Batch
+from framework.recipe import Choice, Recipe, RecipeError, load_recipe, save
+from framework.run.init_from import begin_from, find_source
+
+SMOKE = str(ROOT / "recipes" / "smoke.yaml")
+FEW = ["data.dataset.exams=8", "data.dataset.val_exams=1", "data.dataset.test_exams=1", "distiller.topics=2"]
+RESNET = "model.encoder={_delete_: true, name: resnet, depth: 10, width: 8}"  # with running statistics
+
+
+@dataclass
+class Made:
+    recipe: Recipe
+    parts: Parts
+    batch: Batch
+
+    def begin(self, folder: Path) -> dict[str, Any]:
+        return begin_from(
+            find_source(str(folder)), self.recipe, self.parts.task, self.parts.tokenizer, self.parts.exams
+        )
+
+    def logits(self) -> Tensor:
+        task = self.parts.task.eval()
+        with torch.no_grad():
+            return task.decoder(task.features(self.batch), self.batch.report_BT[:, :-1])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Made]:
+    folder = tmp_path_factory.mktemp("made")
+
+    def make(*keys: str, encoder: Sequence[str] = (RESNET,)) -> Made:
+        recipe = load_recipe(SMOKE, [*FEW, f"data.cache={folder / 'cache'}", *encoder, *keys])
+        parts = build_parts(recipe, start_accelerator(recipe), run=folder)
+        return Made(recipe, parts, collate([parts.exams["train"][number] for number in range(4)]))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def source(made: Callable[..., Made], tmp_path_factory: pytest.TempPathFactory) -> tuple[Made, Path]:
+    """A model whose every number is its own, also its running statistics; and the run that has it."""
+    run, source = tmp_path_factory.mktemp("source") / "run", made("train.seed=5")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for value in source.parts.task.state_dict().values():
+            if value.is_floating_point():
+                value.add_(torch.rand_like(value) / 4)
+    state = {name: value.clone().contiguous() for name, value in source.parts.task.state_dict().items()}
+    progress = Progress(step=7, best=0.25, best_step=7, kept={"step-7": 0.25})
+    notes = {NOTES: patients_seen(source.recipe, source.parts.exams, None)}
+    texts = ModelTexts(source.parts.tokenizer, save(source.recipe), notes)
+    write_checkpoint(run / "checkpoints", Snapshot(progress, {}, state, texts), Keep(1, 1, True))
+    return source, run
+
+
+@pytest.mark.parametrize("inner", ["", "checkpoints/step-7"])
+def test_it_writes_what_the_source_writes_and_tells_what_was_taken(
+    made: Callable[..., Made], source: tuple[Made, Path], inner: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, run = source
+    ours = made("train.seed=6", "train.freeze=[encoder]")
+    head = ours.parts.task.losses["topic"].head[1].weight.clone()
+    assert not torch.allclose(ours.logits(), theirs.logits(), atol=0.1)
+    told = ours.begin(run / inner)
+    assert torch.equal(ours.logits(), theirs.logits())
+    assert torch.equal(ours.parts.task.losses["topic"].head[1].weight, head), "losses begin anew"
+    assert not any(weight.requires_grad for weight in ours.parts.task.encoder.parameters())
+    model = run / inner / "model" / "model.safetensors"
+    parts = theirs.parts.task.encoder, theirs.parts.task.decoder
+    assert told == {
+        "model": str(model.parent),
+        "sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+        "step": 7,
+        "score": 0.25,
+        "dataset": {"name": "phantom", **theirs.recipe.data.dataset.keys},
+        "tensors": len(load_file(model)),
+        "parameters": sum(weight.numel() for part in parts for weight in part.parameters()),
+    }
+    said = capsys.readouterr().out
+    assert f"begins with {model.parent} of step 7 (val/bleu_4 0.2500): {told['tensors']} tensors, 0." in said
+
+
+def test_a_model_without_its_checkpoints_is_enough(
+    made: Callable[..., Made], source: tuple[Made, Path], tmp_path: Path
+) -> None:
+    theirs, run = source
+    shutil.copytree(run / "model", tmp_path / "model")
+    ours = made()
+    told = ours.begin(tmp_path)
+    assert (told["step"], told["score"]) == (None, None) and torch.equal(ours.logits(), theirs.logits())
+
+
+def test_parts_that_are_skipped_begin_anew_and_may_be_other_ones(
+    made: Callable[..., Made], source: tuple[Made, Path]
+) -> None:
+    theirs, run = source
+    keys = ("model.decoder.feedforward=32", "init_skip=[decoder]", f"init_from={run}")
+    ours, anew = made(*keys), made(*keys)
+    ours.begin(run)
+    pairs = [(ours.parts.task.encoder, theirs.parts.task.encoder), (ours.parts.task.decoder, anew.parts.task.decoder)]
+    for one, other in pairs:
+        assert not [
+            name for name, value in one.state_dict().items() if not torch.equal(value, other.state_dict()[name])
+        ]
+
+
+def test_keys_that_change_no_shape_are_told(
+    made: Callable[..., Made], source: tuple[Made, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, run = source
+    heads = theirs.recipe.model.decoder.keys["heads"]
+    made("model.decoder.heads=1").begin(run)
+    said = capsys.readouterr().out
+    assert f"was trained with other keys: model.decoder.heads ({heads} there, 1 here). See to it" in said and heads > 1
+    made("model.decoder.heads=1", "init_skip=[decoder]", f"init_from={run}").begin(run)
+    assert "notice:" not in capsys.readouterr().out
+
+
+def test_a_weight_of_two_names_is_skipped_by_either(
+    made: Callable[..., Made], source: tuple[Made, Path], tmp_path: Path
+) -> None:
+    """Else it would be brought by the one that was not named."""
+    run = tmp_path / "run"
+    shutil.copytree(source[1] / "model", run / "model")
+    (file := run / "model" / "model.safetensors").unlink()  # the same bytes as those of its source
+    weights = load_file(source[1] / "model" / "model.safetensors")
+    save_file(weights | {"decoder.write.weight": weights["decoder.embed.weight"].clone()}, file)
+    for part in ("embed", "write"):
+        ours = made(f"init_skip=[decoder.{part}]", f"init_from={run}")
+        decoder = ours.parts.task.decoder
+        decoder.write.weight = decoder.embed.weight
+        before = decoder.embed.weight.clone()
+        ours.begin(run)
+        assert torch.equal(decoder.embed.weight, before)
+
+
+def complaint(made: Callable[..., Made], run: Path, *keys: str, **asked: Any) -> str:
+    ours = made(*keys, **asked)
+    before = {name: value.clone() for name, value in ours.parts.task.state_dict().items()}
+    with pytest.raises(ValueError, match="init_") as raised:
+        ours.begin(run)
+    after = ours.parts.task.state_dict()
+    assert not [name for name in before if not torch.equal(before[name], after[name])], "all fits, or nothing is taken"
+    return str(raised.value)
+
+
+def test_everything_that_does_not_fit_is_told_at_once_with_the_way_out(
+    made: Callable[..., Made], source: tuple[Made, Path]
+) -> None:
+    _, run = source
+    keys = ["model.decoder.feedforward=32", "model.decoder.layers=2"]
+    text = complaint(made, run, *keys, encoder=())
+    assert f"init_from: {run / 'model'} does not fit this run. Of its tensors\n" in text
+    shapes = r"  3 have other shapes: decoder\.layers\.0\.feedforward\.0\.weight \(64 x 64 there, 32 x 64 here\), "
+    assert re.search(shapes, text), text
+    assert re.search(r"  \d+ are missing there: encoder\.layers\.0\.weight, ", text)
+    assert re.search(r"  \d+ are unknown here: encoder\.backbone\.", text)
+    (skip,) = re.findall(r"'(init_skip=\[.*\])'$", text)
+    assert "decoder.layers.1" in skip and "decoder.layers.0.feedforward.0" in skip and "encoder.backbone" in skip
+    made(*keys, skip, f"init_from={run}", encoder=()).begin(run)  # the way out is one
+
+
+def test_other_words_take_no_places_of_words_also_where_they_are_as_many(
+    made: Callable[..., Made], source: tuple[Made, Path]
+) -> None:
+    theirs, run = source
+    text = complaint(made, run, "data.dataset.organ=thyroid")
+    other = made("data.dataset.organ=thyroid").parts.tokenizer.vocabulary
+    mine = theirs.parts.tokenizer.vocabulary
+    said = f"{len(mine)} there and {len(other)} here, {len(set(mine) ^ set(other))} of them in one alone"
+    assert f"stand for other words (the tokenizer has {said}): decoder.embed.weight, " in text
+    (skip,) = re.findall(r"'(init_skip=\[decoder.embed, decoder.write\])'$", text)
+    ours = made("data.dataset.organ=thyroid", skip, f"init_from={run}")
+    ours.begin(run)  # the way out is one
+    one, two = (m.parts.task.decoder.state_dict()["layers.0.feedforward.0.weight"] for m in (ours, theirs))
+    assert torch.equal(one, two), "all but the words is taken"
+    turned = made("init_skip=[decoder.embed]", f"init_from={run}")
+    turned.parts.tokenizer.vocabulary[-2:] = turned.parts.tokenizer.vocabulary[:-3:-1]
+    with pytest.raises(
+        ValueError, match=r"2 stand for other words .*in another order\): decoder\.write\.weight"
+    ) as told:
+        turned.begin(run)
+    assert str(told.value).endswith("'init_skip=[decoder.write]'")
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("init_skip=[decoder.embeds]", "that begin with 'decoder.embeds'. Did you mean 'decoder.embed'?"),
+        ("init_skip=[encoder, decoder]", "init_skip leaves nothing of "),
+    ],
+)
+def test_a_part_to_skip_is_one_and_leaves_others(
+    made: Callable[..., Made], source: tuple[Made, Path], key: str, message: str
+) -> None:
+    assert message in complaint(made, source[1], key, f"init_from={source[1]}")
+
+
+def test_patients_that_are_scored_were_not_seen_before_also_two_stages_ago(
+    made: Callable[..., Made], source: tuple[Made, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = source[1]
+    ours = made("data.dataset.test_exams=4")
+    mine = ours.parts.exams["test"].exams
+
+    def refused(folder: Path, split: str) -> str:
+        ours.parts.exams["test"].exams = [*mine, *ours.parts.exams[split].exams]
+        with pytest.raises(ValueError, match=r"^init_from: [18] patients of this run's test were in ") as raised:
+            ours.begin(folder)
+        ours.parts.exams["test"].exams = mine
+        return str(raised.value)
+
+    found = refused(run, "train")
+    assert f"were in train of {run / 'model'}, so test would tell nothing. These differ: data.dataset.tes" in found
+    assert "t_exams (1 there, 4 here). Take the same splits" in found
+    assert "were in val of" in refused(run, "val"), "it was chosen by them"
+    second = tmp_path / "second" / "model"  # trained since on other data, with its source's patients among the seen
+    shutil.copytree(run / "model", second)
+    data = ours.recipe.data.model_copy(update={"dataset": Choice(name="manifest")})
+    theirs = ours.recipe.model_copy(update={"data": data})
+    notes = second / "patients.json"
+    notes.write_text(json.dumps(patients_seen(theirs, ours.parts.exams, run / "model")))
+    assert "were in train of" in refused(second.parent, "train")
+    assert ours.begin(run)["dataset"]["name"] == "phantom" and "notice:" not in capsys.readouterr().out
+    notes.write_text(json.dumps(patients_seen(theirs, ours.parts.exams, None)))
+    ours.begin(second.parent)
+    said = f"notice: init_from: {second} has seen data sets of 'manifest' alone, so they are not compared"
+    assert said in capsys.readouterr().out
+    notes.unlink()
+    ours.begin(second.parent)
+    assert f"notice: init_from: {second} does not tell its patients, so they are not" in capsys.readouterr().out
+
+
+def test_no_patient_is_told_by_name(source: tuple[Made, Path]) -> None:
+    theirs, run = source
+    told = json.loads((run / "model" / "patients.json").read_text())
+    patients = {split: {exam.patient for exam in theirs.parts.exams[split].exams} for split in ("train", "val")}
+    assert {split: len(told[split]) for split in patients} == {split: len(ids) for split, ids in patients.items()}
+    assert not [patient for ids in patients.values() for patient in ids if patient in told["train"] + told["val"]]
+    other = sha256_of("manifest", next(iter(patients["train"])))
+    assert other not in told["train"] and sha256_of("phantom", next(iter(patients["train"]))) in told["train"]
+
+
+def sha256_of(dataset: str, patient: str) -> str:
+    return hashlib.sha256(f'["{dataset}", "{patient}"]'.encode()).hexdigest()
+
+
+def test_checkpoints_of_another_form_only_cost_what_is_told_of_the_model(
+    made: Callable[..., Made], source: tuple[Made, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(source[1], tmp_path / "run")
+    hashed: list[str] = []
+    monkeypatch.setattr("framework.checkpoint.format.digest", lambda path: hashed.append(path) or "")
+    assert find_source(str(tmp_path / "run")).step == 7 and not hashed, "not read whole to tell its step"
+    monkeypatch.undo()
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-7"
+    told = json.loads((checkpoint / "trainer.json").read_text())
+    for text in (json.dumps(told | {"form": 1}), "[]", "{", None):
+        (checkpoint / "trainer.json").write_text(text) if text else (checkpoint / "trainer.json").unlink()
+        begun = made().begin(tmp_path / "run")
+        assert (begun["step"], begun["score"]) == (None, None)
+    (checkpoint / "trainer.json").write_text(json.dumps(told | {"form": 1}))
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    data = (checkpoint / "trainer.json").read_bytes()
+    manifest["trainer.json"] = [len(data), hashlib.sha256(data).hexdigest()]
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"^init_from: .*step-7: written by another version of Sonoscribe"):
+        find_source(str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["init_skip=[decoder]"], "init_skip=[decoder]: says what of init_from begins anew, which is null"),
+        (["init_skip=[losses.topic]", "init_from=x"], "names no part of the model. Known: encoder, decoder and their"),
+    ],
+)
+def test_a_recipe_skips_only_what_is_brought(keys: list[str], message: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        load_recipe("smoke", keys)
+    assert message in "\n".join(raised.value.lines)
+
+
+def test_a_source_that_is_none_or_damaged_is_told(source: tuple[Made, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"init_from: .* is no run with a model and no checkpoint; expected RUN, such"):
+        find_source(str(tmp_path))
+    broken = tmp_path / "checkpoints" / "step-7"
+    shutil.copytree(source[1] / "checkpoints" / "step-7", broken)
+    (broken / "model" / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"init_from: .*model\.safetensors: damaged"):
+        find_source(str(broken))
+
+
+# Without losses of their own heads, so that all of a first step follows from what was taken.
+PLAIN = ["distiller=none", "~losses.topic", "~losses.global_semantic", "train.epochs=2", "checkpoint.every_steps=3"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("strategy", "processes"), [("ddp", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2), ("fsdp", 2)])
+def test_a_run_that_began_with_another_goes_on_without_it(
+    smoke_run: Path, work: Path, strategy: str, processes: int
+) -> None:
+    """Not stopped, and stopped with its source gone: the same. And the same on all processes, under every strategy."""
+    there = work / f"source-{strategy}-{processes}"
+    shutil.copytree(smoke_run, there)
+    keys = [*PLAIN, f"init_from={there.name}", "train.freeze=[encoder]", f"distributed.strategy={strategy}"]
+    name = f"from-{strategy}-{processes}"
+    done = launch(SMOKE, *keys, f"run.name={name}", cwd=work, processes=processes)
+    assert "begins with " in done.stdout and done.stdout.count("begins with ") == 1
+    run = work / "runs" / "smoke" / name
+    first = records(run, "train/loss")
+    assert first[1] < records(smoke_run, "train/next_token")[3], "it begins where the other ended"
+    noted = json.loads((run / "environment.json").read_text())["launch"]["init_from"]
+    assert noted["sha256"] == hashlib.sha256((there / "model" / "model.safetensors").read_bytes()).hexdigest()
+    before, after = (load_file(folder / "model" / "model.safetensors") for folder in (there, run))
+    frozen = [weight for weight in before if weight.startswith("encoder.")]
+    assert frozen and not [weight for weight in frozen if not torch.equal(before[weight], after[weight])]
+    moved = [weight for weight in before if not torch.equal(before[weight], after[weight])]
+    assert len(moved) > len(before) / 3
+    shutil.rmtree(there)
+    for step in sorted(int(path.name[5:]) for path in (run / "checkpoints").glob("step-*"))[1:]:
+        shutil.rmtree(run / "checkpoints" / f"step-{step}")
+    done = launch(SMOKE, *keys, f"resume={run}", cwd=work, processes=processes)
+    assert "resumed from" in done.stdout and "begins with" not in done.stdout
+    again = records(run, "train/loss")
+    assert again.keys() == first.keys() and max(abs(first[step] - again[step]) for step in first) < 1e-6
+    assert json.loads((run / "environment.json").read_text())["launch"]["init_from"] == noted
+
+
+@pytest.mark.long
+def test_a_source_that_is_not_there_stops_a_run_before_it_begins(work: Path) -> None:
+    done = launch(SMOKE, "init_from=runs/smoke/nowhere", "run.name=lost", cwd=work, check=False)
+    assert done.returncode == 2 and "is no run with a model" in done.stderr and "Traceback" not in done.stderr

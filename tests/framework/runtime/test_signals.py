@@ -1,0 +1,94 @@
+"""What a process makes of signals and of the files SAVE and STOP."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from framework.runtime import signals as stopping
+from framework.runtime.errors import Stopped
+from framework.runtime.signals import SAVE, SIGNALS, STOP, Requests
+
+
+@pytest.fixture
+def requests() -> Iterator[Requests]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    requests = Requests()
+    requests.listen()
+    yield requests
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    signal.set_wakeup_fd(-1)  # or a Ctrl-C to these tests would be heard as one to a run
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_before_the_first_step_a_signal_ends_the_run_at_once(requests: Requests, number: signal.Signals) -> None:
+    with pytest.raises(Stopped, match=f"stopped by {number.name} before the first step: nothing to save"):
+        signal.raise_signal(number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_while_training_a_signal_waits_to_be_heeded(requests: Requests, tmp_path: Path, number: signal.Signals) -> None:
+    requests.watch(tmp_path)
+    assert requests.pending() == 0
+    signal.raise_signal(number)
+    assert requests.pending() == STOP and requests.reason == number.name
+
+
+def test_other_signals_do_not_hide_the_first(requests: Requests, tmp_path: Path) -> None:
+    requests.watch(tmp_path)
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        signal.raise_signal(number)
+    assert requests.reason == "SIGUSR1"
+
+
+def test_a_child_of_the_process_does_not_heed_what_its_parent_will(requests: Requests, tmp_path: Path) -> None:
+    child = os.fork()
+    if not child:
+        try:
+            # Not yet training: in the process itself this would raise.
+            signal.raise_signal(signal.SIGUSR1)
+            os._exit(0 if requests.reason is None else 1)
+        except BaseException:
+            os._exit(1)  # or the child would go on with the tests
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_the_files_are_seen_and_save_is_taken_away(
+    requests: Requests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "LOOKS_S", 0.0)
+    requests.watch(tmp_path)
+    (tmp_path / "SAVE").touch()
+    assert requests.pending() == SAVE
+    requests.done(SAVE)
+    assert not (tmp_path / "SAVE").exists() and requests.pending() == 0
+    (tmp_path / "SAVE").touch()
+    (tmp_path / "STOP").touch()
+    assert requests.pending() == STOP and requests.reason == str(tmp_path / "STOP")
+
+
+def test_the_folder_is_not_looked_at_in_every_step(
+    requests: Requests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "LOOKS_S", 3600.0)
+    requests.watch(tmp_path)
+    requests.pending()
+    (tmp_path / "STOP").touch()
+    assert requests.pending() == 0
+    monkeypatch.setattr(stopping, "LOOKS_S", 0.0)
+    assert requests.pending() == STOP
+
+
+@pytest.mark.parametrize(("allowed", "left"), [("0", False), ("3", True)])
+def test_word_is_left_only_for_a_launcher_that_would_start_again(
+    requests: Requests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str, left: bool
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", allowed)
+    requests.watch(tmp_path)
+    requests.leave_word()
+    assert (tmp_path / "STOP").exists() == left

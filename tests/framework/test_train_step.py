@@ -1,0 +1,310 @@
+"""What terms weigh: by schedules, and by what is learned."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from harness import ROOT, launch, records
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from framework.build import build_optimizer, build_parts
+from framework.checkpoint.format import SavedState
+from framework.data.loading import Slices, collate
+from framework.distributed import spread, start_accelerator
+from framework.exam import PAD, Batch, Features, Outputs
+from framework.optim import parameter_groups
+from framework.recipe import Recipe, RecipeError, load_recipe, recipe_hash, save
+from framework.recipe.explain import explain_rows
+from framework.recipe.schema import WeightSchedule
+from framework.task import ReportTask, Uncertainty
+from framework.testing.elsewhere import PLACE, Elsewhere, There, TwoDevicesError
+from framework.train_step import take_step, weight_at, weights_at, weights_move
+
+SMOKE = str(ROOT / "recipes" / "smoke.yaml")
+TINY = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "distiller.topics=2"]
+SHORT = [*TINY, "train.epochs=2", "evaluate.max_tokens=8", "evaluate.beam=1"]
+RISE = "losses.topic.weight={from: 0.1, to: 0.5, begin: 0.25, end: 0.75}"
+long = pytest.mark.long
+
+
+def schedule(**values: object) -> WeightSchedule:
+    return WeightSchedule.model_validate(values)
+
+
+def mistakes(*overrides: str) -> list[str]:
+    with pytest.raises(RecipeError) as raised:
+        load_recipe("smoke", overrides)
+    return [line.split(": ", 2)[-1] for line in raised.value.lines]
+
+
+def test_a_line_rises_between_its_ends_and_rests_beside_them() -> None:
+    rise = schedule(**{"from": 0.1, "to": 0.5, "begin": 0.25, "end": 0.75})
+    found = [weight_at(rise, done) for done in (0, 0.25, 0.375, 0.5, 0.75, 1)]
+    assert found == pytest.approx([0.1, 0.1, 0.2, 0.3, 0.5, 0.5])
+
+
+def test_half_a_cosine_leaves_and_arrives_slowly() -> None:
+    fall = schedule(**{"from": 1.0, "to": 0.0, "shape": "cosine"})
+    found = [weight_at(fall, done) for done in (0, 0.1, 0.5, 0.9, 1)]
+    assert found == pytest.approx([math.cos(math.pi * done / 2) ** 2 for done in (0, 0.1, 0.5, 0.9, 1)])
+
+
+def test_a_schedule_without_length_is_a_jump_and_a_number_stays() -> None:
+    jump = schedule(**{"to": 2, "begin": 0.5, "end": 0.5})
+    assert [weight_at(jump, done) for done in (0, 0.49, 0.5, 1)] == [0, 0, 2, 2]
+    assert weight_at(0.3, 0) == weight_at(0.3, 1) == 0.3
+
+
+def test_a_run_begins_at_from_and_its_last_step_is_at_to() -> None:
+    recipe = load_recipe("smoke", ["losses.topic.weight={to: 0.3}"])
+    place = list(recipe.active_losses).index("topic")
+    weights = torch.stack([weights_at(recipe, step, 7) for step in range(7)])
+    torch.testing.assert_close(weights[:, place], torch.linspace(0, 0.3, 7))
+    assert (
+        len(set(weights[:, 1 - place].tolist())) == 1
+        and weights_move(recipe)
+        and not weights_move(load_recipe("smoke"))
+    )
+    assert weights_at(recipe, 0, 1)[place] == 0, "a run of one step"
+
+
+def test_a_term_that_weighs_nothing_at_first_is_built_and_one_that_never_weighs_is_not() -> None:
+    assert "topic" in load_recipe("smoke", ["losses.topic.weight={to: 0.3}"]).active_losses
+    assert "topic" in load_recipe("smoke", ["losses.topic.weight={from: 0.3, to: 0}"]).active_losses
+    assert "topic" not in load_recipe("smoke", ["losses.topic.weight={from: 0, to: 0}"]).active_losses
+    off = load_recipe("smoke", ["losses.topic.weight={to: 0}", "distiller=none"])
+    assert "topic" not in off.active_losses, "and needs no topics"
+
+
+def test_a_schedule_is_written_out_loaded_hashed_and_explained(tmp_path: Path) -> None:
+    recipe = load_recipe("smoke", [RISE])
+    (tmp_path / "again.yaml").write_text(save(recipe), encoding="utf-8")
+    assert "from: 0.1" in save(recipe)
+    assert load_recipe(tmp_path / "again.yaml") == recipe != load_recipe("smoke")
+    assert recipe_hash(recipe) != recipe_hash(load_recipe("smoke", [RISE.replace("0.5", "0.6")]))
+    rows = {key: (value, origin) for key, value, origin in explain_rows(recipe, "losses.topic.weight")}
+    assert rows["losses.topic.weight.from"][0] == "0.1" and "override" in rows["losses.topic.weight.from"][1]
+    assert rows["losses.topic.weight.shape"] == ('"linear"', "default of framework/recipe/schema.py")
+    changed = load_recipe("smoke", [RISE, "losses.topic.weight.to=0.9"]).losses["topic"].weight
+    assert isinstance(changed, WeightSchedule) and (changed.start, changed.to) == (0.1, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [
+        (
+            "{from: 0, too: 1}",
+            [".to: is missing", ".too: unknown key. Did you mean 'to'? Known: from, to, begin, end, shape"],
+        ),
+        ("{to: -1}", [".to: found -1, expected at least 0"]),
+        ("{to: 1, end: 2}", [".end: found 2, expected at most 1"]),
+        ("{to: 1, shape: sine}", [".shape: found the text 'sine', expected 'linear' or 'cosine'"]),
+        ("{to: 1, begin: 0.5, end: 0.2}", [".end: found 0.2, expected at least begin, which is 0.5"]),
+        ("much", ["found the text 'much', expected a number"]),
+        ("-1", ["found -1, expected at least 0"]),
+    ],
+)
+def test_mistakes_in_a_weight_are_told_where_they_stand(weight: str, said: list[str]) -> None:
+    lines = mistakes(f"losses.topic.weight={weight}")
+    assert len(lines) == len(said)
+    for line, words in zip(sorted(lines), said):
+        assert words in line, line
+
+
+def test_the_learned_factor_has_the_gradient_of_the_formula() -> None:
+    uncertainty = Uncertainty(3)
+    log_variance = torch.tensor([0.3, -1.2, 2.0])
+    uncertainty.log_variance_L.data.copy_(log_variance)
+    sums, counts = torch.tensor([5.0, 0.4, 12.0], requires_grad=True), torch.tensor([4.0, 2.0, 30.0])
+    minimized, factors = uncertainty(sums, counts)
+    sigma = torch.exp(log_variance / 2)  # as in the paper: T / sigma^2 + log sigma, of the means
+    torch.testing.assert_close(minimized / counts, sums / counts / sigma**2 + sigma.log())
+    torch.testing.assert_close(factors, sigma**-2)
+    (minimized / counts).sum().backward()
+    torch.testing.assert_close(uncertainty.log_variance_L.grad, 0.5 - (sums / counts).detach() / sigma**2)
+    torch.testing.assert_close(sums.grad, 1 / (sigma**2 * counts))
+
+
+class Sums(nn.Module):
+    """A loss of which each exam is an item, or each word."""
+
+    def __init__(self, by_words: bool) -> None:
+        super().__init__()
+        self.by_words = by_words
+
+    def count(self, batch: Batch) -> Tensor:
+        return (batch.report_BT > 3).sum() if self.by_words else torch.tensor(len(batch.exam_ids))
+
+    def forward(self, batch: Batch, outputs: object) -> Tensor:
+        found = batch.report_BT * (batch.report_BT > 3) if self.by_words else batch.image_BVCHW
+        return outputs.logits_BTW * found.sum()
+
+
+class Encoder(nn.Module):
+    def forward(self, image_BVCHW: Tensor, view_mask_BV: Tensor) -> Features:
+        return Features(None, None, None)
+
+
+class Decoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, features: Features, tokens_BT: Tensor) -> Tensor:
+        return self.scale
+
+
+def batch_of(rows: list[list[int]]) -> Batch:
+    image = torch.tensor([row[0] / 10 for row in rows])
+    return Batch([str(row) for row in rows], image, torch.ones(len(rows)), torch.tensor(rows))
+
+
+def test_learned_factors_are_the_same_however_a_step_is_cut() -> None:
+    rows = [[4, 5, 0], [6, 0, 0], [7, 8, 9], [5, 5, 5], [9, 0, 0], [4, 4, 0]]
+    found = []
+    for cut in ([6], [1, 2, 3], [5, 1]):
+        task = ReportTask(Encoder(), Decoder(), {"exams": Sums(False), "words": Sums(True)}, Uncertainty(2))
+        task.weighting.log_variance_L.data.copy_(torch.tensor([0.7, -0.4]))
+        ends = torch.tensor(cut).cumsum(0).tolist()
+        group = [batch_of(rows[end - size : end]) for size, end in zip(cut, ends)]
+        counts = torch.stack([task.counts(batch) for batch in group]).sum(0)
+        loss = sum((task(batch)[0] / counts).sum() for batch in group)
+        loss.backward()
+        found.append(torch.stack([loss.detach(), task.decoder.scale.grad, *task.weighting.log_variance_L.grad]))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+
+
+def built(folder: Path, *keys: str) -> tuple[object, Recipe, list[Batch]]:
+    recipe = load_recipe(SMOKE, [*TINY, f"data.cache={folder / 'cache'}", *keys])
+    accelerator = start_accelerator(recipe)
+    parts = build_parts(recipe, accelerator, run=folder)
+    slices = Slices.plan(8, None, 0, 1)
+    strategy = spread(accelerator, recipe, parts.task, slices, lambda task: build_optimizer(recipe, task))
+    return (
+        strategy,
+        recipe,
+        [collate([parts.exams["train"][place] for place in range(start, start + 8)]) for start in (0, 8)],
+    )
+
+
+def test_learned_factors_are_optimized_without_decay_saved_and_loaded(tmp_path: Path) -> None:
+    strategy, recipe, (batch, other) = built(tmp_path, "train.weighting=uncertainty", "losses.topic.weight=0.2")
+    learned = strategy.task.weighting.log_variance_L
+    (group,) = [g for g in parameter_groups(strategy.task, 1.0, None) if any(p is learned for p in g.parameters)]
+    assert not group.decay and any(p is learned for g in strategy.optimizer.param_groups for p in g["params"])
+    first = take_step(strategy, [batch], weights_at(recipe, 0, 9))
+    names = list(recipe.active_losses)
+    torch.testing.assert_close(first.weights_L, torch.tensor([recipe.losses[name].weight for name in names]))
+    assert first.loss == pytest.approx(float((first.terms_L * first.weights_L).sum())), "log 1 is 0"
+    before = learned.detach().clone()
+    assert (before != 0).all() and (before.sign() == (2 * first.terms_L - 1).sign()).all(), "toward log 2 T"
+    second = take_step(strategy, [other], weights_at(recipe, 1, 9))
+    torch.testing.assert_close(second.weights_L, first.weights_L * torch.exp(-before))
+    extra = (first.weights_L * before / 2).sum()
+    assert second.loss == pytest.approx(float((second.terms_L * second.weights_L).sum() + extra), rel=1e-5)
+    state = strategy.state()
+    assert torch.equal(state["weights/weighting.log_variance_L"], learned)
+    fresh, _, _ = built(tmp_path, "train.weighting=uncertainty", "losses.topic.weight=0.2")
+    save_file(state, tmp_path / "training.safetensors")
+    fresh.load(SavedState(tmp_path), 2)
+    assert torch.equal(fresh.task.weighting.log_variance_L, learned)
+    one, two = (take_step(each, [batch], weights_at(recipe, 2, 9)) for each in (strategy, fresh))
+    assert torch.equal(one.terms_L, two.terms_L) and torch.equal(learned, fresh.task.weighting.log_variance_L)
+
+
+def test_fixed_weights_leave_a_task_as_it_was(tmp_path: Path) -> None:
+    strategy, recipe, (batch, _) = built(tmp_path)
+    assert not [name for name, _ in strategy.task.named_parameters() if name.startswith("weighting")]
+    sums = strategy.task.eval()(batch)
+    assert torch.equal(sums[0], sums[1]) and (sums[2] == 1).all()
+    taken = take_step(strategy, [batch], weights_at(recipe, 0, 9))
+    assert torch.equal(taken.weights_L, weights_at(recipe, 0, 9))
+    assert taken.loss == float((taken.terms_L * taken.weights_L).sum())
+
+
+class Telling(nn.Module):
+    """Counts two items an exam, and tells their number and how long reports are."""
+
+    def count(self, batch: Batch) -> Tensor:
+        return torch.tensor(2.0 * len(batch.exam_ids))
+
+    def forward(self, batch: Batch, outputs: Outputs) -> Tensor:
+        self.exams, self.tokens = len(batch.exam_ids), float((batch.report_BT != PAD).sum())
+        return outputs.logits_BTW.sum()
+
+    def told(self) -> dict[str, Tensor]:
+        return {"exams": torch.tensor(float(self.exams)), "tokens": torch.tensor(self.tokens)}
+
+
+def test_what_a_loss_tells_beside_its_term_is_a_mean_over_all_micro_batches_of_a_step(tmp_path: Path) -> None:
+    strategy, recipe, (batch, other) = built(tmp_path)
+    assert take_step(strategy, [batch], weights_at(recipe, 0, 9)).told == {}
+    strategy.task.losses["my/telling"] = Telling()
+    weights = torch.cat([weights_at(recipe, 0, 9), torch.ones(1)])
+    tokens = sum(float((each.report_BT != PAD).sum()) for each in (batch, other))
+    taken = take_step(strategy, [batch, other], weights)
+    assert taken.told == {"my/telling/exams": 0.5, "my/telling/tokens": pytest.approx(tokens / 32)}
+
+
+@long
+def test_a_run_writes_down_what_its_terms_weigh_and_goes_on_where_it_stopped(work: Path) -> None:
+    keys = [*SHORT, RISE, "train.weighting=uncertainty", "run.name=moving"]
+    launch(SMOKE, *keys, cwd=work)
+    run = work / "runs" / "smoke" / "moving"
+    topic, words = records(run, "train/weight/topic"), records(run, "train/weight/next_token")
+    assert sorted(topic) == sorted(words) == [1, 2, 3, 4] and topic[1] == pytest.approx(0.1)
+    assert len(set(words.values())) == 4, "its factor moves"
+    assert json.loads((run / "scores.json").read_text())["val"]["model"]
+
+
+@long
+@pytest.mark.parametrize(
+    "way", [("ddp", 2, 4), ("zero2", 2, 2), ("zero3", 2, 4), ("fsdp", 2, 4), ("ddp", 1, 2)], ids=str
+)
+def test_learned_factors_are_the_same_however_a_run_is_spread(
+    exact_run: Callable[..., Path], way: tuple[str, int, int]
+) -> None:
+    strategy, processes, micro = way
+    keys = ["train.weighting=uncertainty", RISE]
+    one = exact_run(*keys)
+    other = exact_run(
+        *keys, f"distributed.strategy={strategy}", f"train.micro_batch={micro}", processes=processes, by="torchrun"
+    )
+    for name in ("train/loss", "train/weight/topic", "train/weight/next_token"):
+        first, second = records(one, name), records(other, name)
+        assert first.keys() == second.keys() and max(abs(first[step] - second[step]) for step in first) < 1e-5
+
+
+def test_all_is_counted_on_the_device_that_the_step_computes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = ReportTask(Encoder(), Decoder(), {"exams": Sums(False), "my/telling": Telling()})
+    batch = batch_of([[4, 5, 0], [6, 0, 0]])
+    there = Batch(**{name: There(part) if isinstance(part, Tensor) else part for name, part in vars(batch).items()})
+    with Elsewhere():
+        assert task.counts(there).device == PLACE, "though a loss makes its number on the CPU"
+        with pytest.raises(TwoDevicesError, match="'stack'"):
+            torch.stack([torch.tensor(1.0), There(torch.tensor(1.0))])  # where no device lets single numbers mix
+    strategy, recipe, (batch, _) = built(tmp_path)
+    moved: list[Batch] = []
+    real, count = Batch.to, type(strategy.task.losses["next_token"]).count
+
+    def move(batch: Batch, device: torch.device) -> Batch:
+        moved.append(real(batch, device))
+        return moved[-1]
+
+    def look(loss: nn.Module, batch: Batch) -> Tensor:
+        assert any(batch is each for each in moved), "counted where the loader left it"
+        return count(loss, batch)
+
+    monkeypatch.setattr(Batch, "to", move)
+    monkeypatch.setattr(type(strategy.task.losses["next_token"]), "count", look)
+    take_step(strategy, [batch], weights_at(recipe, 0, 9))
+    assert len(moved) == 1

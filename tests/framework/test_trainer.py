@@ -1,0 +1,137 @@
+"""The loop as users meet it: a run from the command line, its files, its scores, learning."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from harness import ROOT, launch, records
+
+from framework.pages.run_page import _panels
+
+SMOKE = str(ROOT / "recipes" / "smoke.yaml")
+
+
+def test_a_run_leaves_all_its_files(smoke_run: Path) -> None:
+    expected = {
+        "recipe.yaml", "overrides.txt", "environment.json", "topics.json", "topics.png", "metrics.jsonl",
+        "checkpoints", "model", "predictions", "scores.json", "report.html",
+    }  # fmt: skip
+    assert expected <= {path.name for path in smoke_run.iterdir()}
+    assert list(smoke_run.glob("events.out.tfevents*"))
+    assert {path.name for path in (smoke_run / "model").iterdir()} == {
+        "model.safetensors",
+        "tokenizer.json",
+        "recipe.yaml",
+        "patients.json",
+    }
+
+
+def test_the_loss_is_written_every_step_and_falls(smoke_run: Path) -> None:
+    losses = records(smoke_run, "train/loss")
+    assert sorted(losses) == list(range(1, len(losses) + 1)) and len(losses) == 24
+    values = list(losses.values())
+    assert sum(values[-5:]) < 0.8 * sum(values[:5])
+    assert len(records(smoke_run, "val/bleu_4")) == 3
+
+
+def test_the_page_draws_every_score_of_validation_on_a_scale_of_its_own(tmp_path: Path) -> None:
+    told = ["train/loss", "train/topic", "train/lr", "train/self_critical/drawn", "train/self_critical/greedy"]
+    told += ["val/bleu_1", "val/bleu_4", "val/cider", "val/my_metric", "val/findings_f1/margin", "final/test/cider"]
+    lines = [json.dumps({"name": name, "step": step, "value": step / 2}) for step in (1, 2) for name in told]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    panels = _panels(tmp_path / "metrics.jsonl")
+    assert {panel: list(drawn) for panel, drawn in panels.items()} == {
+        "train": ["loss", "topic"],
+        "train/self_critical": ["drawn", "greedy"],
+        "val/bleu": ["bleu_1", "bleu_4"],
+        "val/cider": ["cider"],
+        "val/my_metric": ["my_metric"],
+    }
+    assert panels["val/my_metric"]["my_metric"] == [(1, 0.5), (2, 1.0)]
+
+
+def test_scores_stand_beside_floors_and_ceilings(smoke_run: Path) -> None:
+    scores = json.loads((smoke_run / "scores.json").read_text())
+    rows = {"model", "fixed_report", "random_report", "nearest_image", "topic_oracle", "retrieval_oracle", "rewording"}
+    assert rows <= set(scores["test"])
+    assert scores["test"]["retrieval_oracle"]["bleu_4"] > scores["test"]["random_report"]["bleu_4"]
+    assert scores["segmentation"].startswith("words")
+
+
+def test_every_test_exam_is_written_about_once(smoke_run: Path) -> None:
+    rows = [json.loads(line) for line in (smoke_run / "predictions" / "test.jsonl").read_text().splitlines()]
+    scores = json.loads((smoke_run / "scores.json").read_text())
+    assert len({row["id"] for row in rows}) == len(rows) == scores["test"]["model"]["exams"]
+
+
+def test_evaluate_gives_the_same_scores_from_the_model_alone(smoke_run: Path, work: Path) -> None:
+    alone = work / "runs" / "smoke" / "alone"
+    alone.mkdir(parents=True)
+    shutil.copytree(smoke_run / "model", alone / "model")
+    launch("evaluate", str(alone), "--split", "test", cwd=work)
+    one, two = (json.loads((run / "scores.json").read_text())["test"] for run in (smoke_run, alone))
+    assert one == two
+
+
+def test_predict_writes_what_evaluation_wrote(smoke_run: Path, work: Path) -> None:
+    launch("data", "make", SMOKE, str(work / "made"), cwd=work)
+    manifest = json.loads(next((work / "made").glob("*.json")).read_text())
+    key = "uid"
+    written = {r["id"]: r for r in map(json.loads, (smoke_run / "predictions" / "test.jsonl").read_text().splitlines())}
+    exam = manifest["test"][0]
+    images = [str(next((work / "made").rglob(Path(name).name))) for name in exam["image_path"]]
+    done = launch("predict", str(smoke_run), *images, cwd=work)
+    assert done.stdout.strip().endswith(written[exam[key]]["prediction"])
+
+
+def test_the_saved_recipe_trains_to_the_same_losses(smoke_run: Path, work: Path) -> None:
+    launch(str(smoke_run / "recipe.yaml"), "run.name=again", cwd=work)
+    again = next((work / "runs").glob("*/again"))
+    assert records(again, "train/loss") == records(smoke_run, "train/loss")
+
+
+def test_a_run_is_never_written_over(smoke_run: Path, work: Path) -> None:
+    done = launch(SMOKE, "run.name=first", cwd=work, check=False)
+    assert done.returncode == 2 and "holds a run already" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_tiny_run_learns_its_reports(work: Path) -> None:
+    keys = [
+        "data.dataset.exams=16", "train.epochs=60", "train.batch_size=8", "evaluate.every_epochs=60",
+        "distiller.topics=2", "optimizer.lr=3e-3", "model.decoder.width=128", "run.name=learns",
+    ]  # fmt: skip
+    launch(SMOKE, *keys, cwd=work)
+    run = work / "runs" / "smoke" / "learns"
+    launch("evaluate", str(run), "--split", "train", cwd=work)
+    scores = json.loads((run / "scores.json").read_text())["train"]
+    assert scores["model"]["bleu_4"] > 0.95 > scores["fixed_report"]["bleu_4"]
+
+
+def test_early_stopping_ends_a_run_that_gets_no_better(work: Path) -> None:
+    monitor = "evaluate.monitor={val/bleu_4: 1, val/cider: 0.5}"
+    keys = ["train.early_stop=2", "optimizer.lr=1e-9", "train.epochs=9", "run.name=stops", monitor]
+    done = launch(SMOKE, *keys, cwd=work)
+    assert "stopped early: 2 validations without a better val/bleu_4 + 0.5 val/cider" in done.stdout
+    bleu, cider, both = (records(work / "runs" / "smoke" / "stops", f"val/{n}") for n in ("bleu_4", "cider", "monitor"))
+    assert len(bleu) == 3 and both == pytest.approx({step: bleu[step] + 0.5 * cider[step] for step in bleu}, abs=2e-6)
+    assert f"is kept (val/bleu_4 + 0.5 val/cider {max(both.values()):.4f})" in done.stdout
+    assert f"val/monitor {both[8]:.3f}" in done.stdout
+
+
+def test_a_loss_of_ones_own_in_a_file_outside_trains(work: Path, tmp_path: Path) -> None:
+    plugin = (ROOT / "docs" / "examples" / "short_reports.py").read_text()
+    (tmp_path / "short_reports.py").write_text(plugin)
+    recipe = (ROOT / "docs" / "examples" / "short_reports.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(recipe.replace("../../recipes", str(ROOT / "recipes")))
+    launch(str(tmp_path / "mine.yaml"), "run.name=own", cwd=work)
+    values = records(work / "runs" / "mine" / "own", "train/short_reports")
+    assert len(values) == 24 and all(value > 0 for value in values.values())
+
+
+@pytest.mark.parametrize("key", ["distributed.strategy=zero9", "train.batch_size=1000"])
+def test_what_cannot_be_run_ends_without_a_traceback(work: Path, key: str) -> None:
+    done = launch(SMOKE, key, cwd=work, check=False)
+    assert done.returncode == 2 and key.split("=")[0] in done.stderr and "Traceback" not in done.stderr

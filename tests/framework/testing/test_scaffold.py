@@ -1,0 +1,107 @@
+"""`new KIND NAME` writes a plugin that works, and its test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import ROOT
+
+from framework.recipe.describe import snippet
+from framework.registry import KINDS, PluginError, find, load
+from framework.registry.signature import given, keys_of
+from framework.testing.scaffold import TEMPLATES, TEST, write_plugin
+
+# The second of each names something that its template uses too.
+NAMES = {"encoder": "features", "decoder": "tensor", "optimizer": "groups", "schedule": "step", "loss": "batch"}
+
+
+def test_there_is_a_template_of_every_kind() -> None:
+    assert {path.name for path in TEMPLATES.glob("*.py")} == {TEST, *(f"{kind}.py" for kind in KINDS)}
+
+
+def test_the_test_of_every_kind_passes_as_it_stands(tmp_path: Path) -> None:
+    """From another folder, under plain names, a vendor's, and names that the template uses for something else."""
+    tests = []
+    for kind in KINDS:
+        tests.append(write_plugin(kind, f"my_own_{kind}", tmp_path / kind)[1])
+        tests.append(write_plugin(kind, f"acme/{kind}_of_acme", tmp_path / kind)[1])
+        if kind in NAMES:
+            tests.append(write_plugin(kind, f"acme/{NAMES[kind]}", tmp_path / kind)[1])
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, tests)],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": os.defpath, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert f"{2 * len(tests)} passed" in done.stdout
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recipe_or_grid_file_can_name_it(kind: str, tmp_path: Path) -> None:
+    path, _ = write_plugin(kind, f"my_own_{kind}", tmp_path)
+    plugin = find(kind, f"my_own_{kind}", (path,))
+    keys = keys_of(plugin)
+    assert 1 <= len(keys) <= 3 and all(key.doc and not key.required for key in keys)
+    assert set(given(plugin)) <= KINDS[kind].given
+    assert plugin.name in snippet(plugin) and all(key.name in snippet(plugin) for key in keys)
+    assert plugin.summary and "my_" + kind not in path.read_text()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_name_of_the_template_itself_gives_the_template_as_it_is(kind: str, tmp_path: Path) -> None:
+    path, _ = write_plugin(kind, f"my_{kind}", tmp_path)
+    assert path.read_text() == (TEMPLATES / f"{kind}.py").read_text()
+
+
+def test_a_shipped_one_goes_where_ours_stand(tmp_path: Path) -> None:
+    path, test = write_plugin("loss", "of_length", tmp_path, shipped=True)
+    assert path == tmp_path / "plugins" / "loss" / "of_length.py"
+    assert test == tmp_path / "tests" / "plugins" / "test_loss_of_length.py"
+    assert 'find("loss", "of_length")' in test.read_text()
+    assert 'parents[2] / "plugins" / "loss" / "of_length.py"' in test.read_text()
+    assert load(find("loss", "of_length", (path,))).needs == ("logits",)
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    for file in ("mine.py", "test_mine.py"):
+        folder = tmp_path / file
+        folder.mkdir()
+        (folder / file).write_text("mine")
+        with pytest.raises(PluginError, match=f"{file} is there already, and is not written over"):
+            write_plugin("loss", "mine", folder)
+        assert [path.name for path in folder.iterdir()] == [file] and (folder / file).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "kind, name, message",
+    [
+        ("encodr", "mine", "Unknown kind 'encodr'. Did you mean 'encoder'?"),
+        ("encoder", "My-Eyes", r"'My-Eyes' cannot be a plugin's name: .* Try 'my_eyes'\."),
+        ("encoder", "2d", "'2d' cannot be a plugin's name"),
+        ("encoder", "class", "'class' cannot be a plugin's name"),
+        ("encoder", "a/b/c", "'a/b/c' cannot be a plugin's name"),
+        ("encoder", "../mine", "'../mine' cannot be a plugin's name"),
+        ("encoder", "mine\n", "cannot be a plugin's name"),
+        ("encoder", "resnet", r"The encoder 'resnet' is there already \(.*resnet.py:\d+\).*vendor/resnet"),
+    ],
+)
+def test_what_cannot_be_is_told(kind: str, name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match=message):
+        write_plugin(kind, name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plugin_of_this_repository_has_no_vendor(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match="have no vendor; write 'mine'"):
+        write_plugin("loss", "acme/mine", tmp_path, shipped=True)
+
+
+def test_a_vendor_may_take_a_shipped_name(tmp_path: Path) -> None:
+    path, _ = write_plugin("encoder", "acme/resnet", tmp_path)
+    assert path.name == "resnet.py" and find("encoder", "acme/resnet", (path,)).qualname == "Resnet"

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score, silhouette_score
+
+from framework.topics.count import TopicChoice, choice_rows, choose_topic_count
+
+
+def blobs(count: int, each: int = 20) -> np.ndarray:
+    """Points in as many directions, each a little beside its own."""
+    draw = np.random.default_rng(0)
+    return np.concatenate([np.eye(6)[k] + draw.normal(0, 0.08, (each, 6)) for k in range(count)])
+
+
+def clusterer(points):
+    def prepared(places, seed):
+        return lambda count: KMeans(count, n_init=3, random_state=seed).fit_predict(points[places])
+
+    return prepared
+
+
+def test_as_many_topics_as_there_are_groups():
+    points = blobs(4)
+    choice = choose_topic_count("mine", points, clusterer(points), (2, 7), 5)
+    assert choice.chosen == 4 and choice.counts == [2, 3, 4, 5, 6, 7]
+    assert choice.stability[2] == 1 and choice.silhouette[2] == max(choice.silhouette)
+    assert choice == choose_topic_count("mine", points, clusterer(points), (2, 7), 5), "the same seed, the same choice"
+
+
+def test_score_error_and_choice_are_what_the_rule_says():
+    """Every resample seen by a clusterer that cuts by a coordinate, and measured anew."""
+    points = np.random.default_rng(1).normal(size=(60, 4))
+    seen: dict[int, list] = {2: [], 3: []}
+
+    def cut(places, seed):
+        def labels(count):
+            shifted = points[places, 0] + 0.05 * (seed % 7)
+            found = np.digitize(shifted, np.linspace(-1, 1, count + 1)[1:-1])
+            seen[count].append((places, found))
+            return found
+
+        return labels
+
+    choice = choose_topic_count("mine", points, cut, (2, 3), 11)
+    for row, count in enumerate(choice.counts):
+        (_, whole), *resamples = seen[count]
+        assert len(resamples) == 10 and all(len(places) == 48 for places, _ in resamples)
+        scores = [
+            (silhouette_score(points[p], found, metric="cosine") + adjusted_rand_score(whole[p], found)) / 2
+            for p, found in resamples
+        ]
+        assert choice.score[row] == pytest.approx(np.mean(scores))
+        assert choice.error[row] == pytest.approx(np.std(scores, ddof=1) / 10**0.5)
+        assert choice.score[row] == pytest.approx((choice.silhouette[row] + choice.stability[row]) / 2)
+    best = int(np.argmax(choice.score))
+    reaches = [c for c, s in zip(choice.counts, choice.score) if s >= choice.score[best] - choice.error[best]]
+    assert choice.chosen == reaches[0]
+
+
+def test_copies_change_neither_the_curve_nor_the_choice():
+    points = blobs(3)
+    copied = np.concatenate([points, np.repeat(points[:2], 50, axis=0)])
+    labels = np.repeat([0, 1, 2], 20)
+    of_copied = np.concatenate([labels, labels[:2].repeat(50)])
+
+    def known(of):
+        return lambda places, seed: lambda count: of[places] % count
+
+    one = choose_topic_count("mine", points, known(labels), (2, 4), 3)
+    assert one == choose_topic_count("mine", copied, known(of_copied), (2, 4), 3)
+
+
+def test_a_wide_range_is_tried_at_equal_ratios():
+    points = np.random.default_rng(0).normal(size=(150, 3))
+    choice = choose_topic_count("mine", points, lambda places, seed: lambda count: places % count, (2, 100), 1)
+    assert choice.counts[0] == 2 and choice.counts[-1] == 100 and len(choice.counts) <= 15
+
+
+def test_more_topics_than_reports_can_tell_apart_are_an_error_unless_no_range_was_asked():
+    points = blobs(2, each=5)
+    with pytest.raises(ValueError, match=r"mine: topics: auto tries 2 to 9 .* 10 differ, .* at most 7"):
+        choose_topic_count("mine", points, clusterer(points), (2, 9), 1)
+    assert choose_topic_count("mine", points, clusterer(points), None, 1).counts[-1] == 7
+    with pytest.raises(ValueError, match=r"set distiller\.topics to a number"):
+        choose_topic_count("mine", points[:3], clusterer(points), None, 1)
+
+
+def test_the_table_marks_what_was_chosen():
+    rows = choice_rows(TopicChoice(3, [2, 3], [0.1, 0.2], [0.5, 1.0], [0.3, 0.6], [0.01, 0.02]))
+    assert rows == [("2", "0.100", "0.500", "0.300 ± 0.010"), ("3 *", "0.200", "1.000", "0.600 ± 0.020")]

@@ -1,0 +1,245 @@
+"""BUS-BRA: what is measured on drawn lesions, what is composed of it, and how patients are split."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from harness import ROOT
+from mini_busbra import COLS, ROWS, draw, ellipse, scan
+from PIL import Image
+
+from framework.data.check import check
+from plugins.dataset.busbra import Busbra
+from plugins.dataset.busbra.compose import attributes, compose, describe
+from plugins.dataset.busbra.measure import Measures, measure
+
+ARCHIVE = ROOT.parent / "shared" / "data" / "BUSBRA"
+
+
+def star(radius=40, teeth=12, depth=0.35):
+    angle, far = np.arctan2(ROWS - 90, COLS - 130), np.hypot(ROWS - 90, COLS - 130)
+    return far <= radius * (1 - depth * (0.5 + 0.5 * np.cos(teeth * angle)))
+
+
+def words(mask, **greys):
+    return attributes(measure(scan(mask, **greys), mask))
+
+
+def test_a_smooth_flat_ellipse_is_a_benign_picture():
+    found = words(ellipse(40, 80))
+    assert found == {
+        "lesion": "present",
+        "shape": "oval",
+        "orientation": "parallel",
+        "margin": "circumscribed",
+        "echogenicity": "hypoechoic",
+        "hypoechogenicity": "moderate",
+        "posterior": "none",
+        "place": "central depth",
+        "size": "about one third",
+    }
+
+
+def test_lengths_are_shares_of_frame_and_lesion():
+    mask = ellipse(40, 80)
+    found = measure(scan(mask), mask)
+    assert found.width == pytest.approx(81 / 260, abs=0.01)
+    assert found.depth == pytest.approx(90.5 / 240, abs=0.01)
+    assert found.ratio == pytest.approx(0.5, abs=0.02)
+    assert found.elongation == pytest.approx(2.0, abs=0.06)
+    assert found.solidity > 0.96
+    assert found.roughness == pytest.approx(1.05, abs=0.03)
+
+
+def test_elongation_does_not_turn_with_the_lesion():
+    turned = ((ROWS - 90 + COLS - 130) / 2**0.5 / 20) ** 2 + ((ROWS - 90 - COLS + 130) / 2**0.5 / 40) ** 2 <= 1
+    assert measure(scan(turned), turned).elongation == pytest.approx(2.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "mask, key, value",
+    [
+        (ellipse(60, 60), "shape", "round"),
+        (ellipse(80, 40), "orientation", "not parallel"),
+        (star(), "margin", "spiculated"),
+        (star(), "shape", "irregular"),
+        (star(50, 6, 0.22), "margin", "lobulated"),
+        (ellipse(30, 40, row=30), "place", "superficial"),
+        (ellipse(30, 40, row=150), "place", "deep"),
+        (ellipse(20, 40), "size", "less than one quarter"),
+        (ellipse(60, 200), "size", "about two thirds or more"),
+    ],
+)
+def test_form_and_place_are_told_from_the_contour(mask, key, value):
+    assert words(mask)[key] == value
+
+
+@pytest.mark.parametrize(
+    "greys, key, value",
+    [
+        ({"inside": 3}, "echogenicity", "anechoic"),
+        ({"inside": 40}, "hypoechogenicity", "marked"),
+        ({"inside": 112}, "echogenicity", "isoechoic"),
+        ({"inside": 170}, "echogenicity", "hyperechoic"),
+        ({"inside": 108}, "margin", "indistinct"),
+        ({"behind": 180}, "posterior", "enhancement"),
+        ({"behind": 50}, "posterior", "shadow"),
+    ],
+)
+def test_grey_is_told_against_the_tissue(greys, key, value):
+    assert words(ellipse(40, 80), **greys)[key] == value
+
+
+def test_half_fluid_is_mixed():
+    mask = ellipse(60, 90)
+    image = scan(mask, inside=80)
+    image[mask & (COLS < 125)] = 4
+    assert attributes(measure(image, mask))["echogenicity"] == "mixed"
+
+
+def test_burnt_in_text_does_not_count_as_enhancement():
+    mask = ellipse(40, 80)
+    image = scan(mask)
+    image[118:126, 95:165:3] = 255
+    assert attributes(measure(image, mask))["posterior"] == "none"
+
+
+def test_dark_without_a_smooth_wall_is_no_fluid():
+    assert words(star(), inside=3)["echogenicity"] == "hypoechoic"
+
+
+def test_masks_without_a_lesion_are_refused():
+    image = scan(ellipse(40, 80))
+    with pytest.raises(ValueError, match="too few for a lesion"):
+        measure(image, np.zeros_like(image, bool))
+    with pytest.raises(ValueError, match="differ in size"):
+        measure(image, np.ones((5, 5), bool))
+    with pytest.raises(ValueError, match="fills the frame"):
+        measure(image, np.ones_like(image, bool))
+
+
+def test_a_report_says_all_that_is_true_in_words_that_only_the_seed_changes():
+    mask = star()
+    truth = describe(measure(scan(mask, inside=40), mask), "5", "malignant", "invasive ductal carcinoma", "GE")
+    texts = {compose(truth, str(seed), True) for seed in range(40)}
+    assert len(texts) > 20
+    for text in texts:
+        assert "rregular" in text and "spiculated" in text and "markedly hypoechoic" in text and "parallel" in text
+        assert "BI-RADS category 5" in text and "malignant (invasive ductal carcinoma)" in text
+        assert " left" not in text and " right" not in text
+        assert "{" not in text and text.endswith(".")
+    assert compose(truth, "7", True) == compose(truth, "7", True)
+    assert "histology" not in compose(truth, "7", False) and "malignant" not in compose(truth, "7", False)
+
+
+@pytest.fixture
+def archive(tmp_path):
+    flat, tall = ellipse(40, 80), ellipse(80, 40)
+    rows = [
+        ("0001-l", 2, 1, "NaN", flat),
+        ("0001-r", 3, 1, "NaN", flat),
+        ("0002-l", 2, 2, "0", flat),
+        ("0002-r", 2, 2, "1", flat),  # the official column tears this patient apart
+        ("0003-s", 4, 3, "1", tall),
+    ]
+    return draw(tmp_path / "BUSBRA", rows)
+
+
+def build(archive, **settings):
+    return Busbra(root=str(archive), cache=str(archive.parent / "cache"), **settings)
+
+
+def test_patients_stay_whole_and_views_share_a_report(archive):
+    source = build(archive)
+    splits = source.splits()
+    assert {split: [exam.id for exam in exams] for split, exams in splits.items()} == {
+        "train": ["bus_0003"],
+        "val": ["bus_0002"],
+        "test": ["bus_0001"],
+    }
+    exam = splits["test"][0]
+    assert [view.name for view in exam.views] == ["bus_0001-l.png", "bus_0001-r.png"]
+    assert exam.attributes["birads"] == "3", "the graver category leads"
+    assert "BI-RADS category 3" in exam.report and "cyst" not in exam.report
+    assert exam.rewording and "BI-RADS category 3" in exam.rewording
+    assert splits["train"][0].attributes["orientation"] == "not parallel"
+    assert check(source) == []
+    assert "cyst" in build(archive, histology=True).splits()["test"][0].report
+
+
+def test_measures_are_read_back_and_measured_again_where_damaged(archive, monkeypatch, caplog):
+    first = build(archive).splits()
+    (file,) = (archive.parent / "cache").iterdir()
+    calls = []
+    monkeypatch.setattr("plugins.dataset.busbra.measuring.measure", lambda *a: calls.append(a) or measure(*a))
+    assert build(archive).splits() == first and not calls
+    file.write_text(file.read_text()[:100])
+    assert build(archive).splits() == first and len(calls) == 5
+    assert "damaged" in caplog.text
+    assert set(json.loads(file.read_text())["bus_0003-s"]) == {f.name for f in dataclasses.fields(Measures)}
+
+
+def test_the_cache_key_follows_files_and_fold(archive):
+    before = build(archive).cache_key
+    assert before == build(archive).cache_key != build(archive, fold=2).cache_key
+    Image.fromarray(scan(ellipse(50, 50))).save(archive / "Images" / "bus_0003-s.png")
+    assert build(archive).cache_key != before
+
+
+def test_a_missing_archive_says_where_it_is_published(tmp_path):
+    with pytest.raises(ValueError) as caught:
+        build(tmp_path / "nowhere").splits()
+    for part in (
+        "bus_data.csv, 5-fold-cv.csv, Images, Masks missing",
+        "zenodo.org/records/8231412",
+        "data.dataset.root",
+    ):
+        assert part in str(caught.value)
+
+
+def test_missing_and_broken_images_are_listed_together(archive):
+    (archive / "Images" / "bus_0001-l.png").unlink()
+    (archive / "Masks" / "mask_0002-r.png").unlink()
+    with pytest.raises(ValueError, match=r"2 files(.|\n)*bus_0001-l(.|\n)*bus_0002-r"):
+        build(archive).splits()
+    Image.fromarray(scan(ellipse(50, 50))).save(archive / "Images" / "bus_0001-l.png")
+    (archive / "Masks" / "mask_0002-r.png").write_bytes(b"nothing")
+    Image.new("1", (260, 240)).save(archive / "Masks" / "mask_0003-s.png")
+    with pytest.raises(ValueError, match=r"2 images(.|\n)*bus_0002-r: (.|\n)*bus_0003-s: the mask holds 0 pixels"):
+        build(archive).splits()
+
+
+def test_rows_that_are_not_as_published_are_listed(archive):
+    table = (archive / "bus_data.csv").read_text()
+    (archive / "bus_data.csv").write_text(table.replace("bus_0003-s", "bus_../../x-s").replace("benign,3", "benign,7"))
+    with pytest.raises(ValueError, match=r"2 rows(.|\n)*BIRADS is '7'(.|\n)*leaves its folder"):
+        build(archive).splits()
+
+
+def test_a_fold_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="fold 7 of 5"):
+        Busbra(root="x", fold=7)
+
+
+@pytest.mark.skipif(not ARCHIVE.is_dir(), reason=f"the BUS-BRA archive is not at {ARCHIVE}")
+def test_the_real_archive_is_measured_as_its_pictures_show():
+    def told(name):
+        image = np.array(Image.open(ARCHIVE / "Images" / f"bus_{name}.png"))
+        return attributes(measure(image, np.array(Image.open(ARCHIVE / "Masks" / f"mask_{name}.png"))))
+
+    cyst = told("0848-l")
+    assert (cyst["echogenicity"], cyst["posterior"], cyst["margin"]) == ("anechoic", "enhancement", "circumscribed")
+    tumour = told("0281-l")
+    assert (tumour["margin"], tumour["posterior"], tumour["orientation"]) == ("spiculated", "shadow", "not parallel")
+
+
+@pytest.mark.skipif(not ARCHIVE.is_dir(), reason=f"the BUS-BRA archive is not at {ARCHIVE}")
+@pytest.mark.parametrize("folds, fold, sizes", [(5, 1, (680, 172, 212)), (10, 4, (770, 188, 106))])
+def test_the_real_partition_is_by_patient(folds, fold, sizes, tmp_path):
+    source = Busbra(root=str(ARCHIVE), folds=folds, fold=fold, cache=str(tmp_path))
+    homes = {}
+    for lesion in source._lesions:  # without measuring, which takes a minute
+        homes.setdefault(lesion.patient, lesion)
+    found = [source._home(first) for first in homes.values()]
+    assert tuple(found.count(split) for split in ("train", "val", "test")) == sizes

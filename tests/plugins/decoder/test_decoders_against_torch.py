@@ -1,0 +1,79 @@
+"""The transformer against torch's own with the same weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from framework.exam import Features
+from framework.models.transformer_decoder import Layer, sinusoids
+from plugins.decoder.transformer import Transformer
+
+WIDTH, HEADS, INNER = 16, 4, 24
+
+
+def named(module: nn.Module, name: str) -> dict[str, Tensor]:
+    return {f"{name}.{part}": weight for part, weight in module.state_dict().items()}
+
+
+def torchs_names(layer: Layer) -> dict[str, Tensor]:
+    """Weights of a layer, called as in nn.TransformerEncoderLayer or nn.TransformerDecoderLayer."""
+    attentions, norms = {"self_attn": layer.own}, [layer.own_norm]
+    if hasattr(layer, "cross"):
+        attentions["multihead_attn"] = layer.cross
+        norms.append(layer.cross_norm)
+    names = named(layer.feedforward[0], "linear1") | named(layer.feedforward[3], "linear2")
+    for number, norm in enumerate([*norms, layer.feedforward_norm], 1):
+        names |= named(norm, f"norm{number}")
+    for name, attention in attentions.items():
+        names |= named(attention.out, f"{name}.out_proj")
+        for part in ("weight", "bias"):
+            rows = [getattr(m, part) for m in (attention.query, attention.key, attention.value)]
+            names[f"{name}.in_proj_{part}"] = torch.cat(rows).detach()
+    return names
+
+
+def torchs(kind: type[nn.Module], layers: nn.ModuleList) -> list[nn.Module]:
+    """torch's layers with our weights."""
+    copies = []
+    for layer in layers:
+        copy = kind(WIDTH, HEADS, INNER, 0.0, batch_first=True, norm_first=True)
+        copy.load_state_dict(torchs_names(layer))
+        copies.append(copy)
+    return copies
+
+
+def test_the_whole_transformer_equals_torchs_layers_in_logits_and_gradients() -> None:
+    torch.manual_seed(0)
+    ours = Transformer(
+        vocabulary_size=11, feature_width=6, max_tokens=20, layers=2, encoder_layers=2, width=WIDTH, heads=HEADS,
+        feedforward=INNER, dropout=0.0, feature_dropout=0.0,
+    )  # fmt: skip
+    encoder = torchs(nn.TransformerEncoderLayer, ours.encoder)
+    decoder = torchs(nn.TransformerDecoderLayer, ours.layers)
+    patches, tokens = torch.randn(3, 5, 6, requires_grad=True), torch.randint(0, 11, (3, 7))
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    mask[1, 3:] = False
+
+    memory = ours.project(patches)
+    for layer in encoder:
+        memory = layer(memory, src_key_padding_mask=~mask)
+    memory = ours.encoder_norm(memory)
+    x = ours.embed(tokens) * math.sqrt(WIDTH) + sinusoids(7, WIDTH)
+    causal = nn.Transformer.generate_square_subsequent_mask(7)
+    for layer in decoder:
+        x = layer(x, memory, tgt_mask=causal, tgt_is_causal=True, memory_key_padding_mask=~mask)
+    expected = ours.write(ours.norm(x))
+
+    found = ours(Features(patches, mask, patches.mean(1)), tokens)
+    assert torch.allclose(found, expected, atol=1e-5)
+    for got, wanted in zip(*(torch.autograd.grad(y.square().sum(), patches) for y in (found, expected))):
+        assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_positions_are_the_published_sinusoids() -> None:
+    table = sinusoids(4, 6)
+    assert torch.allclose(table[3, 2], torch.sin(torch.tensor(3 / 10000 ** (2 / 6))))
+    assert torch.allclose(table[3, 5], torch.cos(torch.tensor(3 / 10000 ** (4 / 6))))

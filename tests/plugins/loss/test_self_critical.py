@@ -1,0 +1,423 @@
+"""The loss `self_critical`, its sampler and its reward, against what can be counted out."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from harness import ROOT, launch, records
+from torch import Tensor, nn
+
+from framework import build
+from framework.exam import BOS, EOS, PAD, Batch, Features, Outputs, Pair
+from framework.models.sampling import evaluating, report_logp, sample, words_of
+from framework.recipe import RecipeError, load_recipe
+from framework.scoring.reward import Reward
+from plugins.loss import self_critical
+from plugins.loss.self_critical import SelfCritical
+from plugins.metric.bleu import Bleu
+from plugins.metric.cider import Cider
+from plugins.metric.distinct import Distinct
+from plugins.metric.repetition import Repetition
+from plugins.metric.rouge_l import RougeL
+
+A, B, C = 4, 5, 6
+REPORTS = {"e0": "a b c a", "e1": "c c b", "e2": "a a b b c", "e3": "b c", "e4": "b a c a b"}
+
+
+class Words:
+    """A tokenizer of three words, ids 4 to 6."""
+
+    def segment(self, text: str) -> list[str]:
+        return text.split()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join("abc"[word - A] for word in ids)
+
+
+class Decoder(nn.Module):
+    """The next word from the one before, how many there were, and the features: logits of 7 tokens."""
+
+    def __init__(self, words: int = 7, places: int = 8, width: int = 3, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.before = nn.Embedding(words, words)
+        self.place = nn.Embedding(places, words)
+        self.look = nn.Linear(width, words)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features: Features, tokens_BT: Tensor) -> Tensor:
+        places = self.place(torch.arange(tokens_BT.shape[1]))
+        return self.dropout(self.before(tokens_BT) + places + self.look(features.pooled_BD)[:, None])
+
+    def start(self, features: Features) -> dict[str, Tensor]:
+        return {"image": features.pooled_BD, "length": torch.zeros(len(features.pooled_BD), dtype=torch.long)}
+
+    def step(self, tokens_B: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        logits_BW = self.before(tokens_B) + self.place(state["length"]) + self.look(state["image"])
+        return self.dropout(logits_BW), {**state, "length": state["length"] + 1}
+
+
+def features(exams: int) -> Features:
+    pooled = torch.randn(exams, 3, generator=torch.Generator().manual_seed(1))
+    return Features(pooled[:, None], torch.ones(exams, 1, dtype=torch.bool), pooled)
+
+
+def batch(*exam_ids: str) -> Batch:
+    return Batch(
+        list(exam_ids), torch.zeros(len(exam_ids), 1), torch.ones(len(exam_ids), 1), torch.tensor([[BOS, A, EOS]])
+    )
+
+
+def reward(**weights: float) -> Reward:
+    made = [Cider(), Bleu(), RougeL()]
+    return Reward(weights, {name: metric for metric in made for name in metric.names}, Words(), REPORTS)
+
+
+# --- the sampler
+
+
+def every_report(places: int) -> list[list[int]]:
+    """Every report that a decoder of a, b and the end can write in so many places."""
+    ended = [
+        [*words, EOS, *[PAD] * (places - length - 1)]
+        for length in range(places)
+        for words in itertools.product((A, B), repeat=length)
+    ]
+    return ended + [list(words) for words in itertools.product((A, B), repeat=places)]
+
+
+def chance(decoder: Decoder, seen: Features, report: Sequence[int]) -> Tensor:
+    """Of a report, from a softmax over the three things that can come, multiplied out one step at a time."""
+    last, state, product = BOS, decoder.start(seen), torch.ones(())
+    for word in report:
+        if word == PAD:
+            break
+        logits, state = decoder.step(torch.tensor([last]), state)
+        able = torch.tensor([EOS, A, B])
+        product = product * torch.exp(logits[0, word]) / torch.exp(logits[0, able]).sum()
+        last = word
+    return product
+
+
+@pytest.fixture
+def small() -> tuple[Decoder, Features]:
+    """A decoder of three words (a, b, the end), and one exam."""
+    torch.manual_seed(3)
+    return Decoder(words=6), features(1)
+
+
+def test_log_probabilities_of_all_reports_are_those_multiplied_out_and_add_up_to_one(
+    small: tuple[Decoder, Features],
+) -> None:
+    decoder, seen = small
+    reports = every_report(2)
+    logps = torch.cat([report_logp(decoder, seen, torch.tensor([report])) for report in reports])
+    torch.testing.assert_close(logps.exp(), torch.stack([chance(decoder, seen, report) for report in reports]))
+    assert len(reports) == 7 and float(logps.exp().sum().detach()) == pytest.approx(1)
+
+
+def test_samples_come_as_often_as_they_are_likely(small: tuple[Decoder, Features]) -> None:
+    decoder, seen = small
+    rows = 20_000
+    torch.manual_seed(0)
+    many = Features(*(value.expand(rows, *value.shape[1:]) for value in seen))
+    drawn = sample(decoder, many, max_tokens=2)
+    for report in every_report(2):
+        share = float((drawn == torch.tensor(report)).all(1).float().mean())
+        expected = float(chance(decoder, seen, report).detach())
+        assert abs(share - expected) < 5 * (expected * (1 - expected) / rows) ** 0.5, report
+
+
+def test_a_sample_ends_at_its_end_or_at_the_last_place() -> None:
+    decoder = Decoder()
+    drawn = sample(decoder, features(64), max_tokens=4)
+    for row in drawn.tolist():
+        end = row.index(EOS) if EOS in row else len(row)
+        assert all(word >= A for word in row[:end]) and all(word == PAD for word in row[end + 1 :])
+    assert drawn.shape[1] == 4 and any(EOS not in row for row in drawn.tolist()), "some are cut off"
+    assert words_of(torch.tensor([[A, B, EOS, PAD], [C, C, C, C], [EOS, PAD, PAD, PAD]])) == [[A, B], [C] * 4, []]
+
+
+def test_padding_and_the_words_after_an_end_have_no_log_probability_and_no_gradient() -> None:
+    decoder, seen = Decoder(), features(2)
+    one = report_logp(decoder, seen, torch.tensor([[A, EOS, PAD, PAD], [A, B, C, EOS]]))
+    alone = report_logp(decoder, Features(*(value[:1] for value in seen)), torch.tensor([[A, EOS]]))
+    torch.testing.assert_close(one[:1], alone)
+    one[0].backward()
+    assert torch.isfinite(decoder.place.weight.grad).all() and not decoder.place.weight.grad[2:].any()
+
+
+def test_parts_are_in_their_own_mode_again_after_evaluation() -> None:
+    decoder = Decoder(dropout=0.5).train()
+    decoder.look.eval()  # as a frozen part is
+    with evaluating(decoder):
+        assert not any(part.training for part in decoder.modules())
+    assert decoder.training and decoder.dropout.training and not decoder.look.training
+
+
+# --- the gradient
+
+
+@pytest.mark.parametrize(("baseline", "samples"), [("greedy", 1), ("greedy", 2), ("mean", 2), ("mean", 3)])
+def test_the_expected_gradient_is_that_of_the_expected_reward(
+    small: tuple[Decoder, Features], monkeypatch: pytest.MonkeyPatch, baseline: str, samples: int
+) -> None:
+    """Over all draws of the seven reports, each by its chance: whatever the baseline is, it adds nothing."""
+    decoder, seen = small
+    reports = every_report(2) if samples < 3 else every_report(1)
+    places = len(reports[0])
+    worth = {tuple(words_of(torch.tensor([r]))[0]): float(number) ** 2 for number, r in enumerate(reports)}
+    loss = SelfCritical(
+        make_reward=lambda weights: lambda ids, written: np.array([worth[tuple(w)] for w in written]),
+        max_tokens=places,
+        samples=samples,
+        baseline=baseline,
+    )
+    chances = [chance(decoder, seen, report) for report in reports]
+    expected = sum(each * worth[tuple(words_of(torch.tensor([r]))[0])] for each, r in zip(chances, reports))
+    wanted = torch.autograd.grad(-expected, list(decoder.parameters()), allow_unused=True, retain_graph=True)
+    found = [torch.zeros_like(weight) for weight in decoder.parameters()]
+    for drawn in itertools.product(range(len(reports)), repeat=samples):
+        written = torch.tensor([reports[number] for number in drawn])
+        monkeypatch.setattr(self_critical, "sample", lambda *_, written=written, **__: written)
+        total = loss(batch("e0"), Outputs(seen, None, decoder))
+        probability = float(torch.stack([chances[number] for number in drawn]).prod().detach())
+        each = torch.autograd.grad(total, list(decoder.parameters()), allow_unused=True)
+        found = [one if two is None else one + probability * two for one, two in zip(found, each)]
+    for one, two in zip(found, wanted):
+        torch.testing.assert_close(one, torch.zeros_like(one) if two is None else two, atol=1e-5, rtol=1e-5)
+    assert found[0].abs().max() > 0.1
+
+
+def test_the_baseline_of_a_sample_is_the_mean_of_the_others_and_nothing_is_decoded_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoder, seen = Decoder(), features(2)
+    drawn = torch.tensor([[A, EOS], [B, EOS], [C, EOS], [A, A], [EOS, PAD], [B, C]])  # three of each exam
+    monkeypatch.setattr(self_critical, "sample", lambda *_, **__: drawn)
+    monkeypatch.setattr(self_critical, "generate", lambda *_, **__: pytest.fail("a greedy report"))
+    values = {"e0": [1.0, 2.0, 6.0], "e1": [0.0, 3.0, 0.0]}
+
+    def worth(ids: Sequence[str], written: Sequence[list[int]]) -> np.ndarray:
+        assert list(ids) == ["e0"] * 3 + ["e1"] * 3 and list(written) == words_of(drawn)
+        return np.array([value for row in values.values() for value in row])
+
+    loss = SelfCritical(make_reward=lambda weights: worth, max_tokens=2, samples=3, baseline="mean")
+    total = loss(batch("e0", "e1"), Outputs(seen, None, decoder))
+    better = torch.tensor([1 - 4, 2 - 3.5, 6 - 1.5, 0 - 1.5, 3 - 0, 0 - 1.5])
+    twice = Features(*(value.repeat_interleave(3, 0) for value in seen))
+    torch.testing.assert_close(total, -(better * report_logp(decoder, twice, drawn)).sum() / 3)
+    assert {name: float(value) for name, value in loss.told().items()} == {"drawn": 4.0}
+
+
+def test_a_mean_of_no_other_sample_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"baseline mean is that of .* and samples is 1; expected at least 2"):
+        SelfCritical(make_reward=lambda weights: None, max_tokens=2, baseline="mean")
+
+
+def test_the_term_is_minus_the_advantage_times_the_log_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, seen = Decoder(), features(2)
+    drawn = torch.tensor([[A, B, C, A, EOS], [C, EOS, PAD, PAD, PAD]])
+    monkeypatch.setattr(self_critical, "sample", lambda *_, **__: drawn)
+    monkeypatch.setattr(self_critical, "generate", lambda *_, **__: [[B], [C, C, B]])
+    make = lambda weights: Reward(weights, {"rouge_l": RougeL()}, Words(), REPORTS)  # noqa: E731
+    loss = SelfCritical(make_reward=make, max_tokens=5, reward={"rouge_l": 2.0})
+    rouge = RougeL()
+
+    def score(written: str, true: str) -> float:
+        return rouge([Pair("x", written, true, tuple(written.split()), tuple(true.split()))])["rouge_l"]
+
+    better = [2 * (score("a b c a", REPORTS["e0"]) - score("b", REPORTS["e0"]))]
+    better += [2 * (score("c", REPORTS["e1"]) - score("c c b", REPORTS["e1"]))]
+    assert better[0] > 0 > better[1]
+    given = batch("e0", "e1")
+    expected = -(torch.tensor(better) * report_logp(decoder, seen, drawn)).sum()
+    torch.testing.assert_close(loss(given, Outputs(seen, None, decoder)), expected)
+    assert loss.count(given) == 2
+    told = {name: float(value) for name, value in loss.told().items()}
+    assert told == pytest.approx(
+        {
+            "drawn": 2 * (score("a b c a", REPORTS["e0"]) + score("c", REPORTS["e1"])),
+            "greedy": 2 * (score("b", REPORTS["e0"]) + score("c c b", REPORTS["e1"])),
+        }
+    )
+
+
+def test_the_decoder_writes_without_dropout_and_trains_on() -> None:
+    torch.manual_seed(0)
+    decoder, seen = Decoder(dropout=0.9).train(), features(3)
+    loss = SelfCritical(make_reward=lambda weights: reward(**weights), max_tokens=5).train()
+    torch.manual_seed(5)
+    one = loss(batch("e0", "e1", "e2"), Outputs(seen, None, decoder))
+    assert decoder.training and decoder.dropout.training
+    torch.manual_seed(5)
+    assert torch.equal(one, loss(batch("e0", "e1", "e2"), Outputs(seen, None, decoder.eval())))
+
+
+def test_it_alone_teaches_a_decoder_to_write_what_is_rewarded() -> None:
+    torch.manual_seed(0)
+    ids = [*REPORTS] * 4
+    seen, given, decoder = (
+        Features(*(value.repeat(4, *[1] * (value.dim() - 1)) for value in features(5))),
+        batch(*ids),
+        Decoder(),
+    )
+    loss = SelfCritical(
+        make_reward=lambda weights: reward(**weights), max_tokens=6, reward={"rouge_l": 1.0, "bleu_1": 0.5}
+    )
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=0.1)
+
+    def score() -> float:
+        return float(
+            np.mean([loss.reward(ids, words_of(sample(decoder, seen, max_tokens=6))).mean() for _ in range(5)])
+        )
+
+    before = score()
+    for _ in range(40):
+        optimizer.zero_grad()
+        (loss(given, Outputs(seen, None, decoder)) / loss.count(given)).backward()
+        optimizer.step()
+    assert score() > before + 0.3, (before, score())
+
+
+# --- the reward
+
+
+def test_a_reward_is_the_weighted_sum_of_scores_of_each_report_alone() -> None:
+    mix = reward(cider=0.5, bleu_1=2.0, rouge_l=1.0)
+    ids, written = ["e2", "e0"], [[A, A, B], [C, A, B]]
+    parts = [reward(**{name: 1.0})(ids, written) for name in ("cider", "bleu_1", "rouge_l")]
+    np.testing.assert_allclose(mix(ids, written), 0.5 * parts[0] + 2 * parts[1] + parts[2])
+    np.testing.assert_allclose(mix(ids, written)[::-1], mix(ids[::-1], written[::-1]))
+    assert parts[1][0] == pytest.approx(np.exp(1 - 5 / 3)) and parts[1][1] == pytest.approx(np.exp(1 - 4 / 3))
+
+
+def test_cider_weighs_words_by_all_training_reports_and_not_by_those_of_the_batch() -> None:
+    whole = [[A, A, B], [C, B], [A, B, C], [B], [B, A]]
+    together = reward(cider=1.0)(list(REPORTS), whole)
+    alone = [reward(cider=1.0)([name], [words])[0] for name, words in zip(REPORTS, whole)]
+    np.testing.assert_allclose(together, alone)
+    assert together.max() > 0, "which CIDEr of one report, by itself, never is"
+    pairs = [
+        Pair(n, "", t, tuple(Words().decode(w).split()), tuple(t.split())) for (n, t), w in zip(REPORTS.items(), whole)
+    ]
+    np.testing.assert_allclose(together.mean(), Cider()(pairs)["cider"], rtol=1e-6)
+
+
+def test_a_score_of_which_less_is_better_is_weighed_below_zero_and_takes_from_the_reward() -> None:
+    worth = Reward({"repeated_4gram": -2.0}, {"repeated_4gram": Repetition()}, Words(), REPORTS)
+    assert worth(["e0", "e1"], [[A] * 9, [A, B, C]]).tolist() == [-2.0, 0.0]
+    for weight, better in ((1.0, "expected a number below 0: of it lower is better"), (0.0, "it counts nothing")):
+        with pytest.raises(ValueError, match=rf"^reward: the weight of 'repeated_4gram' is .*{better}"):
+            Reward({"repeated_4gram": weight}, {"repeated_4gram": Repetition()}, Words(), REPORTS)
+
+
+class Twin(Bleu):
+    """Gives BLEU-4 too, which is asked of another."""
+
+    names = ("bleu_4", "twin")
+
+    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        return {**super().of_sums(sums), "twin": np.full(len(sums), 0.25)}
+
+
+def test_of_two_metrics_that_give_a_score_one_counts() -> None:
+    worth = Reward({"bleu_4": 1.0, "twin": 1.0}, {"bleu_4": Bleu(), "twin": Twin()}, Words(), REPORTS)
+    assert worth(["e2"], [[A, A, B, B, C]]).tolist() == [pytest.approx(1.25)]
+
+
+def test_a_score_of_many_reports_together_is_no_reward() -> None:
+    with pytest.raises(ValueError, match=r"^reward: 'distinct_1' is a score of many reports together: "):
+        Reward({"distinct_1": 1.0}, {"distinct_1": Distinct()}, Words(), REPORTS)
+
+
+def test_a_reward_without_weights_is_told() -> None:
+    with pytest.raises(ValueError, match="no score has a weight"):
+        Reward({}, {}, Words(), REPORTS)
+
+
+def mistakes(*overrides: str) -> list[str]:
+    with pytest.raises(RecipeError) as raised:
+        load_recipe("smoke", overrides)
+    return raised.value.lines
+
+
+def test_a_reward_of_a_score_that_no_metric_gives_is_told_with_the_nearest() -> None:
+    (line,) = mistakes("+losses.self_critical={reward: {cidr: 1.0, bleu_4: 0.5}}")
+    assert "losses.self_critical.reward.cidr: no metric gives 'cidr'. Did you mean 'cider'? Known: " in line
+    (line,) = mistakes("+losses.self_critical={reward: {}}")
+    assert "losses.self_critical.reward: no score has a weight" in line
+    lines = mistakes("+losses.self_critical={reward: {bleu_4: 0, cider: -1, repeated_4gram: 1, distinct_2: 1}}")
+    assert [line.partition("self_critical.reward.")[2][:75] for line in lines] == [
+        "bleu_4: the weight of 'bleu_4' is 0, so that it counts nothing; take it out",
+        "cider: the weight of 'cider' is -1, expected a number above 0: of it higher",
+        "repeated_4gram: the weight of 'repeated_4gram' is 1, expected a number belo",
+        "distinct_2: 'distinct_2' is a score of many reports together: its metric ha",
+    ]
+    load_recipe("smoke", ["+losses.self_critical={reward: {cider: 1, repeated_4gram: -1}}"])
+    load_recipe("smoke", ["+losses.self_critical={reward: {findings_f1: 1.0}}"])  # no metric of the recipe's own
+
+
+@pytest.mark.parametrize("strategy", ["zero3", "fsdp"])
+def test_strategies_that_cut_weights_are_refused(strategy: str) -> None:
+    (line,) = mistakes("+losses.self_critical={}", f"distributed.strategy={strategy}")
+    assert "losses.self_critical: writes reports with the decoder" in line and "take distributed.strategy=ddp" in line
+    load_recipe("smoke", ["+losses.self_critical.weight=0", f"distributed.strategy={strategy}"])
+
+
+def test_a_term_that_can_be_below_zero_gets_no_learned_factor() -> None:
+    (line,) = mistakes("+losses.self_critical={}", "train.weighting=uncertainty")
+    assert "'uncertainty' is for terms that are never below 0, and losses.self_critical can be" in line
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ("losses.self_critical={baseline: mean}", "samples is 1; expected at least 2"),
+        ("losses.global_semantic={space: sentence_encoder}", "space sentence_encoder needs an `encoder`"),
+        ("losses.global_semantic={encoder: nowhere}", "space lsa reads no encoder"),
+        ("losses.global_semantic={space: sentence_encoder, encoder: /nowhere}", "no such folder: /nowhere"),
+        ("losses.self_critical={reward: {radeval: 1.0}}", "the package radeval does not import here"),
+    ],
+)
+def test_what_a_loss_cannot_be_built_of_is_told_before_an_image_is_read(
+    keys: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2"]
+    recipe = load_recipe("smoke", ["~losses.global_semantic", f"+{keys}", f"data.cache={tmp_path}", *few])
+    monkeypatch.setitem(sys.modules, "radeval", None)
+    monkeypatch.setattr(build, "build_image_cache", lambda *_, **__: pytest.fail("images are read"))
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        build.build_parts(recipe, Accelerator(cpu=True), run=tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("strategy", "processes"), [("ddp", 1), ("ddp", 2), ("zero2", 2)])
+def test_a_run_trains_by_it_and_draws_the_same_when_it_is_resumed(work: Path, strategy: str, processes: int) -> None:
+    smoke, name = str(ROOT / "recipes" / "smoke.yaml"), f"critic-{strategy}-{processes}"
+    keys = [
+        "data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "distiller.topics=2",
+        "train.epochs=2", "evaluate.max_tokens=12", "evaluate.beam=1", "train.micro_batch=2",
+        "+losses.self_critical={weight: {to: 0.1, begin: 0.2, end: 0.4}, reward: {rouge_l: 1.0}}",
+        f"distributed.strategy={strategy}", f"run.name={name}", "checkpoint.every_steps=1", "checkpoint.keep_last=9",
+    ]  # fmt: skip
+    launch(smoke, *keys, cwd=work, processes=processes, by="torchrun" if processes > 1 else None)
+    run = work / "runs" / "smoke" / name
+    first = records(run, "train/self_critical")
+    drawn, greedy = (records(run, f"train/self_critical/{what}") for what in ("drawn", "greedy"))
+    assert sorted(drawn) == sorted(greedy) == [1, 2, 3, 4] and all(0 <= value <= 1 for value in drawn.values())
+    assert sorted(first) == [1, 2, 3, 4] and any(first.values()), "some samples differ from the greedy report"
+    for step in (3, 4):
+        shutil.rmtree(run / "checkpoints" / f"step-{step}")
+    (run / "checkpoints" / "latest").write_text("step-2\n")
+    launch(smoke, *keys, f"resume={run}", cwd=work, processes=processes, by="torchrun" if processes > 1 else None)
+    again = records(run, "train/self_critical")
+    assert again == first

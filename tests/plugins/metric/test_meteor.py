@@ -1,0 +1,170 @@
+"""METEOR: what is said where its program lacks or fails, what it is asked, and (long) the numbers of its wrapper."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pairs import pair
+
+from framework.scoring import dependencies
+from plugins.metric import meteor
+from plugins.metric.meteor import COUNTS, Meteor
+
+ENGLISH = [
+    "An oval hypoechoic mass is seen in the left breast, with well-defined margins.",
+    "No focal lesion is seen. The glandular tissue is homogeneous.",
+    "The thyroid is normal in size. A 1.8 x 0.7 cm nodule was identified in the right lobe.",
+]
+TOLD = [
+    ("The glandular tissue is homogeneous; no focal lesions are seen.", ENGLISH[1]),
+    ("An oval hypoechoic tumor in the left breast has defined margins", ENGLISH[0]),
+    (ENGLISH[2], ENGLISH[2]),
+    ("", ENGLISH[0]),
+    ("cyst", ENGLISH[2]),
+    ("A nodule is found\nin the right lobe\r\n||| the thyroid has normal size.", ENGLISH[2]),
+]
+# Answers as the program does: as many words of content as there are in both texts, nothing else.
+PROGRAM = f"""#!{sys.executable}
+import sys
+if "-version" in sys.argv:
+    sys.exit(0)
+import time
+log = open(sys.argv[sys.argv.index("-jar") + 1] + ".log", "a")
+for line in sys.stdin:
+    log.write(line)
+    log.flush()
+    kind, true, told = (part.split() for part in line.split("|||"))
+    if told == ["stop"]:
+        sys.exit("out of memory")
+    if told == ["hang"]:
+        time.sleep(60)
+    both = len(set(told) & set(true))
+    counts = [len(told), len(true), 0, 0, both, both] + [0] * 14 + [both, both, both]
+    print(*(map(float, counts) if told != ["babble"] else ["what?"]), flush=True)
+"""
+
+
+@pytest.fixture
+def jar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program that stands for java, and a package with its file."""
+    java = tmp_path / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text(PROGRAM, encoding="utf-8")
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", str(java.parent))
+    found = tmp_path / "package" / meteor.JAR
+    found.parent.mkdir(parents=True)
+    found.touch()
+    monkeypatch.setattr(meteor, "package_folder", lambda *_: tmp_path / "package")
+    return found
+
+
+def test_each_pair_is_one_line_whatever_its_text_holds(jar: Path) -> None:
+    metric = Meteor(language="en")
+    metric([pair(0, "a\nmass\r\n||| seen\u2028there |||", "a \n mass")])
+    assert (jar.parent / f"{jar.name}.log").read_text(encoding="utf-8") == "SCORE ||| a mass ||| a mass seen there\n"
+
+
+def test_a_pair_that_was_scored_is_not_asked_again(jar: Path) -> None:
+    metric, pairs = Meteor(language="en"), [pair(0, "a mass", "the mass"), pair(1, "a mass", "the mass")]
+    assert metric(pairs) == metric(pairs)
+    assert len((jar.parent / f"{jar.name}.log").read_text(encoding="utf-8").splitlines()) == 1
+
+
+def test_the_program_starts_with_the_first_report_and_ends_with_the_metric(jar: Path) -> None:
+    metric = Meteor(language="en")
+    assert metric._program is None
+    metric([pair(0, "a mass", "the mass")])
+    process = metric._program._process
+    assert process.poll() is None
+    del metric
+    assert process.poll() is not None
+    assert process.stdin.closed and process.stdout.closed
+
+
+@pytest.mark.parametrize(("text", "heard"), [("stop", "out of memory"), ("babble", "what?")])
+def test_a_program_that_fails_is_told_with_its_last_words(jar: Path, text: str, heard: str) -> None:
+    with pytest.raises(ValueError, match=rf"its Java program failed \({heard.replace('?', '.')}\)"):
+        Meteor(language="en")([pair(0, text, "a mass")])
+
+
+def test_a_program_that_hangs_is_ended_and_told(jar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meteor, "ANSWER_S", 1)
+    metric = Meteor(language="en")
+    with pytest.raises(ValueError, match=r"its Java program gave no answer in 1 s, and was ended"):
+        metric([pair(0, "hang", "a mass")])
+    assert metric._program is not None and metric._program._process.wait(5) != 0
+
+
+def test_a_java_that_hangs_or_cannot_be_started_is_told(jar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    java = Path(shutil.which("java") or "")
+    monkeypatch.setattr(meteor, "START_S", 0.5)
+    java.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"java does not run \(no answer in 0\.5 s\)"):
+        Meteor(language="en")
+    java.write_text("no program at all", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"java does not run \(Exec format error\)"):
+        Meteor(language="en")
+
+
+def test_without_java_it_is_told_before_a_run_trains(jar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(jar.parent))
+    with pytest.raises(ValueError, match="metric meteor: no java on this machine's PATH"):
+        Meteor(language="en")
+
+
+def test_a_java_that_does_not_run_is_told(jar: Path) -> None:
+    java = Path(shutil.which("java") or "")
+    java.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('No Java runtime present')\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"java does not run \(No Java runtime present\)"):
+        Meteor(language="en")
+
+
+def test_without_the_package_or_its_file_it_is_told(jar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jar.unlink()
+    with pytest.raises(ValueError, match=r"meteor-1\.5\.jar is missing; install pycocoevalcap anew"):
+        Meteor(language="en")
+    monkeypatch.setattr(meteor, "package_folder", dependencies.package_folder)
+    monkeypatch.setattr(dependencies.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"package pycocoevalcap is not installed: pip install 'sonoscribe\[meteor\]'"):
+        Meteor(language="en")
+
+
+def test_chinese_reports_are_refused() -> None:
+    with pytest.raises(ValueError, match="metric meteor: it knows English alone, and these reports are in 'zh'"):
+        Meteor(language="zh")
+
+
+def test_no_pairs_empty_references_and_empty_predictions_are_told(jar: Path) -> None:
+    metric = Meteor(language="en")
+    with pytest.raises(ValueError, match="METEOR of no reports"):
+        metric([])
+    with pytest.raises(ValueError, match="the reference of exam 5 is empty"):
+        metric([pair(5, "a mass", "|||")])
+    with pytest.warns(UserWarning, match="METEOR: 1 of 2 predictions are empty"):
+        assert 0 < metric([pair(0, "", "a mass"), pair(1, "a mass", "a mass")])["meteor"] < 1
+
+
+def test_counts_of_nothing_score_nothing(jar: Path) -> None:
+    assert Meteor(language="en").of_sums(np.zeros((2, COUNTS)))["meteor"].tolist() == [0, 0]
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:METEOR")
+@pytest.mark.skipif(shutil.which("java") is None, reason="no Java here")
+def test_it_equals_the_wrapper_of_pycocoevalcap() -> None:
+    from pycocoevalcap.meteor.meteor import Meteor as Theirs
+
+    theirs, metric = Theirs(), Meteor(language="en")
+    pairs = [pair(number, *each) for number, each in enumerate(TOLD)]
+    for some in (pairs, pairs[:1], pairs[2:4], pairs[1:]):
+        # The wrapper's pipe breaks on a newline, so that it gets the text on one line.
+        true = {each.exam_id: [each.reference] for each in some}
+        told = {each.exam_id: [" ".join(each.prediction.replace("|||", " ").split())] for each in some}
+        whole, each_alone = theirs.compute_score(true, told)
+        assert metric(some)["meteor"] == pytest.approx(whole, abs=1e-9)
+        assert metric.of_sums(metric.per_exam(some))["meteor"] == pytest.approx(each_alone, abs=1e-9)

@@ -1,0 +1,108 @@
+"""What tests of whole commands build on: launch.py typed as a user would, and the records of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+TOYS = Path(__file__).with_name("toys.py")  # plugins that tests name in recipes
+LONGEST_S = 600.0  # that a command of these tests may take; only one that hangs does
+
+
+def launch(
+    *words: str,
+    cwd: Path,
+    processes: int = 1,
+    check: bool = True,
+    by: str | None = None,
+    flags: Sequence[str] = (),
+    environment: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Types a command of launch.py as a user would, from another folder, on one or more processes.
+
+    Args:
+        by: python, accelerate, torchrun or deepspeed; None: python for one process, accelerate for more.
+        flags: more of the launcher's own; of accelerate, in the place of --multi_gpu.
+        environment: variables that are set beside those of the test.
+    """
+    by = by or ("python" if processes == 1 else "accelerate")
+    count = str(processes)
+    if by == "accelerate" and processes > 1:
+        flags = flags or ["--multi_gpu"]
+    module = {
+        "python": [],
+        "accelerate": ["-m", "accelerate.commands.launch", "--num_processes", count, "--main_process_port", "0"],
+        "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count],
+        "deepspeed": ["-m", "deepspeed.launcher.runner", "--num_accelerators", count, "--master_port", free_port()],
+    }[by]
+    start = [sys.executable, *module, *flags, str(ROOT / "launch.py")]
+    told = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **(environment or {})}
+    # A session of its own, as a terminal makes for a command, so that what hangs ends with all that it has started.
+    process = subprocess.Popen(
+        [*start, *words], cwd=cwd, env=told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        out, err = process.communicate(timeout=LONGEST_S)
+        ended = f"ended with {process.returncode}"
+    except subprocess.TimeoutExpired:
+        kill_all_of(process.pid)
+        out, err = process.communicate()
+        check, ended = True, f"did not end within {LONGEST_S:.0f} s"
+    except BaseException:
+        kill_all_of(process.pid)
+        raise
+    whole = process.returncode == 0 and ended.startswith("ended")
+    assert not check or whole, f"{' '.join(words)} {ended}\n{out[-3000:]}\n{err[-6000:]}"
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def kill_all_of(pid: int) -> None:
+    """Kills a process and all that it has started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(pid)
+        for process in [*started.children(recursive=True), started]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def free_port() -> str:
+    """For a launcher that cannot look for one itself, as DeepSpeed's."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return str(free.getsockname()[1])
+
+
+def records(run: Path, name: str) -> dict[int, float]:
+    """Values of a run by step."""
+    return {step: value for (step, found), value in all_records(run).items() if found == name}
+
+
+def all_records(run: Path) -> dict[tuple[int, str], float]:
+    """What a run has written, by step and name; what stands twice fails here."""
+    found: dict[tuple[int, str], float] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert (row["step"], row["name"]) not in found, f"{row['name']} stands twice at step {row['step']}"
+        found[row["step"], row["name"]] = row["value"]
+    return found
+
+
+# Short, and hard on whoever cuts it: splits that divide by nothing (one test exam leaves a process without any),
+# clipping that always bites, a rate of its own for the encoder, the running average. No dropout: each process draws its
+# own.
+EXACT = (
+    "data.dataset.exams=33", "data.dataset.val_exams=7", "data.dataset.test_exams=1", "distiller.topics=2",
+    "train.epochs=6", "evaluate.every_epochs=3", "evaluate.max_tokens=60", "optimizer.lr=1e-2",
+    "optimizer.encoder_lr=5e-3", "train.clip=0.3", "train.ema=0.9", "checkpoint.every_steps=3",
+    "checkpoint.keep_last=99",
+)  # fmt: skip
