@@ -61,7 +61,7 @@ def main() -> None:
     mask = torch.ones(EXAMS, VIEWS, dtype=torch.bool)
     patches = torch.randn(EXAMS, 32, 256)
     features = Features(patches, torch.ones(EXAMS, 32, dtype=torch.bool), patches.mean(1))
-    decoder = Transformer(vocabulary_size=WORDS, feature_width=256, max_tokens=LONGEST, layers=2, width=192, heads=6)
+    decoder = Transformer(vocabulary_size=WORDS, feature_width=256, max_length=LONGEST, layers=2, width=192, heads=6)
     tokens = torch.randint(4, WORDS, (EXAMS, LONGEST))
     view = Phantom(exams=1).splits()["train"][0].views[0]
     rows = [("phantom image, 160 px", "images/s", 1 / seconds(view.load))]
@@ -79,10 +79,12 @@ def main() -> None:
     )
     decoder.eval()
     with torch.no_grad():
-        decoder.write.bias[2] = -1e9  # no report ends early: all searches write equally long ones
-    for beam in (1, 3):
-        rate = EXAMS / seconds(lambda beam=beam: generate(decoder, features, max_tokens=LONGEST, beam=beam))
-        rows.append((f"{LONGEST} words on the cache, beam {beam}", "reports/s", rate))
+        decoder.lm_head.bias[2] = -1e9  # no report ends early: all searches write equally long ones
+    for num_beams in (1, 3):
+        rate = EXAMS / seconds(
+            lambda num_beams=num_beams: generate(decoder, features, max_length=LONGEST, num_beams=num_beams)
+        )
+        rows.append((f"{LONGEST} words on the cache, beam {num_beams}", "reports/s", rate))
     rows.append(
         (
             f"{LONGEST} words without a cache, greedy",

@@ -18,10 +18,10 @@ import torch
 from benchmarks.table import tell
 from framework.build import build_optimizer, build_task, build_tokenizer
 from framework.checkpoint.export import ModelTexts
-from framework.checkpoint.format import Keep, Progress, Snapshot
-from framework.checkpoint.saver import Saver
-from framework.data.loading import Slices
-from framework.distributed import Strategy, spread, start_accelerator
+from framework.checkpoint.format import RetentionPolicy, Snapshot, TrainState
+from framework.checkpoint.saver import AsyncCheckpointer
+from framework.data.loading import BatchPlan
+from framework.distributed import Strategy, prepare, start_accelerator
 from framework.recipe import load_recipe
 
 # About 90 million parameters, which with AdamW's state are 1 GiB.
@@ -51,17 +51,17 @@ def main() -> None:
     accelerator = start_accelerator(recipe)
     tokenizer = build_tokenizer(recipe, ["A hypoechoic mass in the left breast ."], None)
     task = build_task(recipe, tokenizer, None, None, trained=True)
-    slices = Slices.plan(recipe.train.batch_size, None, 0, 1)
-    strategy = spread(accelerator, recipe, task, slices, lambda task: build_optimizer(recipe, task))
+    batch_plan = BatchPlan.plan(recipe.train.batch_size, None, 0, 1)
+    strategy = prepare(accelerator, recipe, task, batch_plan, lambda task: build_optimizer(recipe, task))
     with_state(strategy)
     waited, wrote, size = [], [], 0
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        saver = Saver(Path(folder) / "checkpoints", Keep(1, 0, True), background=True)
+        saver = AsyncCheckpointer(Path(folder) / "checkpoints", RetentionPolicy(1, 0, True), background=True)
         for step in range(REPEATS + 1):
             started = time.perf_counter()
             state = strategy.state()
             texts = ModelTexts(tokenizer, "")
-            saver.save(Snapshot(Progress(step=step), state, strategy.exported(state), texts))
+            saver.save(Snapshot(TrainState(step=step), state, strategy.exported(state), texts))
             handed_over = time.perf_counter()
             saver.finish()
             waited.append(handed_over - started)

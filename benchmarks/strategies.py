@@ -39,11 +39,11 @@ VIEWS, TOKENS, WORDS = 2, 60, 1000
 def measure(strategy: str, batch_size: int, words: list[str]) -> None:
     """One process of several: trains some steps and prints what it saw as JSON."""
     from framework.build import build_optimizer, build_task
-    from framework.data.loading import Slices
-    from framework.distributed import gather, spread, start_accelerator
+    from framework.data.loading import BatchPlan
+    from framework.distributed import gather, prepare, start_accelerator
     from framework.exam import Batch
     from framework.recipe import load_recipe
-    from framework.train_step import take_step, weights_at
+    from framework.train_step import train_step, weights_at
 
     keys = [f"distributed.strategy={strategy}", f"train.batch_size={batch_size}", "distiller=none", *words]
     recipe = load_recipe("breast", [*keys, "losses.topic=null", "losses.global_semantic=null"])
@@ -51,22 +51,22 @@ def measure(strategy: str, batch_size: int, words: list[str]) -> None:
     on_gpu = accelerator.device.type == "cuda"
     before = _resident()
     task = build_task(recipe, _Words(), None, _Space(), trained=True)
-    slices = Slices.plan(batch_size, None, accelerator.process_index, accelerator.num_processes)
-    held = spread(accelerator, recipe, task, slices, lambda task: build_optimizer(recipe, task))
+    batch_plan = BatchPlan.plan(batch_size, None, accelerator.process_index, accelerator.num_processes)
+    held = prepare(accelerator, recipe, task, batch_plan, lambda task: build_optimizer(recipe, task))
     weights_L = weights_at(recipe, 0, 1)
-    shape = (slices.micro_batch, VIEWS, recipe.data.channels, recipe.data.image_size, recipe.data.image_size)
+    shape = (batch_plan.micro_batch_size, VIEWS, recipe.data.channels, recipe.data.image_size, recipe.data.image_size)
     generator = torch.Generator().manual_seed(accelerator.process_index)
     batch = Batch(
-        [str(row) for row in range(slices.micro_batch)],
+        [str(row) for row in range(batch_plan.micro_batch_size)],
         torch.rand(shape, generator=generator),
         torch.ones(shape[:2], dtype=torch.bool),
-        torch.randint(4, WORDS, (slices.micro_batch, TOKENS), generator=generator),
+        torch.randint(4, WORDS, (batch_plan.micro_batch_size, TOKENS), generator=generator),
     )
     held.task.train()
     times = []
     for _ in range(WARM_UP + STEPS):
         started = time.perf_counter()
-        take_step(held, [batch], weights_L)
+        train_step(held, [batch], weights_L)
         if on_gpu:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)

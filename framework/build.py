@@ -20,7 +20,7 @@ from framework.data.image_cache import ImageCache, build_image_cache
 from framework.data.loading import ExamSet, collate, hardest_sample
 from framework.distributed import gather, in_turns, on_main
 from framework.exam import Exam, ExamSource
-from framework.models.external_weights import read_notes, require_fetched
+from framework.models.external_weights import read_metadata, require_external_weights
 from framework.models.pretrained import values_unread
 from framework.models.sampling import evaluating
 from framework.models.views import require_places
@@ -29,8 +29,8 @@ from framework.recipe import Choice, Recipe, RecipeError, load_recipe
 from framework.recipe.laterality import mirrored_sides
 from framework.recipe.score_names import metric_of
 from framework.registry import PluginError, catalogue, find, load
-from framework.registry.signature import given
-from framework.runtime.console import say
+from framework.registry.signature import injected_params
+from framework.runtime.console import print0
 from framework.scoring.reward import Reward
 from framework.scoring.scorer import Scorer
 from framework.task import ReportTask, Uncertainty
@@ -48,13 +48,13 @@ class Parts:
     task: ReportTask
     augment: Any | None
     scorer: Scorer
-    left_out: int  # exams with a broken view, under data.broken: skip
+    left_out: int  # exams with a broken view, under data.on_broken: skip
 
 
 def build_plugin(recipe: Recipe, kind: str, choice: Choice, **known: Any) -> Any:
     """The plugin that a recipe names, made from its keys and from those run-time values that its signature names."""
     plugin = find(kind, choice.name, recipe.plugin_files)
-    wanted = given(plugin)
+    wanted = injected_params(plugin)
     absent = sorted(set(wanted) - set(known))
     if absent:
         raise PluginError(f"{kind} '{choice.name}' ({plugin.where}) needs {', '.join(absent)}, which this run has not")
@@ -98,7 +98,11 @@ def build_topics(
     seed, topics = recipe.train.seed, None
     if recipe.has_topics:
         topics = distill(
-            build_distiller(recipe, tokenizer), texts, folder, Path(recipe.data.cache), _topics_key(recipe, tokenizer)
+            build_distiller(recipe, tokenizer),
+            texts,
+            folder,
+            Path(recipe.data.cache_dir),
+            _topics_key(recipe, tokenizer),
         )
         if topics.space is not None:
             return topics, topics.space
@@ -128,7 +132,7 @@ def build_model(recipe: Recipe, tokenizer: Any, *, trained: bool, model: Path | 
         vocabulary_size=len(tokenizer),
         vocabulary=tokenizer.vocabulary,
         feature_width=encoder.width,
-        max_tokens=recipe.evaluate.max_tokens,
+        max_length=recipe.evaluate.max_length,
     )
     return encoder, decoder
 
@@ -136,16 +140,16 @@ def build_model(recipe: Recipe, tokenizer: Any, *, trained: bool, model: Path | 
 def _build_part(recipe: Recipe, kind: str, trained: bool, model: Path | None, **known: Any) -> Any:
     choice: Choice = getattr(recipe.model, kind)
     if not trained or choice.keys.get("weights") is None:
-        return build_plugin(recipe, kind, choice, **known, blueprint=None)
-    notes = {} if model is None else read_notes(model, kind)
-    if "fetched" in notes:
-        require_fetched(notes["fetched"], f"model.{kind}.weights")
-        return build_plugin(recipe, kind, choice, **known, blueprint=None)
-    if model is None and "blueprint" in given(find(kind, choice.name, recipe.plugin_files)):
+        return build_plugin(recipe, kind, choice, **known, hf_config=None)
+    notes = {} if model is None else read_metadata(model, kind)
+    if "external_weights" in notes:
+        require_external_weights(notes["external_weights"], f"model.{kind}.weights")
+        return build_plugin(recipe, kind, choice, **known, hf_config=None)
+    if model is None and "hf_config" in injected_params(find(kind, choice.name, recipe.plugin_files)):
         with values_unread():
-            return build_plugin(recipe, kind, choice, **known, blueprint=None)
+            return build_plugin(recipe, kind, choice, **known, hf_config=None)
     without = Choice(name=choice.name, keys={**choice.keys, "weights": None})
-    return build_plugin(recipe, kind, without, **known, blueprint=notes.get("blueprint"))
+    return build_plugin(recipe, kind, without, **known, hf_config=notes.get("hf_config"))
 
 
 def build_metric(recipe: Recipe, choice: Choice, tokenizer: Any) -> Any:
@@ -188,7 +192,7 @@ def build_losses(
 def _known_early(recipe: Recipe, tokenizer: Any, training: Sequence[Exam]) -> dict[str, Any]:
     """What losses may ask for and reports alone tell."""
     known = {"vocabulary_size": len(tokenizer), "vocabulary": tokenizer.vocabulary}
-    known["max_tokens"] = recipe.evaluate.max_tokens
+    known["max_length"] = recipe.evaluate.max_length
     if training:
         known["make_reward"] = partial(build_reward, recipe, tokenizer, training)
     return known
@@ -202,7 +206,7 @@ def _try_losses(recipe: Recipe, tokenizer: Any, training: Sequence[Exam]) -> Non
     known = _known_early(recipe, tokenizer, training)
     known["word_vectors_WD"] = torch.ones(len(tokenizer), USUAL_DIMENSIONS)
     for name, loss in recipe.active_losses.items():
-        if set(given(find("loss", name, recipe.plugin_files))) <= set(known):
+        if set(injected_params(find("loss", name, recipe.plugin_files))) <= set(known):
             build_plugin(recipe, "loss", loss, **known)
 
 
@@ -242,12 +246,12 @@ def freeze_parts(recipe: Recipe, task: ReportTask) -> None:
     """Takes out of training what the recipe says, by name or by a rate of 0."""
     asked = recipe.optimizer
     rates = {} if asked.encoder_lr is None else {"encoder": asked.encoder_lr}
-    task.frozen = freeze(task, recipe.train.freeze, {**rates, **asked.lrs})
+    task.frozen = freeze(task, recipe.train.freeze, {**rates, **asked.group_lrs})
 
 
 def build_optimizer(recipe: Recipe, task: nn.Module) -> torch.optim.Optimizer:
     rates = recipe.optimizer
-    groups = parameter_groups(task, rates.lr, rates.encoder_lr, rates.lrs, rates.layer_decay)
+    groups = parameter_groups(task, rates.lr, rates.encoder_lr, rates.group_lrs, rates.layer_decay)
     return build_plugin(recipe, "optimizer", recipe.optimizer, groups=groups)
 
 
@@ -279,8 +283,8 @@ def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path | None, t
             source_key=source.cache_key,
             size=recipe.data.image_size,
             channels=recipe.data.channels,
-            folder=Path(recipe.data.cache),
-            broken=recipe.data.broken,
+            folder=Path(recipe.data.cache_dir),
+            on_broken=recipe.data.on_broken,
         )
         splits = {name: [exam for exam in exams if exam.id in cache.rows] for name, exams in splits.items()}
         texts = {name: [exam.report for exam in exams] for name, exams in splits.items()}
@@ -289,7 +293,7 @@ def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path | None, t
     # The main process's on all: machines that are unlike may find others.
     topics, space = on_main(accelerator, lambda: (topics, space))
     for problem in problems:
-        say(f"left out: {problem}")
+        print0(f"left out: {problem}")
     exams = {name: _exam_set(recipe, rows, cache, tokenizer, topics, name) for name, rows in splits.items()}
     require_a_batch(recipe, len(exams["train"]))
     count = topics.count if topics else None
@@ -325,7 +329,7 @@ def _require_all_views_fit(task: ReportTask, exams: Mapping[str, ExamSet]) -> No
         return  # the first epoch has such an exam
     with evaluating(task), torch.no_grad():
         try:
-            task.decoder.start(task.features(collate([hardest_sample(exams[split])])))
+            task.decoder.init_cache(task.features(collate([hardest_sample(exams[split])])))
         except ValueError as error:
             raise ValueError(f"{named} has {views} views, more than any of train: {error}") from error
 
@@ -339,7 +343,7 @@ def _same_everywhere(accelerator: Accelerator, splits: dict[str, list[Exam]]) ->
         expected = on_main(accelerator, lambda: len(mine))
         raise ValueError(
             f"these machines read other exams than the main process, which has {expected}: "
-            f"{', '.join(differing)}. Copy the data anew; with data.broken: skip, look for images broken there"
+            f"{', '.join(differing)}. Copy the data anew; with data.on_broken: skip, look for images broken there"
         )
 
 
@@ -353,7 +357,7 @@ def require_a_batch(recipe: Recipe, training_exams: int) -> None:
 def _exam_set(
     recipe: Recipe, exams: list[Exam], cache: ImageCache, tokenizer: Any, topics: Topics | None, split: str
 ) -> ExamSet:
-    tokens = [tokenizer.encode(exam.report, recipe.evaluate.max_tokens) for exam in exams]
+    tokens = [tokenizer.encode(exam.report, recipe.evaluate.max_length) for exam in exams]
     if topics is None:
         return ExamSet(exams, cache, tokens, None)
     return ExamSet(exams, cache, tokens, topics.labels[split], topics.weights[split])

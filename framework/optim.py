@@ -29,7 +29,7 @@ def parameter_groups(
     task: nn.Module,
     lr: float,
     encoder_lr: float | None = None,
-    lrs: Mapping[str, float] | None = None,
+    group_lrs: Mapping[str, float] | None = None,
     layer_decay: float = 1.0,
 ) -> list[Group]:
     """Trainable parameters by the part they belong to, decayed and not; no group is empty, and the rest comes last.
@@ -37,12 +37,12 @@ def parameter_groups(
     Args:
         lr: the rate of what nothing else names.
         encoder_lr: that of `encoder`; None: as the rest.
-        lrs: those of other parts, named as their parameters begin; the longest name that fits counts.
+        group_lrs: those of other parts, named as their parameters begin; the longest name that fits counts.
         layer_decay: factor of the encoder's rate from each of its stages to the one before: stage i of n learns at
-            encoder_lr * layer_decay ** (n - i). Parts of the encoder that `lrs` names keep the rate given there.
+            encoder_lr * layer_decay ** (n - i). Parts of the encoder that `group_lrs` names keep the rate given there.
 
     Raises:
-        ValueError: a name in `lrs` with which no parameter begins; a weight with several names and several rates; or an
+        ValueError: a name in `group_lrs` with which no parameter begins; a weight with several names and several rates; or an
             encoder that does not tell its stages.
 
     Source:
@@ -51,8 +51,8 @@ def parameter_groups(
         and the last layer below it a factor slower. Here the last stage learns at encoder_lr itself, so all rates of
         the encoder are one factor higher than there; encoder_lr * layer_decay gives theirs.
     """
-    rates = {ENCODER: lr if encoder_lr is None else encoder_lr, **(lrs or {})}
-    _require_parts(task, lrs or (), "optimizer.lrs")
+    rates = {ENCODER: lr if encoder_lr is None else encoder_lr, **(group_lrs or {})}
+    _require_parts(task, group_lrs or (), "optimizer.group_lrs")
     stages = {} if layer_decay == 1 else _stages(task)
     found: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
     for names, parameter in named_by_all(task):

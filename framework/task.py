@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from framework.exam import Batch, Features, Outputs
-from framework.models.blocks import still
+from framework.models.blocks import eval_frozen_modules
 from framework.registry.signature import BY_DECODER
 
 
@@ -56,7 +56,7 @@ class ReportTask(nn.Module):
         modules = dict(self.named_modules(remove_duplicate=False))
         for part in self.frozen:
             if part in modules:  # not a parameter by itself
-                still(modules[part])
+                eval_frozen_modules(modules[part])
         return self
 
     def counts(self, batch: Batch) -> Tensor:

@@ -28,7 +28,7 @@ class Step(NamedTuple):
     told: dict[str, float]  # what losses tell beside their terms, the mean of each, as LOSS/WHAT
 
 
-def take_step(strategy: Strategy, group: list[Batch], weights_L: Tensor) -> Step:
+def train_step(strategy: Strategy, group: list[Batch], weights_L: Tensor) -> Step:
     """One update from the micro-batches of a step.
 
     The divisor of each term is known before the first backward, so sums over micro-batches and processes add up to
@@ -72,7 +72,7 @@ def _means(strategy: Strategy, told: Mapping[tuple[str, str], Tensor], counts_L:
     return {f"{loss}/{what}": float(value / count[loss]) for (loss, what), value in zip(told, sums_K)}
 
 
-def draw_anew(seed: int) -> None:
+def set_seed(seed: int) -> None:
     """Begins every source of random numbers that a plugin may use."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)

@@ -17,39 +17,46 @@ from torch import Tensor
 
 from framework.build import Parts, build_optimizer, build_parts, build_plugin
 from framework.checkpoint.export import ModelTexts, load_weights, publish_model
-from framework.checkpoint.format import CheckpointError, Keep, Progress, SavedState, Snapshot, checkpoints_of
-from framework.checkpoint.saver import Saver
+from framework.checkpoint.format import (
+    CheckpointError,
+    RetentionPolicy,
+    SavedState,
+    Snapshot,
+    TrainState,
+    checkpoints_of,
+)
+from framework.checkpoint.saver import AsyncCheckpointer
 from framework.data.leakage import NOTES, patients_seen, require_unseen
-from framework.data.loading import Slices, load_batches, step_seed, steps_of
+from framework.data.loading import BatchPlan, load_batches, step_seed, steps_of
 from framework.distributed import (
-    agree,
+    all_reduce_max,
+    broadcast,
     describe_launch,
     gather,
     launch_id,
     on_main,
-    share,
-    spread,
+    prepare,
     start_accelerator,
 )
 from framework.distributed.gather_exams import notice_of_cut
-from framework.distributed.heartbeat import Watch
+from framework.distributed.heartbeat import HangMonitor
 from framework.distributed.micro_batch import largest_micro_batch, too_large
-from framework.evaluation.evaluate import evaluate_split, write_reports
+from framework.evaluation.evaluate import evaluate_split, generate_reports
 from framework.exam import Batch
-from framework.models.external_weights import notes_of, require_same_weights, say_saved
+from framework.models.external_weights import model_metadata, print_saved, require_same_weights
 from framework.pages.run_page import write_page
 from framework.recipe import Recipe, load_recipe, result_tree, save
 from framework.run.folder import OpenedRun, open_run, take_back, topics_that_stay
 from framework.run.init_from import Source, begun, source_of
 from framework.run.tracking import BAD_STEPS, COST, Tracker, write_environment, write_json
-from framework.runtime.console import progress_bar, say
+from framework.runtime.console import print0, progress_bar
 from framework.runtime.errors import Stopped
-from framework.runtime.files import write_whole
-from framework.runtime.signals import FAILED, SAVE, Requests
+from framework.runtime.files import atomic_write
+from framework.runtime.signals import FAILED, SAVE, StopSignals
 from framework.scoring.table import print_scores
 from framework.task import ReportTask
 from framework.topics.distill import differing_topics
-from framework.train_step import Step, augmented, draw_anew, take_step, weights_at, weights_move
+from framework.train_step import Step, augmented, set_seed, train_step, weights_at, weights_move
 
 SAMPLES = 4  # validation exams whose reports are shown after each validation
 
@@ -60,28 +67,28 @@ class NonFiniteError(ValueError):
 
 def train(recipe: Recipe) -> Path:
     """Trains, keeps the model that validates best, scores it on the test split, and draws the run's page."""
-    requests = Requests()
+    requests = StopSignals()
     requests.listen()
     accelerator = start_accelerator(recipe)
-    with Watch(accelerator, recipe.distributed.timeout) as watch:
+    with HangMonitor(accelerator, recipe.distributed.timeout) as hang_monitor:
         opened = on_main(accelerator, lambda: open_run(recipe))
         launch = {**describe_launch(accelerator, recipe), "id": launch_id()}
-        say(f"run {opened.folder}   " + "  ".join(f"{key} {value}" for key, value in launch.items() if key != "id"))
+        print0(f"run {opened.folder}   " + "  ".join(f"{key} {value}" for key, value in launch.items() if key != "id"))
         for notice in recipe.notices:
-            say(f"notice: {notice}")
+            print0(f"notice: {notice}")
         if accelerator.is_main_process:
             write_environment(opened.folder, launch)
-            write_whole(opened.folder / "recipe.yaml", save(recipe))
-            write_whole(opened.folder / "overrides.txt", "".join(f"{word}\n" for word in recipe.overrides))
+            atomic_write(opened.folder / "recipe.yaml", save(recipe))
+            atomic_write(opened.folder / "overrides.txt", "".join(f"{word}\n" for word in recipe.overrides))
         try:
             # What is wrong with it is told before the exams are prepared.
             source = source_of(accelerator, recipe, opened)
-            watch.at("preparing exams and topics", patient=True)
+            hang_monitor.at("preparing exams and topics", patient=True)
             kept = topics_that_stay(recipe, opened)
             parts = build_parts(recipe, accelerator, run=None if kept else opened.folder)
             on_main(accelerator, lambda: _require_same_exams(recipe, parts, opened, kept))
             launch |= begun(accelerator, recipe, parts, opened, source)
-            loop = Loop(accelerator, recipe, parts, opened, source, launch, requests, watch)
+            loop = Trainer(accelerator, recipe, parts, opened, source, launch, requests, hang_monitor)
         except ValueError:  # refused, before anything was trained
             if accelerator.is_main_process:
                 take_back(opened)
@@ -94,7 +101,7 @@ def train(recipe: Recipe) -> Path:
     return opened.folder
 
 
-class Loop:
+class Trainer:
     """A run between its folder and its scores. What it decides is decided on all processes alike."""
 
     def __init__(
@@ -105,34 +112,36 @@ class Loop:
         opened: OpenedRun,
         source: Source | None,
         launch: dict[str, Any],
-        requests: Requests,
-        watch: Watch,
+        requests: StopSignals,
+        hang_monitor: HangMonitor,
     ) -> None:
         self.accelerator, self.recipe, self.parts = accelerator, recipe, parts
-        self.folder, self.requests, self.watch = opened.folder, requests, watch
+        self.folder, self.requests, self.hang_monitor = opened.folder, requests, hang_monitor
         self.exams = parts.exams["train"]
-        asked = recipe.train.micro_batch
-        whole = Slices.plan(recipe.train.batch_size, None if asked == "auto" else asked, *_place(accelerator))
+        asked = recipe.train.micro_batch_size
+        whole = BatchPlan.plan(recipe.train.batch_size, None if asked == "auto" else asked, *_place(accelerator))
         if asked == "auto":
-            asked = largest_micro_batch(accelerator, recipe, parts.task, self.exams, whole.micro_batch)
-        self.slices = replace(whole, micro_batch=asked)
-        self.strategy = spread(accelerator, recipe, parts.task, self.slices, lambda task: build_optimizer(recipe, task))
-        self.steps_an_epoch = self.slices.steps(len(self.exams))
+            asked = largest_micro_batch(accelerator, recipe, parts.task, self.exams, whole.micro_batch_size)
+        self.batch_plan = replace(whole, micro_batch_size=asked)
+        self.strategy = prepare(
+            accelerator, recipe, parts.task, self.batch_plan, lambda task: build_optimizer(recipe, task)
+        )
+        self.steps_an_epoch = self.batch_plan.steps(len(self.exams))
         self.steps = recipe.train.epochs * self.steps_an_epoch
         self.schedule = build_plugin(recipe, "schedule", recipe.schedule, steps=self.steps)
         self.names = list(recipe.active_losses)
         higher = parts.scorer.higher_is_better(recipe.evaluate.monitored)  # tells a monitor that no metric gives
-        self.keep = Keep(recipe.checkpoint.keep_last, recipe.checkpoint.keep_best, higher)
-        self.saver: Saver | None = None
+        self.keep = RetentionPolicy(recipe.checkpoint.keep_last, recipe.checkpoint.keep_best, higher)
+        self.saver: AsyncCheckpointer | None = None
         if accelerator.is_main_process:
             model = opened.checkpoint / "model" if opened.checkpoint else source.model if source else None
             self.patients = patients_seen(recipe, parts.exams, model)
-            self.saver = Saver(self.folder / "checkpoints", self.keep, recipe.checkpoint.background)
-        self.progress = Progress()
+            self.saver = AsyncCheckpointer(self.folder / "checkpoints", self.keep, recipe.checkpoint.background)
+        self.progress = TrainState()
         self.saved: tuple[int, ...] | None = None  # where the last checkpoint is
-        if opened.checkpoint is not None and opened.progress is not None:
-            self._go_on(opened.checkpoint, opened.progress, launch)
-        cut = {name: getattr(self.slices, name) for name in ("batch_size", "micro_batch", "accumulation")}
+        if opened.checkpoint is not None and opened.train_state is not None:
+            self._go_on(opened.checkpoint, opened.train_state, launch)
+        cut = {name: getattr(self.batch_plan, name) for name in ("batch_size", "micro_batch_size", "accumulation")}
         settled = {**launch, **cut, **self.strategy.settings()}
         self.progress.recipe = result_tree(recipe)
         self.progress.launch = {key: value for key, value in settled.items() if key != "id"}  # no matter who started it
@@ -146,25 +155,25 @@ class Loop:
 
     def run(self) -> None:
         """All epochs, then the scores of the best model."""
-        progress, patience = self.progress, self.recipe.train.early_stop
+        progress, patience = self.progress, self.recipe.train.early_stopping_patience
         self.bar = progress_bar(range(self.steps), total=self.steps, text="training", done=progress.step)
         self.requests.watch(self.folder)
         while progress.epoch < self.recipe.train.epochs and not (patience and progress.worse >= patience):
             self.epoch()
         self.bar.close()
         if patience and progress.worse >= patience:
-            say(f"stopped early: {progress.worse} validations without a better {self.recipe.evaluate.monitor_words}")
+            print0(f"stopped early: {progress.worse} validations without a better {self.recipe.evaluate.monitor_words}")
         if progress.skipped:
-            say(f"{progress.skipped} steps were skipped: their loss or gradient was not finite ({self._bad_steps})")
+            print0(f"{progress.skipped} steps were skipped: their loss or gradient was not finite ({self._bad_steps})")
         self._finish()
 
     def epoch(self) -> None:
         """The rest of an epoch, then its validation and a checkpoint."""
-        recipe, progress, slices = self.recipe, self.progress, self.slices
+        recipe, progress, batch_plan = self.recipe, self.progress, self.batch_plan
         started, losses = time.monotonic(), []
-        batches = slices.epoch(len(self.exams), recipe.train.seed, progress.epoch, progress.step_in_epoch)
+        batches = batch_plan.epoch(len(self.exams), recipe.train.seed, progress.epoch, progress.step_in_epoch)
         self.strategy.task.train()
-        for group in steps_of(load_batches(self.exams, batches, recipe.data.workers), slices.accumulation):
+        for group in steps_of(load_batches(self.exams, batches, recipe.data.num_workers), batch_plan.accumulation):
             self._heed()
             losses.append(self.step(group))
             every = recipe.checkpoint.every_steps
@@ -179,21 +188,21 @@ class Loop:
             line += "  " + self.validate()
         progress.epoch, progress.step_in_epoch = done, 0
         self.save()
-        say(f"{line}  {time.monotonic() - started:.0f} s")
+        print0(f"{line}  {time.monotonic() - started:.0f} s")
 
     def step(self, group: list[Batch]) -> float:
         """One update, its records, and what follows from a loss that is no number. Returns the loss."""
         progress, seed = self.progress, self.recipe.train.seed
-        self.watch.at(f"step {progress.step + 1}")
-        self.strategy.set_rates(self.schedule(progress.step))
+        self.hang_monitor.at(f"step {progress.step + 1}")
+        self.strategy.set_lr(self.schedule(progress.step))
         # Everything random is drawn anew each step from the step's number, so that a resumed run draws the same.
-        draw_anew(step_seed(seed, progress.step, self.accelerator.process_index))
+        set_seed(step_seed(seed, progress.step, self.accelerator.process_index))
         device = self.accelerator.device
         group = [augmented(batch, self.parts.augment, seed, progress.epoch, device) for batch in group]
         try:
-            taken = take_step(self.strategy, group, weights_at(self.recipe, progress.step, self.steps))
+            taken = train_step(self.strategy, group, weights_at(self.recipe, progress.step, self.steps))
         except torch.OutOfMemoryError as error:
-            raise too_large(self.slices, progress.step + 1) from error
+            raise too_large(self.batch_plan, progress.step + 1) from error
         progress.step += 1
         progress.step_in_epoch += 1
         loss, norm = taken.loss, taken.norm
@@ -214,14 +223,14 @@ class Loop:
     def validate(self) -> str:
         """Writes reports for the validation split, scores them, and notes whether the model is the best so far."""
         recipe, progress, exams = self.recipe, self.progress, self.parts.exams["val"]
-        with self.strategy.whole_task() as task:
-            rows = write_reports(
+        with self.strategy.full_params_model() as task:
+            rows = generate_reports(
                 self.accelerator,
                 task,
                 self.parts.tokenizer,
                 exams,
                 recipe,
-                recipe.evaluate.val_beam,
+                recipe.evaluate.val_num_beams,
                 bar=False,
                 between=self._between_batches,
             )
@@ -243,7 +252,7 @@ class Loop:
 
     def save(self) -> None:
         """A checkpoint of now. All processes take part, the main process writes."""
-        self.watch.at(f"saving step {self.progress.step}")
+        self.hang_monitor.at(f"saving step {self.progress.step}")
         self.saved = self._position
         on_main(self.accelerator, self._finish_saving)  # before a second copy of the state is made
         state = self.strategy.state()
@@ -258,7 +267,7 @@ class Loop:
             kept=dict(self.progress.kept),
             scaler={} if scaler is None else dict(scaler.state_dict()),
         )
-        notes = {**notes_of(self.strategy.task), NOTES: self.patients}
+        notes = {**model_metadata(self.strategy.task), NOTES: self.patients}
         texts = ModelTexts(self.parts.tokenizer, save(self.recipe), notes)
         self.saver.save(Snapshot(progress, state, self.strategy.exported(state), texts))
 
@@ -273,7 +282,7 @@ class Loop:
         Raises:
             Stopped: after a checkpoint.
         """
-        request = agree(self.accelerator, self._pending())
+        request = all_reduce_max(self.accelerator, self._pending())
         if request == FAILED:
             on_main(self.accelerator, self._finish_saving)
         if not request:
@@ -303,10 +312,10 @@ class Loop:
 
     def _between_batches(self) -> None:
         """While reports are written, at the same points on every process."""
-        self.watch.at("writing reports")
+        self.hang_monitor.at("writing reports")
         self._heed()
 
-    def _go_on(self, checkpoint: Path, progress: Progress, now: dict[str, Any]) -> None:
+    def _go_on(self, checkpoint: Path, progress: TrainState, now: dict[str, Any]) -> None:
         main = self.accelerator.is_main_process
         on_main(self.accelerator, lambda: require_same_weights(checkpoint / "model", self.strategy.task))
         self.strategy.load(SavedState(checkpoint) if main else None, progress.updates)
@@ -315,7 +324,7 @@ class Loop:
             scaler.load_state_dict(progress.scaler)
         before = {key: progress.launch.get(key) for key in ("processes", "strategy", "precision")}
         changed = [f"{key} {value} then, {now[key]} now" for key, value in before.items() if value != now[key]]
-        say(f"resumed from {checkpoint}, step {progress.step} of {self.steps}" + "".join(f"; {c}" for c in changed))
+        print0(f"resumed from {checkpoint}, step {progress.step} of {self.steps}" + "".join(f"; {c}" for c in changed))
         self.progress = progress
         self.saved = self._position
 
@@ -350,7 +359,7 @@ class Loop:
                 f"{said}, number {progress.skipped} of such steps, and train.skip_non_finite is {allowed}. "
                 f"Its exams: {', '.join(exams[:8])}{' ...' if len(exams) > 8 else ''}, all in {self._bad_steps}"
             )
-        say(f"warning: {said}; skipped, number {progress.skipped} of at most {allowed}")
+        print0(f"warning: {said}; skipped, number {progress.skipped} of at most {allowed}")
 
     @property
     def _bad_steps(self) -> Path:
@@ -359,14 +368,14 @@ class Loop:
     def _finish(self) -> None:
         """Scores the best model on val and test."""
         accelerator, recipe, progress = self.accelerator, self.recipe, self.progress
-        self.watch.at("scoring", patient=True)
+        self.hang_monitor.at("scoring", patient=True)
         on_main(accelerator, self._finish_saving)
-        with self.strategy.whole_task() as task:
+        with self.strategy.full_params_model() as task:
             on_main(accelerator, lambda: self._load_best(task))
-            share(accelerator, [*task.parameters(), *task.buffers()])
+            broadcast(accelerator, [*task.parameters(), *task.buffers()])
             if progress.best is not None:
                 best = f"{recipe.evaluate.monitor_words} {progress.best:.4f}"
-                say(f"the model of step {progress.best_step} is kept ({best})")
+                print0(f"the model of step {progress.best_step} is kept ({best})")
             for split in ("val", "test"):
                 scores = evaluate_split(
                     accelerator, task, self.parts, recipe, split, self.folder, between=self._between_batches
@@ -376,12 +385,12 @@ class Loop:
         print_scores("test", scores, self.parts.scorer.segmentation)
         page = on_main(accelerator, lambda: write_page(self.folder, self.parts))
         self._note_cost()
-        say(f"\nrun     {self.folder}\nopen    {page}\n        tensorboard --logdir {self.folder}")
+        print0(f"\nrun     {self.folder}\nopen    {page}\n        tensorboard --logdir {self.folder}")
 
     def _load_best(self, task: ReportTask) -> None:
         if self.progress.best is None:  # what was best is damaged, and no validation has followed
             newest = checkpoints_of(self.folder / "checkpoints")[0]
-            say(f"warning: no validation tells the best model, so the one of {newest} is kept")
+            print0(f"warning: no validation tells the best model, so the one of {newest} is kept")
             publish_model(newest / "model", self.folder / "model")
         load_weights(self.folder / "model", task)
 
@@ -395,18 +404,22 @@ class Loop:
         return sum(shape.numel() for shape in self.strategy.shapes.values())
 
     def _say_sizes(self) -> None:
-        parts, slices = self.parts, self.slices
+        parts, batch_plan = self.parts, self.batch_plan
         exams = ", ".join(f"{len(exams)} {name}" for name, exams in parts.exams.items())
         topics = f", {parts.topics.count} topics" if parts.topics else ""
         left_out = f" ({parts.left_out} left out: broken images)" if parts.left_out else ""
-        say(f"exams {exams}{left_out}; {len(parts.tokenizer)} words{topics}; {self._parameters / 1e6:.1f} M parameters")
-        cut = f"{slices.micro_batch} x {slices.processes} processes x {slices.accumulation} accumulated"
-        say(f"{self.steps} steps of {slices.batch_size} exams = {cut}")
-        say_saved(self.strategy.task, self.strategy.shapes)
-        if notice := self.strategy.batch_norm_notice(slices):
-            say(f"notice: {notice}")
-        if notice := notice_of_cut(self.strategy.task.losses, slices):
-            say(f"notice: {notice}")
+        print0(
+            f"exams {exams}{left_out}; {len(parts.tokenizer)} words{topics}; {self._parameters / 1e6:.1f} M parameters"
+        )
+        cut = (
+            f"{batch_plan.micro_batch_size} x {batch_plan.processes} processes x {batch_plan.accumulation} accumulated"
+        )
+        print0(f"{self.steps} steps of {batch_plan.batch_size} exams = {cut}")
+        print_saved(self.strategy.task, self.strategy.shapes)
+        if notice := self.strategy.batch_norm_notice(batch_plan):
+            print0(f"notice: {notice}")
+        if notice := notice_of_cut(self.strategy.task.losses, batch_plan):
+            print0(f"notice: {notice}")
 
 
 def _require_same_exams(recipe: Recipe, parts: Parts, opened: OpenedRun, topics: Path | None) -> None:
@@ -425,9 +438,9 @@ def _require_same_exams(recipe: Recipe, parts: Parts, opened: OpenedRun, topics:
     if topics is not None and (differing := differing_topics(topics, parts.topics)):
         raise CheckpointError(
             f"{topics}: {differing}, so what has learned topics would go on with others. They are found anew where "
-            f"data.cache ({recipe.data.cache}) was cleared, or where libraries or Sonoscribe are other versions. Put "
+            f"data.cache_dir ({recipe.data.cache_dir}) was cleared, or where libraries or Sonoscribe are other versions. Put "
             f"these back, begin a new run with this one's model ('resume=never init_from={opened.folder}'), or go on "
-            "all the same: 'resume_despite=[distiller]'"
+            "all the same: 'resume_ignore=[distiller]'"
         )
 
 

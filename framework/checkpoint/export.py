@@ -31,7 +31,9 @@ class ModelTexts:
 
     tokenizer: Any
     recipe: str  # as YAML
-    notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of parts (pretrained.notes_of) and patients
+    notes: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict
+    )  # of parts (pretrained.model_metadata) and patients
 
 
 def write_model(folder: Path, weights: Mapping[str, Tensor], texts: ModelTexts) -> None:

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from framework.checkpoint.export import ModelTexts, publish_model, write_model
-from framework.runtime.files import digest, sync_file, sync_folder, write_whole
+from framework.runtime.files import atomic_write, digest, sync_file, sync_folder
 
 # safetensors' names of number formats.
 FORMATS = {
@@ -46,7 +46,7 @@ FORM = 2  # raise it when a checkpoint of before can no longer be read
 
 
 @dataclass
-class Progress:
+class TrainState:
     """How far a run is, and what it has reached. Everything that resuming needs beside the tensors."""
 
     step: int = 0  # updates tried
@@ -68,7 +68,7 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
-class Keep:
+class RetentionPolicy:
     """Which checkpoints stay."""
 
     last: int
@@ -80,22 +80,22 @@ class Keep:
 class Snapshot:
     """What a checkpoint is written from; nothing of it changes any more."""
 
-    progress: Progress
+    train_state: TrainState
     state: dict[str, Tensor]
     weights: dict[str, Tensor]  # of the task, for the exported model
     texts: ModelTexts
 
 
-def write_checkpoint(folder: Path, snapshot: Snapshot, keep: Keep) -> Path:
+def write_checkpoint(folder: Path, snapshot: Snapshot, keep: RetentionPolicy) -> Path:
     """Writes `folder/step-N`, moves the pointers, publishes the model if it is the best, and only then prunes."""
-    progress = snapshot.progress
-    final = folder / f"step-{progress.step}"
+    train_state = snapshot.train_state
+    final = folder / f"step-{train_state.step}"
     part = folder / f".{final.name}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     save_file(snapshot.state, part / "training.safetensors")
     write_model(part / "model", snapshot.weights, snapshot.texts)
-    told = {"form": FORM, **asdict(progress)}
+    told = {"form": FORM, **asdict(train_state)}
     (part / "trainer.json").write_text(json.dumps(told, ensure_ascii=False, indent=1), encoding="utf-8")
     files = [path for path in sorted(part.rglob("*")) if path.is_file()]
     manifest = {path.relative_to(part).as_posix(): [path.stat().st_size, digest(path)] for path in files}
@@ -113,11 +113,11 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep: Keep) -> Path:
     else:
         part.replace(final)
     sync_folder(folder)
-    write_whole(folder / "latest", final.name + "\n")
-    if progress.best_step == progress.step:
-        write_whole(folder / "best", final.name + "\n")
+    atomic_write(folder / "latest", final.name + "\n")
+    if train_state.best_step == train_state.step:
+        atomic_write(folder / "best", final.name + "\n")
         publish_model(final / "model", folder.parent / "model")
-    _prune(folder, progress, keep)
+    _prune(folder, train_state, keep)
     return final
 
 
@@ -131,15 +131,15 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def ranked(progress: Progress, best_is_higher: bool) -> list[str]:
+def ranked(train_state: TrainState, best_is_higher: bool) -> list[str]:
     """The checkpoints that were validated, the best first; of equals the earlier."""
-    return sorted(progress.kept, key=lambda name: progress.kept[name], reverse=best_is_higher)
+    return sorted(train_state.kept, key=lambda name: train_state.kept[name], reverse=best_is_higher)
 
 
-def _prune(folder: Path, progress: Progress, keep: Keep) -> None:
+def _prune(folder: Path, train_state: TrainState, keep: RetentionPolicy) -> None:
     found = checkpoints_of(folder)
     there = {path.name for path in found}  # not so a better one that went while fewer were kept
-    best = [name for name in ranked(progress, keep.best_is_higher) if name in there]
+    best = [name for name in ranked(train_state, keep.best_is_higher) if name in there]
     stay = {path.name for path in found[: keep.last]} | set(best[: keep.best])
     for path in found:
         if path.name not in stay:
@@ -162,7 +162,7 @@ def clear_unfinished(folder: Path) -> None:
         file.unlink()
 
 
-def problem_of(checkpoint: Path) -> str | None:
+def verify_checkpoint(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files; None if every byte is as it was written."""
     listed = checkpoint / "manifest.json"
     try:
@@ -187,16 +187,16 @@ def problem_of(checkpoint: Path) -> str | None:
     return None
 
 
-def read_progress(checkpoint: Path) -> Progress:
+def read_train_state(checkpoint: Path) -> TrainState:
     """How far the run of a checkpoint was. Its files must be verified."""
     told = json.loads((checkpoint / "trainer.json").read_text(encoding="utf-8"))
-    form, known = told.pop("form", None), {item.name for item in fields(Progress)}
+    form, known = told.pop("form", None), {item.name for item in fields(TrainState)}
     if form != FORM or set(told) != known:
         raise CheckpointError(
             f"{checkpoint}: written by another version of Sonoscribe (form {form}, this one reads {FORM}); "
             "start anew with resume=never"
         )
-    return Progress(**told)
+    return TrainState(**told)
 
 
 class SavedState(Mapping[str, Tensor]):

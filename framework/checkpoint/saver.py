@@ -5,21 +5,21 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from framework.checkpoint.format import Keep, Snapshot, clear_unfinished, write_checkpoint
+from framework.checkpoint.format import RetentionPolicy, Snapshot, clear_unfinished, write_checkpoint
 
 
 class SaveError(ValueError):
     """A checkpoint that could not be written; those before it are as they were."""
 
 
-class Saver:
+class AsyncCheckpointer:
     """Hands snapshots to a thread, one at a time. Only the main process has one.
 
     Args:
         background: False writes while the caller waits.
     """
 
-    def __init__(self, folder: Path, keep: Keep, background: bool) -> None:
+    def __init__(self, folder: Path, keep: RetentionPolicy, background: bool) -> None:
         self.folder, self.keep, self.background = folder, keep, background
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self.writing: Future[None] | None = None

@@ -85,24 +85,24 @@ def main(words: Sequence[str] | None = None) -> None:
     try:
         app(args=with_verb(words), prog_name="sonoscribe" if Path(sys.argv[0]).name == "sonoscribe" else "launch.py")
     except (ValueError, OSError) as error:
-        errors.tell_outcome(errors.MISTAKE, error)
+        errors.write_outcome(errors.USER_ERROR, error)
         if os.environ.get(TRACEBACK):
             raise
         _complain(error)
-        _leave(errors.MISTAKE)
+        _leave(errors.USER_ERROR)
     except errors.Stopped as stopped:
-        errors.tell_outcome(errors.STOPPED, stopped)
+        errors.write_outcome(errors.STOPPED, stopped)
         if not rank():
             print(stopped, flush=True)
         _leave(errors.STOPPED)
     except errors.ProcessLost as error:
-        errors.tell_outcome(errors.LOST, error)
+        errors.write_outcome(errors.LOST, error)
         print(f"rank {rank()}: {error}", file=sys.stderr)
         _leave(errors.LOST)
     except errors.MainProcessFailed:
-        _leave(errors.MISTAKE)
+        _leave(errors.USER_ERROR)
     except Exception as error:
-        errors.tell_outcome(errors.DEFECT, f"{type(error).__name__}: {error}")
+        errors.write_outcome(errors.BUG, f"{type(error).__name__}: {error}")
         raise
 
 

@@ -89,7 +89,7 @@ def describe(
     else:
         print("It has no keys.")
     print()
-    for value, meaning in found.given.items():
+    for value, meaning in found.injected_params.items():
         print(f"The run hands over {value}: {meaning}")
     for word, values in (("Needs", found.needs), ("Gives", found.gives)):
         if values:

@@ -62,15 +62,15 @@ def evaluate(
     for each in (run, *(others or [])):
         must_exist(each, "run folder")
     from framework.evaluation.evaluate import evaluate_run
-    from framework.evaluation.model_selection import Writers
+    from framework.evaluation.model_selection import ModelSelection
 
-    evaluate_run(run, split, Writers(average or 1, ensemble or 1, tuple(others or [])))
+    evaluate_run(run, split, ModelSelection(average or 1, ensemble or 1, tuple(others or [])))
 
 
 def predict(
     run: RunArgument,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="The views of one exam.")],
-    beam: Annotated[int | None, typer.Option(min=1, help="Beam width; else the recipe's.")] = None,
+    num_beams: Annotated[int | None, typer.Option(min=1, help="Beam width; else the recipe's.")] = None,
     average: Average = None,
     ensemble: Ensemble = None,
     others: With = None,
@@ -80,7 +80,7 @@ def predict(
         must_exist(each, "run folder")
     for image in images:
         must_exist(image, "image")
-    from framework.evaluation.model_selection import Writers
+    from framework.evaluation.model_selection import ModelSelection
     from framework.evaluation.predict import predict as write_report
 
-    print(write_report(run, images, beam, Writers(average or 1, ensemble or 1, tuple(others or []))))
+    print(write_report(run, images, num_beams, ModelSelection(average or 1, ensemble or 1, tuple(others or []))))

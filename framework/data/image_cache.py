@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from framework.data.check import listing
 from framework.exam import Exam, ExamError, View
 from framework.runtime.console import progress_bar
-from framework.runtime.files import one_at_a_time, write_whole
+from framework.runtime.files import atomic_write, one_at_a_time
 from framework.runtime.processes import usable_cores
 
 VERSION = 1  # raise it when the same view would come out as other pixels
@@ -62,15 +62,15 @@ def build_image_cache(
     size: int,
     channels: int,
     folder: Path,
-    broken: Literal["stop", "skip"],
+    on_broken: Literal["stop", "skip"],
 ) -> tuple[ImageCache, list[ExamError]]:
     """The images of these exams, from disk where they are there, else made by all cores.
 
     Returns:
-        The cache, and the problems of the exams that are left out of it (with `broken: skip`).
+        The cache, and the problems of the exams that are left out of it (with `on_broken: skip`).
 
     Raises:
-        ValueError: with `broken: stop`, one line for every view that does not load.
+        ValueError: with `on_broken: stop`, one line for every view that does not load.
     """
     jobs = [(exam.id, view, size, channels) for exam in exams for view in exam.views]
     names = [(exam_id, view.name) for exam_id, view, *_ in jobs]
@@ -81,10 +81,12 @@ def build_image_cache(
             if not notes.is_file():
                 _make(jobs, path, notes, size, channels)
     problems = [ExamError(*row) for row in json.loads(notes.read_text(encoding="utf-8"))]
-    if problems and broken == "stop":
+    if problems and on_broken == "stop":
         notes.unlink()  # so that a mended file is looked at again
         listed = listing(problems, most=len(problems))
-        raise ValueError(f"{len(problems)} views cannot be read (data.broken: skip leaves their exams out):\n{listed}")
+        raise ValueError(
+            f"{len(problems)} views cannot be read (data.on_broken: skip leaves their exams out):\n{listed}"
+        )
     left_out = {problem.exam_id for problem in problems}
     rows: dict[str, tuple[int, ...]] = {}
     for row, (exam_id, *_) in enumerate(jobs):
@@ -114,4 +116,4 @@ def _make(jobs: list[tuple[str, View, int, int]], path: Path, notes: Path, size:
     finally:
         part.unlink(missing_ok=True)
     # Last: it says that the images are whole.
-    write_whole(notes, json.dumps([(problem.exam_id, problem.problem) for problem in problems]))
+    atomic_write(notes, json.dumps([(problem.exam_id, problem.problem) for problem in problems]))

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from framework.data.loading import ExamSet
-from framework.models.external_weights import read_notes
+from framework.models.external_weights import read_metadata
 from framework.recipe import Recipe
-from framework.runtime.console import say
+from framework.runtime.console import print0
 
 NOTES = "patients"  # beside a model, see ModelTexts
 # What a model learns from and what it is chosen by, and the splits of a later stage that must not be among them.
@@ -31,7 +31,7 @@ def patients_seen(recipe: Recipe, exams: Mapping[str, ExamSet], before: Path | N
     Args:
         before: the model that the run begins with or goes on from, whose patients were seen too; None: it begins anew.
     """
-    told = {} if before is None else read_notes(before, NOTES)
+    told = {} if before is None else read_metadata(before, NOTES)
     dataset = recipe.data.dataset.name
     found = {"datasets": sorted({*told.get("datasets", ()), dataset})}
     return found | {split: sorted({*told.get(split, ()), *_hashes(dataset, exams[split])}) for split in SCORED}
@@ -48,13 +48,13 @@ def require_unseen(asked: str, model: Path, before: Recipe, recipe: Recipe, exam
     Raises:
         ValueError: it has learned from patients of val or test, or was chosen by patients of test.
     """
-    dataset, told = recipe.data.dataset, read_notes(model, NOTES)
+    dataset, told = recipe.data.dataset, read_metadata(model, NOTES)
     if not told and before.data.dataset == dataset:
         return  # written before models told their patients, and split as here
     if dataset.name not in told.get("datasets", ()):
         of = f"has seen data sets of '{', '.join(told['datasets'])}' alone" if told else "does not tell its patients"
         scored = " and ".join(split for split in ("val", "test") if split in exams)
-        say(
+        print0(
             f"notice: {asked}: {model} {of}, so they are not compared with those of this run's {scored} (dataset "
             f"'{dataset.name}'); see to it that none is in both"
         )

@@ -99,25 +99,25 @@ def _drawn_from(*parts: str | int) -> int:
 
 
 @dataclass(frozen=True)
-class Slices:
+class BatchPlan:
     """How a global batch is cut: over the processes, then into micro-batches that are accumulated."""
 
     batch_size: int
-    micro_batch: int
+    micro_batch_size: int
     rank: int
     processes: int
 
     @classmethod
-    def plan(cls, batch_size: int, micro_batch: int | None, rank: int, processes: int) -> Slices:
-        """`micro_batch` None takes a process's whole share at once.
+    def plan(cls, batch_size: int, micro_batch_size: int | None, rank: int, processes: int) -> BatchPlan:
+        """`micro_batch_size` None takes a process's whole share at once.
 
         Raises:
-            RecipeError: batch_size is not micro_batch x processes x a whole number; names the nearest that is.
+            RecipeError: batch_size is not micro_batch_size x processes x a whole number; names the nearest that is.
         """
-        micro = micro_batch or batch_size // processes
+        micro = micro_batch_size or batch_size // processes
         unit = micro * processes
         if micro < 1 or batch_size % unit:
-            unit = unit if micro_batch else processes
+            unit = unit if micro_batch_size else processes
             fits = sorted({max(1, batch_size // unit) * unit, (batch_size // unit + 1) * unit})
             raise RecipeError(
                 f"train.batch_size: {batch_size} exams do not divide into {processes} processes x micro-batches of "
@@ -127,7 +127,7 @@ class Slices:
 
     @property
     def accumulation(self) -> int:
-        return self.batch_size // (self.micro_batch * self.processes)
+        return self.batch_size // (self.micro_batch_size * self.processes)
 
     def steps(self, exams: int) -> int:
         """Steps of an epoch. Exams that do not fill a last batch wait for the next epoch, which orders them anew."""
@@ -141,7 +141,7 @@ class Slices:
         for step in range(done, self.steps(exams)):
             start = step * self.batch_size + self.rank * share
             mine = order[start : start + share].tolist()
-            micro_batches += [mine[i : i + self.micro_batch] for i in range(0, share, self.micro_batch)]
+            micro_batches += [mine[i : i + self.micro_batch_size] for i in range(0, share, self.micro_batch_size)]
         return micro_batches
 
 

@@ -45,7 +45,7 @@ def gather(accelerator: Accelerator, values: list[Any]) -> list[Any]:
     return values if accelerator.num_processes == 1 else gather_object(values)
 
 
-def agree(accelerator: Accelerator, number: int) -> int:
+def all_reduce_max(accelerator: Accelerator, number: int) -> int:
     """The largest of what the processes say, on every process."""
     if accelerator.num_processes == 1:
         return number
@@ -54,7 +54,7 @@ def agree(accelerator: Accelerator, number: int) -> int:
     return int(said)
 
 
-def share(accelerator: Accelerator, tensors: list[Tensor]) -> None:
+def broadcast(accelerator: Accelerator, tensors: list[Tensor]) -> None:
     """Overwrites tensors with the main process's, which have the same shapes, in one message for each number format."""
     if accelerator.num_processes == 1:
         return

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from framework.distributed.strategy import Piece, Strategy, scalars_for
+from framework.distributed.strategy import Shard, Strategy, scalars_for
 from framework.exam import Batch
 
 
@@ -21,7 +21,7 @@ class DataParallel(Strategy):
         Li et al. 2020, arXiv 2006.15704.
     """
 
-    whole_on_each = True
+    is_replicated = True
 
     def _wrap(self, build_optimizer: Callable[[nn.Module], Any]) -> None:
         self.optimizer = build_optimizer(self.task)
@@ -38,23 +38,23 @@ class DataParallel(Strategy):
         self.accelerator.backward(loss)
 
     def step(self) -> float:
-        norm = float(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.clip))  # unscales first
+        norm = float(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.max_grad_norm))  # unscales first
         self.clip_values(weight.grad for weight in self.task.parameters() if weight.grad is not None)
         if math.isfinite(norm) or self.accelerator.scaler is not None:
             self.prepared.step()  # a scaler skips what overflowed, and lowers its scale
         self.prepared.zero_grad()
         return norm
 
-    def pieces(self) -> Iterator[tuple[str, Piece]]:
+    def local_shards(self) -> Iterator[tuple[str, Shard]]:
         for name, parameter in self.task.named_parameters():
             kept = self.optimizer.state.get(parameter, {})
             tensors = {key: value for key, value in kept.items() if isinstance(value, Tensor)}
             states = {key: value for key, value in tensors.items() if value.shape == parameter.shape and key != "step"}
             scalars = {key: value for key, value in tensors.items() if key not in states}
-            yield name, Piece(0, parameter.data, states, scalars)
+            yield name, Shard(0, parameter.data, states, scalars)
 
     @torch.no_grad()
-    def _put(self, name: str, whole: Tensor, states: Mapping[str, Tensor], scalars: Mapping[str, Tensor]) -> None:
+    def load_shard(self, name: str, whole: Tensor, states: Mapping[str, Tensor], scalars: Mapping[str, Tensor]) -> None:
         parameter = self.task.get_parameter(name)
         parameter.copy_(whole)
         if states or scalars:

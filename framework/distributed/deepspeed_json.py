@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from framework.data.loading import Slices
+from framework.data.loading import BatchPlan
 from framework.distributed.resolve import precision_of, strategy_of
 from framework.recipe import Recipe, RecipeError
 
@@ -24,7 +24,7 @@ ELSEWHERE = {
 }
 
 
-def deepspeed_config(recipe: Recipe, slices: Slices) -> dict[str, Any]:
+def deepspeed_config(recipe: Recipe, batch_plan: BatchPlan) -> dict[str, Any]:
     """The whole configuration, without a value left for DeepSpeed to guess.
 
     bf16 is autocast over weights in fp32, as under every other strategy, so that strategies give the same losses.
@@ -33,10 +33,10 @@ def deepspeed_config(recipe: Recipe, slices: Slices) -> dict[str, Any]:
         RecipeError: the file cannot be read, says `auto`, or says something else than the recipe.
     """
     ours: dict[str, Any] = {
-        "train_batch_size": slices.batch_size,
-        "train_micro_batch_size_per_gpu": slices.micro_batch,
-        "gradient_accumulation_steps": slices.accumulation,
-        "gradient_clipping": recipe.train.clip or 0.0,
+        "train_batch_size": batch_plan.batch_size,
+        "train_micro_batch_size_per_gpu": batch_plan.micro_batch_size,
+        "gradient_accumulation_steps": batch_plan.accumulation,
+        "gradient_clipping": recipe.train.max_grad_norm or 0.0,
         "zero_allow_untested_optimizer": True,  # any that works element by element; DeepSpeed knows few by name
         "zero_force_ds_cpu_optimizer": False,  # the recipe's own, also where its state waits on the host
         # Of the modules that could be exchanged in bf16, none is: the other strategies exchange fp32.

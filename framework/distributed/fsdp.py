@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from framework.distributed.strategy import Piece, Strategy, scalars_for
+from framework.distributed.strategy import Shard, Strategy, scalars_for
 from framework.exam import Batch
 from framework.models.blocks import blocks_of_task
 
@@ -48,7 +48,7 @@ class FullyShardedDataParallel(Strategy):
         loss.backward()  # each micro-batch is exchanged, as whole gradients would have to be kept until the last
 
     def step(self) -> float:
-        found: Any = nn.utils.clip_grad_norm_(self.task.parameters(), self.clip)
+        found: Any = nn.utils.clip_grad_norm_(self.task.parameters(), self.max_grad_norm)
         norm = float(found.full_tensor() if isinstance(found, DTensor) else found)
         self.clip_values(_local(weight.grad) for weight in self.task.parameters() if weight.grad is not None)
         if math.isfinite(norm):
@@ -56,7 +56,7 @@ class FullyShardedDataParallel(Strategy):
         self.optimizer.zero_grad()
         return norm
 
-    def pieces(self) -> Iterator[tuple[str, Piece]]:
+    def local_shards(self) -> Iterator[tuple[str, Shard]]:
         for name, parameter in self.task.named_parameters():
             start = self._start(self.shapes[name])
             kept = self.optimizer.state.get(parameter, {})
@@ -66,10 +66,10 @@ class FullyShardedDataParallel(Strategy):
                 for key, value in kept.items()
                 if isinstance(value, Tensor) and not isinstance(value, DTensor)
             }
-            yield name, Piece(start, _local(parameter), states, scalars)
+            yield name, Shard(start, _local(parameter), states, scalars)
 
     @torch.no_grad()
-    def _put(self, name: str, whole: Tensor, states: Mapping[str, Tensor], scalars: Mapping[str, Tensor]) -> None:
+    def load_shard(self, name: str, whole: Tensor, states: Mapping[str, Tensor], scalars: Mapping[str, Tensor]) -> None:
         parameter: Any = self.task.get_parameter(name)
         mine = _local(parameter)
         start = self._start(self.shapes[name])

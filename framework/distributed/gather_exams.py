@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad as padded
 
-from framework.data.loading import Slices
+from framework.data.loading import BatchPlan
 from framework.recipe import RecipeError
 
 _alone = False
@@ -39,25 +39,25 @@ def gather_exams(rows_BX: Tensor, *, pad: float = 0) -> tuple[Tensor, int]:
     return rows_NX, sum(sizes[: dist.get_rank()])
 
 
-def notice_of_cut(losses: Mapping[str, Any], slices: Slices) -> str | None:
+def notice_of_cut(losses: Mapping[str, Any], batch_plan: BatchPlan) -> str | None:
     """What to say where losses compare exams with one another, and see fewer at a time than a step has.
 
     Raises:
         RecipeError: they see a single exam, and so nothing to compare it with.
     """
     mixing = [name for name, loss in losses.items() if getattr(loss, "mixes_exams", False)]
-    seen = slices.micro_batch * slices.processes
-    if not mixing or seen == slices.batch_size > 1:
+    seen = batch_plan.micro_batch_size * batch_plan.processes
+    if not mixing or seen == batch_plan.batch_size > 1:
         return None
     named = " and ".join(f"losses.{name}" for name in mixing)
     if seen == 1:
         raise RecipeError(
             f"{named} compares the exams of a micro-batch with one another, and there is one alone: expected a larger "
-            "train.micro_batch, or more processes"
+            "train.micro_batch_size, or more processes"
         )
     return (
-        f"{named} compares {seen} exams at a time, micro-batches of {slices.micro_batch} on each of {slices.processes} "
-        f"processes, not {slices.batch_size}, so results depend on this cut. A larger train.micro_batch compares more"
+        f"{named} compares {seen} exams at a time, micro-batches of {batch_plan.micro_batch_size} on each of {batch_plan.processes} "
+        f"processes, not {batch_plan.batch_size}, so results depend on this cut. A larger train.micro_batch_size compares more"
     )
 
 

@@ -27,7 +27,7 @@ LOST = ("connection closed", "connection reset", "connection refused", "timed ou
 
 
 @dataclass
-class _Beat:
+class Heartbeat:
     """What a process said last of itself, and when we saw it change."""
 
     rank: int
@@ -41,7 +41,7 @@ class _Beat:
     patient: bool
 
 
-class Watch:
+class HangMonitor:
     """While it is open, every process shows through the launcher's store where it is, and looks at the others.
 
     Args:
@@ -64,9 +64,9 @@ class Watch:
         """
         self._where, self._moves, self._patient = where, self._moves + 1, patient
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> HangMonitor:
         if self.processes > 1:
-            self._thread = threading.Thread(target=self._look_after, name="watch", daemon=True)
+            self._thread = threading.Thread(target=self._look_after, name="hang_monitor", daemon=True)
             self._thread.start()
         return self
 
@@ -88,7 +88,7 @@ class Watch:
         except (RuntimeError, ValueError, KeyError) as error:
             print(f"rank {self.rank}: no watch over the other processes ({error})", file=sys.stderr)
             return
-        beats: dict[int, _Beat] = {}
+        beats: dict[int, Heartbeat] = {}
         told: set[tuple[int, int]] = set()
         signs = 0
         while not self._ended.wait(BEAT_S):
@@ -114,7 +114,7 @@ class Watch:
         )
         return dist.PrefixStore(f"watch/{restarts()}", client)
 
-    def _tell(self, beats: dict[int, _Beat], told: set[tuple[int, int]]) -> None:
+    def _tell(self, beats: dict[int, Heartbeat], told: set[tuple[int, int]]) -> None:
         now = time.monotonic()
         if len(beats) < self.processes or any(now - beat.moved_at < self.warn_s for beat in beats.values()):
             return  # somebody moves, so nobody is stuck
@@ -145,12 +145,12 @@ class Watch:
             faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
 
 
-def _read(beats: dict[int, _Beat], rank: int, said: list[Any]) -> None:
+def _read(beats: dict[int, Heartbeat], rank: int, said: list[Any]) -> None:
     moves, where, host, pid, signs, patient = said
     now, before = time.monotonic(), beats.get(rank)
     moved_at = before.moved_at if before and before.moves == moves else now
     alive_at = before.alive_at if before and before.signs == signs else now
-    beats[rank] = _Beat(rank, moves, where, host, pid, moved_at, alive_at, signs, patient)
+    beats[rank] = Heartbeat(rank, moves, where, host, pid, moved_at, alive_at, signs, patient)
 
 
 def _is_of_a_connection(error: RuntimeError) -> bool:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch.distributed.rendezvous import rendezvous
 
-from framework.distributed.contradictions import contradictions, threads_asked_for
+from framework.distributed.launcher_conflicts import launcher_conflicts, threads_asked_for
 from framework.distributed.resolve import precision_of, strategy_of
 from framework.models.device import on_cpu
 from framework.recipe import Recipe, RecipeError
@@ -40,7 +40,7 @@ def start_accelerator(recipe: Recipe, *, training: bool = True) -> Accelerator:
         RecipeError: the launcher sets what the recipe owns to something else, or this machine cannot do what the
             recipe asks for.
     """
-    problems = [*contradictions(recipe), *_impossible(recipe, training)]
+    problems = [*launcher_conflicts(recipe), *_impossible(recipe, training)]
     if problems:
         raise RecipeError(*problems)
     cpu = on_cpu()
@@ -117,7 +117,9 @@ def describe_launch(accelerator: Accelerator, recipe: Recipe) -> dict[str, Any]:
         "machines": int(os.environ.get("GROUP_WORLD_SIZE") or os.environ.get("CROSS_SIZE") or 1),  # torchrun, deepspeed
         "strategy": strategy_of(recipe) if processes > 1 or strategy_of(recipe) != "ddp" else "one process",
         "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
-        "clip": recipe.train.clip if recipe.train.clip_by == "norm" else f"{recipe.train.clip} by value",
+        "clip": recipe.train.max_grad_norm
+        if recipe.train.clip_by == "norm"
+        else f"{recipe.train.max_grad_norm} by value",
         "threads": torch.get_num_threads(),
     }
     if asked.offload != "none":

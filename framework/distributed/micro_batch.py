@@ -1,4 +1,4 @@
-"""How many exams a process can take at a time: what `train.micro_batch: auto` finds out on a GPU."""
+"""How many exams a process can take at a time: what `train.micro_batch_size: auto` finds out on a GPU."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from framework.data.loading import ExamSet, Sample, Slices, collate, hardest_sample
-from framework.distributed import agree, strategy_of
+from framework.data.loading import BatchPlan, ExamSet, Sample, collate, hardest_sample
+from framework.distributed import all_reduce_max, strategy_of
 from framework.distributed.gather_exams import alone
 from framework.exam import Batch
-from framework.models.blocks import blocks_of_task, compute_again, keep_all
+from framework.models.blocks import blocks_of_task, disable_activation_checkpointing, enable_activation_checkpointing
 from framework.recipe import Recipe
-from framework.runtime.console import say
+from framework.runtime.console import print0
 
 # Bytes of a parameter that learns which a step needs beside the pass that is tried: two averages of Adam's, the running
 # average, and the gradient once more while the processes exchange it.
@@ -44,26 +44,26 @@ def largest_micro_batch(accelerator: Accelerator, recipe: Recipe, task: Any, exa
     before = {name: buffer.clone() for name, buffer in task.named_buffers()}
     again = blocks_of_task(task) if recipe.distributed.activation_checkpointing else []
     for block in again:
-        compute_again(block)
+        enable_activation_checkpointing(block)
     task.to(accelerator.device).train()
     found = next((size for size in sizes if _fits(accelerator, task, hardest, size)), 0)
     for block in again:
-        keep_all(block)  # the strategy copies the task before it changes it
+        disable_activation_checkpointing(block)  # the strategy copies the task before it changes it
     task.zero_grad(set_to_none=True)
     task.to("cpu")
     for name, buffer in task.named_buffers():
         buffer.copy_(before[name])  # the pass has counted in batch normalization
     gc.collect()
     torch.cuda.empty_cache()
-    found = -agree(accelerator, -found)
+    found = -all_reduce_max(accelerator, -found)
     if found == 0:
         total = torch.cuda.get_device_properties(accelerator.device).total_memory / 2**30
         raise OutOfGpuMemoryError(
-            f"train.micro_batch: auto: not even one exam fits in {total:.0f} GiB. Try "
+            f"train.micro_batch_size: auto: not even one exam fits in {total:.0f} GiB. Try "
             "distributed.activation_checkpointing=true, a smaller data.image_size, or distributed.strategy=fsdp"
         )
     if found < share:
-        say(f"train.micro_batch: auto: {found} exams at a time fit, so the share of {share} is accumulated")
+        print0(f"train.micro_batch_size: auto: {found} exams at a time fit, so the share of {share} is accumulated")
     return found
 
 
@@ -85,17 +85,17 @@ def _fits(accelerator: Accelerator, task: Any, hardest: Sample, size: int) -> bo
     return False
 
 
-def too_large(slices: Slices, step: int) -> OutOfGpuMemoryError:
+def too_large(batch_plan: BatchPlan, step: int) -> OutOfGpuMemoryError:
     """What to say where a step did not fit, with the next size that would leave room."""
-    share = slices.batch_size // slices.processes
-    smaller = [size for size in range(1, slices.micro_batch // 2 + 1) if share % size == 0]
-    where = f"step {step}: out of GPU memory with micro-batches of {slices.micro_batch} exams"
+    share = batch_plan.batch_size // batch_plan.processes
+    smaller = [size for size in range(1, batch_plan.micro_batch_size // 2 + 1) if share % size == 0]
+    where = f"step {step}: out of GPU memory with micro-batches of {batch_plan.micro_batch_size} exams"
     if not smaller:
         return OutOfGpuMemoryError(
             f"{where}. Try distributed.activation_checkpointing=true, a smaller data.image_size, or a strategy that "
             "cuts more over the processes (distributed.strategy=zero2, zero3 or fsdp)"
         )
     return OutOfGpuMemoryError(
-        f"{where}. train.micro_batch={smaller[-1]} needs about half of it; train.batch_size stays "
-        f"{slices.batch_size}, by accumulation over {share // smaller[-1]}"
+        f"{where}. train.micro_batch_size={smaller[-1]} needs about half of it; train.batch_size stays "
+        f"{batch_plan.batch_size}, by accumulation over {share // smaller[-1]}"
     )

@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from framework.checkpoint.format import SavedState
-from framework.data.loading import Slices
-from framework.distributed.collectives import on_main, share
+from framework.data.loading import BatchPlan
+from framework.distributed.collectives import broadcast, on_main
 from framework.exam import Batch
-from framework.models.blocks import blocks_of_task, compute_again
+from framework.models.blocks import blocks_of_task, enable_activation_checkpointing
 from framework.models.external_weights import unsaved_names
 from framework.recipe import Recipe, RecipeError
 from framework.task import ReportTask
 
 
 @dataclass
-class Piece:
+class Shard:
     """What this process holds of one parameter.
 
     `weights` is fp32 and the values that the optimizer works on: the whole parameter, or [n] of its values, flattened,
@@ -54,18 +54,18 @@ class Strategy(ABC):
     """
 
     optimizer: torch.optim.Optimizer  # the recipe's own, below whatever wraps it
-    whole_on_each: bool = False  # whether every process holds whole weights and states
+    is_replicated: bool = False  # whether every process holds whole weights and states
 
     def __init__(
         self, accelerator: Accelerator, recipe: Recipe, task: ReportTask, build_optimizer: Callable[[nn.Module], Any]
     ) -> None:
         self.accelerator, self.recipe, self.task = accelerator, recipe, task
         # Every process begins with the main process's weights, whatever a plugin drew them from.
-        share(accelerator, [*task.parameters(), *task.buffers()])
+        broadcast(accelerator, [*task.parameters(), *task.buffers()])
         self.shapes = {name: parameter.shape for name, parameter in task.named_parameters()}
         self.aliases = _aliases(task)
         self.unsaved = unsaved_names(task)
-        self.decay = recipe.train.ema
+        self.decay = recipe.train.ema_decay
         self.updates = 0
         self._plain: ReportTask | None = None if self._evaluates_in_place else _without_weights(task)
         if recipe.distributed.activation_checkpointing:
@@ -76,7 +76,7 @@ class Strategy(ABC):
                     "(nn.ModuleList, nn.Sequential) to compute again; expected false"
                 )
             for block in blocks:
-                compute_again(block)
+                enable_activation_checkpointing(block)
         together = recipe.distributed.sync_batch_norm == "auto" and accelerator.num_processes > 1
         if together and accelerator.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(task)
@@ -84,7 +84,7 @@ class Strategy(ABC):
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.average: dict[str, Tensor] = {}
         if self.decay is not None:
-            self.average = {name: piece.weights.clone() for name, piece in self.pieces() if self._learns(name)}
+            self.average = {name: shard.weights.clone() for name, shard in self.local_shards() if self._learns(name)}
         self._shared_buffers = [
             buffer
             for part in task.modules()
@@ -94,7 +94,7 @@ class Strategy(ABC):
 
     @property
     def _evaluates_in_place(self) -> bool:
-        return self.whole_on_each and self.decay is None
+        return self.is_replicated and self.decay is None
 
     # What differs.
 
@@ -119,11 +119,11 @@ class Strategy(ABC):
         """Clips, updates and clears the gradients. Returns their norm; where it is not finite, nothing is updated."""
 
     @abstractmethod
-    def pieces(self) -> Iterator[tuple[str, Piece]]:
+    def local_shards(self) -> Iterator[tuple[str, Shard]]:
         """What this process holds of each parameter, by its name in the task; the same names on every process."""
 
     @abstractmethod
-    def _put(self, name: str, whole: Tensor, states: Mapping[str, Tensor], scalars: Mapping[str, Tensor]) -> None:
+    def load_shard(self, name: str, whole: Tensor, states: Mapping[str, Tensor], scalars: Mapping[str, Tensor]) -> None:
         """Overwrites this process's piece of a parameter and of its optimizer state with that of whole ones."""
 
     def _loaded(self) -> None:  # noqa: B027 - most have nothing to do
@@ -132,25 +132,25 @@ class Strategy(ABC):
     # What is the same.
 
     @property
-    def clip(self) -> float:
+    def max_grad_norm(self) -> float:
         """The largest norm of the gradient."""
         train = self.recipe.train
-        return math.inf if train.clip is None or train.clip_by == "value" else train.clip
+        return math.inf if train.max_grad_norm is None or train.clip_by == "value" else train.max_grad_norm
 
     def clip_values(self, gradients: Iterable[Tensor]) -> None:
         """Cuts each number of the gradient, where the recipe limits those; `gradients` are of this process's pieces."""
         if self.recipe.train.clip_by == "value":
-            assert self.recipe.train.clip is not None, "check.py refuses a limit of nothing"
+            assert self.recipe.train.max_grad_norm is not None, "check.py refuses a limit of nothing"
             for gradient in gradients:
-                gradient.clamp_(-self.recipe.train.clip, self.recipe.train.clip)
+                gradient.clamp_(-self.recipe.train.max_grad_norm, self.recipe.train.max_grad_norm)
 
-    def set_rates(self, factor: float) -> None:
+    def set_lr(self, factor: float) -> None:
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate * factor
 
     def begin_step(self) -> None:
         """Batch statistics that are not synchronized are the main process's, on every process."""
-        share(self.accelerator, self._shared_buffers)
+        broadcast(self.accelerator, self._shared_buffers)
 
     def after_update(self) -> None:
         """Moves the running average on. It starts quickly, as young averages are of weights that learned little.
@@ -163,12 +163,12 @@ class Strategy(ABC):
         if self.decay is None:
             return
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, piece in self.pieces():
+        for name, shard in self.local_shards():
             if name in self.average:
-                self.average[name].lerp_(piece.weights, 1 - decay)
+                self.average[name].lerp_(shard.weights, 1 - decay)
 
     @contextmanager
-    def whole_task(self) -> Iterator[ReportTask]:
+    def full_params_model(self) -> Iterator[ReportTask]:
         """The task with whole weights on every process (the running average, if there is one), to write reports with.
 
         No process then waits for another while writing, so those with fewer exams cannot hang, and words are not paid
@@ -182,8 +182,8 @@ class Strategy(ABC):
             finally:
                 self.task.train(training)
             return
-        for name, piece in self.pieces():
-            whole = self._whole(name, piece.start, self.average.get(name, piece.weights), on_all=True)
+        for name, shard in self.local_shards():
+            whole = self._whole(name, shard.start, self.average.get(name, shard.weights), on_all=True)
             _set_parameter(self._plain, name, nn.Parameter(whole, requires_grad=False))
         for alias, name in self.aliases.items():
             _set_parameter(self._plain, alias, self._plain.get_parameter(name))
@@ -203,19 +203,19 @@ class Strategy(ABC):
         before that of the parameter.
         """
         main, found = self.accelerator.is_main_process, {}
-        for name, piece in self.pieces():
+        for name, shard in self.local_shards():
             if name in self.unsaved:
                 continue
-            parts = {f"weights/{name}": piece.weights}
+            parts = {f"weights/{name}": shard.weights}
             if name in self.average:
                 parts[f"average/{name}"] = self.average[name]
-            parts |= {f"optimizer/{key}/{name}": state for key, state in piece.states.items()}
+            parts |= {f"optimizer/{key}/{name}": state for key, state in shard.states.items()}
             for key, part in parts.items():
-                whole = self._whole(name, piece.start, part, on_all=False)
+                whole = self._whole(name, shard.start, part, on_all=False)
                 if main:
                     found[key] = _copied(whole)
             if main:
-                found |= {f"scalars/{key}/{name}": _copied(value) for key, value in piece.scalars.items()}
+                found |= {f"scalars/{key}/{name}": _copied(value) for key, value in shard.scalars.items()}
         if main:
             kept = set(self.task.state_dict(keep_vars=True)) - self.unsaved
             found |= {f"buffers/{name}": _copied(b) for name, b in self.task.named_buffers() if name in kept}
@@ -234,7 +234,7 @@ class Strategy(ABC):
         def received(key: str) -> Tensor:
             value = saved[key] if saved is not None else torch.empty_like(forms[key], device="cpu")
             value = value.to(self.accelerator.device)
-            share(self.accelerator, [value])
+            broadcast(self.accelerator, [value])
             return value
 
         kept: dict[tuple[str, str], list[str]] = {}  # optimizer or scalars, and the parameter -> keys
@@ -248,13 +248,13 @@ class Strategy(ABC):
                 {key.split("/")[1]: received(key) for key in kept.get((kind, name), ())}
                 for kind in ("optimizer", "scalars")
             )
-            self._put(name, received(f"weights/{name}").view(shape), states, scalars)
-        for name, piece in self.pieces():
+            self.load_shard(name, received(f"weights/{name}").view(shape), states, scalars)
+        for name, shard in self.local_shards():
             if name in self.average:
                 # A run that had no average yet begins it here.
                 key = f"average/{name}" if f"average/{name}" in forms else f"weights/{name}"
                 whole = received(key).view(self.shapes[name])
-                self.average[name].copy_(_part(whole, piece.start, piece.weights))
+                self.average[name].copy_(_part(whole, shard.start, shard.weights))
         for name, buffer in self.task.named_buffers():
             if f"buffers/{name}" in forms:
                 buffer.copy_(received(f"buffers/{name}"))
@@ -268,15 +268,15 @@ class Strategy(ABC):
         # Copies, since a safetensors file holds no bytes under two names.
         return weights | {alias: weights[name].clone() for alias, name in self.aliases.items() if name in weights}
 
-    def batch_norm_notice(self, slices: Slices) -> str | None:
+    def batch_norm_notice(self, batch_plan: BatchPlan) -> str | None:
         """What to say where batch normalization makes results depend on how a batch is cut."""
         norms = [part for part in self.task.modules() if isinstance(part, _BatchNorm)]
         synchronized = bool(norms) and not self._shared_buffers
-        seen = slices.micro_batch * (slices.processes if synchronized else 1)
-        if not norms or seen == slices.batch_size:
+        seen = batch_plan.micro_batch_size * (batch_plan.processes if synchronized else 1)
+        if not norms or seen == batch_plan.batch_size:
             return None
         return (
-            f"batch normalization sees {seen} exams at a time, not {slices.batch_size}, so results depend on this cut. "
+            f"batch normalization sees {seen} exams at a time, not {batch_plan.batch_size}, so results depend on this cut. "
             "An encoder without it (model.encoder.norm=group) does not"
         )
 
@@ -293,7 +293,7 @@ class Strategy(ABC):
 
     def _whole(self, name: str, start: int, part: Tensor, *, on_all: bool) -> Tensor:
         """A parameter (or its average, or a state of it) from the pieces of all processes."""
-        if self.whole_on_each:
+        if self.is_replicated:
             return part.detach()
         device, shape = self.accelerator.device, self.shapes[name]
         whole = torch.zeros(shape.numel(), device=device)

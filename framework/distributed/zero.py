@@ -16,10 +16,10 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from framework.data.loading import Slices
+from framework.data.loading import BatchPlan
 from framework.distributed.deepspeed_json import deepspeed_config
 from framework.distributed.resolve import strategy_of
-from framework.distributed.strategy import Piece, Strategy
+from framework.distributed.strategy import Shard, Strategy
 from framework.exam import Batch
 from framework.recipe import Recipe
 from framework.task import ReportTask
@@ -40,9 +40,9 @@ class Zero(Strategy):
         recipe: Recipe,
         task: ReportTask,
         build_optimizer: Callable[[nn.Module], Any],
-        slices: Slices,
+        batch_plan: BatchPlan,
     ) -> None:
-        self.config = deepspeed_config(recipe, slices)
+        self.config = deepspeed_config(recipe, batch_plan)
         self.stage = int(strategy_of(recipe).removeprefix("zero"))
         super().__init__(accelerator, recipe, task, build_optimizer)
 
@@ -91,7 +91,7 @@ class Zero(Strategy):
     def settings(self) -> dict[str, Any]:
         return {"deepspeed": self.config}
 
-    def pieces(self) -> Iterator[tuple[str, Piece]]:
+    def local_shards(self) -> Iterator[tuple[str, Shard]]:
         for name, parameter in self.task.named_parameters():
             start, weights, flat, begin = self._place(parameter)
             kept = {} if flat is None else self.optimizer.state.get(flat, {})
@@ -99,10 +99,10 @@ class Zero(Strategy):
             tensors = {key: value for key, value in kept.items() if isinstance(value, Tensor)}
             states = {key: value[begin : begin + count] for key, value in tensors.items() if value.shape == flat.shape}
             scalars = {key: value for key, value in tensors.items() if key not in states}
-            yield name, Piece(start, weights, states, scalars)
+            yield name, Shard(start, weights, states, scalars)
 
     @torch.no_grad()
-    def _put(self, name: str, whole: Tensor, states: Mapping[str, Tensor], scalars: Mapping[str, Tensor]) -> None:
+    def load_shard(self, name: str, whole: Tensor, states: Mapping[str, Tensor], scalars: Mapping[str, Tensor]) -> None:
         parameter: Any = self.task.get_parameter(name)
         start, weights, flat, begin = self._place(parameter)
         count, values = weights.numel(), whole.reshape(-1)

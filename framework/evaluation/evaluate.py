@@ -16,14 +16,14 @@ from framework.data.leakage import require_unseen
 from framework.data.loading import ExamSet, load_batches
 from framework.distributed import gather, on_main, start_accelerator
 from framework.distributed.micro_batch import OutOfGpuMemoryError
-from framework.evaluation.model_selection import BEST, Writers, load_writers
+from framework.evaluation.model_selection import BEST, ModelSelection, load_models
 from framework.models.generation import generate
 from framework.pages.run_page import write_page
 from framework.recipe import Recipe
 from framework.run.tracking import write_json
-from framework.runtime.console import progress_bar, say
-from framework.runtime.files import write_whole
-from framework.scoring.baselines import Rows, floor_rows, rows_of, unseen_rows
+from framework.runtime.console import print0, progress_bar
+from framework.runtime.files import atomic_write
+from framework.scoring.baselines import Rows, baseline_rows, rows_of, unseen_rows
 from framework.scoring.bootstrap import intervals
 from framework.scoring.table import HIGH, LOW, WITHOUT, Scores, print_scores
 from framework.topics.distill import TOLD, differing_topics
@@ -34,13 +34,13 @@ def shares(exams: int, processes: int) -> list[list[int]]:
     return [list(range(rank, exams, processes)) for rank in range(processes)]
 
 
-def write_reports(
+def generate_reports(
     accelerator: Accelerator,
     task: Any,
     tokenizer: Any,
     exams: ExamSet,
     recipe: Recipe,
-    beam: int,
+    num_beams: int,
     bar: bool = True,
     between: Callable[[], None] | None = None,
 ) -> Rows:
@@ -58,7 +58,7 @@ def write_reports(
     batches = [mine[i : i + settings.batch_size] for i in range(0, len(mine), settings.batch_size)]
     rounds = math.ceil(len(all_shares[0]) / settings.batch_size)
     written: list[tuple[str, str]] = []
-    loader = iter(load_batches(exams, batches, recipe.data.workers))
+    loader = iter(load_batches(exams, batches, recipe.data.num_workers))
     for _ in progress_bar(range(rounds), total=rounds, text="reports", shown=bar):
         if between is not None:
             between()
@@ -71,15 +71,15 @@ def write_reports(
                 reports = generate(
                     task.decoder,
                     features,
-                    max_tokens=settings.max_tokens,
-                    beam=beam,
+                    max_length=settings.max_length,
+                    num_beams=num_beams,
                     length_penalty=settings.length_penalty,
-                    no_repeat=settings.no_repeat,
+                    no_repeat_ngram_size=settings.no_repeat_ngram_size,
                 )
         except torch.OutOfMemoryError as error:
             raise OutOfGpuMemoryError(
                 f"out of GPU memory while writing reports of {len(batch.exam_ids)} exams at a time. "
-                f"evaluate.batch_size={max(1, len(batch.exam_ids) // 2)} or a smaller evaluate.beam needs less"
+                f"evaluate.batch_size={max(1, len(batch.exam_ids) // 2)} or a smaller evaluate.num_beams needs less"
             ) from error
         written += [(exam_id, tokenizer.decode(ids)) for exam_id, ids in zip(batch.exam_ids, reports, strict=True)]
     everything = gather(accelerator, written)
@@ -109,8 +109,8 @@ def evaluate_split(
         written_by: the models that write then.
     """
     exams, train, val = parts.exams[split], parts.exams["train"], parts.exams["val"]
-    beam = recipe.evaluate.beam
-    rows = write_reports(accelerator, task, parts.tokenizer, exams, recipe, beam, between=between)
+    num_beams = recipe.evaluate.num_beams
+    rows = generate_reports(accelerator, task, parts.tokenizer, exams, recipe, num_beams, between=between)
 
     def scored() -> Scores:
         scores: Scores = {}
@@ -118,16 +118,18 @@ def evaluate_split(
         fresh = unseen_rows(rows, train)
         if fresh:
             named["model_on_unseen_reports"] = fresh
-        named |= floor_rows(exams, train, val, parts.scorer, recipe.evaluate.monitored, recipe.train.seed)
+        named |= baseline_rows(exams, train, val, parts.scorer, recipe.evaluate.monitored, recipe.train.seed)
         patients = {exam.id: exam.patient for exam in exams.exams}
-        seed, resamples = recipe.train.seed, recipe.evaluate.resamples
+        seed, bootstrap_samples = recipe.train.seed, recipe.evaluate.bootstrap_samples
         took: dict[tuple[int, str], float] = {}
         found: tuple[dict[str, Any], ...] = ()
         for name in progress_bar(named, total=len(named), text="scores"):
             values = parts.scorer.score(named[name], took if name == "model" else None)
             scores[name] = {"exams": len(named[name]), **values}
             if name == "model":  # before any other, while metrics remember what they found in these reports
-                found = intervals(parts.scorer, rows, patients, values, took, seed=seed, resamples=resamples)
+                found = intervals(
+                    parts.scorer, rows, patients, values, took, seed=seed, bootstrap_samples=bootstrap_samples
+                )
         scores.update((name, values) for name, values in zip((LOW, HIGH, WITHOUT), found) if values)
         _store(run, split, scores, rows, parts, label, written_by)
         return scores
@@ -150,14 +152,14 @@ def _store(
     for exam_id, prediction, reference in rows:
         line = {"id": exam_id, "reference": reference, "prediction": prediction}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    write_whole(folder / f"{split}{end}.jsonl", "".join(lines))
+    atomic_write(folder / f"{split}{end}.jsonl", "".join(lines))
     path = run / f"scores{end}.json"  # last: who finds the scores finds what they were made from
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     told = {"written_by": list(written_by)} if label else {}
     write_json(path, {**stored, "segmentation": parts.scorer.segmentation, split: {**scores, **told}})
 
 
-def evaluate_run(run: Path, split: str, writers: Writers = BEST) -> Scores:
+def evaluate_run(run: Path, split: str, writers: ModelSelection = BEST) -> Scores:
     """Scores the exported model of a run on a split, and draws the run's page anew; or other writers, whose scores and
     reports get names of their own beside the run's.
     """
@@ -173,15 +175,15 @@ def evaluate_run(run: Path, split: str, writers: Writers = BEST) -> Scores:
     for other in writers.others:
         require_unseen(f"--with {other}", other / "model", run_recipe(other), recipe, scored)
     if differing := differing_topics(topics, parts.topics):
-        say(f"notice: {topics}: {differing}; it stays as it is. Of the scores, topic_oracle alone depends on topics")
-    task, told = load_writers(run, recipe, parts.tokenizer, writers, parts.task)
+        print0(f"notice: {topics}: {differing}; it stays as it is. Of the scores, topic_oracle alone depends on topics")
+    task, told = load_models(run, recipe, parts.tokenizer, writers, parts.task)
     task, label = task.to(accelerator.device).eval(), writers.label
     scores = evaluate_split(accelerator, task, parts, recipe, split, run, label=label, written_by=told)
     print_scores(f"{split}, {label}" if label else split, scores, parts.scorer.segmentation)
     if label:
         for number, line in enumerate(told, 1):
-            say(f"model {number}  {line}")
-        say(f"scores   {run / f'scores-{label}.json'}\nreports  {run / 'predictions' / f'{split}-{label}.jsonl'}")
+            print0(f"model {number}  {line}")
+        print0(f"scores   {run / f'scores-{label}.json'}\nreports  {run / 'predictions' / f'{split}-{label}.jsonl'}")
     elif accelerator.is_main_process:
         write_page(run, parts)
     accelerator.end_training()

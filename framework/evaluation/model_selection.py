@@ -12,14 +12,14 @@ from torch import Tensor
 
 from framework.build import build_metric, build_task, build_tokenizer, run_recipe
 from framework.checkpoint.export import open_weights, put_weights, read_weights
-from framework.checkpoint.format import CheckpointError, checkpoints_of, problem_of, ranked, read_progress
+from framework.checkpoint.format import CheckpointError, checkpoints_of, ranked, read_train_state, verify_checkpoint
 from framework.models.ensemble import Ensemble
 from framework.recipe import Choice, Recipe, load_recipe
 from framework.recipe.score_names import higher_is_better
 
 
 @dataclass(frozen=True)
-class Writers:
+class ModelSelection:
     """What is asked for. What is asked of the run is asked of each of the others too.
 
     Attributes:
@@ -46,11 +46,11 @@ class Writers:
         return "-".join([*words, *(f"with-{run.resolve().parent.name}-{run.resolve().name}" for run in self.others)])
 
 
-BEST = Writers()  # the run's best model, by itself
+BEST = ModelSelection()  # the run's best model, by itself
 
 
-def load_writers(
-    run: Path, recipe: Recipe, tokenizer: Any, asked: Writers, task: Any | None = None
+def load_models(
+    run: Path, recipe: Recipe, tokenizer: Any, asked: ModelSelection, task: Any | None = None
 ) -> tuple[Any, list[str]]:
     """A task, or what stands in its place, with weights; and what it was made of, one line a model that writes.
 
@@ -72,7 +72,9 @@ def load_writers(
     return (tasks[0] if len(tasks) == 1 else Ensemble(tasks)), told
 
 
-def _of_run(run: Path, recipe: Recipe, tokenizer: Any, asked: Writers, task: Any | None) -> tuple[list[Any], list[str]]:
+def _of_run(
+    run: Path, recipe: Recipe, tokenizer: Any, asked: ModelSelection, task: Any | None
+) -> tuple[list[Any], list[str]]:
     """The models of one run that write, and a line on each."""
     count = max(asked.average, asked.ensemble)
     if count == 1:
@@ -100,12 +102,12 @@ def best_checkpoints(run: Path, count: int, option: str) -> dict[Path, float]:
     if not found:
         raise ValueError(f"{option}: {run} has no checkpoints, which this needs; its model alone is not enough")
     newest = found[0]
-    if problem := problem_of(newest):
+    if problem := verify_checkpoint(newest):
         raise CheckpointError(f"{option}: {problem}")
     recipe = load_recipe(newest / "model" / "recipe.yaml")
-    progress = read_progress(newest)
+    train_state = read_train_state(newest)
     known = {path.name: path for path in found}
-    best = [known[name] for name in ranked(progress, _higher_is_better(recipe, newest / "model")) if name in known]
+    best = [known[name] for name in ranked(train_state, _higher_is_better(recipe, newest / "model")) if name in known]
     if (most := recipe.checkpoint.keep_best) < count:
         raise ValueError(
             f"{option}: {run} keeps its {min(most, len(best))} best checkpoints, and {count} are asked for; "
@@ -117,9 +119,9 @@ def best_checkpoints(run: Path, count: int, option: str) -> dict[Path, float]:
             f"It has checkpoint.keep_best={most} already: train it longer, or ask for fewer"
         )
     for path in best[:count]:
-        if problem := problem_of(path):
+        if problem := verify_checkpoint(path):
             raise CheckpointError(f"{option}: {problem}")
-    return {path: progress.kept[path.name] for path in best[:count]}
+    return {path: train_state.kept[path.name] for path in best[:count]}
 
 
 def _higher_is_better(recipe: Recipe, model: Path) -> bool:
@@ -171,8 +173,8 @@ def _write_alike(run: Path, recipe: Recipe, tokenizer: Any, other: Path, theirs:
             f"--with {other}: it looks at images of {their_images[0]} px and {their_images[1]} channels, {run} at "
             f"{images[0]} px and {images[1]}"
         )
-    if theirs.evaluate.max_tokens < recipe.evaluate.max_tokens:
+    if theirs.evaluate.max_length < recipe.evaluate.max_length:
         raise ValueError(
-            f"--with {other}: it writes at most {theirs.evaluate.max_tokens} tokens (evaluate.max_tokens), {run} up to "
-            f"{recipe.evaluate.max_tokens}; turn the two around"
+            f"--with {other}: it writes at most {theirs.evaluate.max_length} tokens (evaluate.max_length), {run} up to "
+            f"{recipe.evaluate.max_length}; turn the two around"
         )

@@ -10,12 +10,12 @@ import torch
 from framework.build import build_tokenizer, run_recipe
 from framework.data.image_cache import fit
 from framework.data.image_file import FileView
-from framework.evaluation.model_selection import BEST, Writers, load_writers
+from framework.evaluation.model_selection import BEST, ModelSelection, load_models
 from framework.exam import Batch
 from framework.models.generation import generate
 
 
-def predict(run: Path, images: list[Path], beam: int | None = None, writers: Writers = BEST) -> str:
+def predict(run: Path, images: list[Path], num_beams: int | None = None, writers: ModelSelection = BEST) -> str:
     """The findings for one exam.
 
     Args:
@@ -28,7 +28,7 @@ def predict(run: Path, images: list[Path], beam: int | None = None, writers: Wri
     """
     recipe = run_recipe(run)
     tokenizer = build_tokenizer(recipe, [], run / "model")
-    task, _ = load_writers(run, recipe, tokenizer, writers)
+    task, _ = load_models(run, recipe, tokenizer, writers)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     views = []
     for path in images:
@@ -45,9 +45,9 @@ def predict(run: Path, images: list[Path], beam: int | None = None, writers: Wri
         (words,) = generate(
             task.decoder,
             task.features(exam.to(device)),
-            max_tokens=settings.max_tokens,
-            beam=beam or settings.beam,
+            max_length=settings.max_length,
+            num_beams=num_beams or settings.num_beams,
             length_penalty=settings.length_penalty,
-            no_repeat=settings.no_repeat,
+            no_repeat_ngram_size=settings.no_repeat_ngram_size,
         )
     return tokenizer.decode(words)

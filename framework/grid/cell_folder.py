@@ -13,7 +13,7 @@ from framework.grid.results import CellResult
 from framework.recipe import Recipe, save
 from framework.recipe.schema import Run
 from framework.run.tracking import COST, RECORDS, write_json
-from framework.runtime.files import write_whole
+from framework.runtime.files import atomic_write
 
 CELLS = "cells"  # in run.root, shared by all grids: what one has trained, another need not
 RUN = "run"
@@ -88,7 +88,7 @@ class CellFolder:
         Args:
             status: what the cell then has: stopped or pruned.
         """
-        write_whole(self.stop_file, status)
+        atomic_write(self.stop_file, status)
 
     def asked_to_stop(self) -> str | None:
         """The status that the cell shall have; None where nobody asked."""
@@ -132,7 +132,7 @@ class CellFolder:
         own = recipe.model_copy(update={"run": Run(root=str(self.path.parent), name=RUN), "resume": "auto"})
         text = save(own)
         if not self.recipe_file.is_file() or self.recipe_file.read_text(encoding="utf-8") != text:
-            write_whole(self.recipe_file, text)
+            atomic_write(self.recipe_file, text)
 
     def state(self) -> CellState:
         found = _read(self.path / "state.json")

@@ -24,7 +24,7 @@ import psutil
 from framework.grid.cell_folder import PRUNED, SETTLED, CellFolder, CellState, Outcome, Status
 from framework.grid.lease import BEAT_S, Lease, take_when_dead
 from framework.runtime import errors
-from framework.runtime.processes import birth_of
+from framework.runtime.processes import process_start_time
 from framework.runtime.signals import WATCHER
 
 CELL = "SONOSCRIBE_CELL"  # in the environment of all that trains a cell
@@ -103,7 +103,7 @@ class CellProcess:
         environment |= {
             CELL: str(self.folder.path.resolve()),
             errors.OUTCOME: str(self.folder.outcome.resolve()),
-            WATCHER: f"{os.getpid()} {birth_of(os.getpid())}",
+            WATCHER: f"{os.getpid()} {process_start_time(os.getpid())}",
         }
         # The launcher of several processes would kill them half a minute after a signal.
         environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", f"{SAVES_S:.0f}")
@@ -139,11 +139,11 @@ class CellProcess:
         told = self.folder.told()
         if told is None and self.stop_as is not None:
             told = Outcome(errors.STOPPED, reason="asked to stop before its first step")
-        elif told is None and code in (errors.DEFECT, *(-number for number in signal.Signals)):
+        elif told is None and code in (errors.BUG, *(-number for number in signal.Signals)):
             # Launchers make 1 of whatever signal.
             told = Outcome(errors.LOST, reason="it was killed (out of memory?)")
         elif told is None:
-            told = Outcome(errors.MISTAKE, reason=f"the launcher ended with exit code {code}; the log has its words")
+            told = Outcome(errors.USER_ERROR, reason=f"the launcher ended with exit code {code}; the log has its words")
         status: Status = "failed"
         deaths = 0
         if told.code == errors.STOPPED:

@@ -18,7 +18,7 @@ from framework.recipe.source import GROUPS, Key, Layer, nested, read_group, read
 from framework.registry import PluginError, find
 from framework.registry.signature import needs
 
-THE_GRIDS_OWN = ("run", "resume", "resume_despite", "plugins", "_base_")  # keys that no cell may change
+THE_GRIDS_OWN = ("run", "resume", "resume_ignore", "plugins", "_base_")  # keys that no cell may change
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from framework.grid.file import ReadGrid
 from framework.recipe import RecipeError
 from framework.recipe.check import explain
 from framework.registry import Plugin, find, load
-from framework.registry.signature import given, model_of
+from framework.registry.signature import injected_params, model_of
 
 KIND = "executor"
 
@@ -54,7 +54,7 @@ def build_executor(read: ReadGrid, folder: Path, named: str | None, jobs: int | 
     """
     plugin, keys = choose_executor(read, named)
     known = {"jobs": jobs, "folder": folder / plugin.name.replace("/", "-")}
-    handed = {word: known[word] for word in given(plugin)}
+    handed = {word: known[word] for word in injected_params(plugin)}
     if jobs is not None and "jobs" not in handed:
         raise RecipeError(f"--jobs: executor {plugin.name} does not take it")
     built: Executor = load(plugin)(**keys, **handed)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from framework.runtime.processes import birth_of
+from framework.runtime.processes import process_start_time
 
 BEAT_S = 10.0  # from one touch to the next
 DEAD_S = 90.0  # without one: the holder, on a machine that cannot be asked, is taken for dead
@@ -122,7 +122,7 @@ def _numbers(folder: Path) -> list[int]:
 
 def _write(path: Path) -> bool:
     """Makes a lease, whole at once; False where there is one of this name."""
-    born = birth_of(os.getpid())
+    born = process_start_time(os.getpid())
     assert born is not None, "this process lives"
     since = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
     holder = Holder(this_machine(), socket.gethostname(), os.getpid(), born, since)
@@ -147,7 +147,7 @@ def _lives(path: Path) -> bool:
     try:
         holder = _read(path)
         if holder.machine == this_machine():
-            return birth_of(holder.pid) == holder.born
+            return process_start_time(holder.pid) == holder.born
         return _disk_time(path.parent) - path.stat().st_mtime < DEAD_S
     except FileNotFoundError:
         raise

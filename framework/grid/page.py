@@ -37,7 +37,7 @@ from framework.grid.wording import (
 )
 from framework.pages.style import SCRIPT, STYLE
 from framework.pages.svg import escape, key
-from framework.runtime.files import write_whole
+from framework.runtime.files import atomic_write
 
 # Beside the escaping: a browser runs this one script and loads nothing, whatever a label holds.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{}'; base-uri 'none'; form-action 'none'"
@@ -73,7 +73,7 @@ def write_page(result: GridResult, path: Path, made: date | None = None, *, link
         *_cells(result, link),
         f"<script>{SCRIPT}</script>\n</body>\n</html>\n",
     ]
-    write_whole(path, "\n".join(parts))
+    atomic_write(path, "\n".join(parts))
 
 
 def _link(page: Path, run: Path) -> str | None:

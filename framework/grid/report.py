@@ -13,7 +13,7 @@ from framework.grid.rows import grid_rows
 from framework.grid.run import cells_of
 from framework.grid.scores import higher_is_better
 from framework.grid.table import as_csv, as_latex, as_markdown, cells_csv
-from framework.runtime.files import write_whole
+from framework.runtime.files import atomic_write
 
 
 def grid_result(grid: Grid) -> GridResult:
@@ -62,6 +62,6 @@ def write_report(result: GridResult, folder: Path, *, linked: bool = True) -> li
         "table.tex": as_latex(result),
     }
     for name, text in texts.items():
-        write_whole(folder / name, text)
+        atomic_write(folder / name, text)
     write_page(result, folder / "index.html", linked=linked)
     return [folder / name for name in [*texts, "index.html"]]

@@ -92,7 +92,7 @@ class Written:
         if "/" in home.name and not self.has_sums(score):
             raise NotComparableError(
                 f"it is a part, which a resample may lack, and metric '{self.choices[home.number].name}' has no "
-                "per_exam and of_sums"
+                "per_exam_stats and compute"
             )
         again = float(self.values([score], np.ones((1, len(self.references))))[score][0])
         if abs(again - stored) > ROUNDED:
@@ -116,7 +116,7 @@ class Written:
 
     def has_sums(self, score: str) -> bool:
         """Whether its metric offers sums over exams (framework/testing/metric.py), so that resamples cost little."""
-        return hasattr(self.scorer.metrics[self.home(score).number], "per_exam")
+        return hasattr(self.scorer.metrics[self.home(score).number], "per_exam_stats")
 
     def values(self, scores: Sequence[str], counts_RE: np.ndarray) -> dict[str, np.ndarray]:
         """Scores, each [R], by how often each exam counts."""
@@ -127,7 +127,9 @@ class Written:
             key = number, by_characters
             if key not in self._ways:
                 metric, pairs = self.scorer.metrics[number], self._cut(by_characters)
-                self._ways[key] = by_sums(metric, pairs) if hasattr(metric, "per_exam") else by_calls(metric, pairs)
+                self._ways[key] = (
+                    by_sums(metric, pairs) if hasattr(metric, "per_exam_stats") else by_calls(metric, pairs)
+                )
             if key not in of_metric:
                 try:
                     of_metric[key] = self._ways[key](counts_RE)

@@ -208,7 +208,7 @@ def _found(
     if slow:
         notices.append(
             f"{', '.join(f'{split}/{score}' for score in slow)}: on {SLOW_RESAMPLES} resamples of the exams, not "
-            f"{RESAMPLES}, so that no p is below {2 / (1 + SLOW_RESAMPLES):.3f}: its metric has no per_exam and of_sums"
+            f"{RESAMPLES}, so that no p is below {2 / (1 + SLOW_RESAMPLES):.3f}: its metric has no per_exam_stats and compute"
         )
     for label, score in [key for key, one in found.items() if not math.isfinite(one.low + one.high)]:
         del found[label, score]
@@ -226,7 +226,7 @@ def _differences(
     chosen: Sequence[tuple[str, str]],
     exams: int,
     seed: int,
-    resamples: int,
+    bootstrap_samples: int,
 ) -> list[Difference]:
     """Of each (label, score): its mean over seeds minus the baseline's."""
     wanted = {label: [score for name, score in chosen if name == label] for label, _ in chosen}
@@ -239,4 +239,4 @@ def _differences(
             means |= {(label, score): np.mean([values[score] for values in of_seeds], axis=0) for score in scores}
         return np.stack([means[label, score] - means[baseline, score] for label, score in chosen])
 
-    return bootstrap_differences(differences, exams, seed=seed, resamples=resamples)
+    return bootstrap_differences(differences, exams, seed=seed, bootstrap_samples=bootstrap_samples)

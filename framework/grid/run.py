@@ -11,7 +11,7 @@ from framework.grid.executors import build_executor, choose_executor
 from framework.grid.make import Grid
 from framework.grid.scheduler import Fixed, Scheduler, Source, forget
 from framework.registry import did_you_mean
-from framework.runtime.console import say
+from framework.runtime.console import print0
 
 RETRIED: tuple[Status, ...] = ("failed", "pruned")
 
@@ -40,7 +40,7 @@ def run_grid(
     starter = build_executor(grid.read, grid.folder, executor, jobs)
     if retry is not None:
         again = forget(source.cells(), [retry])  # type: ignore[list-item]
-        say(f"{len(again)} {retry} cell{'s' * (len(again) != 1)} to be started again")
+        print0(f"{len(again)} {retry} cell{'s' * (len(again) != 1)} to be started again")
     scheduler = Scheduler(
         name=grid.name,
         source=source,
@@ -52,7 +52,7 @@ def run_grid(
     good = scheduler.run()
     failed = [digest for digest, status in scheduler.statuses.items() if status == "failed"]
     if failed and retry is None:
-        say(f"{len(failed)} failed; --retry failed starts them again")
+        print0(f"{len(failed)} failed; --retry failed starts them again")
     return good
 
 

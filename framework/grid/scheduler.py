@@ -22,7 +22,7 @@ import framework
 from framework.grid.cell_folder import PRUNED, SETTLED, CellFolder, Status
 from framework.grid.cells import Cell
 from framework.grid.executor import Executor, Handle, Job
-from framework.runtime.console import progress_bar, say
+from framework.runtime.console import print0, progress_bar
 
 NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 LOOKS_S = 1.0  # between two looks at the cells
@@ -146,18 +146,18 @@ class Scheduler:
         self.fruitless[digest] = self.fruitless.get(digest, 0) + 1
         if self.fruitless[digest] >= self.attempts and not folder.was_asked_to_stop:
             self.not_again.add(digest)
-            say(f"given up {cell.title}: it does not even begin; {folder.log} ends with: {folder.last_words()}")
+            print0(f"given up {cell.title}: it does not even begin; {folder.log} ends with: {folder.last_words()}")
 
     def _tell(self, cell: Cell, folder: CellFolder, before: Status | None, now: Status) -> None:
         if now == "running":
             holder = folder.holder()
-            say(f"running  {cell.title}   {folder.path}" + (f" on {holder.host}" if holder else ""))
+            print0(f"running  {cell.title}   {folder.path}" + (f" on {holder.host}" if holder else ""))
         elif before is not None and now == "queued":
-            say(f"again    {cell.title}: {folder.state().reason}")
+            print0(f"again    {cell.title}: {folder.state().reason}")
         elif before is not None and now == "done":
-            say(f"done     {cell.title}   {folder.state().seconds:.0f} s")
+            print0(f"done     {cell.title}   {folder.state().seconds:.0f} s")
         elif before is not None:
-            say(f"{now:8} {cell.title}: {folder.state().reason}   {folder.log}")
+            print0(f"{now:8} {cell.title}: {folder.state().reason}   {folder.log}")
 
     def _start(self) -> None:
         """As many cells as there is room for."""
@@ -208,7 +208,7 @@ class Scheduler:
 
     def _end(self, why: str) -> None:
         """Ends what this scheduler has started, and waits until it has saved."""
-        say(f"ending: {why}")
+        print0(f"ending: {why}")
         for handle in self.handles.values():
             handle.cancel()
         patience = time.monotonic() + ENDS_S
@@ -218,7 +218,7 @@ class Scheduler:
                 break
             time.sleep(LOOKS_S)
         if self.handles:
-            say(f"{len(self.handles)} cells have not ended yet; `grid status` tells when they have")
+            print0(f"{len(self.handles)} cells have not ended yet; `grid status` tells when they have")
 
     def _counts(self) -> str:
         found = list(self.statuses.values())

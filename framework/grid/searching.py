@@ -13,7 +13,7 @@ from framework.grid.search import TpeSearch, Trial
 from framework.recipe import RecipeError, recipe_hash
 from framework.registry import did_you_mean
 from framework.run.tracking import RECORDS
-from framework.runtime.console import say
+from framework.runtime.console import print0
 
 
 class SearchedCells:
@@ -82,7 +82,7 @@ class SearchedCells:
             self.search.tell(number, scores[self.monitor], "done")
         else:
             self.scoreless.add(number)
-            say(f"trial {number} has no score '{self.monitor}'.{did_you_mean(self.monitor, scores)}")
+            print0(f"trial {number} has no score '{self.monitor}'.{did_you_mean(self.monitor, scores)}")
             self.search.tell(number, None, "failed")
 
     def _gives_up(self, number: int, folder: CellFolder) -> bool:
@@ -101,7 +101,7 @@ class SearchedCells:
         except RecipeError as error:
             self.by_number[trial.number] = None
             if new:
-                say(f"trial {trial.number} cannot be trained: {error.lines[0]}")
+                print0(f"trial {trial.number} cannot be trained: {error.lines[0]}")
                 self.search.tell(trial.number, None, "failed")
             return None
         self.by_number[trial.number] = cell

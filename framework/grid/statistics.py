@@ -52,7 +52,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def bootstrap_differences(
-    differences: Callable[[np.ndarray], np.ndarray], exams: int, *, seed: int, resamples: int = RESAMPLES
+    differences: Callable[[np.ndarray], np.ndarray], exams: int, *, seed: int, bootstrap_samples: int = RESAMPLES
 ) -> list[Difference]:
     """Differences on exams drawn with replacement, as many as there are.
 
@@ -72,10 +72,10 @@ def bootstrap_differences(
         Efron and Tibshirani 1993, An Introduction to the Bootstrap, sections 13.3 (interval) and 15.4 (level reached).
         Koehn 2004, EMNLP, for scores of a whole test set.
     """
-    parts = [differences(counts_RE) for counts_RE in draws(exams, seed=seed, resamples=resamples)]
+    parts = [differences(counts_RE) for counts_RE in draws(exams, seed=seed, bootstrap_samples=bootstrap_samples)]
     drawn_KR = np.concatenate(parts, axis=-1)
     low_K, high_K = percentile_interval(drawn_KR)
     values_K = differences(np.ones((1, exams)))[:, 0]
     fewer_K = np.minimum((drawn_KR <= NOTHING).sum(-1), (drawn_KR >= -NOTHING).sum(-1))
-    p_K = np.minimum(1.0, 2 * (1 + fewer_K) / (1 + resamples))
+    p_K = np.minimum(1.0, 2 * (1 + fewer_K) / (1 + bootstrap_samples))
     return [Difference(*map(float, row)) for row in zip(values_K, low_K, high_K, p_K)]

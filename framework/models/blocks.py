@@ -29,7 +29,7 @@ def blocks_of_task(task: Any) -> list[nn.Module]:
     return [*blocks_of(task.encoder), *blocks_of(task.decoder)]
 
 
-def compute_again(block: nn.Module) -> None:
+def enable_activation_checkpointing(block: nn.Module) -> None:
     """Makes a block keep its input alone for the backward pass, which computes it a second time.
 
     The second pass draws the same dropout in the same mode, and batch normalization counts the batch once. A block that
@@ -49,8 +49,8 @@ def compute_again(block: nn.Module) -> None:
     block.forward = forward  # type: ignore[method-assign]
 
 
-def keep_all(block: nn.Module) -> None:
-    """Takes `compute_again` back."""
+def disable_activation_checkpointing(block: nn.Module) -> None:
+    """Takes `enable_activation_checkpointing` back."""
     del block.forward
 
 
@@ -111,7 +111,7 @@ def freeze_stages(backbone: nn.Module, count: int) -> None:
             weight.requires_grad_(False)
 
 
-def still(module: nn.Module) -> None:
+def eval_frozen_modules(module: nn.Module) -> None:
     """Evaluation mode for each part whose parameters are all frozen: no dropout, and statistics of batches stay."""
     for part in module.modules():
         weights = list(part.parameters())

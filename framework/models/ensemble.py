@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from framework.exam import Batch, Features
-from framework.models.generation import write_logp
+from framework.models.generation import next_token_logprobs
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class EachFeatures:
 class Ensemble(nn.Module):
     """Writes with the mean of its members' probabilities at each word.
 
-    It stands in the place of a task and of its decoder: `features`, `decoder`, and `start` and `step` on a cache, which
+    It stands in the place of a task and of its decoder: `features`, `decoder`, and `init_cache` and `step` on a cache, which
     is a list of the members' own. Words that no report has are left out of each member's distribution before the mean,
     as each leaves them out alone.
 
@@ -53,14 +53,14 @@ class Ensemble(nn.Module):
         found = tuple(member.features(batch) for member in self.members)
         return EachFeatures(found, found[0].patches_BND, found[0].pooled_BD)
 
-    def start(self, features: EachFeatures) -> list[Any]:
-        return [member.decoder.start(own) for member, own in zip(self.members, features.of_members, strict=True)]
+    def init_cache(self, features: EachFeatures) -> list[Any]:
+        return [member.decoder.init_cache(own) for member, own in zip(self.members, features.of_members, strict=True)]
 
     def step(self, last_R: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
         """Logarithms of the mean probabilities [R, W], and the members' states after this word."""
         shares, after = [], []
         for member, state in zip(self.members, states, strict=True):
             logits_RW, state = member.decoder.step(last_R, state)
-            shares.append(write_logp(logits_RW))
+            shares.append(next_token_logprobs(logits_RW))
             after.append(state)
         return torch.stack(shares).logsumexp(0) - math.log(len(shares)), after

@@ -5,10 +5,10 @@ exported_model.py ask for:
 
     blueprint   what the part's shape was read from, as plain values; a trained model is built from it again without
                 the folder, which hands it over as the run-time value of that name
-    fetched     a `Fetched`: frozen weights that are as the folder has them; they are not saved, but read there again
+    fetched     a `ExternalWeights`: frozen weights that are as the folder has them; they are not saved, but read there again
 
 A part may also name `settings`: buffers that say what recipe and tokenizer say. They are saved, and a run that begins
-with this model keeps its own. A loss that reads frozen weights which are no part of it offers `fetched` without names:
+with this model keeps its own. A loss that reads frozen weights which are no part of it offers `external_weights` without names:
 a run goes on with the same ones alone.
 """
 
@@ -24,12 +24,12 @@ import torch
 from torch import nn
 
 from framework.models.pretrained import folder_of, weight_files
-from framework.runtime.console import say
+from framework.runtime.console import print0
 from framework.runtime.files import digest
 
 
 @dataclass(frozen=True)
-class Fetched:
+class ExternalWeights:
     """Weights that a part has read from a folder and never trains."""
 
     weights: str  # as the recipe says it
@@ -44,7 +44,7 @@ class Fetched:
         return self._files
 
 
-def fetched_of(part: nn.Module, inner: str, weights: str, folder: Path) -> Fetched | None:
+def external_weights_of(part: nn.Module, inner: str, weights: str, folder: Path) -> ExternalWeights | None:
     """What of a part need not be saved: the frozen weights of its module `inner`, which was read from a folder."""
     below = part.get_submodule(inner)
     names = {f"{inner}.{name}" for name, w in below.named_parameters(remove_duplicate=False) if not w.requires_grad}
@@ -53,41 +53,52 @@ def fetched_of(part: nn.Module, inner: str, weights: str, folder: Path) -> Fetch
         if mine and not any(weight.requires_grad for weight in mine):
             names |= {f"{home}.{name}" for name, _ in module.named_buffers()}
     kept = names & set(part.state_dict(keep_vars=True))
-    return Fetched(weights, folder, frozenset(kept)) if kept else None
+    return ExternalWeights(weights, folder, frozenset(kept)) if kept else None
 
 
-def fetched_in(task: nn.Module) -> dict[str, Fetched]:
+def external_weights_in(task: nn.Module) -> dict[str, ExternalWeights]:
     """The parts of a task that have fetched weights, by name."""
-    found = {name: getattr(part, "fetched", None) for name, part in task.named_children()}
-    return {name: fetched for name, fetched in found.items() if fetched is not None}
+    found = {name: getattr(part, "external_weights", None) for name, part in task.named_children()}
+    return {name: external_weights for name, external_weights in found.items() if external_weights is not None}
 
 
 def unsaved_names(task: nn.Module) -> frozenset[str]:
     """Names in a task of weights that are not saved."""
-    return frozenset(f"{part}.{name}" for part, fetched in fetched_in(task).items() for name in fetched.names)
+    return frozenset(
+        f"{part}.{name}"
+        for part, external_weights in external_weights_in(task).items()
+        for name in external_weights.names
+    )
 
 
-def notes_of(task: nn.Module) -> dict[str, dict[str, Any]]:
+def model_metadata(task: nn.Module) -> dict[str, dict[str, Any]]:
     """What is written beside a model's weights so that its parts can be built again: by part, where there is any."""
     found: dict[str, dict[str, Any]] = {}
     for name, part in task.named_children():
-        if (blueprint := getattr(part, "blueprint", None)) is not None:
-            found.setdefault(name, {})["blueprint"] = blueprint
-    for name, fetched in fetched_in(task).items():
-        found.setdefault(name, {})["fetched"] = {"weights": fetched.weights, "files": fetched.files()}
+        if (hf_config := getattr(part, "hf_config", None)) is not None:
+            found.setdefault(name, {})["hf_config"] = hf_config
+    for name, external_weights in external_weights_in(task).items():
+        found.setdefault(name, {})["external_weights"] = {
+            "weights": external_weights.weights,
+            "files": external_weights.files(),
+        }
     if read := _read_by_losses(task):
         found["losses"] = {name: {"weights": one.weights, "files": one.files()} for name, one in read.items()}
     return found
 
 
-def _read_by_losses(task: nn.Module) -> dict[str, Fetched]:
+def _read_by_losses(task: nn.Module) -> dict[str, ExternalWeights]:
     """Frozen weights that losses read and that are no part of them, by loss."""
     losses = dict(getattr(task, "losses", nn.ModuleDict()).items())
-    return {name: loss.fetched for name, loss in losses.items() if getattr(loss, "fetched", None) is not None}
+    return {
+        name: loss.external_weights
+        for name, loss in losses.items()
+        if getattr(loss, "external_weights", None) is not None
+    }
 
 
-def read_notes(model: Path, part: str) -> dict[str, Any]:
-    """What `notes_of` told of a part, from an exported model's folder; {} where there was nothing to tell."""
+def read_metadata(model: Path, part: str) -> dict[str, Any]:
+    """What `model_metadata` told of a part, from an exported model's folder; {} where there was nothing to tell."""
     path = model / f"{part}.json"
     if not path.is_file():
         return {}
@@ -104,17 +115,17 @@ def require_same_weights(model: Path, task: nn.Module, part: str | None = None) 
     Args:
         part: of the task that is looked at; None: all, and what losses read.
     """
-    for name, fetched in fetched_in(task).items():
-        if part in (None, name) and (told := read_notes(model, name).get("fetched")):
-            _compare(told["files"], fetched.files(), fetched.folder, f"model.{name}.weights")
-    before = read_notes(model, "losses") if part is None else {}
-    for name, fetched in _read_by_losses(task).items():
+    for name, external_weights in external_weights_in(task).items():
+        if part in (None, name) and (told := read_metadata(model, name).get("external_weights")):
+            _compare(told["files"], external_weights.files(), external_weights.folder, f"model.{name}.weights")
+    before = read_metadata(model, "losses") if part is None else {}
+    for name, external_weights in _read_by_losses(task).items():
         told = before.get(name, {})
-        if told.get("weights") == fetched.weights:  # another name is the recipe's to tell
-            _compare(told["files"], fetched.files(), fetched.folder, f"losses.{name}")
+        if told.get("weights") == external_weights.weights:  # another name is the recipe's to tell
+            _compare(told["files"], external_weights.files(), external_weights.folder, f"losses.{name}")
 
 
-def require_fetched(told: dict[str, Any], key: str) -> None:
+def require_external_weights(told: dict[str, Any], key: str) -> None:
     """Holds the folder of weights that a model was saved without to what it was then.
 
     Raises:
@@ -126,7 +137,7 @@ def require_fetched(told: dict[str, Any], key: str) -> None:
         raise ValueError(
             f"{error}. The model was saved without these frozen weights; put them back where they were"
         ) from error
-    found = Fetched(told["weights"], folder, frozenset())
+    found = ExternalWeights(told["weights"], folder, frozenset())
     sizes = {path.name: path.stat().st_size for path in weight_files(folder)}
     if sizes != {name: size for name, (size, _) in told["files"].items()}:
         _compare(told["files"], {name: [size, ""] for name, size in sizes.items()}, folder, key)
@@ -143,7 +154,7 @@ def _compare(before: dict[str, list[Any]], now: dict[str, list[Any]], folder: Pa
     )
 
 
-def say_saved(task: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
+def print_saved(task: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
     """How much of a task is saved, where some of it is not.
 
     Args:
@@ -154,6 +165,8 @@ def say_saved(task: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
         return
     sizes = {name: shape.numel() for name, shape in shapes.items()}
     saved = sum(size for name, size in sizes.items() if name not in unsaved)
-    origins = ", ".join(dict.fromkeys(fetched.weights for fetched in fetched_in(task).values()))
+    origins = ", ".join(
+        dict.fromkeys(external_weights.weights for external_weights in external_weights_in(task).values())
+    )
     whole = sum(sizes.values())
-    say(f"{saved / 1e6:.2f} M of {whole / 1e6:.2f} M parameters are saved; the others are read from {origins} again")
+    print0(f"{saved / 1e6:.2f} M of {whole / 1e6:.2f} M parameters are saved; the others are read from {origins} again")

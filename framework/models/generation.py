@@ -26,7 +26,7 @@ def select(state: Any, rows: Tensor) -> Any:
     return state
 
 
-def write_logp(logits_W: Tensor) -> Tensor:
+def next_token_logprobs(logits_W: Tensor) -> Tensor:
     """Log-probabilities [..., W] of the next word that is written, in float32; what no report has, has none."""
     able_W = logits_W.to(torch.float32, copy=True)
     able_W[..., NEVER] = float("-inf")
@@ -49,44 +49,44 @@ def generate(
     decoder: Any,
     features: Features,
     *,
-    max_tokens: int,
-    beam: int = 1,
+    max_length: int,
+    num_beams: int = 1,
     length_penalty: float = 0.0,
-    no_repeat: int = 0,
+    no_repeat_ngram_size: int = 0,
 ) -> list[list[int]]:
     """The best report of each exam as token ids, without BOS and EOS.
 
     A hypothesis is ranked by its log-probability over its length (EOS counted) to the power `length_penalty`
     (0: the plain sum; 1: the mean). Finished hypotheses stay in the beam and compete; an exam ends when its whole beam
-    has finished, or after `max_tokens` words.
+    has finished, or after `max_length` words.
 
     Args:
-        no_repeat: no n-gram of this many words occurs twice in a report; 0 lets them.
+        no_repeat_ngram_size: no n-gram of this many words occurs twice in a report; 0 lets them.
     """
     given = features.patches_BND if features.pooled_BD is None else features.pooled_BD
     batch, device = given.shape[0], given.device
-    state = select(decoder.start(features), torch.arange(batch, device=device).repeat_interleave(beam))
-    words_BKT = torch.empty(batch, beam, 0, dtype=torch.long, device=device)
+    state = select(decoder.init_cache(features), torch.arange(batch, device=device).repeat_interleave(num_beams))
+    words_BKT = torch.empty(batch, num_beams, 0, dtype=torch.long, device=device)
     # Only the first beam of each exam counts at the start, or all beams would be the same.
-    sums_BK = torch.full((batch, beam), float("-inf"), device=device)
+    sums_BK = torch.full((batch, num_beams), float("-inf"), device=device)
     sums_BK[:, 0] = 0
-    lengths_BK = torch.zeros(batch, beam, device=device)
-    ended_BK = torch.zeros(batch, beam, dtype=torch.bool, device=device)
+    lengths_BK = torch.zeros(batch, num_beams, device=device)
+    ended_BK = torch.zeros(batch, num_beams, dtype=torch.bool, device=device)
     exams = torch.arange(batch, device=device)  # which exam each line of these tensors is
-    last_R = torch.full((batch * beam,), BOS, device=device)
+    last_R = torch.full((batch * num_beams,), BOS, device=device)
     reports: dict[int, list[int]] = {}
-    for length in range(1, max_tokens + 1):
+    for length in range(1, max_length + 1):
         logits_RW, state = decoder.step(last_R, state)
-        if no_repeat:
-            logits_RW = forbid_repeats(logits_RW.float(), words_BKT.flatten(0, 1), no_repeat)
-        steps_BKW = write_logp(logits_RW).unflatten(0, (-1, beam))
+        if no_repeat_ngram_size:
+            logits_RW = forbid_repeats(logits_RW.float(), words_BKT.flatten(0, 1), no_repeat_ngram_size)
+        steps_BKW = next_token_logprobs(logits_RW).unflatten(0, (-1, num_beams))
         # A finished hypothesis goes on with PAD alone, at no cost.
         steps_BKW = steps_BKW.masked_fill(ended_BK[..., None], float("-inf"))
         steps_BKW[..., PAD] = torch.where(ended_BK, 0.0, steps_BKW[..., PAD])
         sums_BKW = sums_BK[..., None] + steps_BKW
         grown_BK = torch.where(ended_BK, lengths_BK, length)
         ranked_BKW = sums_BKW / grown_BK[..., None] ** length_penalty
-        best_BK = ranked_BKW.flatten(1).topk(beam).indices
+        best_BK = ranked_BKW.flatten(1).topk(num_beams).indices
         vocabulary = steps_BKW.shape[-1]
         parent_BK, word_BK = best_BK // vocabulary, best_BK % vocabulary
         sums_BK = sums_BKW.flatten(1).gather(1, best_BK)
@@ -96,8 +96,8 @@ def generate(
         )
         ended_BK = ended_BK.gather(1, parent_BK) | (word_BK == EOS)
         lines = torch.arange(len(exams), device=device)
-        rows_BK = lines[:, None] * beam + parent_BK
-        done_B = ended_BK.all(1) if length < max_tokens else torch.ones_like(ended_BK[:, 0])
+        rows_BK = lines[:, None] * num_beams + parent_BK
+        done_B = ended_BK.all(1) if length < max_length else torch.ones_like(ended_BK[:, 0])
         for line in done_B.nonzero().flatten().tolist():
             first = (sums_BK[line] / lengths_BK[line] ** length_penalty).argmax()
             reports[int(exams[line])] = [w for w in words_BKT[line, first].tolist() if w not in (EOS, PAD)]

@@ -136,9 +136,9 @@ def _require_keys(config: Any, values: dict[str, Any], key: str) -> None:
             )
 
 
-def config_from(blueprint: dict[str, Any]) -> Any:
+def config_from(hf_config: dict[str, Any]) -> Any:
     """The configuration that a blueprint was made of."""
-    told = dict(blueprint["config"])
+    told = dict(hf_config["config"])
     return _class_of(told["model_type"]).from_dict(told)
 
 
@@ -276,7 +276,7 @@ def require_one_source(
     key: str,
     architecture: str | None,
     weights: str | None,
-    blueprint: dict[str, Any] | None,
+    hf_config: dict[str, Any] | None,
     config: dict[str, Any],
     ours: Sequence[str],
     of: str,
@@ -289,7 +289,7 @@ def require_one_source(
     Raises:
         ValueError: architecture and weights are both set, or neither is; or the recipe sets one of `ours`.
     """
-    if blueprint is None and (architecture is None) == (weights is None):
+    if hf_config is None and (architecture is None) == (weights is None):
         raise ValueError(f"{key}: set either architecture or weights; found {'both' if weights else 'neither'}")
     for name in ours:
         if name in config:

@@ -13,22 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from framework.exam import BOS, EOS, PAD, Features
-from framework.models.generation import write_logp
+from framework.models.generation import next_token_logprobs
 
 
 @torch.no_grad()
-def sample(decoder: Any, features: Features, *, max_tokens: int) -> Tensor:
+def sample(decoder: Any, features: Features, *, max_length: int) -> Tensor:
     """A report of each exam, long [B, T]: words and EOS, then PAD, each word drawn by its probability after those
-    before, by torch's global generator. After `max_tokens` words a report is cut off, without an EOS.
+    before, by torch's global generator. After `max_length` words a report is cut off, without an EOS.
     """
     exams = next(value for value in features if value is not None)
-    state = decoder.start(features)
+    state = decoder.init_cache(features)
     last_B = torch.full((len(exams),), BOS, device=exams.device)
     ended_B = torch.zeros_like(last_B, dtype=torch.bool)
     words: list[Tensor] = []
-    for _ in range(max_tokens):
+    for _ in range(max_length):
         logits_BW, state = decoder.step(last_B, state)
-        drawn_B = torch.multinomial(write_logp(logits_BW).exp(), 1)[:, 0]
+        drawn_B = torch.multinomial(next_token_logprobs(logits_BW).exp(), 1)[:, 0]
         last_B = drawn_B.masked_fill(ended_B, PAD)
         words.append(last_B)
         ended_B = ended_B | (last_B == EOS)
@@ -44,7 +44,7 @@ def report_logp(decoder: Any, features: Features, report_BT: Tensor) -> Tensor:
     recurrent = any(isinstance(part, nn.RNNBase) and not part.training for part in decoder.modules())
     with torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext():
         logits_BTW = decoder(features, torch.cat([begin_B1, report_BT[:, :-1]], dim=1))
-    each_BT = write_logp(logits_BTW).gather(2, report_BT[..., None])[..., 0]
+    each_BT = next_token_logprobs(logits_BTW).gather(2, report_BT[..., None])[..., 0]
     return each_BT.masked_fill(report_BT == PAD, 0.0).sum(1)
 
 

@@ -19,13 +19,13 @@ Kept = tuple[Tensor, ...]  # keys and values of a layer's own words, and of what
 
 
 class ReportTransformer(nn.Module):
-    """Pre-norm transformer over the patches; a decoder that adds to it overrides `start` or `read`.
+    """Pre-norm transformer over the patches; a decoder that adds to it overrides `init_cache` or `embed`.
 
     The patches are projected to `width`, pass `encoder_layers` of self-attention and are attended to by `layers` of
     decoder, with sinusoidal positions. Generation keeps each layer's keys and values.
 
     Args:
-        norm: Makes a norm of the decoder's layers from their width. It is called with what `read` gives the norms.
+        norm: Makes a norm of the decoder's layers from their width. It is called with what `embed` gives the norms.
 
     Raises:
         ValueError: the heads do not divide the width.
@@ -38,7 +38,7 @@ class ReportTransformer(nn.Module):
         *,
         vocabulary_size: int,
         feature_width: int,
-        max_tokens: int,
+        max_length: int,
         layers: int,
         encoder_layers: int,
         width: int,
@@ -52,26 +52,26 @@ class ReportTransformer(nn.Module):
         self.project = nn.Sequential(nn.Linear(feature_width, width), nn.ReLU(), nn.Dropout(feature_dropout))
         self.encoder = nn.ModuleList(Layer(width, heads, feedforward, dropout) for _ in range(encoder_layers))
         self.encoder_norm = nn.LayerNorm(width)
-        self.embed = nn.Embedding(vocabulary_size, width)
+        self.embed_tokens = nn.Embedding(vocabulary_size, width)
         self.layers = nn.ModuleList(
             Layer(width, heads, feedforward, dropout, cross=True, norm=norm) for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
-        self.write = nn.Linear(width, vocabulary_size)
+        self.lm_head = nn.Linear(width, vocabulary_size)
         draw_matrices(self)
         # BOS and the words of the longest report, and one to spare for the word that ends it.
-        self.register_buffer("positions_TD", sinusoids(max_tokens + 2, width), persistent=False)
+        self.register_buffer("positions_TD", sinusoids(max_length + 2, width), persistent=False)
 
     def forward(self, features: Features, tokens_BT: Tensor) -> Tensor:
         """Logits [B, T, W]: at t, of the word that follows `tokens_BT[:, : t + 1]`."""
-        state = self.start(features)
-        x_BTD, given, _ = self.read(tokens_BT, state)
+        state = self.init_cache(features)
+        x_BTD, cond, _ = self.embed(tokens_BT, state)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, *given, causal=True, memory=state["memory"], memory_mask=state["mask"])[0]
-        return self.write(self.norm(x_BTD))
+            x_BTD = layer(x_BTD, *cond, causal=True, memory=state["memory"], memory_mask=state["mask"])[0]
+        return self.lm_head(self.norm(x_BTD))
 
-    def start(self, features: Features) -> dict[str, Any]:
+    def init_cache(self, features: Features) -> dict[str, Any]:
         """The state before the first word."""
         return self.encode(self.project(features.patches_BND), features.patch_mask_BN)
 
@@ -84,20 +84,20 @@ class ReportTransformer(nn.Module):
 
     def step(self, tokens_B: Tensor, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Logits [B, W] of the next word, and the state with this one in its cache."""
-        x_B1D, given, state = self.read(tokens_B[:, None], state)
+        x_B1D, cond, state = self.embed(tokens_B[:, None], state)
         grown = []
         for layer, past in zip(self.layers, state["past"]):
             x_B1D, kept = layer(
-                x_B1D, *given, causal=False, past=past, memory=state["memory"], memory_mask=state["mask"]
+                x_B1D, *cond, causal=False, past=past, memory=state["memory"], memory_mask=state["mask"]
             )
             grown.append(kept)
-        return self.write(self.norm(x_B1D))[:, 0], {**state, "past": grown}
+        return self.lm_head(self.norm(x_B1D))[:, 0], {**state, "past": grown}
 
-    def read(self, tokens_BT: Tensor, state: dict[str, Any]) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Any]]:
+    def embed(self, tokens_BT: Tensor, state: dict[str, Any]) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Any]]:
         """The words as the layers get them [B, T, D], what their norms look at besides, and the state after them."""
         first = state["past"][0]
         begin = 0 if first is None else first[0].shape[2]
-        x_BTD = self.embed(tokens_BT) * math.sqrt(self.embed.embedding_dim)
+        x_BTD = self.embed_tokens(tokens_BT) * math.sqrt(self.embed_tokens.embedding_dim)
         places_TD = self.positions_TD[begin : begin + tokens_BT.shape[1]]
         return self.dropout(x_BTD + places_TD.to(x_BTD.dtype)), (), state
 
@@ -164,9 +164,9 @@ class Layer(nn.Module):
         norm: Callable[[int], nn.Module] = nn.LayerNorm,
     ) -> None:
         super().__init__()
-        self.own, self.own_norm = Attention(width, heads, dropout), norm(width)
+        self.self_attn, self.self_attn_norm = Attention(width, heads, dropout), norm(width)
         if cross:
-            self.cross, self.cross_norm = Attention(width, heads, dropout), norm(width)
+            self.cross_attn, self.cross_attn_norm = Attention(width, heads, dropout), norm(width)
         self.feedforward_norm = norm(width)
         self.feedforward = nn.Sequential(
             nn.Linear(width, feedforward), nn.ReLU(), nn.Dropout(dropout), nn.Linear(feedforward, width)
@@ -176,7 +176,7 @@ class Layer(nn.Module):
     def forward(
         self,
         x_BTD: Tensor,
-        *given: Tensor,
+        *cond: Tensor,
         causal: bool,
         mask: Tensor | None = None,
         past: Kept | None = None,
@@ -186,21 +186,21 @@ class Layer(nn.Module):
         """What the layer makes of the words, and what it keeps for the words to come.
 
         Args:
-            given: what the norms look at besides.
+            cond: what the norms look at besides.
             past: what it kept of the words before.
             memory: what a decoder's layer attends to, [B, N, D]; with `past`, its keys and values come from there.
         """
-        normed_BTD = self.own_norm(x_BTD, *given)
-        keys, values = self.own.keys_values(normed_BTD)
+        normed_BTD = self.self_attn_norm(x_BTD, *cond)
+        keys, values = self.self_attn.keys_values(normed_BTD)
         if past is not None:
             keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
         kept: Kept = (keys, values)
-        x_BTD = x_BTD + self.dropout(self.own(normed_BTD, (keys, values), mask, causal))
+        x_BTD = x_BTD + self.dropout(self.self_attn(normed_BTD, (keys, values), mask, causal))
         if memory is not None:
-            seen = self.cross.keys_values(memory) if past is None else (past[2], past[3])
+            seen = self.cross_attn.keys_values(memory) if past is None else (past[2], past[3])
             kept += seen
-            x_BTD = x_BTD + self.dropout(self.cross(self.cross_norm(x_BTD, *given), seen, memory_mask))
-        x_BTD = x_BTD + self.dropout(self.feedforward(self.feedforward_norm(x_BTD, *given)))
+            x_BTD = x_BTD + self.dropout(self.cross_attn(self.cross_attn_norm(x_BTD, *cond), seen, memory_mask))
+        x_BTD = x_BTD + self.dropout(self.feedforward(self.feedforward_norm(x_BTD, *cond)))
         return x_BTD, kept
 
 

@@ -31,13 +31,13 @@ class Views:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of the training reports, begin and end included, after the cut at evaluate.max_tokens."""
+    """Tokens of the training reports, begin and end included, after the cut at evaluate.max_length."""
 
     mean: float
     p95: int  # 95 of 100 reports are no longer
     longest: int
     total: int
-    cut: int  # reports that are longer than evaluate.max_tokens
+    cut: int  # reports that are longer than evaluate.max_length
 
 
 def read_material(recipe: Recipe) -> Material:
@@ -45,7 +45,7 @@ def read_material(recipe: Recipe) -> Material:
     reports = [exam.report for exam in splits["train"]]
     require_no_mirrored_sides(recipe, reports)
     tokenizer = build_tokenizer(recipe, reports, None)
-    return Material(splits, tokenizer, [tokenizer.encode(report, recipe.evaluate.max_tokens) for report in reports])
+    return Material(splits, tokenizer, [tokenizer.encode(report, recipe.evaluate.max_length) for report in reports])
 
 
 def count_views(material: Material) -> Views:

@@ -65,7 +65,7 @@ def memory_by_strategy(
     Args:
         whole: all parts together.
         per_parameter: what `optimizer_bytes` gives.
-        averaged: whether a running average of the weights is kept, see train.ema.
+        averaged: whether a running average of the weights is kept, see train.ema_decay.
     """
     rows = []
     for strategy, cut in CUT.items():

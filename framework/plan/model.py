@@ -59,7 +59,7 @@ def count_topics(recipe: Recipe, material: Material) -> int | None:
     """How many topics a recipe's distiller is going to find.
 
     It is run only where the reports alone tell their number; a run of the same reports then finds the topics in the
-    cache. With data.broken: skip a run may leave exams out, whose reports are counted here, and find others.
+    cache. With data.on_broken: skip a run may leave exams out, whose reports are counted here, and find others.
     """
     if not recipe.has_topics:
         return None
@@ -117,7 +117,7 @@ def _part(name: str, module: nn.Module) -> Part:
 def measure_activations(
     task: ReportTask,
     recipe: Recipe,
-    micro_batch: int,
+    micro_batch_size: int,
     views: Views,
     tokens: Tokens,
     topics: int | None,
@@ -131,7 +131,7 @@ def measure_activations(
     writers = [f"losses.{name}" for name, loss in task.losses.items() if "decoder" in getattr(loss, "needs", ())]
     if writers:
         unknown = f"{', '.join(writers)} writes reports, and only a real model tells how long they get"
-        return Activations(None, unknown, micro_batch, views.most, tokens.longest, precision)
+        return Activations(None, unknown, micro_batch_size, views.most, tokens.longest, precision)
     known, unknown = None, ""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     size = recipe.data.image_size
@@ -139,19 +139,19 @@ def measure_activations(
         copied = copy.deepcopy(task)
         with mode:
             fake = copied.to_empty(device="cpu").train()
-            image_BVCHW = torch.empty(micro_batch, views.most, recipe.data.channels, size, size)
+            image_BVCHW = torch.empty(micro_batch_size, views.most, recipe.data.channels, size, size)
         batch = Batch(
-            exam_ids=[str(number) for number in range(micro_batch)],
+            exam_ids=[str(number) for number in range(micro_batch_size)],
             image_BVCHW=image_BVCHW,
-            view_mask_BV=torch.ones(micro_batch, views.most, dtype=torch.bool),
-            report_BT=torch.tensor([[BOS, *[UNK] * (tokens.longest - 2), EOS]] * micro_batch),
-            topic_B=torch.zeros(micro_batch, dtype=torch.long) if topics else None,
-            topic_weights_BK=torch.full((micro_batch, topics), 1 / topics) if topics else None,
+            view_mask_BV=torch.ones(micro_batch_size, views.most, dtype=torch.bool),
+            report_BT=torch.tensor([[BOS, *[UNK] * (tokens.longest - 2), EOS]] * micro_batch_size),
+            topic_B=torch.zeros(micro_batch_size, dtype=torch.long) if topics else None,
+            topic_weights_BK=torch.full((micro_batch_size, topics), 1 / topics) if topics else None,
         )
         known = saved_bytes(fake, batch, HALF.get(precision))
     except Exception as error:  # whatever a plugin does that fake tensors cannot follow
         unknown = f"{type(error).__name__}: {first_line(error)}"
-    return Activations(known, unknown, micro_batch, views.most, tokens.longest, precision)
+    return Activations(known, unknown, micro_batch_size, views.most, tokens.longest, precision)
 
 
 def saved_bytes(task: nn.Module, batch: Batch, half: torch.dtype | None) -> int:

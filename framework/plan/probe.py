@@ -16,15 +16,15 @@ from torch import Tensor
 
 from framework.build import build_optimizer, build_plugin, build_task, freeze_parts
 from framework.data.loading import Sample, collate
-from framework.distributed import Strategy, describe_launch, spread, start_accelerator
+from framework.distributed import Strategy, describe_launch, prepare, start_accelerator
 from framework.exam import EOS, Batch, Exam
 from framework.models.generation import generate
 from framework.plan.material import Material, read_material
-from framework.plan.whole import Plan, slices_of
+from framework.plan.whole import Plan, batch_plan_of
 from framework.recipe import Recipe
 from framework.runtime.console import progress_bar
 from framework.text.lsa import USUAL_DIMENSIONS, ReportSpace
-from framework.train_step import augmented, take_step, weights_at
+from framework.train_step import augmented, train_step, weights_at
 
 WARM_UP, STEPS = 2, 20
 STEPS_S, REPORTS_S = 14.0, 5.0  # seconds to stop after, give or take a step or a few words
@@ -68,24 +68,24 @@ def probe(recipe: Recipe, plan: Plan) -> Probe:
     # As if it were trained, which fetches no weights.
     task: Any = build_task(recipe, material.tokenizer, plan.topics, space, training=train, trained=True)
     freeze_parts(recipe, task)
-    slices = slices_of(recipe, plan.steps.processes)
-    strategy = spread(accelerator, recipe, task, slices, lambda task: build_optimizer(recipe, task))
+    batch_plan = batch_plan_of(recipe, plan.steps.processes)
+    strategy = prepare(accelerator, recipe, task, batch_plan, lambda task: build_optimizer(recipe, task))
     times = time_steps(strategy, recipe, plan, material)
 
     settings, words = recipe.evaluate, round(plan.tokens.mean) - 1  # nothing writes the begin
     size = settings.batch_size
     some = material.splits["val"][:size]
     batch = collate([_sample(exam, [EOS], None, None, recipe) for exam in some]).to(accelerator.device)
-    with strategy.whole_task() as whole:
+    with strategy.full_params_model() as whole:
         seconds = {
-            beam: _time_reports(accelerator, whole, batch, recipe, beam, words) / len(some)
-            for beam in {settings.val_beam, settings.beam}
+            num_beams: _time_reports(accelerator, whole, batch, recipe, num_beams, words) / len(some)
+            for num_beams in {settings.val_num_beams, settings.num_beams}
         }
     mine = {split: math.ceil(plan.exams[split] / plan.steps.processes) for split in ("val", "test")}
     step = statistics.median(times)
     training = step * plan.steps.total
-    validations = plan.steps.validations * mine["val"] * seconds[settings.val_beam]
-    evaluation = (mine["val"] + mine["test"]) * seconds[settings.beam]
+    validations = plan.steps.validations * mine["val"] * seconds[settings.val_num_beams]
+    evaluation = (mine["val"] + mine["test"]) * seconds[settings.num_beams]
     launch = describe_launch(accelerator, recipe)
     return Probe(
         device=launch["device"],
@@ -105,12 +105,12 @@ def probe(recipe: Recipe, plan: Plan) -> Probe:
 
 def time_steps(strategy: Strategy, recipe: Recipe, plan: Plan, material: Material) -> list[float]:
     """Seconds of real steps on the first exams of training: their views and tokens, in their order, random pixels."""
-    slices = slices_of(recipe, plan.steps.processes)
+    batch_plan = batch_plan_of(recipe, plan.steps.processes)
     augment = None if recipe.data.augment is None else build_plugin(recipe, "augment", recipe.data.augment)
     weights_L = weights_at(recipe, 0, plan.steps.total)
     exams = material.splits["train"]
     topics = itertools.cycle(range(plan.topics)) if plan.topics else itertools.repeat(None)
-    micro_batches = itertools.cycle(slices.epoch(len(exams), recipe.train.seed, 0))
+    micro_batches = itertools.cycle(batch_plan.epoch(len(exams), recipe.train.seed, 0))
     began, times = time.monotonic(), []
     strategy.task.train()
     bar = progress_bar(range(WARM_UP + STEPS), total=WARM_UP + STEPS, text="probing steps")
@@ -120,12 +120,12 @@ def time_steps(strategy: Strategy, recipe: Recipe, plan: Plan, material: Materia
                 _sample(exams[place], material.tokens[place], next(topics), plan.topics, recipe)
                 for place in next(micro_batches)
             ]
-            for _ in range(slices.accumulation)
+            for _ in range(batch_plan.accumulation)
         ]
         started = time.monotonic()
         device = strategy.accelerator.device
         group = [augmented(collate(rows), augment, recipe.train.seed, 0, device) for rows in samples]
-        take_step(strategy, group, weights_L)
+        train_step(strategy, group, weights_L)
         times.append(time.monotonic() - started)
         if len(times) > 1 and time.monotonic() - began > STEPS_S:
             break
@@ -144,14 +144,16 @@ class _Endless:
     """A decoder that ends no report, so that its untrained one writes as many words as it is asked for."""
 
     def __init__(self, decoder: Any) -> None:
-        self.decoder, self.start = decoder, decoder.start
+        self.decoder, self.start = decoder, decoder.init_cache
 
     def step(self, tokens_B: Tensor, state: Any) -> tuple[Tensor, Any]:
         logits_BW, state = self.decoder.step(tokens_B, state)
         return logits_BW.index_fill(1, torch.tensor([EOS], device=logits_BW.device), float("-inf")), state
 
 
-def _time_reports(accelerator: Accelerator, task: Any, batch: Batch, recipe: Recipe, beam: int, words: int) -> float:
+def _time_reports(
+    accelerator: Accelerator, task: Any, batch: Batch, recipe: Recipe, num_beams: int, words: int
+) -> float:
     """Seconds to write reports of so many words about a batch; of a slow model, fewer are written and scaled up."""
 
     def write(length: int) -> float:
@@ -160,10 +162,10 @@ def _time_reports(accelerator: Accelerator, task: Any, batch: Batch, recipe: Rec
             generate(
                 _Endless(task.decoder),
                 task.features(batch),
-                max_tokens=length,
-                beam=beam,
+                max_length=length,
+                num_beams=num_beams,
                 length_penalty=recipe.evaluate.length_penalty,
-                no_repeat=recipe.evaluate.no_repeat,
+                no_repeat_ngram_size=recipe.evaluate.no_repeat_ngram_size,
             )
         return time.monotonic() - started
 

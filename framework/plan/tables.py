@@ -19,14 +19,14 @@ MEMORY_NOTES = (
 
 def plan_rows(plan: Plan) -> list[tuple[str, str]]:
     steps, tokens, views = plan.steps, plan.tokens, plan.views
-    cut = f"{steps.micro_batch} x {steps.processes} processes x {steps.accumulation} accumulated"
+    cut = f"{steps.micro_batch_size} x {steps.processes} processes x {steps.accumulation} accumulated"
     return [
         ("exams", ", ".join(f"{count:,} {split}" for split, count in plan.exams.items())),
         ("views an exam", f"{views.least} to {views.most}, {views.mean:.1f} on average"),
         ("vocabulary", f"{plan.words:,} words"),
         ("topics", "none" if plan.topics is None else str(plan.topics)),
         ("tokens a report", f"{tokens.mean:.1f} on average, 95 of 100 up to {tokens.p95}, longest {tokens.longest}"),
-        ("reports cut", f"{tokens.cut:,} longer than evaluate.max_tokens"),
+        ("reports cut", f"{tokens.cut:,} longer than evaluate.max_length"),
         ("tokens", f"{tokens.total:,} in the training reports, {plan.tokens_seen:,} over all epochs"),
         ("global batch", f"{steps.batch_size} exams = {cut}"),
         ("steps", f"{steps.total:,} = {steps.epochs} epochs x {steps.an_epoch:,}"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from framework.build import build_optimizer, require_a_batch
-from framework.data.loading import Slices
+from framework.data.loading import BatchPlan
 from framework.distributed import precision_of, strategy_of
 from framework.distributed.deepspeed_json import deepspeed_config
 from framework.plan.material import Tokens, Views, count_tokens, count_views, read_material
@@ -18,10 +18,10 @@ from framework.task import ReportTask
 
 @dataclass(frozen=True)
 class Steps:
-    """batch_size = micro_batch x processes x accumulation exams make a step. Early stopping may end before `total`."""
+    """batch_size = micro_batch_size x processes x accumulation exams make a step. Early stopping may end before `total`."""
 
     batch_size: int
-    micro_batch: int
+    micro_batch_size: int
     processes: int
     accumulation: int
     epochs: int
@@ -56,16 +56,16 @@ def plan(recipe: Recipe, processes: int) -> Plan:
         ValueError: what a run would refuse as well: the data set, a batch that does not fit the processes or exams, a
             rate of a part that is not there, a first stage or a DeepSpeed file that is none.
     """
-    slices = slices_of(recipe, processes)
+    batch_plan = batch_plan_of(recipe, processes)
     material = read_material(recipe)
     exams = {name: len(rows) for name, rows in material.splits.items()}
     require_a_batch(recipe, exams["train"])
-    steps = _steps(recipe, slices, exams["train"])
+    steps = _steps(recipe, batch_plan, exams["train"])
     views, tokens, topics = count_views(material), count_tokens(material), count_topics(recipe, material)
     task = build_meta_task(recipe, material, topics)
-    _try_the_rest(recipe, task, slices)
+    _try_the_rest(recipe, task, batch_plan)
     parts, precision = parts_of(task), precision_of(recipe)
-    activations = measure_activations(task, recipe, slices.micro_batch, views, tokens, topics, precision)
+    activations = measure_activations(task, recipe, batch_plan.micro_batch_size, views, tokens, topics, precision)
     kept = optimizer_bytes(recipe)
     return Plan(
         recipe=str(recipe.path),
@@ -79,38 +79,38 @@ def plan(recipe: Recipe, processes: int) -> Plan:
         activations=activations,
         optimizer_bytes=kept,
         memory=memory_by_strategy(
-            parts[-1], kept, recipe.train.ema is not None, activations.bytes, processes, strategy_of(recipe)
+            parts[-1], kept, recipe.train.ema_decay is not None, activations.bytes, processes, strategy_of(recipe)
         ),
         steps=steps,
     )
 
 
-def _try_the_rest(recipe: Recipe, task: ReportTask, slices: Slices) -> None:
+def _try_the_rest(recipe: Recipe, task: ReportTask, batch_plan: BatchPlan) -> None:
     """Reads what a plan does not count and a run would refuse: rates of parts, the first stage, DeepSpeed's file."""
     build_optimizer(recipe, task)
     if recipe.init_from is not None:
         find_source(recipe.init_from)
     if recipe.distributed.deepspeed_config is not None:
-        deepspeed_config(recipe, slices)
+        deepspeed_config(recipe, batch_plan)
 
 
-def slices_of(recipe: Recipe, processes: int) -> Slices:
+def batch_plan_of(recipe: Recipe, processes: int) -> BatchPlan:
     """How the first process cuts its batches."""
-    micro = None if recipe.train.micro_batch == "auto" else recipe.train.micro_batch
-    return Slices.plan(recipe.train.batch_size, micro, 0, processes)
+    micro = None if recipe.train.micro_batch_size == "auto" else recipe.train.micro_batch_size
+    return BatchPlan.plan(recipe.train.batch_size, micro, 0, processes)
 
 
-def _steps(recipe: Recipe, slices: Slices, exams: int) -> Steps:
-    epochs, an_epoch = recipe.train.epochs, slices.steps(exams)
+def _steps(recipe: Recipe, batch_plan: BatchPlan, exams: int) -> Steps:
+    epochs, an_epoch = recipe.train.epochs, batch_plan.steps(exams)
     total = epochs * an_epoch
     ends = {epoch * an_epoch for epoch in range(1, epochs + 1)}  # an epoch's end is always kept
     every = recipe.checkpoint.every_steps
     between = set(range(every, total + 1, every)) if every else set()
     return Steps(
-        batch_size=slices.batch_size,
-        micro_batch=slices.micro_batch,
-        processes=slices.processes,
-        accumulation=slices.accumulation,
+        batch_size=batch_plan.batch_size,
+        micro_batch_size=batch_plan.micro_batch_size,
+        processes=batch_plan.processes,
+        accumulation=batch_plan.accumulation,
         epochs=epochs,
         an_epoch=an_epoch,
         total=total,

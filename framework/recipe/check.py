@@ -19,7 +19,15 @@ from framework.recipe.schema import NO_TOPICS, SLOTS, Recipe, Section, WeightSch
 from framework.recipe.score_names import metric_of, reward_problem
 from framework.recipe.source import Key, RecipeError, dotted, is_within
 from framework.registry import KINDS, Plugin, PluginError, catalogue, did_you_mean, find, replaced, short
-from framework.registry.signature import BY_DECODER, RESERVED, class_flag, class_texts, given, keys_of, model_of
+from framework.registry.signature import (
+    BY_DECODER,
+    RESERVED,
+    class_flag,
+    class_texts,
+    injected_params,
+    keys_of,
+    model_of,
+)
 
 BY_NAMES: Key = ("losses",)  # whose keys are names of losses, with one section for them all
 UNREADABLE = {"name": "?"}  # stands for a block that was complained of, so that the rest can be checked
@@ -211,7 +219,7 @@ def _block(check: Check, key: Key, kind: str, block: Any) -> Any:
 
 def _keys(check: Check, key: Key, keys: dict[str, Any], plugin: Plugin, model: type[BaseModel]) -> dict[str, Any]:
     """Checks one plugin's own keys; gives all of them, defaults filled in."""
-    for run_time in [n for n in keys if n in KINDS[plugin.kind].given]:
+    for run_time in [n for n in keys if n in KINDS[plugin.kind].injected_params]:
         check.note((*key, run_time), "only the run knows this value and hands it over; take it out")
         del keys[run_time]
     try:
@@ -263,11 +271,11 @@ def _together(check: Check, recipe: Recipe) -> None:
     losses = set(recipe.active_losses)
     note_misfits(check.plugins, recipe.has_topics, losses, check.merged.plugin_files, check.note)
     train = recipe.train
-    if isinstance(train.micro_batch, int) and train.batch_size % train.micro_batch:
+    if isinstance(train.micro_batch_size, int) and train.batch_size % train.micro_batch_size:
         fits = [n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0]
         check.note(
-            ("train", "micro_batch"),
-            f"found {train.micro_batch}, expected a divisor of train.batch_size = {train.batch_size}: "
+            ("train", "micro_batch_size"),
+            f"found {train.micro_batch_size}, expected a divisor of train.batch_size = {train.batch_size}: "
             f"{', '.join(map(str, fits))}",
         )
     names = [metric.name for metric in recipe.evaluate.metrics]
@@ -280,10 +288,10 @@ def _together(check: Check, recipe: Recipe) -> None:
     if recipe.data.augment is not None:
         note_mirrored_sides(check.plugins, recipe.data.augment.keys, check.note)
     known = keys_in(recipe)
-    for index, name in enumerate(recipe.resume_despite):
+    for index, name in enumerate(recipe.resume_ignore):
         if name not in known:
             guess = did_you_mean(name, known)
-            check.note(("resume_despite", index), f"found {name!r}, expected a key of this recipe.{guess}")
+            check.note(("resume_ignore", index), f"found {name!r}, expected a key of this recipe.{guess}")
     note_monitor(recipe, check.plugins, check.note)
 
 
@@ -305,8 +313,8 @@ def _strategy(check: Check, recipe: Recipe) -> None:
         check.note(
             ("train", "clip_by"), f"'value' is for ddp and fsdp: DeepSpeed limits norms alone; strategy is {strategy}"
         )
-    if recipe.train.clip_by == "value" and recipe.train.clip is None:
-        check.note(("train", "clip_by"), "found 'value', but train.clip is null, so there is no limit to hold")
+    if recipe.train.clip_by == "value" and recipe.train.max_grad_norm is None:
+        check.note(("train", "clip_by"), "found 'value', but train.max_grad_norm is null, so there is no limit to hold")
     if recipe.train.precision == "fp16" and strategy not in ("auto", "ddp"):
         check.note(("train", "precision"), f"fp16 is for ddp; under {strategy} take bf16 or fp32")
 
@@ -331,7 +339,7 @@ def _terms(check: Check, recipe: Recipe) -> None:
                 f"'uncertainty' is for terms that are never below 0, and losses.{name} can be: its factor would grow "
                 "without end",
             )
-        if "make_reward" not in given(plugin):
+        if "make_reward" not in injected_params(plugin):
             continue
         reward = loss.keys.get("reward", {})
         if not reward:
@@ -353,7 +361,7 @@ def _idle_decoder(check: Check, recipe: Recipe) -> None:
     needed = [class_texts(plugin, "needs") if plugin else None for plugin in plugins]
     if not needed or any(words is None or BY_DECODER & set(words) for words in needed):
         return  # it learns; or what the losses need is not known, which was said
-    rates = recipe.optimizer.lrs
+    rates = recipe.optimizer.group_lrs
     at_rest = rates.get("decoder") == 0 and not any(rate for part, rate in rates.items() if is_within(part, "decoder"))
     if not at_rest and "decoder" not in recipe.train.freeze:
         check.note(
@@ -368,9 +376,9 @@ def _rates(check: Check, recipe: Recipe) -> None:
     model, losses = ["encoder", "decoder"], [f"losses.{name}" for name in recipe.active_losses]
     losses += ["weighting"] if recipe.train.weighting == "uncertainty" else []
     named: dict[Key, tuple[str, list[str]]] = {
-        **{("optimizer", "lrs", prefix): (prefix, model + losses) for prefix in recipe.optimizer.lrs},
+        **{("optimizer", "group_lrs", prefix): (prefix, model + losses) for prefix in recipe.optimizer.group_lrs},
         **{("train", "freeze", n): (prefix, model + losses) for n, prefix in enumerate(recipe.train.freeze)},
-        **{("init_skip", n): (prefix, model) for n, prefix in enumerate(recipe.init_skip)},
+        **{("init_exclude", n): (prefix, model) for n, prefix in enumerate(recipe.init_exclude)},
     }
     for key, (prefix, known) in named.items():
         if not any(is_within(prefix, part) for part in known):
@@ -378,10 +386,14 @@ def _rates(check: Check, recipe: Recipe) -> None:
                 key,
                 f"names no part of the model.{did_you_mean(prefix, known)} Known: {', '.join(known)} and their parts",
             )
-    if recipe.init_skip and recipe.init_from is None:
-        check.note(("init_skip",), "says what of init_from begins anew, which is null; set it, or take init_skip out")
-    if recipe.optimizer.encoder_lr is not None and "encoder" in recipe.optimizer.lrs:
-        check.note(("optimizer", "lrs", "encoder"), "is optimizer.encoder_lr by another name; take one of them out")
+    if recipe.init_exclude and recipe.init_from is None:
+        check.note(
+            ("init_exclude",), "says what of init_from begins anew, which is null; set it, or take init_exclude out"
+        )
+    if recipe.optimizer.encoder_lr is not None and "encoder" in recipe.optimizer.group_lrs:
+        check.note(
+            ("optimizer", "group_lrs", "encoder"), "is optimizer.encoder_lr by another name; take one of them out"
+        )
 
 
 def check_recipe(merged: Merged, path: Path) -> Recipe:
@@ -401,8 +413,8 @@ def check_recipe(merged: Merged, path: Path) -> Recipe:
     metrics = tree["evaluate"].get("metrics") if isinstance(tree.get("evaluate"), dict) else None
     if isinstance(metrics, list):
         tree["evaluate"]["metrics"] = tuple(metrics)
-    if isinstance(tree.get("resume_despite"), list):
-        tree["resume_despite"] = tuple(tree["resume_despite"])
+    if isinstance(tree.get("resume_ignore"), list):
+        tree["resume_ignore"] = tuple(tree["resume_ignore"])
     recipe = _whole(check, {**tree, "plugins": merged.plugin_files})
     if recipe is not None:
         _together(check, recipe)

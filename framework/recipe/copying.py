@@ -10,7 +10,7 @@ import yaml
 
 from framework.recipe.source import RECIPES, SHIPPED, RecipeError, find_file, find_shipped, parse, read_text
 from framework.registry import short
-from framework.runtime.files import write_whole
+from framework.runtime.files import atomic_write
 
 SCHEMA = RECIPES / "sonoscribe.schema.json"
 MODELINE = re.compile(r"(?m)^# yaml-language-server: \$schema=.*$")
@@ -44,7 +44,7 @@ def copy_recipe(named: str, target: Path) -> Path:
         text = text[:start] + new + text[end:]
     text = MODELINE.sub(lambda _: f"# yaml-language-server: $schema={_path(SCHEMA, target)}", text)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(target, text)
+    atomic_write(target, text)
     return target
 
 

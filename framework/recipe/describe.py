@@ -17,7 +17,7 @@ from framework.recipe.json_schema import BESIDE
 from framework.recipe.schema import SLOTS
 from framework.recipe.source import read_text
 from framework.registry import KINDS, Plugin, PluginError, broken, catalogue, did_you_mean, find, short, unusable
-from framework.registry.signature import RESERVED, Key, given, gives, keys_of, needs
+from framework.registry.signature import RESERVED, Key, gives, injected_params, keys_of, needs
 
 # `ls` lists these as well, though they are no plugins.
 RECIPE_WORD = "recipe"
@@ -26,11 +26,11 @@ MODELINE = "# yaml-language-server:"
 # What build.py hands over, in words; to an executor, `grid run` does.
 GIVEN = {
     "channels": "channels of an image (data.channels)",
-    "blueprint": "what a trained part's weights told of its shape; None of a new one",
+    "hf_config": "what a trained part's weights told of its shape; None of a new one",
     "vocabulary_size": "words that the tokenizer knows",
     "vocabulary": "the words that the tokenizer knows, by id",
     "feature_width": "width of the encoder's features",
-    "max_tokens": "longest report (evaluate.max_tokens)",
+    "max_length": "longest report (evaluate.max_length)",
     "segment": "the tokenizer's cut of a text into words",
     "seed": "seed of the run (train.seed)",
     "topic_count": "topics that the distiller found",
@@ -80,7 +80,7 @@ class Description:
     module: str | None  # None: a file that a recipe names
     origin: str  # "shipped", "file", or the name and version of its distribution
     signature: str
-    given: dict[str, str]  # what the run hands over
+    injected_params: dict[str, str]  # what the run hands over
     needs: tuple[str, ...]
     gives: tuple[str, ...]
     keys: tuple[KeyDescription, ...]
@@ -100,7 +100,7 @@ def describe(plugin: Plugin) -> Description:
         module=plugin.module,
         origin=plugin.origin,
         signature=f"{plugin.qualname}({_arguments(plugin)})",
-        given={name: GIVEN[name] for name in given(plugin)},
+        injected_params={name: GIVEN[name] for name in injected_params(plugin)},
         needs=needs(plugin) if model_part else (),
         gives=gives(plugin) if model_part else (),
         keys=tuple(_key(key) for key in keys_of(plugin)),

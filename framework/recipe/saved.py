@@ -18,18 +18,18 @@ from framework.recipe.source import Key, dotted
 NOT_THE_RESULT = (
     ("run",),
     ("resume",),
-    ("resume_despite",),
+    ("resume_ignore",),
     ("plugins",),
-    ("data", "cache"),
-    ("data", "workers"),
-    ("train", "micro_batch"),
+    ("data", "cache_dir"),
+    ("data", "num_workers"),
+    ("train", "micro_batch_size"),
     ("distributed", "strategy"),
     ("distributed", "offload"),
     ("distributed", "activation_checkpointing"),
     ("distributed", "timeout"),
     ("distributed", "deepspeed_config"),
     ("checkpoint",),
-    ("evaluate", "resamples"),
+    ("evaluate", "bootstrap_samples"),
 )
 # Texts that no YAML reader takes for anything else. The others are written in quotes.
 BARE = re.compile(r"[A-Za-z_/][\w./-]*\Z", re.ASCII)

@@ -114,7 +114,7 @@ class Optimizer(Choice):
     """Learning rate where the schedule is at its top."""
     encoder_lr: NonNegativeFloat | None = None
     """The same for the encoder; null: as lr, 0: the encoder is frozen."""
-    lrs: dict[str, NonNegativeFloat] = Field(default_factory=dict)
+    group_lrs: dict[str, NonNegativeFloat] = Field(default_factory=dict)
     """The same for parts of the model, each named as its parameters begin: losses.topic, decoder.embed; the longest
     name that fits counts. A part with 0 is frozen."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -134,11 +134,11 @@ class Data(Section):
     """What cuts reports into tokens."""
     augment: Choice | None = None
     """What changes the images while training, each epoch anew; null: nothing."""
-    workers: NonNegativeInt = 0
+    num_workers: NonNegativeInt = 0
     """Processes that load exams, of each training process; 0: it loads them itself."""
-    cache: str = ".cache/sonoscribe"
+    cache_dir: str = ".cache/sonoscribe"
     """Folder for prepared images and topics, which later runs use again."""
-    broken: Literal["stop", "skip"] = "stop"
+    on_broken: Literal["stop", "skip"] = "stop"
     """What an exam that cannot be read does to the run: stop it, or be left out with a warning."""
 
 
@@ -158,24 +158,24 @@ class Train(Section):
     """Passes over the training exams."""
     batch_size: PositiveInt = 16
     """Exams in one step, over all processes."""
-    micro_batch: PositiveInt | Literal["auto"] = "auto"
+    micro_batch_size: PositiveInt | Literal["auto"] = "auto"
     """Exams that one process takes at a time, a divisor of batch_size; auto: its whole share."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of the training arithmetic; auto: what the device does best."""
-    clip: PositiveFloat | None = 1.0
+    max_grad_norm: PositiveFloat | None = 1.0
     """Limit of the gradient; null: none."""
     clip_by: Literal["norm", "value"] = "norm"
-    """What clip limits; norm: that of the whole gradient, which is scaled down to it, value: each number in it."""
+    """What max_grad_norm limits; norm: that of the whole gradient, which is scaled down to it, value: each number in it."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 9233
     """Where every random number begins."""
-    early_stop: PositiveInt | None = None
+    early_stopping_patience: PositiveInt | None = None
     """Validations without a better monitor that end the run; null: all epochs are trained."""
     freeze: list[str] = Field(default_factory=list)
     """Parts that stay as they are, whatever their rate, each named as its parameters begin: encoder, decoder.embed.
     Batch normalization in them keeps its statistics, and they have no dropout."""
     weighting: Literal["fixed", "uncertainty"] = "fixed"
     """What the terms weigh: fixed, as in losses; uncertainty: that times a factor of each, which is learned."""
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Memory of the running average of the weights, which is what is validated and kept; null: the last weights are."""
     skip_non_finite: NonNegativeInt = 0
     """Steps with a loss or gradient that is no number that are skipped; one more stops the run."""
@@ -213,19 +213,19 @@ class Evaluate(Section):
     """What the kept model is chosen by: val/ and a score of a metric; or several, each with its weight in a sum."""
     every_epochs: PositiveInt = 1
     """Epochs from one validation to the next."""
-    beam: PositiveInt = 1
+    num_beams: PositiveInt = 1
     """Beams of the search at the end, on val and test; 1: greedy."""
-    val_beam: PositiveInt = 1
+    val_num_beams: PositiveInt = 1
     """Beams of the search while training, on val; 1: greedy."""
     length_penalty: float = 1.0
     """Power of the length that a report's log-probability is divided by; more than 1 favors long reports."""
-    no_repeat: NonNegativeInt = 0
+    no_repeat_ngram_size: NonNegativeInt = 0
     """Length in tokens of the sequences that may not come twice in a report; 0: all may."""
-    max_tokens: Annotated[int, Field(ge=3)] = 150
+    max_length: Annotated[int, Field(ge=3)] = 150
     """Longest report in tokens, begin and end included."""
     batch_size: PositiveInt = 32
     """Exams that one process writes reports of at a time."""
-    resamples: NonNegativeInt = 1000
+    bootstrap_samples: NonNegativeInt = 1000
     """Draws of patients that the 95 % intervals of the final scores come from; 0: no intervals."""
 
     @property
@@ -293,11 +293,11 @@ class Recipe(Section):
     run: Run = Run()
     init_from: str | None = None
     """A run's folder, or that of one of its checkpoints, whose encoder and decoder training begins with; null: none."""
-    init_skip: list[str] = Field(default_factory=list)
+    init_exclude: list[str] = Field(default_factory=list)
     """Parts that begin anew all the same, each named as its parameters begin: decoder, encoder.position_VD."""
     resume: str = "never"
     """never: a new run; auto: this recipe's unfinished run, if there is one; or the folder of a run to go on with."""
-    resume_despite: tuple[str, ...] = ()
+    resume_ignore: tuple[str, ...] = ()
     """Keys that may differ from those the run was trained with so far."""
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)

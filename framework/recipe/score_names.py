@@ -14,7 +14,7 @@ from framework.registry.signature import class_flag, class_method, class_texts, 
 def not_of_one(score: str) -> str:
     """What is wrong with a score of many reports where one of a single report is wanted."""
     return (
-        f"'{score}' is a score of many reports together: its metric has no per_exam and of_sums, which tell what one "
+        f"'{score}' is a score of many reports together: its metric has no per_exam_stats and compute, which tell what one "
         "report is worth; take it out"
     )
 
@@ -49,7 +49,7 @@ def reward_problem(score: str, weight: float, metric: Plugin) -> str | None:
     higher = class_flag(metric, "higher_is_better")
     if higher is not None and (problem := weight_problem(score, weight, higher)):
         return problem
-    return not_of_one(score) if class_method(metric, "per_exam") is False else None
+    return not_of_one(score) if class_method(metric, "per_exam_stats") is False else None
 
 
 def higher_is_better(recipe: Recipe, scores: Sequence[str], build: Callable[[Choice], Any]) -> bool | None:

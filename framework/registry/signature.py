@@ -26,7 +26,7 @@ from framework.registry.plugins import KINDS, NEEDS_TOPICS, Plugin, PluginError,
 from framework.registry.types import Fraction
 
 # Words of the recipe itself, which stand beside a plugin's keys.
-RESERVED = {"loss": frozenset({"weight"}), "optimizer": frozenset({"lr", "encoder_lr", "lrs", "layer_decay"})}
+RESERVED = {"loss": frozenset({"weight"}), "optimizer": frozenset({"lr", "encoder_lr", "group_lrs", "layer_decay"})}
 
 PLAIN: dict[str, Any] = {
     "int": int,
@@ -129,9 +129,9 @@ def _arguments(plugin: Plugin) -> Iterator[tuple[ast.arg, ast.expr | None]]:
     yield from zip(signature.kwonlyargs, signature.kw_defaults)
 
 
-def given(plugin: Plugin) -> tuple[str, ...]:
+def injected_params(plugin: Plugin) -> tuple[str, ...]:
     """The run-time values that this plugin asks for."""
-    return tuple(arg.arg for arg, _ in _arguments(plugin) if arg.arg in KINDS[plugin.kind].given)
+    return tuple(arg.arg for arg, _ in _arguments(plugin) if arg.arg in KINDS[plugin.kind].injected_params)
 
 
 @cache
@@ -144,7 +144,7 @@ def keys_of(plugin: Plugin) -> tuple[Key, ...]:
     docs = argument_docs(plugin.doc)
     keys = []
     for arg, default in _arguments(plugin):
-        if arg.arg in KINDS[plugin.kind].given:
+        if arg.arg in KINDS[plugin.kind].injected_params:
             continue
         here = f"{short(plugin.path)}:{arg.lineno}: argument '{arg.arg}' of {plugin.kind} '{plugin.name}'"
         if arg.arg == "name" or arg.arg in RESERVED.get(plugin.kind, ()):
@@ -221,7 +221,7 @@ def needs(plugin: Plugin) -> tuple[str, ...]:
         PluginError: a word in it that is not known, or a loss without it.
     """
     found = _declared(plugin, "needs", NEEDS.get(plugin.kind))
-    topics = NEEDS_TOPICS & set(given(plugin)) and "topics" not in found
+    topics = NEEDS_TOPICS & set(injected_params(plugin)) and "topics" not in found
     return (*found, "topics") if topics else found
 
 

@@ -16,24 +16,26 @@ class Kind:
 
     name: str
     gives: str  # what a plugin of this kind is, for `ls`
-    given: frozenset[str] = frozenset()  # what only a run knows: handed over by build.py, never a recipe's key
+    injected_params: frozenset[str] = (
+        frozenset()
+    )  # what only a run knows: handed over by build.py, never a recipe's key
 
 
 def _kinds(*rows: tuple[str, str, str]) -> dict[str, Kind]:
-    return {name: Kind(name, gives, frozenset(given.split())) for name, gives, given in rows}
+    return {name: Kind(name, gives, frozenset(injected_params.split())) for name, gives, injected_params in rows}
 
 
 KINDS = _kinds(
     ("dataset", "a source of exams", ""),
     ("tokenizer", "text to ids and back", ""),
     ("augment", "images to images, in training", ""),
-    ("encoder", "views to features", "channels blueprint"),
-    ("decoder", "features to a report", "vocabulary_size vocabulary feature_width max_tokens blueprint"),
+    ("encoder", "views to features", "channels hf_config"),
+    ("decoder", "features to a report", "vocabulary_size vocabulary feature_width max_length hf_config"),
     ("distiller", "reports to topics", "segment seed"),
     (
         "loss",
         "one term of the loss",
-        "vocabulary_size vocabulary feature_width topic_count word_vectors_WD max_tokens make_reward",
+        "vocabulary_size vocabulary feature_width topic_count word_vectors_WD max_length make_reward",
     ),
     ("metric", "a score of generated reports", "language"),
     ("optimizer", "parameters to updates", "groups"),

@@ -15,19 +15,19 @@ from typing import Any
 from framework.checkpoint.export import publish_model
 from framework.checkpoint.format import (
     CheckpointError,
-    Progress,
+    TrainState,
     checkpoints_of,
     clear_unfinished,
-    problem_of,
-    read_progress,
+    read_train_state,
     step_of,
+    verify_checkpoint,
 )
 from framework.distributed import launch_id, restarts
 from framework.recipe import Recipe, recipe_hash
 from framework.recipe.explain import differences
 from framework.recipe.saved import keys_in
 from framework.recipe.source import is_within
-from framework.runtime.console import say
+from framework.runtime.console import print0
 from framework.runtime.errors import Stopped
 from framework.runtime.signals import WATCHER
 from framework.topics.distill import TOLD
@@ -40,7 +40,7 @@ SHOWN = 8  # differences of a recipe that are told
 class OpenedRun:
     folder: Path
     checkpoint: Path | None  # verified
-    progress: Progress | None  # its own
+    train_state: TrainState | None  # its own
     made: Path | None = None  # the topmost folder that was not there before
 
 
@@ -64,21 +64,27 @@ def open_run(recipe: Recipe) -> OpenedRun:
     checkpoint = _verified(named, checkpoints)
     if checkpoint is None:
         return OpenedRun(folder, None, None, made)
-    progress = read_progress(checkpoint)
-    _same_recipe(checkpoint, progress, recipe)
+    train_state = read_train_state(checkpoint)
+    _same_recipe(checkpoint, train_state, recipe)
     aside = _set_aside(checkpoint, checkpoints)
-    best = checkpoints / f"step-{progress.best_step}"
+    best = checkpoints / f"step-{train_state.best_step}"
     problem = (
-        None if best == checkpoint else problem_of(best) if best.is_dir() else f"{best}: pruned" if aside else None
+        None
+        if best == checkpoint
+        else verify_checkpoint(best)
+        if best.is_dir()
+        else f"{best}: pruned"
+        if aside
+        else None
     )
     if problem is not None:
-        say(f"warning: the best model so far cannot be used, and the best of what follows is kept: {problem}")
-        progress.best, progress.best_step = None, None
-        progress.kept.pop(best.name, None)
+        print0(f"warning: the best model so far cannot be used, and the best of what follows is kept: {problem}")
+        train_state.best, train_state.best_step = None, None
+        train_state.kept.pop(best.name, None)
         shutil.rmtree(folder / "model", ignore_errors=True)  # the same bytes under a second name
     elif best.is_dir():  # whatever stands at `model`: a run may have died between a checkpoint and its model
         publish_model(best / "model", folder / "model")
-    return OpenedRun(folder, checkpoint, progress)
+    return OpenedRun(folder, checkpoint, train_state)
 
 
 def take_back(opened: OpenedRun) -> None:
@@ -98,7 +104,7 @@ def take_back(opened: OpenedRun) -> None:
 def topics_that_stay(recipe: Recipe, opened: OpenedRun) -> Path | None:
     """What tells the topics of a run that goes on, which it must keep; None where it begins anew or may have others."""
     told = opened.folder / TOLD
-    others = any(is_within(key, "distiller") for key in recipe.resume_despite)
+    others = any(is_within(key, "distiller") for key in recipe.resume_ignore)
     return told if opened.checkpoint is not None and told.is_file() and not others else None
 
 
@@ -107,7 +113,7 @@ def _find(recipe: Recipe) -> tuple[Path, Path | None]:
     home, digest = Path(recipe.run.root) / recipe.path.stem, recipe_hash(recipe)[:8]
     before = _of_this_launch(home) if restarts() else None
     if before is not None:
-        say(f"start number {restarts() + 1} of this launch: going on with {before}")
+        print0(f"start number {restarts() + 1} of this launch: going on with {before}")
         return before, None
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{digest}" if recipe.run.name == "auto" else recipe.run.name
     if recipe.resume == "never":
@@ -149,19 +155,19 @@ def _verified(named: Path | None, folder: Path) -> Path | None:
     """The named checkpoint, or the newest that is whole; None if there is none at all."""
     found = checkpoints_of(folder)
     if named is not None:
-        problem = problem_of(named)
+        problem = verify_checkpoint(named)
         if problem is None:
             return named
         others = ", ".join(f"resume={path}" for path in found if path.resolve() != named.resolve())
         raise CheckpointError(problem + (f". Others of this run: {others}" if others else ""))
     problems: list[str] = []
     for checkpoint in found:
-        problem = problem_of(checkpoint)
+        problem = verify_checkpoint(checkpoint)
         if problem is None:
             if problems:
-                say(f"warning: going on from {checkpoint}, since newer ones cannot be used:")
+                print0(f"warning: going on from {checkpoint}, since newer ones cannot be used:")
                 for line in problems:
-                    say(f"  {line}")
+                    print0(f"  {line}")
             return checkpoint
         problems.append(problem)
     if problems:
@@ -178,14 +184,14 @@ def _set_aside(checkpoint: Path, folder: Path) -> bool:
     for path in newer:
         aside = path.with_name(f"aside-{path.name}-{datetime.now():%Y%m%d-%H%M%S}")
         path.replace(aside)
-        say(f"{path} is newer, and now called {aside.name}")
+        print0(f"{path} is newer, and now called {aside.name}")
     return bool(newer)
 
 
-def _same_recipe(checkpoint: Path, progress: Progress, recipe: Recipe) -> None:
+def _same_recipe(checkpoint: Path, train_state: TrainState, recipe: Recipe) -> None:
     """Raises CheckpointError where the recipe differs in what may change the result, and it was not told so."""
-    rows = differences(progress.recipe, recipe)
-    allowed = recipe.resume_despite
+    rows = differences(train_state.recipe, recipe)
+    allowed = recipe.resume_ignore
     told = [row for row in rows if not any(is_within(row.key, key) for key in allowed)]
     if not told:
         return
@@ -195,12 +201,12 @@ def _same_recipe(checkpoint: Path, progress: Progress, recipe: Recipe) -> None:
     keys = ",".join(dict.fromkeys(_known(row.key, recipe) for row in told))
     raise CheckpointError(
         f"{checkpoint} was trained under another recipe:\n" + "\n".join(lines) + "\n"
-        f"Take these back, start anew with resume=never, or go on all the same: 'resume_despite=[{keys}]'"
+        f"Take these back, start anew with resume=never, or go on all the same: 'resume_ignore=[{keys}]'"
     )
 
 
 def _known(key: str, recipe: Recipe) -> str:
-    """The key, or what it stood in where the recipe has it no more: what `resume_despite` takes."""
+    """The key, or what it stood in where the recipe has it no more: what `resume_ignore` takes."""
     known = keys_in(recipe)
     while key not in known and "." in key:
         key = key.rpartition(".")[0]

@@ -12,7 +12,7 @@ from torch import Size, Tensor
 
 from framework.build import Parts, build_tokenizer
 from framework.checkpoint.export import PARTS, read_weights
-from framework.checkpoint.format import CheckpointError, checkpoints_of, problem_of, read_progress, step_of
+from framework.checkpoint.format import CheckpointError, checkpoints_of, read_train_state, step_of, verify_checkpoint
 from framework.data.leakage import require_unseen
 from framework.data.loading import ExamSet
 from framework.distributed import on_main
@@ -20,7 +20,7 @@ from framework.models.external_weights import require_same_weights, unsaved_name
 from framework.optim import longest_fitting, named_by_all, nearest_part
 from framework.recipe import Recipe, load_recipe
 from framework.run.folder import OpenedRun
-from framework.runtime.console import say
+from framework.runtime.console import print0
 from framework.runtime.files import digest
 from framework.task import ReportTask
 
@@ -50,9 +50,11 @@ def begun(
     A run that goes on keeps the note of its start.
     """
     if source is not None:
-        note = on_main(accelerator, lambda: begin_from(source, recipe, parts.task, parts.tokenizer, parts.exams))
+        note = on_main(
+            accelerator, lambda: load_initial_weights(source, recipe, parts.task, parts.tokenizer, parts.exams)
+        )
         return {"init_from": note}
-    before = {} if opened.progress is None else opened.progress.launch
+    before = {} if opened.train_state is None else opened.train_state.launch
     return {key: value for key, value in before.items() if key == "init_from"}
 
 
@@ -67,26 +69,26 @@ def find_source(asked: str) -> Source:
     """
     folder = Path(asked)
     if (folder / "manifest.json").is_file():
-        if problem := problem_of(folder):
+        if problem := verify_checkpoint(folder):
             raise CheckpointError(f"init_from: {problem}")
         try:
-            progress = read_progress(folder)
+            train_state = read_train_state(folder)
         except CheckpointError as error:
             raise CheckpointError(f"init_from: {error}") from None
-        return Source(folder / "model", step_of(folder), progress.kept.get(folder.name))
+        return Source(folder / "model", step_of(folder), train_state.kept.get(folder.name))
     if not (folder / "model" / "model.safetensors").is_file():
         raise ValueError(
             f"init_from: {folder} is no run with a model and no checkpoint; expected RUN, such as "
             "runs/breast/20260101-120000-ab12cd34, or RUN/checkpoints/step-N"
         )
     try:  # what only tells of the model; it is enough without
-        progress = read_progress(checkpoints_of(folder / "checkpoints")[0])
+        train_state = read_train_state(checkpoints_of(folder / "checkpoints")[0])
     except (IndexError, OSError, ValueError, TypeError, AttributeError):  # none, damaged, or of another form
         return Source(folder / "model", None, None)
-    return Source(folder / "model", progress.best_step, progress.best)
+    return Source(folder / "model", train_state.best_step, train_state.best)
 
 
-def begin_from(
+def load_initial_weights(
     source: Source, recipe: Recipe, task: ReportTask, tokenizer: Any, exams: Mapping[str, ExamSet]
 ) -> dict[str, Any]:
     """Puts the source's weights into a task. Returns what is written down of it. For the main process.
@@ -94,16 +96,16 @@ def begin_from(
     Running statistics of batch normalization are among them; losses and what they learn begin anew.
 
     Raises:
-        ValueError: a name in `init_skip` that neither model has; or the source lacks weights, has more, has others of
-            this name, or was trained on other words, and `init_skip` does not name these, all of it at once; or it has
+        ValueError: a name in `init_exclude` that neither model has; or the source lacks weights, has more, has others of
+            this name, or was trained on other words, and `init_exclude` does not name these, all of it at once; or it has
             seen patients that this run is scored on.
     """
     before = load_recipe(source.model / "recipe.yaml")
     require_unseen("init_from", source.model, before, recipe, exams)
     there = read_weights(source.model)
     here = {name: value for name, value in task.state_dict().items() if name.startswith(PARTS)}
-    _require_known(recipe.init_skip, [*here, *there])
-    skipped = _skipped([*here, *there], recipe.init_skip, task)
+    _require_known(recipe.init_exclude, [*here, *there])
+    skipped = _skipped([*here, *there], recipe.init_exclude, task)
     settings = _settings(task)
     there, here = ({n: value for n, value in tensors.items() if n not in settings} for tensors in (there, here))
     words = build_tokenizer(before, [], source.model)
@@ -116,17 +118,17 @@ def begin_from(
         try:
             require_same_weights(source.model, task, part)
         except ValueError as error:
-            raise ValueError(f"init_from: {error}. Or let the part begin anew: 'init_skip=[{part}]'") from None
+            raise ValueError(f"init_from: {error}. Or let the part begin anew: 'init_exclude=[{part}]'") from None
     if not there:
-        raise ValueError(f"init_skip leaves nothing of {source.model}; take init_from out, or name fewer parts")
+        raise ValueError(f"init_exclude leaves nothing of {source.model}; take init_from out, or name fewer parts")
     _say_other_keys(source, before, recipe, parts)
     task.load_state_dict(there, strict=False)
     parameters = {id(weight): weight for name, weight in task.named_parameters(remove_duplicate=False) if name in there}
     count = sum(weight.numel() for weight in parameters.values())
     of = "" if source.step is None else f" of step {source.step}"
     of += "" if source.score is None else f" ({before.evaluate.monitor_words} {source.score:.4f})"
-    anew = f"; anew: {', '.join(recipe.init_skip)}" if recipe.init_skip else ""
-    say(f"begins with {source.model}{of}: {len(there)} tensors, {count / 1e6:.2f} M parameters{anew}")
+    anew = f"; anew: {', '.join(recipe.init_exclude)}" if recipe.init_exclude else ""
+    print0(f"begins with {source.model}{of}: {len(there)} tensors, {count / 1e6:.2f} M parameters{anew}")
     return {
         "model": str(source.model.resolve()),
         "sha256": digest(source.model / "model.safetensors"),
@@ -164,7 +166,7 @@ def _say_other_keys(source: Source, before: Recipe, recipe: Recipe, parts: Seque
             if theirs.get(key) != ours.get(key)
         ]
     if words:
-        say(
+        print0(
             f"notice: init_from: {source.model} fits by its shapes, and was trained with other keys: "
             f"{', '.join(words)}. See to it that its weights mean the same under these"
         )
@@ -174,7 +176,7 @@ def _require_known(skip: Sequence[str], names: Sequence[str]) -> None:
     for prefix in skip:
         if not any(longest_fitting(name, [prefix]) for name in names):
             raise ValueError(
-                f"init_skip: neither model has parameters that begin with '{prefix}'.{nearest_part(prefix, names)}"
+                f"init_exclude: neither model has parameters that begin with '{prefix}'.{nearest_part(prefix, names)}"
             )
 
 
@@ -234,7 +236,7 @@ def _require_fit(source: Source, misfits: Mapping[str, Mapping[str, str]], names
     raise ValueError(
         f"init_from: {source.model} does not fit this run. Of its tensors\n" + "\n".join(lines) + "\n"
         f"Train with the data and model of {source.model / 'recipe.yaml'}, or let these parts begin anew: "
-        f"'init_skip=[{', '.join(_parts(wrong, names))}]'"
+        f"'init_exclude=[{', '.join(_parts(wrong, names))}]'"
     )
 
 

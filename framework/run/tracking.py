@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from framework.runtime.files import write_whole
+from framework.runtime.files import atomic_write
 
 PACKAGES = (
     "torch",
@@ -83,7 +83,7 @@ def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Takes records out of a file of JSON lines, and a last line that was broken off. No file has none."""
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        write_whole(path, "".join(line for line in lines if line.endswith("\n") and keep(json.loads(line))))
+        atomic_write(path, "".join(line for line in lines if line.endswith("\n") and keep(json.loads(line))))
 
 
 def _is_again(row: dict[str, Any], again: tuple[str, ...]) -> bool:
@@ -123,4 +123,4 @@ def _git_state() -> str | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
-    write_whole(path, json.dumps(value, ensure_ascii=False, indent=1))
+    atomic_write(path, json.dumps(value, ensure_ascii=False, indent=1))

@@ -17,7 +17,7 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(text: str) -> None:
+def print0(text: str) -> None:
     """A line for people, from the main process alone, above a bar that may be running."""
     if is_main_process():
         tqdm.write(text, file=sys.stdout)

@@ -1,35 +1,122 @@
-"""How a run ends other than by finishing, and with which exit code. Documented in docs/distributed.md."""
+"""Errors that a user can fix, made in one way, and the exit codes of a command.
+
+    UserError                    exit code 2; code, place, what was found, what was expected, what to do
+    +-- RecipeError              framework/recipe/source.py
+    +-- PluginError              framework/registry/source.py
+    +-- ExamError                framework/exam.py
+    +-- CheckpointError, ...     beside what raises them
+    Stopped                      exit code 75
+    ProcessLost                  exit code 76
+    MainProcessFailed            exit code 2; the main process prints the reason
+
+Every code stands in `framework/runtime/codes.py`, from which docs/troubleshooting.md is generated.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
-MISTAKE = 2  # what the user can mend
-STOPPED = 75  # sysexits.h EX_TEMPFAIL: asked to stop, everything saved, to be gone on with
-LOST = 76  # another process died, hung or could not be reached; go on from the last checkpoint
-DEFECT = 1  # Python's own, of an error that nobody foresaw
-# A file that gets exit code and reason, if the environment names one: launchers keep them to themselves.
+from framework.runtime.codes import CODES
+
+USER_ERROR = 2  # a mistake that the user can fix
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, everything is saved, resume later
+LOST = 76  # another process died, hung or could not be reached; resume from the last checkpoint
+BUG = 1  # Python's own exit code for an unexpected exception
+# Environment variable that names a file for exit code and reason, which launchers do not pass on.
 OUTCOME = "SONOSCRIBE_OUTCOME"
+
+E = TypeVar("E", bound="UserError")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake.
+
+    Attributes:
+        code: a key of `CODES`.
+        found: what is wrong, in one clause.
+        place: file:line:column, a recipe key, an exam, or a path.
+        expected: what would be right.
+        hint: the nearest match, or what to do; a sentence.
+    """
+
+    code: str
+    found: str
+    place: str = ""
+    expected: str = ""
+    hint: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.code in CODES, f"framework/runtime/codes.py has no code '{self.code}'"
+
+    def __str__(self) -> str:
+        text = f"{self.place}: {self.found}" if self.place else self.found
+        if self.expected:
+            text += f", expected {self.expected}"
+        if self.hint:
+            text += f"{'' if text.endswith(('.', '?', '!', ':')) else '.'} {self.hint}"
+        return f"{text} [{self.code}]"
+
+
+class UserError(ValueError):
+    """A mistake that the user can fix, or several of them, one line each.
+
+    Example:
+        raise CheckpointError("no-checkpoint", "no checkpoint in this folder", place=str(folder), hint="...")
+    """
+
+    problems: tuple[Problem, ...]
+
+    def __init__(self, code: str, found: str, *, place: Any = "", expected: str = "", hint: str = "") -> None:
+        self._hold((Problem(code, found, str(place), expected, hint),))
+
+    @classmethod
+    def of(cls: type[E], problems: Iterable[Problem]) -> E:
+        """One error of all `problems`, in their order, each once."""
+        error = cls.__new__(cls)
+        error._hold(tuple(dict.fromkeys(problems)))
+        return error
+
+    def _hold(self, problems: tuple[Problem, ...]) -> None:
+        assert problems, "an error names a problem"
+        ValueError.__init__(self, "\n".join(map(str, problems)))
+        self.problems = problems
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return type(self).of, (self.problems,)  # crosses process boundaries
+
+    @property
+    def code(self) -> str:
+        """The code of the first problem."""
+        return self.problems[0].code
+
+    @property
+    def place(self) -> str:
+        """The place of the first problem."""
+        return self.problems[0].place
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
-    """A run that ends because it was asked to, with everything saved."""
+    """A run that stops on request, with everything saved."""
 
 
-class ProcessLost(Exception):  # noqa: N818 - what happened
+class ProcessLost(Exception):  # noqa: N818 - not a mistake
     """Another process died, hung, or could not be reached."""
 
 
-class MainProcessFailed(Exception):  # noqa: N818 - what happened
-    """Raised where the main process could not go on, on all others: the main process tells why."""
+class MainProcessFailed(Exception):  # noqa: N818 - not a mistake
+    """Raised on the other processes when the main process fails; the main process prints the reason."""
 
 
-def tell_outcome(code: int, reason: object) -> None:
-    """Notes how this process ends for whoever started the launcher. Of several processes the first one counts: what
-    the others see is what that one has caused.
+def write_outcome(code: int, reason: object) -> None:
+    """Writes exit code and reason to the file that the environment names. The first process to write wins: what the
+    others report is a consequence of it.
     """
     path = os.environ.get(OUTCOME)
     if path:
@@ -38,6 +125,6 @@ def tell_outcome(code: int, reason: object) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or the name of its kind where it says nothing."""
+    """The first line of an error's text, or the name of its class if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -10,10 +10,10 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from framework.runtime.console import say
+from framework.runtime.console import print0
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def atomic_write(path: Path, content: str | bytes) -> None:
     """Writes beside `path` under a name of its own, then renames. Text is written in UTF-8."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
@@ -62,6 +62,6 @@ def one_at_a_time(path: Path, doing: str) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                say(f"waiting for another run that makes the same {doing}")
+                print0(f"waiting for another run that makes the same {doing}")
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -11,7 +11,7 @@ import psutil
 PROC = Path("/proc")
 
 
-def birth_of(pid: int) -> float | None:
+def process_start_time(pid: int) -> float | None:
     """When a process began, in a unit of its own machine; None for one that is dead, or a zombie."""
     if (PROC / "self").exists():
         try:  # the kernel's own count: psutil's time of day moves when the clock is set

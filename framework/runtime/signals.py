@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from framework.runtime.console import is_main_process, say
+from framework.runtime.console import is_main_process, print0
 from framework.runtime.errors import Stopped
-from framework.runtime.processes import birth_of
+from framework.runtime.processes import process_start_time
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SAVE, STOP, FAILED = 1, 2, 3  # the larger is heeded
@@ -21,7 +21,7 @@ WATCHER = "SONOSCRIBE_WATCHER"
 SAME_PRESS_S = 3.0  # a launcher passes on the SIGINT that the terminal has sent to all
 
 
-class Requests:
+class StopSignals:
     """Listens for requests. They are per process: what is done about them is agreed on by all, see engine.py."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Requests:
         """Takes the files away that asked for what was done."""
         if self.folder is not None and request == SAVE:
             (self.folder / "SAVE").unlink(missing_ok=True)
-            say("saved, as asked for by the file SAVE")
+            print0("saved, as asked for by the file SAVE")
 
     def leave_word(self) -> None:
         """Lets the launcher's next attempt, if it restarts what ends, see that this run was to stop."""
@@ -83,7 +83,7 @@ class Requests:
 
 def _watcher_is_gone() -> bool:
     pid, _, born = os.environ.get(WATCHER, "").partition(" ")
-    return bool(pid) and str(birth_of(int(pid))) != born
+    return bool(pid) and str(process_start_time(int(pid))) != born
 
 
 def _end_on_second_sigint(heard: int) -> None:

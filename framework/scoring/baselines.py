@@ -26,7 +26,7 @@ GRID = 16  # pixels a side of the small picture that nearest_image compares
 Rows = list[tuple[str, str, str]]
 
 
-def floor_rows(
+def baseline_rows(
     exams: ExamSet, train: ExamSet, val: ExamSet, scorer: Scorer, monitor: str, seed: int
 ) -> dict[str, Rows]:
     """Rows (exam id, prediction, reference) by the name of the floor or ceiling.

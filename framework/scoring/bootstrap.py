@@ -14,7 +14,7 @@ import numpy as np
 
 from framework.exam import Pair
 from framework.recipe.schema import WEIGHTED_SUM
-from framework.runtime.console import say
+from framework.runtime.console import print0
 from framework.scoring.scorer import Scorer, add_sum
 
 LEVEL = 0.95  # of an interval
@@ -28,7 +28,7 @@ class ResampleError(ValueError):
     """A metric that gives no value on a resample."""
 
 
-def draws(units: int, *, seed: int, resamples: int) -> Iterator[np.ndarray]:
+def draws(units: int, *, seed: int, bootstrap_samples: int) -> Iterator[np.ndarray]:
     """Resamples of `units`, each as many as there are, drawn with replacement: how often each unit is in each, float64
     [R, N], some resamples at a time.
 
@@ -37,8 +37,8 @@ def draws(units: int, *, seed: int, resamples: int) -> Iterator[np.ndarray]:
     """
     random = np.random.default_rng(seed)
     batch = max(1, AT_ONCE // units)
-    for begin in range(0, resamples, batch):
-        drawn_RN = random.integers(0, units, (min(batch, resamples - begin), units))
+    for begin in range(0, bootstrap_samples, batch):
+        drawn_RN = random.integers(0, units, (min(batch, bootstrap_samples - begin), units))
         first_R1 = np.arange(len(drawn_RN))[:, None] * units
         counts = np.bincount((drawn_RN + first_R1).ravel(), minlength=drawn_RN.size)
         yield counts.reshape(drawn_RN.shape).astype(np.float64)
@@ -56,8 +56,8 @@ def percentile_interval(drawn_KR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def by_sums(metric: Any, pairs: Sequence[Pair]) -> Values:
     """The values of resamples, from the sums of each exam."""
-    sums_ES = metric.per_exam(pairs)
-    return lambda counts_RE: metric.of_sums(counts_RE @ sums_ES)
+    sums_ES = metric.per_exam_stats(pairs)
+    return lambda counts_RE: metric.compute(counts_RE @ sums_ES)
 
 
 def by_calls(metric: Any, pairs: Sequence[Pair]) -> Values:
@@ -95,7 +95,7 @@ def intervals(
     took: Mapping[tuple[int, str], float],
     *,
     seed: int,
-    resamples: int,
+    bootstrap_samples: int,
 ) -> tuple[dict[str, float], dict[str, float], dict[str, str]]:
     """Low and high ends of the 95 % interval of each score, by its name, and why a score has none.
 
@@ -110,22 +110,24 @@ def intervals(
     """
     place: dict[str, int] = {}
     patient_E = np.array([place.setdefault(patients[exam_id], len(place)) for exam_id, _, _ in rows], dtype=int)
-    if not resamples or len(place) < 2:
+    if not bootstrap_samples or len(place) < 2:
         return {}, {}, {}
     reasons: list[tuple[Sequence[str], str, str]] = []  # names, suffix, why they have none
     drawn: dict[str, np.ndarray] = {}
     for metric, pairs, suffix in scorer.cuts(rows):
-        if hasattr(metric, "per_exam"):
+        if hasattr(metric, "per_exam_stats"):
             way = _by_patient_sums(metric, pairs, patient_E)
-        elif (seconds := took[id(metric), suffix] * resamples) <= CALLS_S:
+        elif (seconds := took[id(metric), suffix] * bootstrap_samples) <= CALLS_S:
             way = _by_patient_calls(metric, pairs, patient_E)
         else:
-            reasons.append((metric.names, suffix, f"{resamples} calls of its metric would take {seconds:.0f} s"))
+            reasons.append(
+                (metric.names, suffix, f"{bootstrap_samples} calls of its metric would take {seconds:.0f} s")
+            )
             continue
         try:
-            parts = [way(counts_RP) for counts_RP in draws(len(place), seed=seed, resamples=resamples)]
+            parts = [way(counts_RP) for counts_RP in draws(len(place), seed=seed, bootstrap_samples=bootstrap_samples)]
         except ResampleError as error:
-            say(f"warning: no interval of {', '.join(metric.names)}: {error}")
+            print0(f"warning: no interval of {', '.join(metric.names)}: {error}")
             reasons.append((metric.names, suffix, str(error)))
             continue
         drawn |= {f"{name}{suffix}": np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -147,10 +149,10 @@ def _why(name: str, drawn: Mapping[str, np.ndarray], reasons: Sequence[tuple[Seq
 
 
 def _by_patient_sums(metric: Any, pairs: Sequence[Pair], patient_E: np.ndarray) -> Values:
-    sums_ES = metric.per_exam(pairs)
+    sums_ES = metric.per_exam_stats(pairs)
     sums_PS = np.zeros((patient_E.max() + 1, sums_ES.shape[1]))
     np.add.at(sums_PS, patient_E, sums_ES)
-    return lambda counts_RP: metric.of_sums(counts_RP @ sums_PS)
+    return lambda counts_RP: metric.compute(counts_RP @ sums_PS)
 
 
 def _by_patient_calls(metric: Any, pairs: Sequence[Pair], patient_E: np.ndarray) -> Values:

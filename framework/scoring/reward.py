@@ -18,7 +18,7 @@ MakeReward = Callable[[dict[str, float]], "Reward"]  # of weights by the names o
 class Reward:
     """What reports of training exams are worth: the weighted sum of scores, each of one report alone.
 
-    Scores are of metrics that offer sums of each exam (`per_exam`, `of_sums`): of others, such as the number of
+    Scores are of metrics that offer sums of each exam (`per_exam_stats`, `compute`): of others, such as the number of
     different words over all reports, one report tells nothing. A metric that weighs words by how rare they are learns
     that from all training reports, once (`fit`), not from the few reports of a batch. BLEU of one report without a run
     of four words in common is 0, as it is not smoothed.
@@ -42,7 +42,7 @@ class Reward:
         for score, weight in weights.items():
             if problem := weight_problem(score, weight, metrics[score].higher_is_better):
                 raise ValueError(f"reward: {problem}")
-            if not hasattr(metrics[score], "per_exam"):
+            if not hasattr(metrics[score], "per_exam_stats"):
                 raise ValueError(f"reward: {not_of_one(score)}")
         self.weights, self.metrics, self.tokenizer = dict(weights), dict(metrics), tokenizer
         self.references = {name: (text, tuple(tokenizer.segment(text))) for name, text in references.items()}
@@ -65,7 +65,7 @@ class Reward:
         for metric in self._different_metrics():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that a report is empty or shares nothing is no news here
-                values = metric.of_sums(metric.per_exam(pairs))
+                values = metric.compute(metric.per_exam_stats(pairs))
             for score, weight in self.weights.items():
                 if self.metrics[score] is metric:
                     total += weight * values[score]

@@ -12,7 +12,7 @@ from framework.exam import Pair
 from framework.recipe.monitor import weight_problem
 from framework.recipe.schema import WEIGHTED_SUM
 from framework.registry import did_you_mean
-from framework.runtime.console import say
+from framework.runtime.console import print0
 
 # A character, or a whole masked measure such as _2DS_: half of one means nothing.
 CHARACTER = re.compile(r"_[A-Za-z0-9]+_|\S")
@@ -89,7 +89,7 @@ class Scorer:
             kind = str(warning.message).split(":")[0]
             if kind not in self.warned:
                 self.warned.add(kind)
-                say(f"warning: {warning.message}")
+                print0(f"warning: {warning.message}")
         return values
 
     def metric_of(self, name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from framework.runtime.console import say
+from framework.runtime.console import print0
 
 Scores = dict[str, dict[str, Any]]  # numbers by name; of WITHOUT, texts
 
@@ -60,9 +60,9 @@ def legend(scores: Scores) -> str:
 def print_scores(split: str, scores: Scores, segmentation: str) -> None:
     header, rows = score_table(scores)
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    say(f"\nScores on {split} (words: {segmentation})")
+    print0(f"\nScores on {split} (words: {segmentation})")
     for row in [header, *rows]:
         cells = [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))]
-        say("  " + "  ".join(cells))
+        print0("  " + "  ".join(cells))
     if text := legend(scores):
-        say(f"  {text}")
+        print0(f"  {text}")

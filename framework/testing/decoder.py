@@ -23,7 +23,7 @@ def check_decoder(make: Make) -> None:
     """Holds a decoder to its contract.
 
     Args:
-        make: The class, or what makes one; gets `vocabulary_size`, `vocabulary`, `feature_width` and `max_tokens`.
+        make: The class, or what makes one; gets `vocabulary_size`, `vocabulary`, `feature_width` and `max_length`.
 
     Raises:
         BrokenPromise: the first promise that it does not keep.
@@ -31,11 +31,11 @@ def check_decoder(make: Make) -> None:
 
     def build() -> Any:
         given = {"vocabulary_size": WORDS, "vocabulary": list(VOCABULARY), "feature_width": WIDTH}
-        return made(make, **given, max_tokens=LONGEST)
+        return made(make, **given, max_length=LONGEST)
 
     def use(decoder: Any, place: Callable[[Tensor], Tensor]) -> list[Tensor]:
         whole = decoder(_features(decoder, place), place(_tokens()))
-        return [whole, decoder.step(place(_tokens()[:, 0]), decoder.start(_features(decoder, place)))[0]]
+        return [whole, decoder.step(place(_tokens()[:, 0]), decoder.init_cache(_features(decoder, place)))[0]]
 
     decoder = seeded(1, build).eval()
     needs = _needs(decoder)
@@ -145,7 +145,7 @@ def _cache(decoder: Any) -> None:
 
 def _steps(decoder: Any, rows: Tensor | None) -> Tensor:
     """Logits of every step; from the fourth on of these rows of the batch. [B, T, W]."""
-    tokens, state = _tokens(), decoder.start(_features(decoder))
+    tokens, state = _tokens(), decoder.init_cache(_features(decoder))
     logits: list[Tensor] = []
     for place in range(LONGEST):
         if rows is not None and place == 3:
@@ -163,8 +163,10 @@ def _beams(decoder: Any) -> None:
     promise = "beam search writes the same report of an exam alone and in a batch"
     fix = "let the state hold the batch first in every tensor, and nothing that all rows share"
     with promised(promise, expected="reports", fix=fix):
-        together = generate(decoder, features, max_tokens=LONGEST, beam=3)
-        alone = [generate(decoder, _rows(features, torch.tensor([n])), max_tokens=LONGEST, beam=3)[0] for n in range(3)]
+        together = generate(decoder, features, max_length=LONGEST, num_beams=3)
+        alone = [
+            generate(decoder, _rows(features, torch.tensor([n])), max_length=LONGEST, num_beams=3)[0] for n in range(3)
+        ]
     hold(together == alone, promise, found=together, expected=alone, fix=fix)
 
 

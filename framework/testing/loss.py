@@ -34,7 +34,7 @@ def check_loss(make: Make) -> None:
 
     Args:
         make: The class, or what makes one; gets `vocabulary_size`, `vocabulary`, `feature_width`, `topic_count` and
-            `word_vectors_WD`, `max_tokens` and `make_reward`.
+            `word_vectors_WD`, `max_length` and `make_reward`.
 
     Raises:
         BrokenPromise: the first promise that it does not keep.
@@ -48,7 +48,7 @@ def check_loss(make: Make) -> None:
             feature_width=WIDTH,
             topic_count=TOPICS,
             word_vectors_WD=drawn(WORDS, 5, seed=3),
-            max_tokens=max(LENGTHS),
+            max_length=max(LENGTHS),
             make_reward=_make_reward,
         )
 
@@ -104,7 +104,7 @@ class Pen(nn.Module):
         image_B1W = self._image(features)[:, None]
         return image_B1W + one_hot(tokens_BT, WORDS)
 
-    def start(self, features: Features) -> dict[str, Tensor]:
+    def init_cache(self, features: Features) -> dict[str, Tensor]:
         return {"image": self._image(features)}
 
     def step(self, tokens_B: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -3,11 +3,11 @@
 It gives its values of pairs. It may offer a second way to them, by sums over exams, for grids, which ask for the values
 of thousands of resamples of one split:
 
-    per_exam(pairs) -> float64 array [E exams, S sums], a row an exam, in the order of the pairs
-    of_sums(sums) -> values by name, each an array [...], of an array [..., S]
+    per_exam_stats(pairs) -> float64 array [E exams, S sums], a row an exam, in the order of the pairs
+    compute(sums) -> values by name, each an array [...], of an array [..., S]
 
-so that `of_sums(per_exam(pairs).sum(0))` is what the metric gives of `pairs`, and the sums of a resample that holds an
-exam twice count its row twice. `of_sums` may give more names: parts that a call leaves out where no exam has them.
+so that `compute(per_exam_stats(pairs).sum(0))` is what the metric gives of `pairs`, and the sums of a resample that holds an
+exam twice count its row twice. `compute` may give more names: parts that a call leaves out where no exam has them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def check_metric(make: Make, *, reports: Sequence[str] = REPORTS, language: str 
         fix = "read `prediction` and `reference`, or say by_words = True"
         _equal(_values(metric, wordless), middle, "by_words = False means that words are not looked at", fix)
     _values(metric, perfect[:1])
-    if hasattr(metric, "per_exam") or hasattr(metric, "of_sums"):
+    if hasattr(metric, "per_exam_stats") or hasattr(metric, "compute"):
         for pairs in (perfect, empty, mixed):
             _by_sums(metric, pairs)
 
@@ -109,11 +109,11 @@ def _values(metric: Any, pairs: list[Pair]) -> dict[str, float]:
 
 def _by_sums(metric: Any, pairs: list[Pair]) -> None:
     """The second way to the values gives the same, and also of resamples."""
-    promise, fix = "a metric that offers sums offers per_exam and of_sums", "write both, or neither"
-    here = [word for word in ("per_exam", "of_sums") if hasattr(metric, word)]
+    promise, fix = "a metric that offers sums offers per_exam_stats and compute", "write both, or neither"
+    here = [word for word in ("per_exam_stats", "compute") if hasattr(metric, word)]
     hold(len(here) == 2, promise, found=f"only {here[0]}", expected="both", fix=fix)
     sums_ES = _per_exam(metric, pairs)
-    turned = "a row of per_exam is that of its exam"
+    turned = "a row of per_exam_stats is that of its exam"
     right = np.allclose(_per_exam(metric, pairs[::-1])[::-1], sums_ES, rtol=1e-6, atol=1e-9)
     hold(
         right,
@@ -125,21 +125,21 @@ def _by_sums(metric: Any, pairs: list[Pair]) -> None:
     whole = "sums over all exams give what the metric gives of them"
     values = _values(metric, pairs)
     found = {name: float(value) for name, value in _of_sums(metric, sums_ES.sum(0)).items() if name in values}
-    _equal(found, values, whole, "make __call__ of per_exam and of_sums")
+    _equal(found, values, whole, "make __call__ of per_exam_stats and compute")
     # As a resample may be that holds one exam over and over.
     alone_ES = len(pairs) * sums_ES
     many = _of_sums(metric, np.stack([alone_ES, sums_ES]))
     for number, row_S in enumerate(alone_ES):
         one = _of_sums(metric, row_S)
         same = {name: float(value[0, number]) for name, value in many.items()}
-        _equal(same, {name: float(value) for name, value in one.items()}, "of_sums takes [..., S]", "index [..., s]")
+        _equal(same, {name: float(value) for name, value in one.items()}, "compute takes [..., S]", "index [..., s]")
 
 
 def _per_exam(metric: Any, pairs: list[Pair]) -> np.ndarray:
-    promise, expected = "per_exam gives the sums of each exam", f"float64, {len(pairs)} rows, finite"
+    promise, expected = "per_exam_stats gives the sums of each exam", f"float64, {len(pairs)} rows, finite"
     fix = "return np.array(rows, dtype=np.float64), a row a pair"
     with promised(promise, expected=expected, fix=fix):
-        sums_ES = metric.per_exam(list(pairs))
+        sums_ES = metric.per_exam_stats(list(pairs))
         right = sums_ES.dtype == np.float64 and sums_ES.ndim == 2 and len(sums_ES) == len(pairs)
         found = f"{sums_ES.dtype}, {sums_ES.shape}"
         hold(right and np.isfinite(sums_ES).all(), promise, found=found, expected=expected, fix=fix)
@@ -147,11 +147,11 @@ def _per_exam(metric: Any, pairs: list[Pair]) -> np.ndarray:
 
 
 def _of_sums(metric: Any, sums: np.ndarray) -> dict[str, np.ndarray]:
-    promise, fix = "of_sums gives a finite value of any sums, without a warning", "let nothing be divided by 0"
+    promise, fix = "compute gives a finite value of any sums, without a warning", "let nothing be divided by 0"
     expected = f"each of shape {sums.shape[:-1]}"
     with promised(promise, expected=expected, fix=fix), warnings.catch_warnings():
         warnings.simplefilter("error")
-        values = {name: np.asarray(value) for name, value in metric.of_sums(sums).items()}
+        values = {name: np.asarray(value) for name, value in metric.compute(sums).items()}
     broken = {
         name: value for name, value in values.items() if value.shape != sums.shape[:-1] or not np.isfinite(value).all()
     }

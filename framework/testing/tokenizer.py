@@ -91,7 +91,7 @@ def _ids(tokenizer: Any, text: str) -> None:
     right = right and all(type(i) is int and UNK <= i < len(tokenizer) for i in inner)
     hold(right, promise, found=f"{ids} of {text!r}", expected=f"{BOS}, ids from {UNK}, {EOS}", fix=fix)
     for most in (2, 5):
-        promise, fix = "encode(text, max_tokens) keeps the limit, BOS and EOS included", "words[: max_tokens - 2]"
+        promise, fix = "encode(text, max_length) keeps the limit, BOS and EOS included", "words[: max_length - 2]"
         with promised(promise, expected=f"at most {most} ids", fix=fix):
             cut = list(tokenizer.encode(text, most))
         expected = [*ids[: min(most, len(ids)) - 1], EOS]

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from framework.exam import BOS, EOS, SIGNS
+from framework.exam import BOS, EOS, SPECIAL_TOKENS
 
 
-def framed(words: Sequence[int], max_tokens: int | None) -> list[int]:
-    """Ids of words from BOS to EOS; at most `max_tokens` of them, both included.
+def add_special_tokens(words: Sequence[int], max_length: int | None) -> list[int]:
+    """Ids of words from BOS to EOS; at most `max_length` of them, both included.
 
     Raises:
-        ValueError: `max_tokens` leaves no room for BOS and EOS.
+        ValueError: `max_length` leaves no room for BOS and EOS.
     """
-    if max_tokens is not None and max_tokens < 2:
-        raise ValueError(f"max_tokens is {max_tokens}; BOS and EOS alone need 2")
-    return [BOS, *(words if max_tokens is None else words[: max_tokens - 2]), EOS]
+    if max_length is not None and max_length < 2:
+        raise ValueError(f"max_length is {max_length}; BOS and EOS alone need 2")
+    return [BOS, *(words if max_length is None else words[: max_length - 2]), EOS]
 
 
-def written(ids: Iterable[int], vocabulary_size: int) -> list[int]:
+def strip_special_tokens(ids: Iterable[int], vocabulary_size: int) -> list[int]:
     """The ids of words up to the first EOS; BOS, padding and unknown words are left out.
 
     Raises:
@@ -31,18 +31,18 @@ def written(ids: Iterable[int], vocabulary_size: int) -> list[int]:
             break
         if not 0 <= id < vocabulary_size:
             raise ValueError(f"id {id} is outside the vocabulary of {vocabulary_size} words")
-        if id >= len(SIGNS):
+        if id >= len(SPECIAL_TOKENS):
             words.append(id)
     return words
 
 
-def signs_of(tokenizer: Any) -> list[int]:
+def special_ids_of(tokenizer: Any) -> list[int]:
     """Ids of a transformers tokenizer's own signs, which no report has: those with a role, and those kept for one."""
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     return sorted({*tokenizer.all_special_ids, *(id for id, token in added.items() if token.special)})
 
 
-def pieces_of(backend: Any, signs: Sequence[int]) -> tuple[list[str], list[int]]:
+def subwords_of(backend: Any, signs: Sequence[int]) -> tuple[list[str], list[int]]:
     """Our vocabulary, by id, and the model's id of each piece in it, from the first behind our signs.
 
     Args:
@@ -51,5 +51,5 @@ def pieces_of(backend: Any, signs: Sequence[int]) -> tuple[list[str], list[int]]
     """
     left_out = set(signs)
     pieces = sorted((id, piece) for piece, id in backend.get_vocab().items())
-    kept = [(id, piece) for id, piece in pieces if id not in left_out and piece not in SIGNS]
-    return [*SIGNS, *(piece for _, piece in kept)], [id for id, _ in kept]
+    kept = [(id, piece) for id, piece in pieces if id not in left_out and piece not in SPECIAL_TOKENS]
+    return [*SPECIAL_TOKENS, *(piece for _, piece in kept)], [id for id, _ in kept]

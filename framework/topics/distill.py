@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from framework.runtime.files import one_at_a_time, write_whole
+from framework.runtime.files import atomic_write, one_at_a_time
 from framework.text.lsa import ReportSpace
 from framework.text.segmentation import TERMS
 from framework.topics.count import TopicChoice
@@ -114,14 +114,14 @@ def distill(
             topics = _read(place, name)  # another run may have found them meanwhile
             if topics is None:
                 topics = _find(distiller, texts)
-                write_whole(place / f"{name}.png", _picture(distiller, topics, texts[TRAIN]))
+                atomic_write(place / f"{name}.png", _picture(distiller, topics, texts[TRAIN]))
                 _write(place, name, topics)
     else:
         log.info("topics read from %s", place / f"{name}.json")
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(place / f"{name}.png", folder / "topics.png")
-        write_whole(folder / TOLD, _as_json(topics))
+        atomic_write(folder / TOLD, _as_json(topics))
     return topics
 
 
@@ -184,8 +184,8 @@ def _write(place: Path, name: str, topics: Topics) -> None:
     packed = io.BytesIO()
     np.savez(packed, **arrays)  # type: ignore[arg-type]
     told["sha256"] = hashlib.sha256(packed.getvalue()).hexdigest()
-    write_whole(place / f"{name}-{told['sha256'][:16]}.npz", packed.getvalue())
-    write_whole(place / f"{name}.json", json.dumps(told, ensure_ascii=False).encode())
+    atomic_write(place / f"{name}-{told['sha256'][:16]}.npz", packed.getvalue())
+    atomic_write(place / f"{name}.json", json.dumps(told, ensure_ascii=False).encode())
 
 
 def _read(place: Path, name: str) -> Topics | None:

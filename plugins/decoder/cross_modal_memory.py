@@ -51,7 +51,7 @@ class CrossModalMemory(ReportTransformer):
         *,
         vocabulary_size: int,
         feature_width: int,
-        max_tokens: int,
+        max_length: int,
         layers: PositiveInt = 3,
         encoder_layers: NonNegativeInt = 3,
         width: PositiveInt = 512,
@@ -67,7 +67,7 @@ class CrossModalMemory(ReportTransformer):
         super().__init__(
             vocabulary_size=vocabulary_size,
             feature_width=feature_width,
-            max_tokens=max_tokens,
+            max_length=max_length,
             layers=layers,
             encoder_layers=encoder_layers,
             width=width,
@@ -78,16 +78,16 @@ class CrossModalMemory(ReportTransformer):
         )
         self.memory = _Memory(slots, top_k, width, heads, dropout)
 
-    def start(self, features: Features) -> dict[str, Any]:
+    def init_cache(self, features: Features) -> dict[str, Any]:
         """The state before the first word, with keys and values of the slots."""
         x_BND = self.project(features.patches_BND)
         answers_BND, slots = self.memory(x_BND)
         return {**self.encode(x_BND + answers_BND, features.patch_mask_BN), "slots": slots}
 
-    def read(self, tokens_BT: Tensor, state: dict[str, Any]) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Any]]:
+    def embed(self, tokens_BT: Tensor, state: dict[str, Any]) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Any]]:
         """The words and what the memory answers them."""
-        x_BTD, given, state = super().read(tokens_BT, state)
-        return x_BTD + self.memory(x_BTD, state["slots"])[0], given, state
+        x_BTD, cond, state = super().embed(tokens_BT, state)
+        return x_BTD + self.memory(x_BTD, state["slots"])[0], cond, state
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as ARCHITECTURES
 
 from framework.exam import BOS, EOS, PAD, UNK, Features
-from framework.models.blocks import still
-from framework.models.external_weights import fetched_of
+from framework.models.blocks import eval_frozen_modules
+from framework.models.external_weights import external_weights_of
 from framework.models.pretrained import (
     add_lora,
     changed,
@@ -41,8 +41,8 @@ from framework.models.pretrained import (
 )
 from framework.registry import register
 from framework.registry.types import Fraction
-from framework.runtime.console import say
-from framework.text.vocabulary import pieces_of, signs_of
+from framework.runtime.console import print0
+from framework.text.vocabulary import special_ids_of, subwords_of
 
 KEY = "model.decoder"
 OURS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "is_decoder", "add_cross_attention")
@@ -86,9 +86,9 @@ class HfCausal(nn.Module):
         *,
         vocabulary_size: int,
         feature_width: int,
-        max_tokens: int,
+        max_length: int,
         vocabulary: list[str] | None = None,
-        blueprint: dict | None = None,
+        hf_config: dict | None = None,
         architecture: str | None = None,
         config: dict = {},  # noqa: B006
         weights: str | None = None,
@@ -101,7 +101,7 @@ class HfCausal(nn.Module):
         lora_targets: list[str] | None = None,
     ) -> None:
         super().__init__()
-        require_one_source(KEY, architecture, weights, blueprint, config, OURS, "the tokenizer and the decoder")
+        require_one_source(KEY, architecture, weights, hf_config, config, OURS, "the tokenizer and the decoder")
         if tuning != "lora" and (lora_rank, lora_alpha, lora_dropout, lora_targets) != (16, 16, 0.1, None):
             raise ValueError(
                 f"{KEY}: lora_rank, lora_alpha, lora_dropout and lora_targets are for tuning: lora, and tuning is "
@@ -109,10 +109,10 @@ class HfCausal(nn.Module):
             )
         if architecture is not None and (tuning != "full" or prompt is not None):
             raise ValueError(f"{KEY}.{'prompt' if prompt else 'tuning'}: is for weights that were trained before")
-        self.max_tokens = max_tokens
+        self.max_length = max_length
         folder = None
-        if blueprint is not None:
-            begun = _Begun(_new(config_from(blueprint)), blueprint["keeps_words"], prompt=blueprint["prompt"])
+        if hf_config is not None:
+            begun = _Begun(_new(config_from(hf_config)), hf_config["keeps_words"], prompt=hf_config["prompt"])
         elif weights is not None:
             folder = folder_of(weights, f"{KEY}.weights")
             begun = _of_folder(folder, weights, config, tuning, prompt, vocabulary, vocabulary_size)
@@ -123,13 +123,13 @@ class HfCausal(nn.Module):
             begun = _Begun(_new(made), keeps_words=False)
         self.model, self.keeps_words = begun.model, begun.keeps_words
         # Noted, as it hangs on the sign of padding, which other words may have moved since.
-        self.first_position = first_position(self.model) if blueprint is None else blueprint["first_position"]
+        self.first_position = first_position(self.model) if hf_config is None else hf_config["first_position"]
         takes = inspect.signature(self.model.forward).parameters
         self._require_prefix_model(takes)
         self._keeps_logits = "logits_to_keep" in takes
-        self.blueprint, self.fetched = None, None
+        self.hf_config, self.external_weights = None, None
         if architecture is None:
-            self.blueprint = {
+            self.hf_config = {
                 "config": plain_config(self.model.config),
                 "keeps_words": begun.keeps_words,
                 "prompt": list(begun.prompt),
@@ -143,7 +143,7 @@ class HfCausal(nn.Module):
         elif tuning == "frozen":
             self.model.requires_grad_(False)
         if folder is not None and tuning != "full":
-            self.fetched = fetched_of(self, "model", str(weights), folder)
+            self.external_weights = external_weights_of(self, "model", str(weights), folder)
         width = self.model.get_input_embeddings().embedding_dim
         self.project = nn.Sequential(nn.Linear(feature_width, width), nn.LayerNorm(width))
         self.pool = _Pool(queries, width) if queries else None
@@ -156,7 +156,7 @@ class HfCausal(nn.Module):
         logits = self._run(torch.cat([prefix_BPH, words_BTH], dim=1), mask, None, tokens_BT.shape[1])
         return self._of_words(logits[:, -tokens_BT.shape[1] :])
 
-    def start(self, features: Features) -> dict[str, Any]:
+    def init_cache(self, features: Features) -> dict[str, Any]:
         """The state before the first word: keys and values of the prefix, and which of its positions count."""
         prefix_BPH, mask_BP = self._prefix(features)
         cache = DynamicCache()
@@ -174,7 +174,7 @@ class HfCausal(nn.Module):
 
     def train(self, mode: bool = True) -> HfCausal:
         super().train(mode)
-        still(self.model)
+        eval_frozen_modules(self.model)
         return self
 
     def _prefix(self, features: Features) -> tuple[Tensor, Tensor]:
@@ -197,7 +197,7 @@ class HfCausal(nn.Module):
             prompt_BTH = self.model.get_input_embeddings()(self.prompt_T).expand(len(prefix), -1, -1)
             prefix = torch.cat([prefix, prompt_BTH.to(prefix.dtype)], dim=1)
             mask = torch.cat([mask, mask.new_ones(prompt_BTH.shape[:2])], dim=1)
-        self._require_room(prefix.shape[1] + self.max_tokens)
+        self._require_room(prefix.shape[1] + self.max_length)
         return prefix, mask
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ class HfCausal(nn.Module):
         if positions > most:
             raise ValueError(
                 f"{KEY}: {positions} positions (patches, prompt and report), the language model has {most}. "
-                "Pool the patches (queries: 32), lower evaluate.max_tokens, or raise config.max_position_embeddings"
+                "Pool the patches (queries: 32), lower evaluate.max_length, or raise config.max_position_embeddings"
             )
 
     def _of_words(self, logits: Tensor) -> Tensor:
@@ -283,7 +283,7 @@ def _of_folder(
         begun = _Begun(model, True, asked, *kept)
         told = "keeps its words, which are those of the tokenizer"
     if not only_measured():
-        say(f"the language model of {weights} {told}")
+        print0(f"the language model of {weights} {told}")
     return begun
 
 
@@ -348,7 +348,7 @@ def _words_of(tokenizer: Any, folder: Path, vocabulary: list[str], size: int) ->
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         return None
-    whole, theirs = pieces_of(tokenizer.backend_tokenizer, signs_of(tokenizer))
+    whole, theirs = subwords_of(tokenizer.backend_tokenizer, special_ids_of(tokenizer))
     if vocabulary != whole or max(theirs, default=size) >= size:
         return None
     end = tokenizer.eos_token_id

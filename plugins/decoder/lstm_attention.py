@@ -57,18 +57,18 @@ class LstmAttention(nn.Module):
         self.compare_hidden = nn.Linear(width, attention_width, bias=False)
         self.compare = nn.Linear(attention_width, 1, bias=False)
         self.gate = nn.Linear(width, 1)
-        self.embed = nn.Embedding(vocabulary_size, word_width)
-        self.read = nn.LSTMCell(word_width + feature_width, width)
+        self.embed_tokens = nn.Embedding(vocabulary_size, word_width)
+        self.lstm = nn.LSTMCell(word_width + feature_width, width)
         self.write_hidden = nn.Linear(width, word_width, bias=False)
         self.write_seen = nn.Linear(feature_width, word_width, bias=False)
         self.dropout = nn.Dropout(dropout)
-        self.write = nn.Linear(word_width, vocabulary_size)
+        self.lm_head = nn.Linear(word_width, vocabulary_size)
 
     def forward(self, features: Features, tokens_BT: Tensor) -> Tensor:
         """Logits [B, T, W]: at t, of the word that follows `tokens_BT[:, : t + 1]`."""
-        return self._read(tokens_BT, self.start(features))[0]
+        return self._run(tokens_BT, self.init_cache(features))[0]
 
-    def start(self, features: Features) -> dict[str, Any]:
+    def init_cache(self, features: Features) -> dict[str, Any]:
         """The state before the first word."""
         there_BN1 = features.patch_mask_BN[..., None]
         mean_BD = (features.patches_BND * there_BN1).sum(1) / there_BN1.sum(1)
@@ -82,21 +82,21 @@ class LstmAttention(nn.Module):
 
     def step(self, tokens_B: Tensor, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Logits [B, W] of the next word, and the state after this one."""
-        logits_B1W, state = self._read(tokens_B[:, None], state)
+        logits_B1W, state = self._run(tokens_B[:, None], state)
         return logits_B1W[:, 0], state
 
-    def _read(self, tokens_BT: Tensor, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        words_BTE = self.embed(tokens_BT)
+    def _run(self, tokens_BT: Tensor, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        words_BTE = self.embed_tokens(tokens_BT)
         hidden_BH, cell_BH = state["hidden"], state["cell"]
         seen, hidden = [], []
         for word_BE in words_BTE.unbind(1):
             seen_BD = self._attend(hidden_BH, state)
-            hidden_BH, cell_BH = self.read(torch.cat([word_BE, seen_BD], dim=-1), (hidden_BH, cell_BH))
+            hidden_BH, cell_BH = self.lstm(torch.cat([word_BE, seen_BD], dim=-1), (hidden_BH, cell_BH))
             seen.append(seen_BD)
             hidden.append(hidden_BH)
         # All words are scored at once: nothing here depends on the word before.
         deep_BTE = words_BTE + self.write_hidden(torch.stack(hidden, 1)) + self.write_seen(torch.stack(seen, 1))
-        return self.write(self.dropout(deep_BTE)), {**state, "hidden": hidden_BH, "cell": cell_BH}
+        return self.lm_head(self.dropout(deep_BTE)), {**state, "hidden": hidden_BH, "cell": cell_BH}
 
     def _attend(self, hidden_BH: Tensor, state: dict[str, Any]) -> Tensor:
         """What the LSTM sees before its next word, [B, D]."""

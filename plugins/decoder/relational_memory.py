@@ -53,7 +53,7 @@ class RelationalMemory(ReportTransformer):
         *,
         vocabulary_size: int,
         feature_width: int,
-        max_tokens: int,
+        max_length: int,
         layers: PositiveInt = 3,
         encoder_layers: NonNegativeInt = 3,
         width: PositiveInt = 512,
@@ -67,7 +67,7 @@ class RelationalMemory(ReportTransformer):
         super().__init__(
             vocabulary_size=vocabulary_size,
             feature_width=feature_width,
-            max_tokens=max_tokens,
+            max_length=max_length,
             layers=layers,
             encoder_layers=encoder_layers,
             width=width,
@@ -79,14 +79,14 @@ class RelationalMemory(ReportTransformer):
         )
         self.memory = _Memory(slots, width, memory_heads, dropout)
 
-    def start(self, features: Features) -> dict[str, Any]:
+    def init_cache(self, features: Features) -> dict[str, Any]:
         """The state before the first word, with the memory as it begins."""
         first_BSD = self.memory.first_SD.expand(len(features.patches_BND), -1, -1)
-        return {**super().start(features), "slots": first_BSD}
+        return {**super().init_cache(features), "slots": first_BSD}
 
-    def read(self, tokens_BT: Tensor, state: dict[str, Any]) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Any]]:
+    def embed(self, tokens_BT: Tensor, state: dict[str, Any]) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Any]]:
         """The words; for the norms, the memory after each of them; and the state, with the memory after the last."""
-        x_BTD, _, state = super().read(tokens_BT, state)
+        x_BTD, _, state = super().embed(tokens_BT, state)
         slots_BTSD = self.memory(x_BTD, state["slots"])
         return x_BTD, (slots_BTSD.flatten(2),), {**state, "slots": slots_BTSD[:, -1]}
 

@@ -38,7 +38,7 @@ class Transformer(ReportTransformer):
         *,
         vocabulary_size: int,
         feature_width: int,
-        max_tokens: int,
+        max_length: int,
         layers: PositiveInt = 3,
         encoder_layers: NonNegativeInt = 3,
         width: PositiveInt = 512,
@@ -50,7 +50,7 @@ class Transformer(ReportTransformer):
         super().__init__(
             vocabulary_size=vocabulary_size,
             feature_width=feature_width,
-            max_tokens=max_tokens,
+            max_length=max_length,
             layers=layers,
             encoder_layers=encoder_layers,
             width=width,

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_FOR_BACKBONE_MAPPING_NAMES
 
 from framework.exam import Features
-from framework.models.blocks import blocks_of, freeze_stages, stages_of, still
-from framework.models.external_weights import fetched_of
+from framework.models.blocks import blocks_of, eval_frozen_modules, freeze_stages, stages_of
+from framework.models.external_weights import external_weights_of
 from framework.models.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -82,7 +82,7 @@ class Backbone(nn.Module):
         self,
         *,
         channels: int,
-        blueprint: dict | None = None,
+        hf_config: dict | None = None,
         architecture: str | None = None,
         config: dict = {},  # noqa: B006
         weights: str | None = None,
@@ -95,7 +95,7 @@ class Backbone(nn.Module):
         max_views: NonNegativeInt = 4,
     ) -> None:
         super().__init__()
-        require_one_source(KEY, architecture, weights, blueprint, config, OURS, "data.channels and the last stage")
+        require_one_source(KEY, architecture, weights, hf_config, config, OURS, "data.channels and the last stage")
         if not lora_rank and (lora_alpha, lora_dropout, lora_targets) != (16, 0.0, None):
             raise ValueError(
                 f"{KEY}: lora_alpha, lora_dropout and lora_targets are for a lora_rank above 0; set lora_rank, or take "
@@ -103,10 +103,10 @@ class Backbone(nn.Module):
             )
         if lora_rank and frozen_stages:
             raise ValueError(f"{KEY}.frozen_stages: lora_rank freezes all stages; set one of them to 0")
-        self.blueprint, self.fetched = None, None
+        self.hf_config, self.external_weights = None, None
         mean, std, folder = IMAGENET_MEAN, IMAGENET_STD, None
-        if blueprint is not None:
-            of_weights, mean, std = config_from(blueprint), blueprint["mean"], blueprint["std"]
+        if hf_config is not None:
+            of_weights, mean, std = config_from(hf_config), hf_config["mean"], hf_config["std"]
             self.backbone, width, unused = _new(of_weights, channels)
         elif weights is not None:
             folder = folder_of(weights, f"{KEY}.weights")
@@ -118,20 +118,20 @@ class Backbone(nn.Module):
             mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
         self.register_buffer("mean_C11", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std_C11", torch.tensor(std)[:, None, None], persistent=False)
-        if blueprint is not None or weights is not None:
+        if hf_config is not None or weights is not None:
             told = plain_config(self.backbone.config)
-            self.blueprint = {"config": told, "mean": list(mean), "std": list(std)}
+            self.hf_config = {"config": told, "mean": list(mean), "std": list(std)}
         for name in unused:
             self.backbone.get_parameter(name).requires_grad_(False)
         if frozen_stages:
             self._require_stages()
         freeze_stages(self.backbone, frozen_stages)
         if lora_rank:
-            if folder is None and blueprint is None:
+            if folder is None and hf_config is None:
                 raise ValueError(f"{KEY}.lora_rank: LoRA adapts weights; found none. Set weights, or lora_rank: 0")
             add_lora(self.backbone, lora_rank, lora_alpha, lora_dropout, lora_targets, KEY)
         if folder is not None and (lora_rank or frozen_stages):
-            self.fetched = fetched_of(self, "backbone", str(weights), folder)
+            self.external_weights = external_weights_of(self, "backbone", str(weights), folder)
         settings = self.backbone.config
         self.patch = _pair(getattr(settings, "patch_stride", None) or getattr(settings, "patch_size", None) or 1)
         self.width = width
@@ -152,7 +152,7 @@ class Backbone(nn.Module):
 
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode)
-        still(self.backbone)
+        eval_frozen_modules(self.backbone)
         return self
 
     def _require_stages(self) -> None:

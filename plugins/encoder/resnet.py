@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
 
 from framework.exam import Features
-from framework.models.blocks import freeze_stages, stages_of, still
-from framework.models.external_weights import fetched_of
+from framework.models.blocks import eval_frozen_modules, freeze_stages, stages_of
+from framework.models.external_weights import external_weights_of
 from framework.models.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -61,7 +61,7 @@ class ResNet(nn.Module):
         self,
         *,
         channels: int,
-        blueprint: dict | None = None,
+        hf_config: dict | None = None,
         depth: Literal[10, 18, 34, 50, 101, 152] = 18,
         width: PositiveInt = 64,
         norm: Literal["batch", "group"] = "batch",
@@ -82,13 +82,13 @@ class ResNet(nn.Module):
         if weights is not None and norm != "batch":
             raise ValueError("model.encoder: `weights` come with batch norm; leave out `norm: group`")
         folder = None if weights is None else folder_of(weights, "model.encoder.weights")
-        if blueprint is not None:
-            self.backbone = new_model(ResNetModel, config_from(blueprint), "model.encoder")
+        if hf_config is not None:
+            self.backbone = new_model(ResNetModel, config_from(hf_config), "model.encoder")
         else:
             self.backbone = ResNetModel(config) if folder is None else _from_weights(folder, config, depth)
         # Of weights: depth and width do not tell their activation, nor where they halve the map.
-        of_weights = blueprint is not None or folder is not None
-        self.blueprint = {"config": plain_config(self.backbone.config)} if of_weights else None
+        of_weights = hf_config is not None or folder is not None
+        self.hf_config = {"config": plain_config(self.backbone.config)} if of_weights else None
         if norm == "group":
             _use_group_norm(self.backbone)
         for name, of_colours in (("mean_C11", IMAGENET_MEAN), ("std_C11", IMAGENET_STD)):
@@ -99,7 +99,9 @@ class ResNet(nn.Module):
         self.position_VD = view_positions(max_views, self.width)
         self.pooling = view_pooling(fusion, self.width)
         freeze_stages(self.backbone, frozen_stages)
-        self.fetched = fetched_of(self, "backbone", str(weights), folder) if folder and frozen_stages else None
+        self.external_weights = (
+            external_weights_of(self, "backbone", str(weights), folder) if folder and frozen_stages else None
+        )
 
     mean_C11: Tensor
     std_C11: Tensor
@@ -113,7 +115,7 @@ class ResNet(nn.Module):
 
     def train(self, mode: bool = True) -> ResNet:
         super().train(mode)
-        still(self.backbone)
+        eval_frozen_modules(self.backbone)
         return self
 
     def _maps(self, image_MCHW: Tensor) -> Tensor:

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.exam import BOS, EOS, PAD, UNK, Batch, Outputs
-from framework.models.external_weights import Fetched
+from framework.models.external_weights import ExternalWeights
 from framework.registry import register
 from framework.text.sentence_encoder import SentenceEncoder
 
 log = logging.getLogger(__name__)
-SIGNS = (PAD, BOS, EOS, UNK)  # tokens that are no words
+SPECIAL_IDS = (PAD, BOS, EOS, UNK)  # tokens that are no words
 # How tokenizers of language models mark that a word goes on (WordPiece), or begins (BPE, unigram).
 PART_OF_WORD = re.compile(r"##\w|[Ġ▁]")
 
@@ -70,7 +70,7 @@ class GlobalSemantic(nn.Module):
     ) -> None:
         super().__init__()
         self.sentences: Sentences | None = None
-        self.fetched: Fetched | None = None
+        self.external_weights: ExternalWeights | None = None
         if part := next((word for word in vocabulary if PART_OF_WORD.match(word)), None):
             raise ValueError(
                 "loss global_semantic: both spaces know whole words, and the tokenizer's vocabulary holds parts of "
@@ -83,7 +83,7 @@ class GlobalSemantic(nn.Module):
                     "a name on the model hub"
                 )
             self.sentences = Sentences(SentenceEncoder(encoder), vocabulary)
-            self.fetched = Fetched(encoder, self.sentences.encoder.folder, frozenset())
+            self.external_weights = ExternalWeights(encoder, self.sentences.encoder.folder, frozenset())
             return
         if encoder is not None:
             raise ValueError(
@@ -91,7 +91,7 @@ class GlobalSemantic(nn.Module):
                 "sentence_encoder"
             )
         vectors = torch.as_tensor(word_vectors_WD).detach().to(torch.float32, copy=True)
-        vectors[list(SIGNS)] = 0
+        vectors[list(SPECIAL_IDS)] = 0
         if not vectors.any():
             raise ValueError(
                 f"loss global_semantic: none of the {len(vectors)} tokens of the vocabulary is a word of the report "
@@ -129,7 +129,7 @@ class GlobalSemantic(nn.Module):
     def _comparable(self, batch: Batch) -> Tensor:
         if self.sentences is None:
             return self._reference(batch).norm(dim=-1) > 0
-        return ~torch.isin(batch.report_BT, batch.report_BT.new_tensor(SIGNS)).all(dim=1)
+        return ~torch.isin(batch.report_BT, batch.report_BT.new_tensor(SPECIAL_IDS)).all(dim=1)
 
 
 class Sentences:
@@ -144,9 +144,9 @@ class Sentences:
     def __init__(self, encoder: SentenceEncoder, vocabulary: Sequence[str]) -> None:
         self.encoder = encoder
         pieces = [encoder.word_pieces(word) for word in vocabulary]
-        for sign in SIGNS:
+        for sign in SPECIAL_IDS:
             pieces[sign] = [encoder.unknown]
-        words = pieces[len(SIGNS) :]
+        words = pieces[len(SPECIAL_IDS) :]
         unknown = sum(encoder.unknown in word for word in words)
         if 2 * unknown > len(words):
             raise ValueError(

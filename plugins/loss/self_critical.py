@@ -64,7 +64,7 @@ class SelfCritical(nn.Module):
         self,
         *,
         make_reward: Any,
-        max_tokens: int,
+        max_length: int,
         reward: dict[str, float] = {"cider": 1.0},  # noqa: B006
         samples: PositiveInt = 1,
         baseline: Literal["greedy", "mean"] = "greedy",
@@ -75,7 +75,7 @@ class SelfCritical(nn.Module):
                 f"loss self_critical: baseline mean is that of an exam's other samples, and samples is {samples}; "
                 "expected at least 2, or baseline: greedy"
             )
-        self.reward, self.max_tokens = make_reward(dict(reward)), max_tokens
+        self.reward, self.max_length = make_reward(dict(reward)), max_length
         self.samples, self.baseline = samples, baseline
         self._told: dict[str, Tensor] = {}
 
@@ -95,7 +95,7 @@ class SelfCritical(nn.Module):
         )
         exam_ids = [exam_id for exam_id in batch.exam_ids for _ in range(self.samples)]
         with evaluating(decoder):
-            drawn_ST = sample(decoder, features, max_tokens=self.max_tokens)  # an exam's samples one after the other
+            drawn_ST = sample(decoder, features, max_length=self.max_length)  # an exam's samples one after the other
             worth_BS = self.reward(exam_ids, words_of(drawn_ST)).reshape(-1, self.samples)
             advantage_BS = worth_BS - self._baseline(worth_BS, batch, outputs)
             advantage_S = torch.from_numpy(advantage_BS.ravel()).to(drawn_ST.device, torch.float32)
@@ -106,7 +106,7 @@ class SelfCritical(nn.Module):
         """[B, S], or [B, 1] where it is the same for all samples."""
         if self.baseline == "mean":
             return (worth_BS.sum(1, keepdims=True) - worth_BS) / (self.samples - 1)
-        greedy = generate(outputs.decoder, outputs.features, max_tokens=self.max_tokens)
+        greedy = generate(outputs.decoder, outputs.features, max_length=self.max_length)
         worth_B = self.reward(batch.exam_ids, greedy)
         self._tell("greedy", worth_B, batch.report_BT.device)
         return worth_B[:, None]

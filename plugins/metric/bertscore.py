@@ -78,7 +78,7 @@ class BertScore:
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs, or an empty reference."""
-        sums_S = self.per_exam(pairs).sum(0)
+        sums_S = self.per_exam_stats(pairs).sum(0)
         if empty := sum(not pair.prediction.strip() for pair in pairs):
             warnings.warn(f"BERTScore: {empty} of {len(pairs)} predictions are empty; each counts as 0", stacklevel=2)
         texts = {text.strip() for pair in pairs for text in (pair.prediction, pair.reference)}
@@ -88,9 +88,9 @@ class BertScore:
                 "each is not scored",
                 stacklevel=2,
             )
-        return {name: float(value) for name, value in self.of_sums(sums_S).items()}
+        return {name: float(value) for name, value in self.compute(sums_S).items()}
 
-    def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
+    def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Of each report: precision, recall, their F1, and 1. With `idf`, pieces weigh as in all of `pairs`."""
         if not pairs:
             raise ValueError("BERTScore of no reports: the split is empty")
@@ -132,7 +132,7 @@ class BertScore:
                 found[told, true] = self._match(seen.get(told), seen[true], weight_of)
         return found
 
-    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The values of sums over exams, [..., 4]: means."""
         precision, recall, f1 = (sums[..., place] / sums[..., 3] for place in range(3))
         return {"bertscore": f1, "bertscore/precision": precision, "bertscore/recall": recall}

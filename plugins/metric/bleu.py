@@ -42,12 +42,12 @@ class Bleu:
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs, or a reference without words."""
-        sums_S = self.per_exam(pairs).sum(0)
+        sums_S = self.per_exam_stats(pairs).sum(0)
         empty = sum(not pair.prediction_words for pair in pairs)
         _warn(empty, len(pairs), sums_S[: len(ORDERS)])
-        return {name: float(value) for name, value in self.of_sums(sums_S).items()}
+        return {name: float(value) for name, value in self.compute(sums_S).items()}
 
-    def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
+    def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Of each report: clipped hits of order 1 to 4, runs of order 1 to 4, words, words of the reference."""
         if not pairs:
             raise ValueError("BLEU of no reports: the split is empty")
@@ -64,7 +64,7 @@ class Bleu:
             rows.append((*hits, *(max(0, length - n + 1) for n in ORDERS), length, len(pair.reference_words)))
         return np.array(rows, dtype=np.float64)
 
-    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The values of sums over exams, [..., 10]."""
         orders = len(ORDERS)
         hits, totals = sums[..., :orders], sums[..., orders : 2 * orders]

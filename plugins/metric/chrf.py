@@ -49,15 +49,15 @@ class Chrf:
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs, or an empty reference."""
-        sums_S = self.per_exam(pairs).sum(0)
+        sums_S = self.per_exam_stats(pairs).sum(0)
         empty = sum(not pair.prediction.strip() for pair in pairs)
         if empty:
             warnings.warn(
                 f"chrF: {empty} of {len(pairs)} predictions are empty; they count, and lower the score", stacklevel=2
             )
-        return {name: float(value) for name, value in self.of_sums(sums_S).items()}
+        return {name: float(value) for name, value in self.compute(sums_S).items()}
 
-    def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
+    def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Of each report, for each length of runs: runs of the prediction, of the reference, and those of both."""
         if not pairs:
             raise ValueError("chrF of no reports: the split is empty")
@@ -72,7 +72,7 @@ class Chrf:
                 counts_K[:] = own.total() if theirs else 0, theirs.total(), both
         return rows_ELK.reshape(len(pairs), -1)
 
-    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The value of sums over exams, [..., 3 times the lengths of runs]."""
         told, true, both = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
         lengths = np.maximum(((told > 0) & (true > 0)).sum(-1), 1)

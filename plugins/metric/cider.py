@@ -106,11 +106,11 @@ class Cider:
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs, or a reference without words."""
-        sums_S = self.per_exam(pairs).sum(0)
+        sums_S = self.per_exam_stats(pairs).sum(0)
         _warn(pairs, self._corpus(pairs), sums_S[0])
-        return {name: float(value) for name, value in self.of_sums(sums_S).items()}
+        return {name: float(value) for name, value in self.compute(sums_S).items()}
 
-    def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
+    def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Of each report: its similarity, and 1.
 
         N-grams weigh as in all of `pairs`, also where some of these rows are summed, so that the value of a resample is
@@ -134,7 +134,7 @@ class Cider:
             rows.append((_similarity(vectors[words], reference), 1))
         return np.array(rows, dtype=np.float64)
 
-    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The value of sums over exams, [..., 2]: a mean."""
         return {"cider": sums[..., 0] / sums[..., 1] * SCALE}
 

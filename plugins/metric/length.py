@@ -26,9 +26,9 @@ class Length:
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs, or a reference without words."""
-        return {name: float(value) for name, value in self.of_sums(self.per_exam(pairs).sum(0)).items()}
+        return {name: float(value) for name, value in self.compute(self.per_exam_stats(pairs).sum(0)).items()}
 
-    def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
+    def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Of each report: shorter over longer, 1, its words, words of the reference."""
         if not pairs:
             raise ValueError("length of no reports: the split is empty")
@@ -40,6 +40,6 @@ class Length:
             rows.append((min(written, expected) / max(written, expected), 1, written, expected))
         return np.array(rows, dtype=np.float64)
 
-    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The values of sums over exams, [..., 4]."""
         return {"length_match": sums[..., 0] / sums[..., 1], "length_match/ratio": sums[..., 2] / sums[..., 3]}

@@ -60,14 +60,14 @@ class Meteor:
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs, an empty reference, or a program that fails."""
-        sums_S = self.per_exam(pairs).sum(0)
+        sums_S = self.per_exam_stats(pairs).sum(0)
         if empty := sum(not pair.prediction.strip() for pair in pairs):
             warnings.warn(
                 f"METEOR: {empty} of {len(pairs)} predictions are empty; they count, and lower the score", stacklevel=2
             )
-        return {name: float(value) for name, value in self.of_sums(sums_S).items()}
+        return {name: float(value) for name, value in self.compute(sums_S).items()}
 
-    def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
+    def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Of each report: the program's counts."""
         if not pairs:
             raise ValueError("METEOR of no reports: the split is empty")
@@ -83,7 +83,7 @@ class Meteor:
                 self._known[key] = self._program.counts(*key)
         return np.stack([self._known[key] for key in asked])
 
-    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The value of sums over exams, [..., 23]."""
         words, true_words, function, true_function = np.moveaxis(sums[..., :4], -1, 0)
         matched = np.moveaxis(sums[..., 4:20].reshape(*sums.shape[:-1], 4, 4), -1, 0)

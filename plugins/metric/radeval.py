@@ -65,9 +65,9 @@ class RadEval:
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs, or a reference without words."""
-        return {name: float(value) for name, value in self.of_sums(self.per_exam(pairs).sum(0)).items()}
+        return {name: float(value) for name, value in self.compute(self.per_exam_stats(pairs).sum(0)).items()}
 
-    def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
+    def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Of each report: all that is given of it, and 1."""
         return self._last.of(pairs, lambda: self._rows(pairs))
 
@@ -85,7 +85,7 @@ class RadEval:
                 rows[asked, place] = one_each("radeval", told.get(key, ()), len(asked))
         return rows
 
-    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The values of sums over exams, [..., values and 1]: means."""
         means = sums[..., :-1] / sums[..., -1:]
         parts = {f"radeval/{key}": means[..., place] for place, key in enumerate(GIVES[self.score])}

@@ -75,9 +75,9 @@ class RateScore:
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs, or a reference without words."""
-        return {name: float(value) for name, value in self.of_sums(self.per_exam(pairs).sum(0)).items()}
+        return {name: float(value) for name, value in self.compute(self.per_exam_stats(pairs).sum(0)).items()}
 
-    def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
+    def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Of each report: its score, and 1."""
         return self._last.of(pairs, lambda: self._rows(pairs))
 
@@ -91,7 +91,7 @@ class RateScore:
             rows[asked, 0] = one_each("ratescore", told, len(asked))
         return rows
 
-    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The value of sums over exams, [..., 2]: a mean."""
         return {"ratescore": sums[..., 0] / sums[..., 1]}
 

@@ -34,9 +34,9 @@ class Repetition:
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs."""
-        return {name: float(value) for name, value in self.of_sums(self.per_exam(pairs).sum(0)).items()}
+        return {name: float(value) for name, value in self.compute(self.per_exam_stats(pairs).sum(0)).items()}
 
-    def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
+    def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Of the prediction, then the reference: a run comes twice, 1, sentences said before, sentences."""
         if not pairs:
             raise ValueError("repetition in no reports: the split is empty")
@@ -46,7 +46,7 @@ class Repetition:
             rows.append((*told, _repeats(pair.reference_words), 1, *_said_before(pair.reference)))
         return np.array(rows, dtype=np.float64)
 
-    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The values of sums over exams, [..., 8]."""
         values = {}
         for part, (repeating, reports, again, sentences) in (

@@ -46,7 +46,7 @@ class RougeL:
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs, or a reference without words."""
-        sums_S = self.per_exam(pairs).sum(0)
+        sums_S = self.per_exam_stats(pairs).sum(0)
         empty = sum(not pair.prediction_words for pair in pairs)
         if empty:
             warnings.warn(f"ROUGE-L: {empty} of {len(pairs)} predictions are empty; each counts as 0", stacklevel=2)
@@ -56,9 +56,9 @@ class RougeL:
                 "language and segmentation",
                 stacklevel=2,
             )
-        return {name: float(value) for name, value in self.of_sums(sums_S).items()}
+        return {name: float(value) for name, value in self.compute(sums_S).items()}
 
-    def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
+    def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Of each report: its F, and 1."""
         if not pairs:
             raise ValueError("ROUGE-L of no reports: the split is empty")
@@ -74,6 +74,6 @@ class RougeL:
             rows.append((score, 1))
         return np.array(rows, dtype=np.float64)
 
-    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The value of sums over exams, [..., 2]: a mean."""
         return {"rouge_l": sums[..., 0] / sums[..., 1]}

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from framework.exam import SIGNS, UNK
+from framework.exam import SPECIAL_TOKENS, UNK
 from framework.models.pretrained import folder_of, read_tokenizer
 from framework.registry import register
-from framework.runtime.console import say
+from framework.runtime.console import print0
 from framework.text.segmentation import key_of, language_of, segmentation_of, split
-from framework.text.vocabulary import framed, pieces_of, signs_of, written
+from framework.text.vocabulary import add_special_tokens, special_ids_of, strip_special_tokens, subwords_of
 
 FORMAT = "sonoscribe hf 1"
 LOWERCASE = True  # of words that are scored, as the tokenizer `words` has them
@@ -41,7 +41,7 @@ class Hf:
                 f"data.tokenizer.weights: the tokenizer of '{weights}' ({type(found).__name__}) has no tokenizer.json; "
                 "expected one of the package tokenizers"
             )
-        self._adopt(backend.to_str(), signs_of(found), language)
+        self._adopt(backend.to_str(), special_ids_of(found), language)
 
     def _adopt(self, tokenizer: str, signs: Sequence[int], language: str) -> None:
         from tokenizers import Tokenizer
@@ -52,8 +52,8 @@ class Hf:
         self._signs = list(signs)  # the model's own, which no report has
         self._asked_language = language
         self._language: Literal["en", "zh"] | None = None if language == "auto" else cast(Literal["en", "zh"], language)
-        self.vocabulary, self._theirs = pieces_of(self._tokenizer, signs)
-        self._ours = {id: place for place, id in enumerate(self._theirs, len(SIGNS))}
+        self.vocabulary, self._theirs = subwords_of(self._tokenizer, signs)
+        self._ours = {id: place for place, id in enumerate(self._theirs, len(SPECIAL_TOKENS))}
 
     def fit(self, reports: Sequence[str]) -> None:
         """Learns the language where the recipe says `auto`, and tells how many reports the pieces cannot write."""
@@ -61,7 +61,7 @@ class Hf:
             self._language = language_of(reports)
         lost = [report for report in reports if self.segment(self.decode(self.encode(report))) != self.segment(report)]
         if lost:
-            say(
+            print0(
                 f"notice: {len(lost)} of {len(reports)} training reports do not come back from the tokenizer word for "
                 f"word, so no model can write them: {lost[0][:60]!r}"
             )
@@ -85,14 +85,14 @@ class Hf:
         """The words of a text, in order. Needs no `fit`."""
         return [key_of(word, LOWERCASE) for word in split(text)]
 
-    def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
-        """Ids from BOS to EOS; at most `max_tokens` of them, both included.
+    def encode(self, text: str, max_length: int | None = None) -> list[int]:
+        """Ids from BOS to EOS; at most `max_length` of them, both included.
 
         Raises:
-            ValueError: `max_tokens` leaves no room for BOS and EOS.
+            ValueError: `max_length` leaves no room for BOS and EOS.
         """
         pieces = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return framed([self._ours.get(id, UNK) for id in pieces], max_tokens)
+        return add_special_tokens([self._ours.get(id, UNK) for id in pieces], max_length)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first EOS; BOS, padding and unknown pieces are left out.
@@ -100,7 +100,7 @@ class Hf:
         Raises:
             ValueError: an id outside the vocabulary.
         """
-        pieces = [self._theirs[id - len(SIGNS)] for id in written(ids, len(self.vocabulary))]
+        pieces = [self._theirs[id - len(SPECIAL_TOKENS)] for id in strip_special_tokens(ids, len(self.vocabulary))]
         return str(self._tokenizer.decode(pieces, skip_special_tokens=False))
 
     def save(self, path: Path) -> None:

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal, cast
 
 from pydantic import PositiveInt
 
-from framework.exam import SIGNS, UNK
+from framework.exam import SPECIAL_TOKENS, UNK
 from framework.registry import register
 from framework.text.segmentation import MASKED, is_cjk, key_of, language_of, segmentation_of, split
-from framework.text.vocabulary import framed, written
+from framework.text.vocabulary import add_special_tokens, strip_special_tokens
 
 FORMAT = "sonoscribe words 1"
 SENTENCE_END = frozenset(".!?。！？")
@@ -39,7 +39,7 @@ class Words:
         lowercase: hold `Mass` and `mass` for one word; `decode` writes sentence starts and BI-RADS in capitals again.
     """
 
-    specials: ClassVar[tuple[str, ...]] = SIGNS
+    specials: ClassVar[tuple[str, ...]] = SPECIAL_TOKENS
 
     def __init__(
         self, *, min_count: PositiveInt = 1, language: Literal["auto", "en", "zh"] = "auto", lowercase: bool = True
@@ -111,16 +111,16 @@ class Words:
         """The words of a text, in order. Needs no `fit`."""
         return [key_of(word, self.lowercase) for word in split(text)]
 
-    def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
-        """Ids from BOS to EOS; at most `max_tokens` of them, both included.
+    def encode(self, text: str, max_length: int | None = None) -> list[int]:
+        """Ids from BOS to EOS; at most `max_length` of them, both included.
 
         Raises:
             RuntimeError: before `fit`.
-            ValueError: `max_tokens` leaves no room for BOS and EOS.
+            ValueError: `max_length` leaves no room for BOS and EOS.
         """
         if not self.vocabulary:
             raise RuntimeError("encode() needs a vocabulary: call fit() or load() first")
-        return framed([self._ids.get(word, UNK) for word in self.segment(text)], max_tokens)
+        return add_special_tokens([self._ids.get(word, UNK) for word in self.segment(text)], max_length)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first EOS; BOS, padding and unknown words are left out.
@@ -128,7 +128,7 @@ class Words:
         Raises:
             ValueError: an id outside the vocabulary.
         """
-        return self.join([self.vocabulary[id] for id in written(ids, len(self.vocabulary))])
+        return self.join([self.vocabulary[id] for id in strip_special_tokens(ids, len(self.vocabulary))])
 
     def join(self, words: Sequence[str]) -> str:
         """Words as running text: Chinese without spaces, English with the usual ones."""

@@ -57,7 +57,7 @@ NOT_RUN = {
     "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 launch.py "
     "recipes/smoke.yaml": IN_TESTS_OF_STRATEGIES,
     "torchrun --standalone --nproc_per_node 2 launch.py recipes/smoke.yaml distributed.strategy=fsdp "
-    "train.ema=0.99": IN_TESTS_OF_STRATEGIES,
+    "train.ema_decay=0.99": IN_TESTS_OF_STRATEGIES,
     "deepspeed --num_gpus 2 --master_port 29501 launch.py recipes/smoke.yaml "
     "distributed.strategy=zero2": f"{IN_TESTS_OF_STRATEGIES}, on a free port",
     "accelerate launch --config_file docs/launch/cpu.yaml launch.py recipes/smoke.yaml "

@@ -20,7 +20,18 @@ from harness import ROOT
 PAGE = ROOT / "docs" / "troubleshooting.md"
 OURS = ("framework", "plugins")
 FOR_AUTHORS = ("framework/testing", "framework/testing/templates")  # what tests of plugins say, not what users meet
-SPEAKERS = {"note", "say", "warn", "warning", "ExamError", "ExamWarning", "BadParameter", "exit", "_refuse", "complain"}
+SPEAKERS = {
+    "note",
+    "print0",
+    "warn",
+    "warning",
+    "ExamError",
+    "ExamWarning",
+    "BadParameter",
+    "exit",
+    "_refuse",
+    "complain",
+}
 REASON = "reason"  # a value of this name is kept, and told later
 LISTS = ("problems", "notices")
 NOT_FOR_USERS = {"AssertionError", "KeyError", "Exit", "MainProcessFailed"}
@@ -287,8 +298,8 @@ def test_messages_are_found_however_they_are_put_together(
 
 def test_a_message_that_another_file_returns_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
-    (tmp_path / "one.py").write_text("raise MyError(problem_of(x))", encoding="utf-8")
-    (tmp_path / "two.py").write_text('def problem_of(x) -> str:\n    return f"{x} is broken"', encoding="utf-8")
+    (tmp_path / "one.py").write_text("raise MyError(verify_checkpoint(x))", encoding="utf-8")
+    (tmp_path / "two.py").write_text('def verify_checkpoint(x) -> str:\n    return f"{x} is broken"', encoding="utf-8")
     told = read_together([Reader(tmp_path / name) for name in ("one.py", "two.py")])
     assert list(told) == [Message("two.py:2", ("is broken",))]
 

@@ -12,12 +12,12 @@ from harness import ROOT, records
 from torch import Tensor, nn
 
 from framework.build import Parts, build_optimizer, build_parts, build_plugin
-from framework.data.loading import Slices, collate
-from framework.distributed import Strategy, spread, start_accelerator
+from framework.data.loading import BatchPlan, collate
+from framework.distributed import Strategy, prepare, start_accelerator
 from framework.optim import freeze, parameter_groups
 from framework.recipe import RecipeError, load_recipe
 from framework.task import ReportTask
-from framework.train_step import take_step
+from framework.train_step import train_step
 
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 FEW = ["data.dataset.exams=8", "data.dataset.val_exams=1", "data.dataset.test_exams=1", "distiller.topics=2"]
@@ -32,11 +32,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def made(cache: Path, tmp_path: Path) -> Callable[..., tuple[Strategy, Parts]]:
     def make(*keys: str) -> tuple[Strategy, Parts]:
-        recipe = load_recipe(SMOKE, [*FEW, RESNET, f"data.cache={cache}", *keys])
+        recipe = load_recipe(SMOKE, [*FEW, RESNET, f"data.cache_dir={cache}", *keys])
         accelerator = start_accelerator(recipe)
         parts = build_parts(recipe, accelerator, run=tmp_path)
-        slices = Slices.plan(8, None, 0, 1)
-        return spread(accelerator, recipe, parts.task, slices, lambda task: build_optimizer(recipe, task)), parts
+        batch_plan = BatchPlan.plan(8, None, 0, 1)
+        return prepare(accelerator, recipe, parts.task, batch_plan, lambda task: build_optimizer(recipe, task)), parts
 
     return make
 
@@ -45,7 +45,7 @@ def steps(strategy: Strategy, parts: Parts, count: int) -> None:
     batch = collate([parts.exams["train"][number] for number in range(8)])
     strategy.task.train()
     for _ in range(count):
-        take_step(strategy, [batch], torch.ones(len(parts.task.losses)))
+        train_step(strategy, [batch], torch.ones(len(parts.task.losses)))
         strategy.after_update()
 
 
@@ -60,14 +60,14 @@ def values(strategy: Strategy) -> dict[str, Tensor]:
     [
         ("train.freeze=[encoder, decoder.embed]", ("encoder.", "decoder.embed.")),
         ("optimizer.encoder_lr=0", ("encoder.",)),
-        ("optimizer.lrs={encoder: 0, encoder.position_VD: 1e-3}", ("encoder.backbone.",)),
+        ("optimizer.group_lrs={encoder: 0, encoder.position_VD: 1e-3}", ("encoder.backbone.",)),
         ("train.freeze=[encoder.backbone.embedder, losses.topic]", ("encoder.backbone.embedder.", "losses.topic.")),
     ],
 )
 def test_what_is_frozen_keeps_every_bit_and_its_statistics_and_the_rest_learns(
     made: Callable[..., tuple[Strategy, Parts]], key: str, frozen: tuple[str, ...]
 ) -> None:
-    strategy, parts = made(key, "train.ema=0.9", "model.decoder.dropout=0.2")
+    strategy, parts = made(key, "train.ema_decay=0.9", "model.decoder.dropout=0.2")
     before = values(strategy)
     steps(strategy, parts, 2)
     after = values(strategy)
@@ -78,7 +78,7 @@ def test_what_is_frozen_keeps_every_bit_and_its_statistics_and_the_rest_learns(
     for name, weight in strategy.task.named_parameters():
         assert weight.requires_grad == (id(weight) in learned) == (name in moved), name
     assert set(strategy.average) == {name for name, _ in strategy.task.named_parameters()} & moved
-    with strategy.whole_task() as task:
+    with strategy.full_params_model() as task:
         assert not task.training
     assert strategy.task.training and not strategy.task.get_submodule(frozen[0].rstrip(".")).training
 
@@ -168,7 +168,7 @@ def tied() -> ReportTask:
     config = "{n_embd: 8, n_layer: 1, n_head: 1, n_positions: 64}"
     decoder = f"model.decoder={{_delete_: true, name: hf_causal, architecture: gpt2, config: {config}}}"
     recipe = load_recipe("smoke", [decoder])
-    known = {"vocabulary_size": 9, "feature_width": 4, "max_tokens": 9, "vocabulary": None, "blueprint": None}
+    known = {"vocabulary_size": 9, "feature_width": 4, "max_length": 9, "vocabulary": None, "hf_config": None}
     return ReportTask(
         nn.Linear(2, 4), build_plugin(recipe, "decoder", recipe.model.decoder, **known), {"head": nn.Linear(2, 2)}
     )
@@ -215,7 +215,7 @@ def test_an_encoder_that_does_not_tell_all_its_stages_has_no_rates_by_them(stage
 
 def test_the_rates_of_a_run_follow_the_schedule_each_from_its_own(made: Callable[..., tuple[Strategy, Parts]]) -> None:
     strategy, _ = made("optimizer.lr=1", "optimizer.encoder_lr=0.8", "optimizer.layer_decay=0.5")
-    strategy.set_rates(0.1)
+    strategy.set_lr(0.1)
     found = {
         name: group["lr"]
         for name, weight in strategy.task.named_parameters()

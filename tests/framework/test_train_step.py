@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from framework.build import build_optimizer, build_parts
 from framework.checkpoint.format import SavedState
-from framework.data.loading import Slices, collate
-from framework.distributed import spread, start_accelerator
+from framework.data.loading import BatchPlan, collate
+from framework.distributed import prepare, start_accelerator
 from framework.exam import PAD, Batch, Features, Outputs
 from framework.optim import parameter_groups
 from framework.recipe import Recipe, RecipeError, load_recipe, recipe_hash, save
@@ -24,11 +24,11 @@ from framework.recipe.explain import explain_rows
 from framework.recipe.schema import WeightSchedule
 from framework.task import ReportTask, Uncertainty
 from framework.testing.elsewhere import PLACE, Elsewhere, There, TwoDevicesError
-from framework.train_step import take_step, weight_at, weights_at, weights_move
+from framework.train_step import train_step, weight_at, weights_at, weights_move
 
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 TINY = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "distiller.topics=2"]
-SHORT = [*TINY, "train.epochs=2", "evaluate.max_tokens=8", "evaluate.beam=1"]
+SHORT = [*TINY, "train.epochs=2", "evaluate.max_length=8", "evaluate.num_beams=1"]
 RISE = "losses.topic.weight={from: 0.1, to: 0.5, begin: 0.25, end: 0.75}"
 long = pytest.mark.long
 
@@ -182,11 +182,11 @@ def test_learned_factors_are_the_same_however_a_step_is_cut() -> None:
 
 
 def built(folder: Path, *keys: str) -> tuple[object, Recipe, list[Batch]]:
-    recipe = load_recipe(SMOKE, [*TINY, f"data.cache={folder / 'cache'}", *keys])
+    recipe = load_recipe(SMOKE, [*TINY, f"data.cache_dir={folder / 'cache'}", *keys])
     accelerator = start_accelerator(recipe)
     parts = build_parts(recipe, accelerator, run=folder)
-    slices = Slices.plan(8, None, 0, 1)
-    strategy = spread(accelerator, recipe, parts.task, slices, lambda task: build_optimizer(recipe, task))
+    batch_plan = BatchPlan.plan(8, None, 0, 1)
+    strategy = prepare(accelerator, recipe, parts.task, batch_plan, lambda task: build_optimizer(recipe, task))
     return (
         strategy,
         recipe,
@@ -199,13 +199,13 @@ def test_learned_factors_are_optimized_without_decay_saved_and_loaded(tmp_path: 
     learned = strategy.task.weighting.log_variance_L
     (group,) = [g for g in parameter_groups(strategy.task, 1.0, None) if any(p is learned for p in g.parameters)]
     assert not group.decay and any(p is learned for g in strategy.optimizer.param_groups for p in g["params"])
-    first = take_step(strategy, [batch], weights_at(recipe, 0, 9))
+    first = train_step(strategy, [batch], weights_at(recipe, 0, 9))
     names = list(recipe.active_losses)
     torch.testing.assert_close(first.weights_L, torch.tensor([recipe.losses[name].weight for name in names]))
     assert first.loss == pytest.approx(float((first.terms_L * first.weights_L).sum())), "log 1 is 0"
     before = learned.detach().clone()
     assert (before != 0).all() and (before.sign() == (2 * first.terms_L - 1).sign()).all(), "toward log 2 T"
-    second = take_step(strategy, [other], weights_at(recipe, 1, 9))
+    second = train_step(strategy, [other], weights_at(recipe, 1, 9))
     torch.testing.assert_close(second.weights_L, first.weights_L * torch.exp(-before))
     extra = (first.weights_L * before / 2).sum()
     assert second.loss == pytest.approx(float((second.terms_L * second.weights_L).sum() + extra), rel=1e-5)
@@ -215,7 +215,7 @@ def test_learned_factors_are_optimized_without_decay_saved_and_loaded(tmp_path: 
     save_file(state, tmp_path / "training.safetensors")
     fresh.load(SavedState(tmp_path), 2)
     assert torch.equal(fresh.task.weighting.log_variance_L, learned)
-    one, two = (take_step(each, [batch], weights_at(recipe, 2, 9)) for each in (strategy, fresh))
+    one, two = (train_step(each, [batch], weights_at(recipe, 2, 9)) for each in (strategy, fresh))
     assert torch.equal(one.terms_L, two.terms_L) and torch.equal(learned, fresh.task.weighting.log_variance_L)
 
 
@@ -224,7 +224,7 @@ def test_fixed_weights_leave_a_task_as_it_was(tmp_path: Path) -> None:
     assert not [name for name, _ in strategy.task.named_parameters() if name.startswith("weighting")]
     sums = strategy.task.eval()(batch)
     assert torch.equal(sums[0], sums[1]) and (sums[2] == 1).all()
-    taken = take_step(strategy, [batch], weights_at(recipe, 0, 9))
+    taken = train_step(strategy, [batch], weights_at(recipe, 0, 9))
     assert torch.equal(taken.weights_L, weights_at(recipe, 0, 9))
     assert taken.loss == float((taken.terms_L * taken.weights_L).sum())
 
@@ -245,11 +245,11 @@ class Telling(nn.Module):
 
 def test_what_a_loss_tells_beside_its_term_is_a_mean_over_all_micro_batches_of_a_step(tmp_path: Path) -> None:
     strategy, recipe, (batch, other) = built(tmp_path)
-    assert take_step(strategy, [batch], weights_at(recipe, 0, 9)).told == {}
+    assert train_step(strategy, [batch], weights_at(recipe, 0, 9)).told == {}
     strategy.task.losses["my/telling"] = Telling()
     weights = torch.cat([weights_at(recipe, 0, 9), torch.ones(1)])
     tokens = sum(float((each.report_BT != PAD).sum()) for each in (batch, other))
-    taken = take_step(strategy, [batch, other], weights)
+    taken = train_step(strategy, [batch, other], weights)
     assert taken.told == {"my/telling/exams": 0.5, "my/telling/tokens": pytest.approx(tokens / 32)}
 
 
@@ -275,7 +275,7 @@ def test_learned_factors_are_the_same_however_a_run_is_spread(
     keys = ["train.weighting=uncertainty", RISE]
     one = exact_run(*keys)
     other = exact_run(
-        *keys, f"distributed.strategy={strategy}", f"train.micro_batch={micro}", processes=processes, by="torchrun"
+        *keys, f"distributed.strategy={strategy}", f"train.micro_batch_size={micro}", processes=processes, by="torchrun"
     )
     for name in ("train/loss", "train/weight/topic", "train/weight/next_token"):
         first, second = records(one, name), records(other, name)
@@ -306,5 +306,5 @@ def test_all_is_counted_on_the_device_that_the_step_computes_on(
 
     monkeypatch.setattr(Batch, "to", move)
     monkeypatch.setattr(type(strategy.task.losses["next_token"]), "count", look)
-    take_step(strategy, [batch], weights_at(recipe, 0, 9))
+    train_step(strategy, [batch], weights_at(recipe, 0, 9))
     assert len(moved) == 1

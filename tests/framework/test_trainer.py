@@ -112,7 +112,7 @@ def test_a_tiny_run_learns_its_reports(work: Path) -> None:
 
 def test_early_stopping_ends_a_run_that_gets_no_better(work: Path) -> None:
     monitor = "evaluate.monitor={val/bleu_4: 1, val/cider: 0.5}"
-    keys = ["train.early_stop=2", "optimizer.lr=1e-9", "train.epochs=9", "run.name=stops", monitor]
+    keys = ["train.early_stopping_patience=2", "optimizer.lr=1e-9", "train.epochs=9", "run.name=stops", monitor]
     done = launch(SMOKE, *keys, cwd=work)
     assert "stopped early: 2 validations without a better val/bleu_4 + 0.5 val/cider" in done.stdout
     bleu, cider, both = (records(work / "runs" / "smoke" / "stops", f"val/{n}") for n in ("bleu_4", "cider", "monitor"))

@@ -14,11 +14,11 @@ from PIL import Image
 from transformers import ResNetConfig, ResNetModel
 
 from framework.build import build_optimizer, build_parts
-from framework.data.loading import Slices, collate
-from framework.distributed import spread, start_accelerator
+from framework.data.loading import BatchPlan, collate
+from framework.distributed import prepare, start_accelerator
 from framework.recipe import load_recipe
-from framework.runtime.signals import Requests
-from framework.train_step import take_step, weights_at
+from framework.runtime.signals import StopSignals
+from framework.train_step import train_step, weights_at
 from framework.trainer import train
 
 PAPER = ROOT / "recipes" / "paper"
@@ -60,7 +60,7 @@ def small(folder: Path) -> list[str]:
     """Words that put a paper's recipe on made-up exams and a tiny network, and leave its other settings alone."""
     return [
         f"data.dataset.file={published(folder)}", f"data.dataset.images={folder / 'images'}",
-        f"data.cache={folder / 'cache'}", f"model.encoder.weights={tiny_weights(folder / 'weights')}",
+        f"data.cache_dir={folder / 'cache'}", f"model.encoder.weights={tiny_weights(folder / 'weights')}",
         "model.encoder.depth=10", "model.encoder.width=8", "data.image_size=64", "distiller=faiss_kmeans",
         "distiller.topics=3", "train.batch_size=8", "model.decoder.width=64",
     ]  # fmt: skip
@@ -77,7 +77,7 @@ def test_settings_are_those_published(organ: str) -> None:
     assert recipe.model.encoder.keys["depth"] == 101 and recipe.model.encoder.keys["weights"] == "microsoft/resnet-101"
     decoder = recipe.model.decoder.keys
     assert [decoder[key] for key in ("layers", "width", "heads", "feedforward")] == [3, 512, 8, 512]
-    assert (decoder["dropout"], decoder["feature_dropout"], recipe.evaluate.max_tokens) == (0.1, 0.5, 150)
+    assert (decoder["dropout"], decoder["feature_dropout"], recipe.evaluate.max_length) == (0.1, 0.5, 150)
     assert {name: loss.weight for name, loss in recipe.losses.items()} == {
         "next_token": 0.7,
         "topic": 0.3,
@@ -85,9 +85,15 @@ def test_settings_are_those_published(organ: str) -> None:
     }
     optimizer = recipe.optimizer
     assert (optimizer.name, optimizer.keys["amsgrad"], optimizer.keys["weight_decay"]) == ("adam", True, 5e-5)
-    assert (optimizer.lr, optimizer.encoder_lr, optimizer.lrs) == (1e-3, 5e-5, {"losses.topic": 5e-5})
+    assert (optimizer.lr, optimizer.encoder_lr, optimizer.group_lrs) == (1e-3, 5e-5, {"losses.topic": 5e-5})
     train = recipe.train
-    assert (train.epochs, train.batch_size, train.clip, train.clip_by, train.seed) == (50, 32, 0.1, "value", 9233)
+    assert (train.epochs, train.batch_size, train.max_grad_norm, train.clip_by, train.seed) == (
+        50,
+        32,
+        0.1,
+        "value",
+        9233,
+    )
     assert train.precision == "fp32"
     assert (recipe.schedule.name, recipe.schedule.keys) == ("step", {"every": 28 / 50, "gamma": 0.1})
     assert recipe.evaluate.monitor == "val/bleu_4"
@@ -101,8 +107,8 @@ def test_on_exams_in_the_published_layout_steps_lower_the_loss(tmp_path: Path) -
     assert {name: len(exams) for name, exams in parts.exams.items()} == {"train": 16, "val": 4, "test": 4}
     assert all(len(exam.views) == 2 for exam in parts.exams["train"].exams)
     assert {"_2ds_", "_loc_", "_locr_", "_scm_"} <= {word.lower() for word in parts.tokenizer.vocabulary}
-    slices = Slices.plan(8, None, 0, 1)
-    strategy = spread(accelerator, recipe, parts.task, slices, lambda task: build_optimizer(recipe, task))
+    batch_plan = BatchPlan.plan(8, None, 0, 1)
+    strategy = prepare(accelerator, recipe, parts.task, batch_plan, lambda task: build_optimizer(recipe, task))
     rates = {group["lr"] for group in strategy.optimizer.param_groups}
     assert rates == {5e-5, 1e-3}
     batch = collate([parts.exams["train"][number] for number in range(8)])
@@ -110,14 +116,14 @@ def test_on_exams_in_the_published_layout_steps_lower_the_loss(tmp_path: Path) -
     losses = []
     for _ in range(4):
         torch.manual_seed(0)
-        losses.append(take_step(strategy, [batch], weights_at(recipe, 0, 1)).loss)
+        losses.append(train_step(strategy, [batch], weights_at(recipe, 0, 1)).loss)
     assert losses[-1] < losses[0]
 
 
 def test_without_the_data_one_message_says_what_is_missing_and_where_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Requests, "listen", lambda _: None)  # signals stay the test runner's
+    monkeypatch.setattr(StopSignals, "listen", lambda _: None)  # signals stay the test runner's
     recipe = load_recipe(PAPER / "liver.yaml", [f"run.root={tmp_path / 'runs'}"])
     with pytest.raises(ValueError) as caught:  # which the command line tells without a traceback
         train(recipe)

@@ -14,14 +14,14 @@ from tiny_models import of_bytes, save_llama, save_swin
 from torch import Tensor
 
 from framework.build import build_model, build_optimizer, build_parts, build_tokenizer
-from framework.data.loading import Slices, collate
-from framework.distributed import spread, start_accelerator
+from framework.data.loading import BatchPlan, collate
+from framework.distributed import prepare, start_accelerator
 from framework.exam import Batch
 from framework.models.generation import generate
 from framework.recipe import RECIPES, load_recipe
 from framework.task import ReportTask
 from framework.testing.elsewhere import PLACE, Elsewhere, There, send
-from framework.train_step import take_step, weights_at
+from framework.train_step import train_step, weights_at
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 LONG = {"self_critical"}  # draws reports in every step
@@ -29,7 +29,7 @@ FEW = ["data.dataset.exams=24", "data.dataset.val_exams=2", "data.dataset.test_e
 
 
 def made_small(name: str, folder: Path) -> list[str]:
-    keys = ["data.image_size=64", f"data.cache={folder / 'cache'}", "train.batch_size=4"]
+    keys = ["data.image_size=64", f"data.cache_dir={folder / 'cache'}", "train.batch_size=4"]
     if load_recipe(ROOT / "recipes" / f"{name}.yaml").has_topics:
         keys.append("distiller.topics=3")
     if name == "swin_llm_lora":
@@ -68,17 +68,17 @@ def test_a_shipped_recipe_builds_and_one_step_lowers_its_loss(name: str, tmp_pat
     recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", made_small(name, tmp_path))
     accelerator = start_accelerator(recipe)
     parts = build_parts(recipe, accelerator, run=tmp_path)
-    slices = Slices.plan(4, None, 0, 1)
-    strategy = spread(accelerator, recipe, parts.task, slices, lambda task: build_optimizer(recipe, task))
+    batch_plan = BatchPlan.plan(4, None, 0, 1)
+    strategy = prepare(accelerator, recipe, parts.task, batch_plan, lambda task: build_optimizer(recipe, task))
     task, train_set = parts.task, parts.exams["train"]
-    (numbers, *_) = slices.epoch(len(train_set), recipe.train.seed, 0)
+    (numbers, *_) = batch_plan.epoch(len(train_set), recipe.train.seed, 0)
     batch = collate([train_set[number] for number in numbers])
     weights_L = weights_at(recipe, 0, 1)
     before = {name: weight.detach().clone() for name, weight in task.named_parameters()}
     losses = []
     for _ in range(4):
         torch.manual_seed(0)
-        taken = take_step(strategy, [batch], weights_L)
+        taken = train_step(strategy, [batch], weights_L)
         losses.append(taken.loss)
         assert taken.norm > 0
     assert losses[-1] < losses[0]
@@ -96,5 +96,5 @@ def steps_and_writes_on_another_device(task: ReportTask, batch: Batch) -> None:
     with torch.no_grad(), Elsewhere():
         assert task.train().counts(there).device == task(there).device == PLACE
         features = task.eval().features(there)
-        for beam in (1, 2):
-            assert len(generate(task.decoder, features, max_tokens=4, beam=beam)) == len(batch.exam_ids)
+        for num_beams in (1, 2):
+            assert len(generate(task.decoder, features, max_length=4, num_beams=num_beams)) == len(batch.exam_ids)

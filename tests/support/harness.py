@@ -8,10 +8,13 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
+import pytest
+
+from framework.runtime.errors import Problem, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 TOYS = Path(__file__).with_name("toys.py")  # plugins that tests name in recipes
@@ -102,7 +105,22 @@ def all_records(run: Path) -> dict[tuple[int, str], float]:
 # own.
 EXACT = (
     "data.dataset.exams=33", "data.dataset.val_exams=7", "data.dataset.test_exams=1", "distiller.topics=2",
-    "train.epochs=6", "evaluate.every_epochs=3", "evaluate.max_tokens=60", "optimizer.lr=1e-2",
-    "optimizer.encoder_lr=5e-3", "train.clip=0.3", "train.ema=0.9", "checkpoint.every_steps=3",
+    "train.epochs=6", "evaluate.every_epochs=3", "evaluate.max_length=60", "optimizer.lr=1e-2",
+    "optimizer.encoder_lr=5e-3", "train.max_grad_norm=0.3", "train.ema_decay=0.9", "checkpoint.every_steps=3",
     "checkpoint.keep_last=99",
 )  # fmt: skip
+
+
+@contextlib.contextmanager
+def problem(code: str, place: str = "", kind: type[UserError] = UserError) -> Iterator[list[Problem]]:
+    """Passes if the block raises a `kind` with a problem of this code, whose place contains `place`.
+
+    Yields:
+        a list that receives all problems of the error, for tests of more than the first.
+    """
+    found: list[Problem] = []
+    with pytest.raises(kind) as caught:
+        yield found
+    found += caught.value.problems
+    there = [(each.code, each.place) for each in found]
+    assert any(each == code and place in where for each, where in there), f"{(code, place)} not among {there}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness import ROOT, all_records, kill_all_of
 
-from framework.checkpoint.format import checkpoints_of, problem_of
+from framework.checkpoint.format import checkpoints_of, verify_checkpoint
 
 LONGEST_S = 240.0  # that any run of these tests may take; only one that hangs does
 STARTS = {
@@ -119,7 +119,7 @@ def newest_is_whole(run: Path, step: int | None = None) -> Path:
     """The newest checkpoint, every byte of which is as it was written, and which is of this step."""
     found = checkpoints_of(run / "checkpoints")
     assert found, f"no checkpoint in {run}"
-    assert problem_of(found[0]) is None
+    assert verify_checkpoint(found[0]) is None
     assert (run / "checkpoints" / "latest").read_text().strip() == found[0].name
     assert step is None or found[0].name == f"step-{step}"
     return found[0]

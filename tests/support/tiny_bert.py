@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-SIGNS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 # Whole words, and pieces of the others: `hypoechoic` is three.
 PIECES = ["oval", "mass", "left", "right", "no", "seen", "cyst", ".", "hypo", "##echo", "##ic", "##an", "结", "节"]
 
@@ -33,7 +33,7 @@ def save_tiny_bert(
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    words = [*SIGNS, *pieces]
+    words = [*SPECIAL_TOKENS, *pieces]
     tokenizer = Tokenizer(models.WordPiece({piece: number for number, piece in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -32,7 +32,7 @@ BERT: dict[str, Any] = {
     "intermediate_size": 32,
 }
 GPT2: dict[str, Any] = {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64}
-SIGNS = ["<s>", "</s>"]
+SPECIAL_TOKENS = ["<s>", "</s>"]
 
 
 def save_swin(folder: Path) -> Path:
@@ -70,6 +70,8 @@ def of_bytes(texts: Sequence[str], size: int = 300) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=SIGNS, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
+    )
     backend.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=SIGNS[0], eos_token=SIGNS[1])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=SPECIAL_TOKENS[0], eos_token=SPECIAL_TOKENS[1])

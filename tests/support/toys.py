@@ -58,7 +58,7 @@ class ToyPen:
     """Writes."""
 
     def __init__(
-        self, *, vocabulary_size: int, feature_width: int, max_tokens: int, dropout: Fraction = 0.1
+        self, *, vocabulary_size: int, feature_width: int, max_length: int, dropout: Fraction = 0.1
     ) -> None: ...
 
 

@@ -33,16 +33,16 @@ class MyDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.look = nn.Linear(feature_width, width)
-        self.embed = nn.Embedding(vocabulary_size, width)
-        self.read = nn.GRU(width, width, batch_first=True)
+        self.embed_tokens = nn.Embedding(vocabulary_size, width)
+        self.gru = nn.GRU(width, width, batch_first=True)
         self.dropout = nn.Dropout(dropout)
-        self.write = nn.Linear(width, vocabulary_size)
+        self.lm_head = nn.Linear(width, vocabulary_size)
 
     def forward(self, features: Features, tokens_BT: Tensor) -> Tensor:
         """Logits [B, T, W]: at t, of the word that follows `tokens_BT[:, : t + 1]`."""
-        return self._read(tokens_BT, self.start(features))[0]
+        return self._run(tokens_BT, self.init_cache(features))[0]
 
-    def start(self, features: Features) -> dict[str, Any]:
+    def init_cache(self, features: Features) -> dict[str, Any]:
         """The state before the first word. Beam search takes rows of it: tensors, the batch first."""
         there_BN1 = features.patch_mask_BN[..., None]
         seen_BD = (features.patches_BND * there_BN1).sum(1) / there_BN1.sum(1).clamp(min=1)
@@ -51,10 +51,10 @@ class MyDecoder(nn.Module):
 
     def step(self, tokens_B: Tensor, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Logits [B, W] of the next word, and the state after this one."""
-        logits_B1W, state = self._read(tokens_B[:, None], state)
+        logits_B1W, state = self._run(tokens_B[:, None], state)
         return logits_B1W[:, 0], state
 
-    def _read(self, tokens_BT: Tensor, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        words_BTD = self.embed(tokens_BT) + state["image"][:, None]
-        read_BTD, memory_1BD = self.read(words_BTD, state["memory"][None].contiguous())
-        return self.write(self.dropout(read_BTD)), {**state, "memory": memory_1BD[0]}
+    def _run(self, tokens_BT: Tensor, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        words_BTD = self.embed_tokens(tokens_BT) + state["image"][:, None]
+        hidden_BTD, memory_1BD = self.gru(words_BTD, state["memory"][None].contiguous())
+        return self.lm_head(self.dropout(hidden_BTD)), {**state, "memory": memory_1BD[0]}

@@ -52,11 +52,11 @@ class MyTokenizer:
         self.vocabulary = vocabulary
         self._ids = {character: number for number, character in enumerate(vocabulary)}
 
-    def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
-        """Ids from BOS to EOS; at most `max_tokens` of them, both included."""
+    def encode(self, text: str, max_length: int | None = None) -> list[int]:
+        """Ids from BOS to EOS; at most `max_length` of them, both included."""
         ids = [self._ids.get(character, UNK) for character in text]
-        if max_tokens is not None:
-            ids = ids[: max_tokens - 2]
+        if max_length is not None:
+            ids = ids[: max_length - 2]
         return [BOS, *ids, EOS]
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -19,7 +19,7 @@ from framework.data.check import listing
 from framework.data.image_file import FileView, inside
 from framework.exam import Exam, ExamError
 from framework.registry import register
-from framework.runtime.files import write_whole
+from framework.runtime.files import atomic_write
 from plugins.dataset.busbra import compose
 from plugins.dataset.busbra import measure as measuring
 
@@ -229,7 +229,7 @@ class Busbra:
             raise ValueError(f"{self.root}: {len(problems)} images cannot be measured\n{listing(problems)}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps({key: asdict(value) for key, value in found.items()}))
+            atomic_write(file, json.dumps({key: asdict(value) for key, value in found.items()}))
         except OSError as error:
             log.warning("%s cannot be written (%s): the next run measures again", file, error.strerror)
         return found

@@ -42,15 +42,15 @@ class FindingsF1:
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `ValueError` for no pairs."""
-        counts_EKA = self.per_exam(pairs).reshape(len(pairs), 3, -1)
+        counts_EKA = self.per_exam_stats(pairs).reshape(len(pairs), 3, -1)
         _, told_EA, true_EA = counts_EKA.swapaxes(0, 1)
         counted = len(attributes())
         _warn(pairs, int((~true_EA[:, :counted].any(1)).sum()), int(told_EA[:, :counted].sum()))
-        values = self.of_sums(counts_EKA.sum(0).reshape(-1))
+        values = self.compute(counts_EKA.sum(0).reshape(-1))
         unstated = {f"{PART}{name}" for name, stated in zip(_columns(), true_EA.any(0)) if not stated}
         return {name: float(value) for name, value in values.items() if name not in unstated}
 
-    def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
+    def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Of each report: findings in both texts, told by the prediction, and true, by attribute and aspect."""
         if not pairs:
             raise ValueError("findings F1 of no reports: the split is empty")
@@ -66,7 +66,7 @@ class FindingsF1:
                 counts_KA[:, place[name]] += _agreement(measures(told.sizes), measures(true.sizes))
         return counts_EKA.reshape(len(pairs), -1)
 
-    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The values of sums over exams, [..., 3 times the attributes]; of an attribute that none states, 0."""
         counts = sums.reshape(*sums.shape[:-1], 3, -1)
         both, told, true = np.moveaxis(counts[..., : len(attributes())].sum(-1), -1, 0)

@@ -153,5 +153,5 @@ def agreeing(told: Collection[Size], true: Collection[Size]) -> int:
     """How many measures can be paired so that each pair agrees: the most, each measure once."""
     if not told or not true:
         return 0
-    agree = csr_array([[same_size(one, other) for other in true] for one in told])
-    return int((maximum_bipartite_matching(agree) >= 0).sum())
+    all_reduce_max = csr_array([[same_size(one, other) for other in true] for one in told])
+    return int((maximum_bipartite_matching(all_reduce_max) >= 0).sum())

@@ -15,22 +15,22 @@ from framework.build import Parts, build_optimizer, build_parts
 from framework.checkpoint.export import ModelError, ModelTexts, load_weights, write_model
 from framework.checkpoint.format import (
     CheckpointError,
-    Keep,
-    Progress,
+    RetentionPolicy,
     SavedState,
     Snapshot,
+    TrainState,
     checkpoints_of,
     clear_unfinished,
-    problem_of,
-    read_progress,
+    read_train_state,
+    verify_checkpoint,
     write_checkpoint,
 )
-from framework.data.loading import Slices, collate
-from framework.distributed import Strategy, spread, start_accelerator
+from framework.data.loading import BatchPlan, collate
+from framework.distributed import Strategy, prepare, start_accelerator
 from framework.recipe import load_recipe
-from framework.train_step import take_step
+from framework.train_step import train_step
 
-KEEP = Keep(last=2, best=1, best_is_higher=True)
+KEEP = RetentionPolicy(last=2, best=1, best_is_higher=True)
 
 
 class Tokenizer:
@@ -43,14 +43,14 @@ class Tokenizer:
 def save(folder: Path, step: int, kept: dict[str, float] | None = None, best: int | None = None) -> Path:
     weights = {"encoder.weight": torch.full((3,), float(step)), "losses.head": torch.ones(2)}
     state = {f"weights/{name}": value for name, value in weights.items()}
-    progress = Progress(step=step, kept=kept or {}, best_step=best)
-    return write_checkpoint(folder, Snapshot(progress, state, weights, ModelTexts(Tokenizer(), "name: x\n")), KEEP)
+    train_state = TrainState(step=step, kept=kept or {}, best_step=best)
+    return write_checkpoint(folder, Snapshot(train_state, state, weights, ModelTexts(Tokenizer(), "name: x\n")), KEEP)
 
 
 def test_a_checkpoint_gives_back_what_was_written(tmp_path: Path) -> None:
     path = save(tmp_path / "checkpoints", 3, {"step-3": 0.25}, best=3)
-    assert problem_of(path) is None
-    assert read_progress(path) == Progress(step=3, kept={"step-3": 0.25}, best_step=3)
+    assert verify_checkpoint(path) is None
+    assert read_train_state(path) == TrainState(step=3, kept={"step-3": 0.25}, best_step=3)
     state = SavedState(path)
     assert sorted(state) == ["weights/encoder.weight", "weights/losses.head"] and len(state) == 2
     assert torch.equal(state["weights/encoder.weight"], torch.full((3,), 3.0))
@@ -72,7 +72,7 @@ def test_the_last_and_the_best_are_kept_and_the_best_model_is_published(tmp_path
 def test_a_step_that_is_saved_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
     save(tmp_path / "checkpoints", 2)
     path = save(tmp_path / "checkpoints", 2, {"step-2": 0.5}, best=2)
-    assert problem_of(path) is None and read_progress(path).kept == {"step-2": 0.5}
+    assert verify_checkpoint(path) is None and read_train_state(path).kept == {"step-2": 0.5}
     assert checkpoints_of(tmp_path / "checkpoints") == [path]
 
 
@@ -84,20 +84,20 @@ def test_a_flipped_byte_a_lost_end_and_a_lost_file_are_found(tmp_path: Path, nam
     path = save(tmp_path, 1)
     whole = (path / name).read_bytes()
     (path / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert problem_of(path) == f"{path / name}: damaged, its SHA-256 is not the manifest's"
+    assert verify_checkpoint(path) == f"{path / name}: damaged, its SHA-256 is not the manifest's"
     (path / name).write_bytes(whole[:-1])
-    assert problem_of(path) == f"{path / name}: damaged, {len(whole) - 1} bytes of {len(whole)}"
+    assert verify_checkpoint(path) == f"{path / name}: damaged, {len(whole) - 1} bytes of {len(whole)}"
     (path / name).unlink()
-    assert problem_of(path) == f"{path / name}: missing"
+    assert verify_checkpoint(path) == f"{path / name}: missing"
     (path / name).write_bytes(whole)
-    assert problem_of(path) is None
+    assert verify_checkpoint(path) is None
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"trainer.json": 3}', '{"trainer.json": ["x", "y"]}', "\xff"])
 def test_a_damaged_manifest_names_itself(tmp_path: Path, content: str) -> None:
     path = save(tmp_path, 1)
     (path / "manifest.json").write_bytes(content.encode("latin-1"))
-    assert str(problem_of(path)).startswith(f"{path / 'manifest.json'}: damaged, not the list of files")
+    assert str(verify_checkpoint(path)).startswith(f"{path / 'manifest.json'}: damaged, not the list of files")
 
 
 def test_a_manifest_that_points_outside_is_damaged(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_manifest_that_points_outside_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     listed = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**listed, "../../secret": [1, "0"]}))
-    assert "names a file outside" in str(problem_of(path))
+    assert "names a file outside" in str(verify_checkpoint(path))
 
 
 def test_a_manifest_that_leaves_out_the_state_is_not_one_of_ours(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_manifest_that_leaves_out_the_state_is_not_one_of_ours(tmp_path: Path)
     listed = json.loads((path / "manifest.json").read_text())
     del listed["training.safetensors"]
     (path / "manifest.json").write_text(json.dumps(listed))
-    assert "start anew with resume=never" in str(problem_of(path))
+    assert "start anew with resume=never" in str(verify_checkpoint(path))
 
 
 @pytest.mark.parametrize("changed", [{"form": 1}, {"more": 1}])
@@ -122,7 +122,7 @@ def test_a_checkpoint_of_another_version_says_so(tmp_path: Path, changed: dict[s
     told = json.loads((path / "trainer.json").read_text())
     (path / "trainer.json").write_text(json.dumps({**told, **changed}))
     with pytest.raises(CheckpointError, match=r"written by another version of Sonoscribe .*resume=never"):
-        read_progress(path)
+        read_train_state(path)
 
 
 def test_a_save_that_broke_off_is_no_checkpoint_and_is_cleared_away(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_save_that_broke_off_is_no_checkpoint_and_is_cleared_away(tmp_path: Pa
     (tmp_path / "step-3").mkdir()  # without a manifest
     assert checkpoints_of(tmp_path) == [tmp_path / "step-1"]
     clear_unfinished(tmp_path)
-    assert not list(tmp_path.glob(".step-*")) and problem_of(tmp_path / "step-1") is None
+    assert not list(tmp_path.glob(".step-*")) and verify_checkpoint(tmp_path / "step-1") is None
 
 
 def test_a_damaged_model_names_itself(tmp_path: Path) -> None:
@@ -151,14 +151,14 @@ def made(folder: Path, *keys: str, tied: bool = False) -> tuple[Strategy, Parts]
         tied: the decoder reads and writes words with one weight.
     """
     few = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "distiller.topics=2"]
-    words = [*few, "train.ema=0.9", f"data.cache={folder / 'cache'}", *keys]
+    words = [*few, "train.ema_decay=0.9", f"data.cache_dir={folder / 'cache'}", *keys]
     recipe = load_recipe(ROOT / "recipes" / "smoke.yaml", words)
     accelerator = start_accelerator(recipe)
     parts = build_parts(recipe, accelerator, run=folder)
     if tied:
         parts.task.decoder.write.weight = parts.task.decoder.embed.weight
-    slices = Slices.plan(8, None, 0, 1)
-    return spread(accelerator, recipe, parts.task, slices, lambda task: build_optimizer(recipe, task)), parts
+    batch_plan = BatchPlan.plan(8, None, 0, 1)
+    return prepare(accelerator, recipe, parts.task, batch_plan, lambda task: build_optimizer(recipe, task)), parts
 
 
 def steps(strategy: Strategy, parts: Parts, *numbers: int) -> Tensor:
@@ -167,17 +167,17 @@ def steps(strategy: Strategy, parts: Parts, *numbers: int) -> Tensor:
     strategy.task.train()
     for number in numbers:
         torch.manual_seed(number)
-        strategy.set_rates(1 / (1 + number))
+        strategy.set_lr(1 / (1 + number))
         batch = collate([parts.exams["train"][place] for place in range(4 * (number % 3), 4 * (number % 3) + 4)])
-        losses.append(take_step(strategy, [batch], weights)[0])
+        losses.append(train_step(strategy, [batch], weights)[0])
         strategy.after_update()
     return torch.stack(losses)
 
 
 def saved(strategy: Strategy, parts: Parts, folder: Path) -> Path:
     state, texts = strategy.state(), ModelTexts(parts.tokenizer, "name: x\n")
-    progress = Progress(step=strategy.updates, updates=strategy.updates)
-    return write_checkpoint(folder, Snapshot(progress, state, strategy.exported(state), texts), KEEP)
+    train_state = TrainState(step=strategy.updates, updates=strategy.updates)
+    return write_checkpoint(folder, Snapshot(train_state, state, strategy.exported(state), texts), KEEP)
 
 
 @pytest.mark.parametrize("extra", ["optimizer.amsgrad=false", "optimizer.amsgrad=true", "optimizer.encoder_lr=0"])
@@ -187,7 +187,7 @@ def test_a_loaded_checkpoint_goes_on_like_the_saved_one(tmp_path: Path, extra: s
     steps(strategy, parts, 0, 1, 2)
     path = saved(strategy, parts, tmp_path / "run")
     other, other_parts = made(tmp_path, *keys)
-    other.load(SavedState(path), read_progress(path).updates)
+    other.load(SavedState(path), read_train_state(path).updates)
     assert torch.equal(steps(strategy, parts, 3, 4), steps(other, other_parts, 3, 4))
     one, two = strategy.state(), other.state()
     assert one.keys() == two.keys() and {name.split("/")[0] for name in one} >= {"weights", "average", "optimizer"}
@@ -209,7 +209,7 @@ def test_the_exported_model_is_the_average_and_the_validated_one(tmp_path: Path)
     steps(strategy, parts, 0, 1)
     state = strategy.state()
     exported = strategy.exported(state)
-    with strategy.whole_task() as task:
+    with strategy.full_params_model() as task:
         for name, weight in task.state_dict().items():
             assert torch.equal(exported[name], weight), name
     learned = "decoder.embed.weight"
@@ -217,7 +217,7 @@ def test_the_exported_model_is_the_average_and_the_validated_one(tmp_path: Path)
 
 
 def test_an_average_that_a_run_did_not_have_begins_at_its_weights(tmp_path: Path) -> None:
-    strategy, parts = made(tmp_path, "train.ema=null")
+    strategy, parts = made(tmp_path, "train.ema_decay=null")
     steps(strategy, parts, 0, 1)
     other, _ = made(tmp_path)
     other.load(SavedState(saved(strategy, parts, tmp_path / "run")), strategy.updates)
@@ -237,7 +237,7 @@ def test_tied_weights_are_one_while_training_and_two_in_the_exported_model(tmp_p
     assert f"weights/{read}" in state and not [name for name in state if name.endswith(write)]
     exported = trained.exported(state)
     assert torch.equal(exported[read], state[f"average/{read}"]) and torch.equal(exported[write], exported[read])
-    with trained.whole_task() as task:
+    with trained.full_params_model() as task:
         assert task.decoder.write.weight is task.decoder.embed.weight
         assert torch.equal(task.decoder.embed.weight, exported[read])
     write_model(tmp_path / "model", exported, ModelTexts(parts.tokenizer, "name: x\n"))

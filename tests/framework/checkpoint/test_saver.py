@@ -16,17 +16,17 @@ from harness import ROOT
 
 from framework.checkpoint.export import ModelTexts
 from framework.checkpoint.format import (
-    Keep,
-    Progress,
+    RetentionPolicy,
     SavedState,
     Snapshot,
+    TrainState,
     checkpoints_of,
     clear_unfinished,
-    problem_of,
+    verify_checkpoint,
 )
-from framework.checkpoint.saver import SaveError, Saver
+from framework.checkpoint.saver import AsyncCheckpointer, SaveError
 
-KEEP = Keep(last=2, best=1, best_is_higher=True)
+KEEP = RetentionPolicy(last=2, best=1, best_is_higher=True)
 
 
 class Slow:
@@ -54,7 +54,7 @@ class Full:
 def snapshot(step: int, tokenizer: object) -> Snapshot:
     weights = {"encoder.weight": torch.full((4,), float(step))}
     state = {f"weights/{name}": value.clone() for name, value in weights.items()}
-    return Snapshot(Progress(step=step), state, weights, ModelTexts(tokenizer, "{}\n"))
+    return Snapshot(TrainState(step=step), state, weights, ModelTexts(tokenizer, "{}\n"))
 
 
 def steps(folder: Path) -> list[str]:
@@ -62,25 +62,25 @@ def steps(folder: Path) -> list[str]:
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
-    saver, slow = Saver(tmp_path, KEEP, background=True), Slow()
+    saver, slow = AsyncCheckpointer(tmp_path, KEEP, background=True), Slow()
     saver.save(snapshot(1, slow))
     assert slow.begun.wait(30)
     assert not steps(tmp_path) and not saver.failed  # here training goes on
     slow.may_end.set()
     saver.finish()
-    assert steps(tmp_path) == ["step-1"] and problem_of(tmp_path / "step-1") is None
+    assert steps(tmp_path) == ["step-1"] and verify_checkpoint(tmp_path / "step-1") is None
     saver.close()
 
 
 def test_in_the_foreground_it_is_written_when_save_returns(tmp_path: Path) -> None:
-    saver = Saver(tmp_path, KEEP, background=False)
+    saver = AsyncCheckpointer(tmp_path, KEEP, background=False)
     saver.save(snapshot(1, Quick()))
     assert steps(tmp_path) == ["step-1"]
     saver.close()
 
 
 def test_the_next_save_waits_for_the_one_before(tmp_path: Path) -> None:
-    saver, slow = Saver(tmp_path, KEEP, background=True), Slow()
+    saver, slow = AsyncCheckpointer(tmp_path, KEEP, background=True), Slow()
     saver.save(snapshot(1, slow))
     second = threading.Thread(target=saver.save, args=(snapshot(2, Quick()),))
     second.start()
@@ -95,7 +95,7 @@ def test_the_next_save_waits_for_the_one_before(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_is_seen_without_waiting_and_told_when_finished(tmp_path: Path) -> None:
-    saver = Saver(tmp_path, KEEP, background=True)
+    saver = AsyncCheckpointer(tmp_path, KEEP, background=True)
     saver.save(snapshot(1, Quick()))
     saver.finish()
     saver.save(snapshot(2, Full()))
@@ -103,18 +103,18 @@ def test_a_failed_write_is_seen_without_waiting_and_told_when_finished(tmp_path:
     assert saver.failed
     with pytest.raises(SaveError, match=r"could not be written \(.*No space left.*resume=auto"):
         saver.finish()
-    assert steps(tmp_path) == ["step-1"] and problem_of(tmp_path / "step-1") is None
+    assert steps(tmp_path) == ["step-1"] and verify_checkpoint(tmp_path / "step-1") is None
 
 
 def test_a_failed_write_in_the_foreground_is_told_at_once(tmp_path: Path) -> None:
-    saver = Saver(tmp_path, KEEP, background=False)
+    saver = AsyncCheckpointer(tmp_path, KEEP, background=False)
     with pytest.raises(SaveError, match="No space left"):
         saver.save(snapshot(1, Full()))
     saver.close()
 
 
 def test_a_failed_write_leaves_no_half_behind_which_would_keep_the_disk_full(tmp_path: Path) -> None:
-    saver = Saver(tmp_path, KEEP, background=False)
+    saver = AsyncCheckpointer(tmp_path, KEEP, background=False)
     with pytest.raises(SaveError):
         saver.save(snapshot(1, Full()))
     assert not list(tmp_path.glob(".step-*"))
@@ -122,7 +122,7 @@ def test_a_failed_write_leaves_no_half_behind_which_would_keep_the_disk_full(tmp
 
 
 def test_a_failed_write_is_told_by_the_next_save(tmp_path: Path) -> None:
-    saver = Saver(tmp_path, KEEP, background=True)
+    saver = AsyncCheckpointer(tmp_path, KEEP, background=True)
     saver.save(snapshot(1, Full()))
     with pytest.raises(SaveError, match="No space left"):
         saver.save(snapshot(2, Quick()))
@@ -195,7 +195,7 @@ def test_killed_at_ten_moments_of_a_save_there_is_always_a_whole_checkpoint(tmp_
         names = json.loads(writer.stdout.readline())
         broken_off += any(name.endswith((".part", ".before")) for name in names)
         for checkpoint in checkpoints_of(folder):
-            assert problem_of(checkpoint) is None
+            assert verify_checkpoint(checkpoint) is None
         newest = checkpoints_of(folder)[0]
         now = int(newest.name.removeprefix("step-"))
         assert now >= step, "a checkpoint was lost"

@@ -10,9 +10,9 @@ import pytest
 
 from framework.build import load_exams
 from framework.data.image_cache import build_image_cache, fit
-from framework.data.loading import ExamSet, Slices, collate, epoch_order
+from framework.data.loading import BatchPlan, ExamSet, collate, epoch_order
 from framework.exam import Exam
-from framework.runtime.files import write_whole
+from framework.runtime.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ def make_cache(exams: list[Exam], folder: Path, broken: str = "stop"):
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("micro", [1, 2, None])
 def test_a_step_holds_the_same_exams_however_it_is_cut(processes: int, micro: int | None) -> None:
-    whole = Slices.plan(8, None, 0, 1).epoch(37, seed=5, epoch=2)
-    cut = [Slices.plan(8, micro, rank, processes) for rank in range(processes)]
-    per_rank = [slices.epoch(37, seed=5, epoch=2) for slices in cut]
+    whole = BatchPlan.plan(8, None, 0, 1).epoch(37, seed=5, epoch=2)
+    cut = [BatchPlan.plan(8, micro, rank, processes) for rank in range(processes)]
+    per_rank = [batch_plan.epoch(37, seed=5, epoch=2) for batch_plan in cut]
     accumulation = cut[0].accumulation
     for step, exams in enumerate(whole):
         together = [
@@ -58,8 +58,8 @@ def test_a_step_holds_the_same_exams_however_it_is_cut(processes: int, micro: in
 
 
 def test_a_resumed_epoch_goes_on_where_it_stopped() -> None:
-    slices = Slices.plan(4, 2, 0, 1)
-    assert slices.epoch(20, 1, 3, done=2) == slices.epoch(20, 1, 3)[4:]
+    batch_plan = BatchPlan.plan(4, 2, 0, 1)
+    assert batch_plan.epoch(20, 1, 3, done=2) == batch_plan.epoch(20, 1, 3)[4:]
 
 
 def test_orders_differ_between_epochs_and_seeds_and_miss_nobody() -> None:
@@ -70,11 +70,11 @@ def test_orders_differ_between_epochs_and_seeds_and_miss_nobody() -> None:
 
 def test_sizes_that_do_not_divide_name_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"10 exams do not divide into 2 processes x micro-batches of 4.*: 8, 16"):
-        Slices.plan(10, 4, 0, 2)
+        BatchPlan.plan(10, 4, 0, 2)
     with pytest.raises(ValueError, match=r"nearest sizes that do: 6, 8"):
-        Slices.plan(7, None, 0, 2)
+        BatchPlan.plan(7, None, 0, 2)
     with pytest.raises(ValueError, match=r"nearest sizes that do: 2$"):
-        Slices.plan(1, None, 0, 2)
+        BatchPlan.plan(1, None, 0, 2)
 
 
 def test_views_and_reports_are_padded(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_splits_that_share_a_patient_are_refused_and_all_is_told_at_once() -> No
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    write_whole(path, "old")
+    atomic_write(path, "old")
     with pytest.raises(UnicodeEncodeError):
-        write_whole(path, "\ud800")
+        atomic_write(path, "\ud800")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

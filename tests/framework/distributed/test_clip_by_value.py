@@ -11,10 +11,10 @@ from harness import ROOT, records
 from torch.distributed.tensor import DTensor
 
 from framework.build import build_optimizer, build_parts
-from framework.data.loading import Slices, collate
-from framework.distributed import spread, start_accelerator
+from framework.data.loading import BatchPlan, collate
+from framework.distributed import prepare, start_accelerator
 from framework.recipe import load_recipe
-from framework.train_step import take_step, weights_at
+from framework.train_step import train_step, weights_at
 
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 FEW = [
@@ -28,11 +28,11 @@ FEW = [
 
 def gradients(folder: Path, *keys: str) -> tuple[dict[str, torch.Tensor], float]:
     """What the optimizer is handed in the first step, and the norm that is told."""
-    recipe = load_recipe(SMOKE, [*FEW, f"data.cache={folder / 'cache'}", *keys])
+    recipe = load_recipe(SMOKE, [*FEW, f"data.cache_dir={folder / 'cache'}", *keys])
     accelerator = start_accelerator(recipe)
     parts = build_parts(recipe, accelerator, run=folder)
-    slices = Slices.plan(8, None, 0, 1)
-    strategy = spread(accelerator, recipe, parts.task, slices, lambda task: build_optimizer(recipe, task))
+    batch_plan = BatchPlan.plan(8, None, 0, 1)
+    strategy = prepare(accelerator, recipe, parts.task, batch_plan, lambda task: build_optimizer(recipe, task))
     found: dict[str, torch.Tensor] = {}
 
     def note(*_: object) -> None:
@@ -42,14 +42,16 @@ def gradients(folder: Path, *keys: str) -> tuple[dict[str, torch.Tensor], float]
 
     strategy.optimizer.register_step_pre_hook(note)
     exams = parts.exams["train"]
-    norm = take_step(strategy, [collate([exams[n] for n in range(8)])], weights_at(recipe, 0, 1)).norm
+    norm = train_step(strategy, [collate([exams[n] for n in range(8)])], weights_at(recipe, 0, 1)).norm
     return found, norm
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_every_number_of_the_gradient_is_cut_to_the_limit_and_the_rest_are_left(strategy: str, tmp_path: Path) -> None:
-    free, norm = gradients(tmp_path, f"distributed.strategy={strategy}", "train.clip=null")
-    cut, told = gradients(tmp_path, f"distributed.strategy={strategy}", "train.clip=0.01", "train.clip_by=value")
+    free, norm = gradients(tmp_path, f"distributed.strategy={strategy}", "train.max_grad_norm=null")
+    cut, told = gradients(
+        tmp_path, f"distributed.strategy={strategy}", "train.max_grad_norm=0.01", "train.clip_by=value"
+    )
     assert told == pytest.approx(norm, rel=1e-6), "the norm that is recorded is the gradient's own"
     assert any((grad.abs() > 0.01).any() for grad in free.values())
     for name, grad in free.items():
@@ -60,9 +62,9 @@ def test_every_number_of_the_gradient_is_cut_to_the_limit_and_the_rest_are_left(
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_clip_the_gradient_of_the_whole_batch(exact_run: Callable[..., Path], strategy: str) -> None:
     """A gradient that was cut before it is averaged would be another one."""
-    keys = ("train.clip_by=value", "train.clip=0.01")
+    keys = ("train.clip_by=value", "train.max_grad_norm=0.01")
     one, two = exact_run(*keys), exact_run(*keys, f"distributed.strategy={strategy}", processes=2)
     first, second = records(one, "train/loss"), records(two, "train/loss")
     assert first.keys() == second.keys() and max(abs(first[step] - second[step]) for step in first) < 1e-5
-    by_norm = records(exact_run("train.clip=0.01"), "train/loss")
+    by_norm = records(exact_run("train.max_grad_norm=0.01"), "train/loss")
     assert max(abs(first[step] - by_norm[step]) for step in first) > 1e-3, "and the clip bites"

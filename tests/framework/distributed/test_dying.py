@@ -19,11 +19,11 @@ from harness import free_port, launch, records
 from running import Running, newest_is_whole, nothing_is_left_over, same_run, waiting_recipe
 
 from framework.build import build_dataset
-from framework.checkpoint.format import SavedState, checkpoints_of, problem_of
-from framework.data.loading import Slices, epoch_order
+from framework.checkpoint.format import SavedState, checkpoints_of, verify_checkpoint
+from framework.data.loading import BatchPlan, epoch_order
 from framework.distributed.micro_batch import too_large
 from framework.recipe import load_recipe
-from framework.runtime.errors import LOST, MISTAKE
+from framework.runtime.errors import LOST, USER_ERROR
 
 SAME = 1e-5  # between one and two processes, of losses of about 4: an order of magnitude above what was measured
 
@@ -68,7 +68,7 @@ def test_a_run_killed_again_and_again_while_it_saves_ends_as_one_that_never_was(
         kills += 1
         broken_off += bool(list((run / "checkpoints").glob(".*.part")))
         newest = checkpoints_of(run / "checkpoints")[0]
-        assert problem_of(newest) is None
+        assert verify_checkpoint(newest) is None
     assert broken_off, f"none of {kills} kills met a save half done"
     done = launch(*words, cwd=work)
     assert "resumed from" in done.stdout
@@ -116,7 +116,7 @@ def test_a_full_disk_ends_the_run_with_its_checkpoints_whole_and_with_room_it_go
         until_saved(run, 8)  # in the background
         ballast = fill(small_disk, 400_000)
         started.go()
-        text = started.end(MISTAKE if processes == 1 else None)
+        text = started.end(USER_ERROR if processes == 1 else None)
     assert started.process.returncode != 0
     assert "a checkpoint could not be written" in text and "No space left on device" in text, text
     assert "Those before it are whole: mend that, and go on with resume=auto" in text
@@ -163,7 +163,7 @@ def untouched(run: Path, step: int) -> None:
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_its_exams(recipe: str, runs: Path, work: Path) -> None:
     done = launch(recipe, "run.name=stops", cwd=work, environment={"BREAK": "loss:3"}, check=False)
-    assert done.returncode == MISTAKE
+    assert done.returncode == USER_ERROR
     assert "step 3: the loss or its gradient is not finite (loss nan" in done.stderr
     assert "number 1 of such steps, and train.skip_non_finite is 0" in done.stderr and "Traceback" not in done.stderr
     [told] = bad_steps(runs / "stops")
@@ -185,7 +185,7 @@ def test_bad_steps_are_skipped_and_counted_and_touch_nothing(
     run = runs / f"skips_{strategy}_{processes}"
     done = launch(
         recipe, f"run.name={run.name}", f"distributed.strategy={strategy}", "train.skip_non_finite=2", "train.epochs=1",
-        "checkpoint.every_steps=1", "checkpoint.keep_last=99", "train.ema=0.9", cwd=work, processes=processes,
+        "checkpoint.every_steps=1", "checkpoint.keep_last=99", "train.ema_decay=0.9", cwd=work, processes=processes,
         environment={"BREAK": "loss:3,gradient:6", "BREAK_RANK": str(processes - 1)},
     )  # fmt: skip
     assert "warning: step 3: the loss or its gradient is not finite" in done.stdout
@@ -218,31 +218,35 @@ def test_more_bad_steps_than_allowed_stop_all_processes(recipe: str, runs: Path,
 # Out of memory
 
 
-def slices(micro_batch: int, processes: int = 1) -> Slices:
-    return Slices(batch_size=24, micro_batch=micro_batch, rank=0, processes=processes)
+def batch_plan(micro_batch_size: int, processes: int = 1) -> BatchPlan:
+    return BatchPlan(batch_size=24, micro_batch_size=micro_batch_size, rank=0, processes=processes)
 
 
 def test_out_of_memory_names_the_next_size_that_divides_the_share() -> None:
-    told = str(too_large(slices(24), 7))
-    assert "step 7: out of GPU memory with micro-batches of 24 exams. train.micro_batch=12 needs about half" in told
+    told = str(too_large(batch_plan(24), 7))
+    assert (
+        "step 7: out of GPU memory with micro-batches of 24 exams. train.micro_batch_size=12 needs about half" in told
+    )
     assert "train.batch_size stays 24, by accumulation over 2" in told
-    assert "train.micro_batch=4" in str(too_large(slices(8, processes=2), 7))  # of a share of 12, 4 divides and 8 not
-    assert "train.micro_batch=1 " in str(too_large(slices(3), 7))
+    assert "train.micro_batch_size=4" in str(
+        too_large(batch_plan(8, processes=2), 7)
+    )  # of a share of 12, 4 divides and 8 not
+    assert "train.micro_batch_size=1 " in str(too_large(batch_plan(3), 7))
 
 
 def test_out_of_memory_with_one_exam_names_other_ways() -> None:
-    told = str(too_large(slices(1), 7))
-    assert "train.micro_batch=" not in told and "activation_checkpointing=true" in told and "zero3 or fsdp" in told
+    told = str(too_large(batch_plan(1), 7))
+    assert "train.micro_batch_size=" not in told and "activation_checkpointing=true" in told and "zero3 or fsdp" in told
 
 
 @pytest.mark.long
 def test_the_next_smaller_size_is_named_where_memory_ends(recipe: str, runs: Path, work: Path) -> None:
     words, fits = [recipe, "train.epochs=1"], {"FITS": "4"}
     done = launch(*words, "run.name=too_large", cwd=work, environment=fits, check=False)
-    assert done.returncode == MISTAKE and "Traceback" not in done.stderr
+    assert done.returncode == USER_ERROR and "Traceback" not in done.stderr
     assert "step 1: out of GPU memory with micro-batches of 8 exams" in done.stderr
-    named = next(word for word in done.stderr.split() if word.startswith("train.micro_batch="))
-    assert named == "train.micro_batch=4"
+    named = next(word for word in done.stderr.split() if word.startswith("train.micro_batch_size="))
+    assert named == "train.micro_batch_size=4"
     launch(*words, "run.name=fits", named, cwd=work, environment=fits)
     assert len(records(runs / "fits", "train/loss")) == 8
 

@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from framework.distributed.heartbeat import Watch
+from framework.distributed.heartbeat import HangMonitor
 from framework.runtime.errors import ProcessLost
 
 
@@ -22,13 +22,13 @@ class TwoProcesses:
 
 
 @pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
+def hang_monitor(monkeypatch: pytest.MonkeyPatch) -> Iterator[HangMonitor]:
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     monkeypatch.setenv("MASTER_PORT", str(store.port))
-    watch = Watch(TwoProcesses(), timeout=1)  # type: ignore[arg-type]
-    watch.at("step 12")
-    yield watch
+    hang_monitor = HangMonitor(TwoProcesses(), timeout=1)  # type: ignore[arg-type]
+    hang_monitor.at("step 12")
+    yield hang_monitor
     del store
 
 
@@ -41,21 +41,23 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
         dist.DistNetworkError("failed to recv, got 0 bytes"),
     ],
 )
-def test_a_connection_that_broke_is_another_process_that_was_lost(watch: Watch, error: RuntimeError) -> None:
-    with pytest.raises(ProcessLost, match=r"waited for the others at step 12, .*resume=auto") as caught, watch:
+def test_a_connection_that_broke_is_another_process_that_was_lost(
+    hang_monitor: HangMonitor, error: RuntimeError
+) -> None:
+    with pytest.raises(ProcessLost, match=r"waited for the others at step 12, .*resume=auto") as caught, hang_monitor:
         raise error
     assert caught.value.__cause__ is error and "more of it" not in str(caught.value)
 
 
-def test_any_other_error_stays_what_it_is(watch: Watch) -> None:
+def test_any_other_error_stays_what_it_is(hang_monitor: HangMonitor) -> None:
     mine = RuntimeError("mat1 and mat2 shapes cannot be multiplied (8x4 and 5x4)")
-    with pytest.raises(RuntimeError) as caught, watch:
+    with pytest.raises(RuntimeError) as caught, hang_monitor:
         raise mine
     assert caught.value is mine
 
 
 def test_one_process_alone_has_nobody_to_lose() -> None:
     error = RuntimeError("Connection closed by peer")
-    with pytest.raises(RuntimeError) as caught, Watch(Accelerator(cpu=True), timeout=1):
+    with pytest.raises(RuntimeError) as caught, HangMonitor(Accelerator(cpu=True), timeout=1):
         raise error
     assert caught.value is error

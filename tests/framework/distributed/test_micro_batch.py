@@ -1,4 +1,4 @@
-"""What `train.micro_batch: auto` tries, and what is tried of the exam with the most views of all splits."""
+"""What `train.micro_batch_size: auto` tries, and what is tried of the exam with the most views of all splits."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def five_views(tmp_path: Path) -> list[str]:
     }
     (tmp_path / "exams.json").write_text(json.dumps(found), encoding="utf-8")
     dataset = f"{{_delete_: true, name: manifest, file: {tmp_path / 'exams.json'}, images: {tmp_path}}}"
-    few = ["train.batch_size=4", "distiller=none", "~losses.topic", "~losses.global_semantic", "evaluate.max_tokens=8"]
-    return [f"data.dataset={dataset}", f"data.cache={tmp_path / 'cache'}", *few]
+    few = ["train.batch_size=4", "distiller=none", "~losses.topic", "~losses.global_semantic", "evaluate.max_length=8"]
+    return [f"data.dataset={dataset}", f"data.cache_dir={tmp_path / 'cache'}", *few]
 
 
 GPT2 = "architecture: gpt2, config: {n_layer: 1, n_embd: 16, n_head: 2, n_positions: 24}"

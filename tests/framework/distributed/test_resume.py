@@ -21,7 +21,7 @@ import torch
 from harness import EXACT, ROOT, launch, records
 from safetensors.torch import load_file
 
-from framework.checkpoint.format import CheckpointError, SavedState, checkpoints_of, problem_of
+from framework.checkpoint.format import CheckpointError, SavedState, checkpoints_of, verify_checkpoint
 from framework.recipe import Recipe, load_recipe
 from framework.run.folder import OpenedRun, open_run
 
@@ -65,8 +65,8 @@ def same_bits(one: Path, other: Path) -> None:
 # Everything random is on: dropout, augmentation, the order of the exams.
 RANDOM = (
     "data.dataset.exams=33", "data.dataset.val_exams=7", "data.dataset.test_exams=1", "distiller.topics=2",
-    "train.epochs=3", "evaluate.max_tokens=60", "optimizer.lr=1e-2", "model.decoder.dropout=0.2",
-    "data.augment={name: jitter}", "train.ema=0.9", "checkpoint.every_steps=3", "checkpoint.keep_last=99",
+    "train.epochs=3", "evaluate.max_length=60", "optimizer.lr=1e-2", "model.decoder.dropout=0.2",
+    "data.augment={name: jitter}", "train.ema_decay=0.9", "checkpoint.every_steps=3", "checkpoint.keep_last=99",
 )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(
 ) -> None:
     whole = random_run(strategy, processes)
     resumed = died_at(whole, step, f"{whole.name}-from-{step}")
-    keys = [*RANDOM, f"distributed.strategy={strategy}", f"data.workers={workers}", f"run.name={resumed.name}"]
+    keys = [*RANDOM, f"distributed.strategy={strategy}", f"data.num_workers={workers}", f"run.name={resumed.name}"]
     done = launch(SMOKE, *keys, "resume=auto", cwd=work, processes=processes)
     assert re.search(rf"resumed from .*/step-{step}, step {step} of 12$", done.stdout, re.MULTILINE)
     same_bits(whole, resumed)
@@ -145,15 +145,15 @@ LONG_MOVES = [
 # How test_strategies.py trains them as well, so that one run serves both.
 AS_THERE: dict[tuple[str, int], dict[str, Any]] = {
     ("ddp", 1): {},
-    ("ddp", 2): {"words": ("distributed.strategy=ddp", "train.micro_batch=1")},
-    ("zero1", 2): {"words": ("distributed.strategy=zero1", "train.micro_batch=4")},
+    ("ddp", 2): {"words": ("distributed.strategy=ddp", "train.micro_batch_size=1")},
+    ("zero1", 2): {"words": ("distributed.strategy=zero1", "train.micro_batch_size=4")},
     ("zero2", 2): {
-        "words": ("distributed.strategy=zero2", "train.micro_batch=4"),
+        "words": ("distributed.strategy=zero2", "train.micro_batch_size=4"),
         "flags": ("--use_deepspeed", "--zero_stage", "2"),
     },
-    ("zero3", 1): {"words": ("distributed.strategy=zero3", "train.micro_batch=8")},
-    ("zero3", 2): {"words": ("distributed.strategy=zero3", "train.micro_batch=4"), "by": "deepspeed"},
-    ("fsdp", 2): {"words": ("distributed.strategy=fsdp", "train.micro_batch=1"), "by": "torchrun"},
+    ("zero3", 1): {"words": ("distributed.strategy=zero3", "train.micro_batch_size=8")},
+    ("zero3", 2): {"words": ("distributed.strategy=zero3", "train.micro_batch_size=4"), "by": "deepspeed"},
+    ("fsdp", 2): {"words": ("distributed.strategy=fsdp", "train.micro_batch_size=1"), "by": "torchrun"},
 }
 
 
@@ -287,7 +287,7 @@ def test_a_named_checkpoint_is_not_replaced_by_another(stopped: Path) -> None:
         ("optimizer.lr=2e-2", r"optimizer\.lr: 0\.01 then, 0\.02 now"),
         ("train.batch_size=4", r"train\.batch_size: 8 then, 4 now"),
         ("train.epochs=4", r"train\.epochs: 3 then, 4 now"),
-        ("train.ema=null", r"train\.ema: 0\.9 then, null now"),
+        ("train.ema_decay=null", r"train\.ema: 0\.9 then, null now"),
         ("train.precision=bf16", r"train\.precision: \"auto\" then, \"bf16\" now"),
         ("losses.topic.weight=0.5", r"losses\.topic\.weight: 0\.3 then, 0\.5 now"),
     ],
@@ -295,7 +295,7 @@ def test_a_named_checkpoint_is_not_replaced_by_another(stopped: Path) -> None:
 def test_a_changed_recipe_is_refused_with_the_difference_unless_told(stopped: Path, key: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         opened(stopped, key)
-    way_out = f"resume_despite=[{key.split('=')[0]}]"
+    way_out = f"resume_ignore=[{key.split('=')[0]}]"
     assert f"'{way_out}'" in str(caught.value)
     shutil.copytree(stopped, stopped.with_name("told"))
     assert opened(stopped.with_name("told"), key, way_out).checkpoint is not None
@@ -303,15 +303,15 @@ def test_a_changed_recipe_is_refused_with_the_difference_unless_told(stopped: Pa
 
 def test_telling_one_difference_does_not_pass_another(stopped: Path) -> None:
     with pytest.raises(CheckpointError, match=r"train\.clip: 1\.0 then, 2\.0 now") as caught:
-        opened(stopped, "optimizer.lr=2e-2", "train.clip=2", "resume_despite=[optimizer]")
+        opened(stopped, "optimizer.lr=2e-2", "train.max_grad_norm=2", "resume_ignore=[optimizer]")
     assert "optimizer.lr" not in str(caught.value)
 
 
 def test_speed_and_places_are_no_change(stopped: Path) -> None:
     keys = [
         "distributed.strategy=zero3", "distributed.activation_checkpointing=true", "distributed.timeout=5",
-        "checkpoint.every_steps=7", "checkpoint.keep_last=1", "checkpoint.background=false", "train.micro_batch=2",
-        "data.workers=3", "data.cache=elsewhere",
+        "checkpoint.every_steps=7", "checkpoint.keep_last=1", "checkpoint.background=false", "train.micro_batch_size=2",
+        "data.num_workers=3", "data.cache_dir=elsewhere",
     ]  # fmt: skip
     found = opened(stopped, *keys)
     assert found.checkpoint is not None and found.checkpoint.name == "step-12"
@@ -383,7 +383,7 @@ def test_a_checkpoint_that_carries_code_is_refused_and_the_code_is_not_run(
     assert trap.is_dir(), "the trap works"
     trap.rmdir()
     list_anew(newest)
-    assert problem_of(newest) is None
+    assert verify_checkpoint(newest) is None
     with pytest.raises(CheckpointError, match=r"training\.safetensors: "):
         SavedState(newest)
     assert not trap.exists()

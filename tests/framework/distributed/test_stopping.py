@@ -64,7 +64,7 @@ def stop_in_turn(
     Args:
         group: the signal goes to all processes of the command, as from a terminal or Slurm, and not to it alone.
     """
-    words = [recipe, f"run.name={run.name}", "resume=auto", f"data.cache={scratch / 'cache'}", *keys]
+    words = [recipe, f"run.name={run.name}", "resume=auto", f"data.cache_dir={scratch / 'cache'}", *keys]
     for (wait, step), number in zip(phases, signals, strict=True):
         with Running(*words, cwd=work, scratch=scratch / wait, wait=wait) as started:
             pid = started.until("waits")
@@ -107,7 +107,7 @@ def test_so_does_one_whose_workers_hear_the_signals_too(
     signals: list[signal.Signals], never_stopped: Path, recipe: str, runs: Path, work: Path, tmp_path: Path
 ) -> None:
     run = runs / f"with_workers_{signals[0].name}"
-    stop_in_turn(recipe, run, work, tmp_path, PHASES, signals, "data.workers=2", group=True)
+    stop_in_turn(recipe, run, work, tmp_path, PHASES, signals, "data.num_workers=2", group=True)
     same_run(run, never_stopped)
 
 
@@ -202,7 +202,7 @@ def test_two_processes_stopped_in_every_phase_end_as_two_that_never_were(
     two_never_stopped: Path, recipe: str, runs: Path, work: Path, tmp_path: Path
 ) -> None:
     run = runs / "two_stopped"
-    words = [recipe, "run.name=two_stopped", "resume=auto", f"data.cache={tmp_path / 'cache'}"]
+    words = [recipe, "run.name=two_stopped", "resume=auto", f"data.cache_dir={tmp_path / 'cache'}"]
     # One process alone hears the signal, the main process or the other. With two, 2 batches are a validation.
     for wait, rank, number, step in [
         ("train:3", 1, TERM, 3),

@@ -15,12 +15,12 @@ from harness import ROOT, launch, records
 from torch import nn
 
 from framework.build import Parts, build_optimizer, build_parts
-from framework.data.loading import Slices, collate
-from framework.distributed import Strategy, spread, start_accelerator
+from framework.data.loading import BatchPlan, collate
+from framework.distributed import Strategy, prepare, start_accelerator
 from framework.distributed.deepspeed_json import deepspeed_config
-from framework.models.blocks import blocks_of, compute_again
+from framework.models.blocks import blocks_of, enable_activation_checkpointing
 from framework.recipe import Recipe, RecipeError, load_recipe
-from framework.train_step import take_step, weights_at
+from framework.train_step import train_step, weights_at
 
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 # Float noise of other orders of adding up, over 24 steps of a loss that begins at 5.7; measured: 1e-6 and 4e-6.
@@ -34,13 +34,13 @@ class Way:
     """A way to train the recipe of EXACT."""
 
     strategy: str
-    micro_batch: int
+    micro_batch_size: int
     processes: int = 2
     by: str | None = None
     flags: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.processes}-{self.strategy}-of-{self.micro_batch}-{self.by or 'accelerate'}{''.join(self.flags)}"
+        return f"{self.processes}-{self.strategy}-of-{self.micro_batch_size}-{self.by or 'accelerate'}{''.join(self.flags)}"
 
 
 # 8 exams a step: on two processes, micro-batches of 4 are the whole share, of 1 are four accumulated.
@@ -94,7 +94,7 @@ TINY = {
 @pytest.mark.parametrize("decoder", TINY)
 def test_every_decoder_learns_the_same_where_its_weights_are_cut(exact_run: Callable[..., Path], decoder: str) -> None:
     part = f"model.decoder={{_delete_: true, name: {decoder}, dropout: 0.0, {TINY[decoder]}}}"
-    short = ["train.epochs=2", "evaluate.every_epochs=2", "evaluate.max_tokens=24"]  # 8 steps, and words one by one
+    short = ["train.epochs=2", "evaluate.every_epochs=2", "evaluate.max_length=24"]  # 8 steps, and words one by one
     keys = [part, *short, "optimizer.lr=1e-3", "optimizer.encoder_lr=1e-3"]  # noise grows with the steps' length
     one = exact_run(*keys)
     for strategy in ("zero3", "fsdp"):
@@ -104,7 +104,7 @@ def test_every_decoder_learns_the_same_where_its_weights_are_cut(exact_run: Call
 @pytest.mark.parametrize("way", [*WAYS, *(pytest.param(way, marks=long) for way in LONG_WAYS)], ids=str)
 def test_a_run_gives_the_same_however_it_is_spread(exact_run: Callable[..., Path], way: Way) -> None:
     one = exact_run()
-    keys = [f"distributed.strategy={way.strategy}", f"train.micro_batch={way.micro_batch}"]
+    keys = [f"distributed.strategy={way.strategy}", f"train.micro_batch_size={way.micro_batch_size}"]
     other = exact_run(*keys, processes=way.processes, by=way.by, flags=way.flags)
     same_losses(one, other)
     norms, others = records(one, "train/gradient_norm"), records(other, "train/gradient_norm")
@@ -166,7 +166,7 @@ def test_computing_activations_again_changes_no_loss(exact_run: Callable[..., Pa
 # A low rate: ddp alone keeps weights in channels_last, which adds up in another order. That is noise of 5e-7 in the
 # first step, and batch normalization of four exams makes it grow with the rate.
 BATCH_NORM = (
-    "model.encoder={_delete_: true, name: resnet, depth: 10, width: 8}", "train.epochs=1", "train.ema=null",
+    "model.encoder={_delete_: true, name: resnet, depth: 10, width: 8}", "train.epochs=1", "train.ema_decay=null",
     "optimizer.lr=1e-4", "optimizer.encoder_lr=1e-4",
 )  # fmt: skip
 
@@ -190,17 +190,17 @@ def test_batch_normalization_on_two_processes_is_the_same_under_every_strategy(e
 # In process: one strategy on one process.
 
 
-def made(folder: Path, *keys: str) -> tuple[Strategy, Parts, Recipe, Slices]:
+def made(folder: Path, *keys: str) -> tuple[Strategy, Parts, Recipe, BatchPlan]:
     few = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "distiller.topics=2"]
-    recipe = load_recipe(SMOKE, [*few, f"data.cache={folder / 'cache'}", *keys])
+    recipe = load_recipe(SMOKE, [*few, f"data.cache_dir={folder / 'cache'}", *keys])
     accelerator = start_accelerator(recipe)
     parts = build_parts(recipe, accelerator, run=folder)
-    slices = Slices.plan(recipe.train.batch_size, None, 0, 1)
+    batch_plan = BatchPlan.plan(recipe.train.batch_size, None, 0, 1)
     return (
-        spread(accelerator, recipe, parts.task, slices, lambda task: build_optimizer(recipe, task)),
+        prepare(accelerator, recipe, parts.task, batch_plan, lambda task: build_optimizer(recipe, task)),
         parts,
         recipe,
-        slices,
+        batch_plan,
     )
 
 
@@ -209,7 +209,7 @@ def test_batch_normalization_is_told_where_a_step_is_cut(tmp_path: Path, norm: s
     encoder = f"model.encoder={{_delete_: true, name: resnet, depth: 10, width: 8, norm: {norm}}}"
     strategy, _, _, whole = made(tmp_path, encoder)
     assert strategy.batch_norm_notice(whole) is None
-    for cut in (Slices.plan(8, None, 0, 2), Slices.plan(8, 4, 0, 1)):
+    for cut in (BatchPlan.plan(8, None, 0, 2), BatchPlan.plan(8, 4, 0, 1)):
         notice = strategy.batch_norm_notice(cut)
         assert (notice is not None) == says
         assert not says or "sees 4 exams at a time, not 8" in str(notice)
@@ -217,15 +217,15 @@ def test_batch_normalization_is_told_where_a_step_is_cut(tmp_path: Path, norm: s
 
 @long
 def test_the_notice_is_printed(work: Path) -> None:
-    keys = ["data.dataset.exams=8", "train.epochs=1", "evaluate.max_tokens=8", "distiller.topics=2"]
-    done = launch(SMOKE, *keys, BATCH_NORM[0], "train.micro_batch=2", "run.name=notice", cwd=work)
+    keys = ["data.dataset.exams=8", "train.epochs=1", "evaluate.max_length=8", "distiller.topics=2"]
+    done = launch(SMOKE, *keys, BATCH_NORM[0], "train.micro_batch_size=2", "run.name=notice", cwd=work)
     assert "notice: batch normalization sees 2 exams at a time, not 8" in done.stdout
 
 
 def test_recomputed_blocks_draw_the_same_dropout_and_count_a_batch_once(tmp_path: Path) -> None:
     keys = [
         "model.encoder={_delete_: true, name: resnet, depth: 10, width: 8}", "model.decoder.dropout=0.3",
-        "model.decoder.layers=2", "train.micro_batch=4",
+        "model.decoder.layers=2", "train.micro_batch_size=4",
     ]  # fmt: skip
     losses, ends = [], []
     for again in ("false", "true"):
@@ -236,7 +236,7 @@ def test_recomputed_blocks_draw_the_same_dropout_and_count_a_batch_once(tmp_path
         terms = []
         for number, group in enumerate(batches):
             torch.manual_seed(number)
-            terms.append(take_step(strategy, group, weights)[0])
+            terms.append(train_step(strategy, group, weights)[0])
         losses.append(torch.stack(terms))
         ends.append({name: value.clone() for name, value in strategy.task.state_dict().items()})
     torch.testing.assert_close(losses[0], losses[1], atol=1e-6, rtol=0)
@@ -258,7 +258,7 @@ def test_a_strategy_computes_blocks_a_second_time_where_it_is_told_to(tmp_path: 
         inside.register_forward_hook(lambda part, given, out: calls.update([part]))
     strategy.task.train()
     weights = weights_at(recipe, 0, 1)
-    take_step(strategy, [collate([parts.exams["train"][0], parts.exams["train"][1]])], weights)
+    train_step(strategy, [collate([parts.exams["train"][0], parts.exams["train"][1]])], weights)
     assert len(calls) >= 4 and set(calls.values()) == {times}
 
 
@@ -291,7 +291,7 @@ def test_blocks_are_run_again_where_there_is_a_gradient_alone() -> None:
     blocks = blocks_of(again)
     assert blocks == list(again.layers)
     for block in blocks:
-        compute_again(block)
+        enable_activation_checkpointing(block)
     x = torch.randn(8, 4)
     for module in (plain, again):
         torch.manual_seed(1)
@@ -314,7 +314,7 @@ def test_a_block_is_run_again_in_the_mode_that_it_was_in_also_when_it_is_frozen(
         torch.manual_seed(0)
         module = Two().requires_grad_(False).eval()
         for block in blocks_of(module) if again else []:
-            compute_again(block)
+            enable_activation_checkpointing(block)
         x = torch.randn(8, 4, requires_grad=True)
         total = module(x).square().sum()
         module.train()
@@ -351,7 +351,11 @@ CONTRADICTIONS: list[tuple[dict[str, str], Sequence[str], str]] = [
     ),
     ({"ACCELERATE_DEEPSPEED_CONFIG_FILE": "mine.json", **DEEPSPEED}, ZERO2, r"mine\.json.*distributed\.deepspeed_conf"),
     ({"ACCELERATE_GRADIENT_CLIPPING": "0.5", **DEEPSPEED}, ZERO2, r"gradient_clipping=0\.5.*train\.clip is 1\.0"),
-    ({"ACCELERATE_GRADIENT_CLIPPING": "0.5", **DEEPSPEED}, [*ZERO2, "train.clip=null"], r"=0\.5.*clip is None"),
+    (
+        {"ACCELERATE_GRADIENT_CLIPPING": "0.5", **DEEPSPEED},
+        [*ZERO2, "train.max_grad_norm=null"],
+        r"=0\.5.*clip is None",
+    ),
     ({"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu", **DEEPSPEED}, ZERO2, r"offload \(optimizer\).*'none'"),
     ({"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu", **DEEPSPEED}, ZERO2, r"offload \(all\).*'none'"),
     ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, [], r"torch\.compile \(ACCELERATE_DYNAMO_BACKEND=INDUCTOR\)"),
@@ -417,7 +421,7 @@ def test_a_contradiction_stops_a_launch_before_anything_is_written(work: Path) -
     [
         # Of the first, what is exported is the same with no flag at all; of the second, nothing is.
         (["--mixed_precision", "no"], "train.precision=bf16", "mixed_precision=no, but train.precision is 'bf16'"),
-        (["--gradient_accumulation_steps", "4"], "train.micro_batch=4", "sets gradient_accumulation_steps=4, but"),
+        (["--gradient_accumulation_steps", "4"], "train.micro_batch_size=4", "sets gradient_accumulation_steps=4, but"),
     ],
 )
 def test_a_flag_that_the_launcher_does_not_pass_on_is_heard_all_the_same(
@@ -449,7 +453,7 @@ def config_of(folder: Path, content: Any, *keys: str) -> dict[str, Any]:
     path = folder / "mine.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     recipe = load_recipe(SMOKE, ["distributed.strategy=zero2", f"distributed.deepspeed_config={path}", *keys])
-    return deepspeed_config(recipe, Slices.plan(8, 2, 0, 2))
+    return deepspeed_config(recipe, BatchPlan.plan(8, 2, 0, 2))
 
 
 def test_a_deepspeed_file_adds_and_the_recipe_has_the_say(tmp_path: Path) -> None:
@@ -519,7 +523,7 @@ def test_a_deepspeed_file_may_say_how_what_the_recipe_moves_is_moved(tmp_path: P
 def test_a_deepspeed_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     recipe = load_recipe(SMOKE, ["distributed.strategy=zero2", f"distributed.deepspeed_config={tmp_path / 'no.json'}"])
     with pytest.raises(RecipeError, match=r"no\.json: no such file"):
-        deepspeed_config(recipe, Slices.plan(8, 2, 0, 2))
+        deepspeed_config(recipe, BatchPlan.plan(8, 2, 0, 2))
 
 
 @long

@@ -29,16 +29,16 @@ class Slow:
         self.last, self.reads = LastRows(), Counter[str]()
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
-        return {name: float(value) for name, value in self.of_sums(self.per_exam(pairs).sum(0)).items()}
+        return {name: float(value) for name, value in self.compute(self.per_exam_stats(pairs).sum(0)).items()}
 
-    def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
+    def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
         return self.last.of(pairs, lambda: self.read(pairs))
 
     def read(self, pairs: Sequence[Pair]) -> np.ndarray:
         self.reads.update(pair.prediction for pair in pairs)
         return np.array([(len(pair.prediction), len(pair.reference)) for pair in pairs], dtype=float)
 
-    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         return {"slow": sums[..., 0] / sums[..., 1]}
 
 
@@ -48,8 +48,8 @@ def test_a_metrics_model_reads_the_reports_of_a_split_once(tmp_path: Path, monke
     )
     rows = [(exam.id, "m" * (number + 1), exam.report) for number, exam in enumerate(exams.exams)]
     floors = {name: [(exam.id, name, exam.report) for exam in exams.exams] for name in ("fixed_report", "rewording")}
-    monkeypatch.setattr(evaluation, "write_reports", lambda *_, **keys: rows)
-    monkeypatch.setattr(evaluation, "floor_rows", lambda *_: floors)
+    monkeypatch.setattr(evaluation, "generate_reports", lambda *_, **keys: rows)
+    monkeypatch.setattr(evaluation, "baseline_rows", lambda *_: floors)
     metric = Slow()
     tokenizer = SimpleNamespace(segment=str.split, language="en", segmentation="words")
     train = SimpleNamespace(exams=[SimpleNamespace(report="x" * 4)])
@@ -57,7 +57,7 @@ def test_a_metrics_model_reads_the_reports_of_a_split_once(tmp_path: Path, monke
         exams={"train": train, "val": train, "test": exams}, tokenizer=tokenizer, scorer=Scorer([metric], tokenizer)
     )
     recipe = SimpleNamespace(
-        train=SimpleNamespace(seed=1), evaluate=SimpleNamespace(beam=1, resamples=50, monitored="slow")
+        train=SimpleNamespace(seed=1), evaluate=SimpleNamespace(num_beams=1, bootstrap_samples=50, monitored="slow")
     )
     scores = evaluate_split(SimpleNamespace(num_processes=1), None, parts, recipe, "test", tmp_path)
     assert list(scores) == ["model", *floors, LOW, HIGH]

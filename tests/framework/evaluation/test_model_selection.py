@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from framework.build import build_dataset, build_task, build_tokenizer, load_exams, run_recipe
 from framework.checkpoint.export import ModelTexts
-from framework.checkpoint.format import Keep, Progress, Snapshot, checkpoints_of, write_checkpoint
+from framework.checkpoint.format import RetentionPolicy, Snapshot, TrainState, checkpoints_of, write_checkpoint
 from framework.data.leakage import patients_seen
 from framework.evaluation.evaluate import evaluate_run
-from framework.evaluation.model_selection import BEST, Writers, average, best_checkpoints, load_writers
+from framework.evaluation.model_selection import BEST, ModelSelection, average, best_checkpoints, load_models
 from framework.evaluation.predict import predict
 from framework.exam import Batch
 from framework.models.ensemble import Ensemble
@@ -33,7 +33,13 @@ SCORES = {1: 0.3, 2: 0.9, 3: 0.1, 4: 0.6, 5: 0.5}  # by step
 def make_run(folder: Path, *keys: str, scores: dict[int, float] = SCORES, seed: int = 0) -> Path:
     """A run as training leaves it; its models begin at different weights and were never trained."""
     few = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=4", "distiller.topics=2"]
-    words = [*few, "evaluate.max_tokens=12", "checkpoint.keep_best=3", f"data.cache={folder.parent / 'cache'}", *keys]
+    words = [
+        *few,
+        "evaluate.max_length=12",
+        "checkpoint.keep_best=3",
+        f"data.cache_dir={folder.parent / 'cache'}",
+        *keys,
+    ]
     recipe = load_recipe(ROOT / "recipes" / "smoke.yaml", words)
     tokenizer = build_tokenizer(recipe, [exam.report for exam in load_exams(build_dataset(recipe))["train"]], None)
     kept: dict[str, float] = {}
@@ -46,9 +52,11 @@ def make_run(folder: Path, *keys: str, scores: dict[int, float] = SCORES, seed: 
         }
         for value in weights.values():
             value *= 2.5  # at its first weights a decoder finds all words alike, which would test nothing
-        progress = Progress(step=step, kept=dict(kept), best_step=int(best.removeprefix("step-")))
-        snapshot = Snapshot(progress, weights, weights, ModelTexts(tokenizer, save(recipe)))
-        write_checkpoint(folder / "checkpoints", snapshot, Keep(2, recipe.checkpoint.keep_best, best_is_higher=True))
+        train_state = TrainState(step=step, kept=dict(kept), best_step=int(best.removeprefix("step-")))
+        snapshot = Snapshot(train_state, weights, weights, ModelTexts(tokenizer, save(recipe)))
+        write_checkpoint(
+            folder / "checkpoints", snapshot, RetentionPolicy(2, recipe.checkpoint.keep_best, best_is_higher=True)
+        )
     return folder
 
 
@@ -96,8 +104,10 @@ def test_a_run_that_goes_on_and_keeps_more_keeps_the_best_that_are_left(tmp_path
         kept[f"step-{step}"] = value
         weights = load_file(model_file(folder / "step-1"))
         texts = ModelTexts(build_tokenizer(recipe, [], folder.parent / "model"), save(more))
-        progress = Progress(step=step, kept=dict(kept), best_step=1)
-        write_checkpoint(folder, Snapshot(progress, weights, weights, texts), Keep(2, 3, best_is_higher=True))
+        train_state = TrainState(step=step, kept=dict(kept), best_step=1)
+        write_checkpoint(
+            folder, Snapshot(train_state, weights, weights, texts), RetentionPolicy(2, 3, best_is_higher=True)
+        )
     found = best_checkpoints(folder.parent, 3, "--average")
     assert [path.name for path in found] == ["step-1", "step-6", "step-5"], "steps 2 and 3 went while one was kept"
 
@@ -137,28 +147,33 @@ def test_an_average_is_the_mean_of_each_weight_and_counts_are_the_best_one_s(tmp
 
 def test_an_average_writes_with_the_mean_weights(run: Path) -> None:
     recipe = run_recipe(run)
-    task, told = load_writers(run, recipe, build_tokenizer(recipe, [], run / "model"), Writers(average=3))
+    task, told = load_models(run, recipe, build_tokenizer(recipe, [], run / "model"), ModelSelection(average=3))
     files = [load_file(model_file(run / "checkpoints" / f"step-{step}")) for step in (2, 4, 5)]
     for name, weight in task.state_dict().items():
         assert weight == pytest.approx(torch.stack([file[name] for file in files]).mean(0), abs=1e-6), name
     assert len(told) == 1 and [word in told[0] for word in ("step-2 (0.9000)", "step-4", "step-5")] == [True] * 3
 
 
-@pytest.mark.parametrize("beam", [1, 3])
-def test_a_run_together_with_itself_writes_what_it_writes_alone(run: Path, image: Path, beam: int) -> None:
-    assert predict(run, [image], beam, Writers(others=(run,))) == predict(run, [image], beam)
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_run_together_with_itself_writes_what_it_writes_alone(run: Path, image: Path, num_beams: int) -> None:
+    assert predict(run, [image], num_beams, ModelSelection(others=(run,))) == predict(run, [image], num_beams)
 
 
 def test_other_writers_write_otherwise_and_the_views_reach_each(run: Path, other: Path, image: Path) -> None:
     alone = predict(run, [image])
-    asked = [Writers(average=3), Writers(ensemble=3), Writers(others=(other,)), Writers(average=2, others=(other,))]
+    asked = [
+        ModelSelection(average=3),
+        ModelSelection(ensemble=3),
+        ModelSelection(others=(other,)),
+        ModelSelection(average=2, others=(other,)),
+    ]
     assert len({alone, *(predict(run, [image], None, writers) for writers in asked)}) == 5
 
 
 def test_members_are_all_that_was_asked_of_every_run(run: Path, other: Path) -> None:
     recipe = run_recipe(run)
     tokenizer = build_tokenizer(recipe, [], run / "model")
-    task, told = load_writers(run, recipe, tokenizer, Writers(ensemble=3, others=(other,)))
+    task, told = load_models(run, recipe, tokenizer, ModelSelection(ensemble=3, others=(other,)))
     assert isinstance(task, Ensemble) and len(task.members) == len(told) == 6
     wanted = [model_file(each / "checkpoints" / f"step-{step}") for each in (run, other) for step in (2, 4, 5)]
     for member, path in zip(task.members, wanted):
@@ -171,7 +186,7 @@ def test_members_are_all_that_was_asked_of_every_run(run: Path, other: Path) -> 
             torch.equal(own.pooled_BD, member.features(exam).pooled_BD)
             for own, member in zip(features.of_members, task.members)
         )
-        assert len(generate(task.decoder, features, max_tokens=5, beam=2)) == 1
+        assert len(generate(task.decoder, features, max_length=5, num_beams=2)) == 1
 
 
 def test_scores_of_other_writers_stand_beside_the_run_s_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,7 +195,7 @@ def test_scores_of_other_writers_stand_beside_the_run_s_own(run: Path, capsys: p
         path: path.read_bytes()
         for path in (run / "scores.json", run / "predictions" / "test.jsonl", run / "report.html")
     }
-    evaluate_run(run, "test", Writers(average=3))
+    evaluate_run(run, "test", ModelSelection(average=3))
     assert own == {path: path.read_bytes() for path in own}, "the run's own are as they were"
     stored = json.loads((run / "scores-average-3.json").read_text())
     assert stored.keys() == {"segmentation", "test"} and "step-4 (0.6000)" in stored["test"]["written_by"][0]
@@ -206,7 +221,7 @@ def test_a_run_that_has_seen_patients_of_the_split_scores_nothing_on_it(
     exams: Any = {split: SimpleNamespace(exams=rows) for split, rows in load_exams(build_dataset(recipe)).items()}
     second = tmp_path / "second"
     shutil.copytree(other, second)
-    notes, asked = second / "model" / "patients.json", Writers(others=(second,))
+    notes, asked = second / "model" / "patients.json", ModelSelection(others=(second,))
 
     def tell(**splits: str) -> None:
         exams_of = {split: exams[where] for split, where in splits.items()}
@@ -245,46 +260,47 @@ def test_topics_that_a_run_was_trained_on_stay(run: Path, tmp_path: Path, capsys
 
 
 def test_what_is_not_there_or_does_not_fit_is_told(run: Path, other: Path, image: Path, tmp_path: Path) -> None:
-    def refused(words: str, writers: Writers, which: Path = run) -> None:
+    def refused(words: str, writers: ModelSelection, which: Path = run) -> None:
         with pytest.raises(ValueError, match=words):
             predict(which, [image], None, writers)
 
     refused(
         r"--average: .*first keeps its 3 best checkpoints, and 4 are asked for; .*checkpoint.keep_best=4",
-        Writers(average=4),
+        ModelSelection(average=4),
     )
-    refused(r"--ensemble: .*keeps its 3 best", Writers(ensemble=5))
+    refused(r"--ensemble: .*keeps its 3 best", ModelSelection(ensemble=5))
     few = make_run(tmp_path / "few", scores={1: 0.5, 2: 0.4})
     refused(
         r"--average: .*few has 2 checkpoints with a score on validation, and 3 are asked for.*keep_best=3 already",
-        Writers(average=3),
+        ModelSelection(average=3),
         few,
     )
-    refused("not a run with a model", Writers(others=(tmp_path,)))
+    refused("not a run with a model", ModelSelection(others=(tmp_path,)))
     shutil.copytree(run / "model", tmp_path / "alone" / "model")
-    refused("alone has no checkpoints", Writers(average=2), tmp_path / "alone")
+    refused("alone has no checkpoints", ModelSelection(average=2), tmp_path / "alone")
     shutil.copytree(run, tmp_path / "damaged")
     file = model_file(tmp_path / "damaged" / "checkpoints" / "step-4")
     file.write_bytes(file.read_bytes()[:-1] + b"\x00")
-    refused("--average: .*step-4.*damaged", Writers(average=2), tmp_path / "damaged")
+    refused("--average: .*step-4.*damaged", ModelSelection(average=2), tmp_path / "damaged")
     runs = tmp_path / "runs"
     one = {1: 0.5}
     words = make_run(runs / "words", "data.dataset.exams=24", "data.dataset.organ=liver", scores=one)
     refused(
         r"--with .*words: its tokenizer is not that of .*first: \d+ words and \d+, \d+ of them",
-        Writers(others=(words,)),
+        ModelSelection(others=(words,)),
     )
     size = make_run(runs / "size", "data.image_size=48", scores=one)
     refused(
-        r"--with .*size: it looks at images of 48 px and 1 channels, .*first at 32 px and 1", Writers(others=(size,))
+        r"--with .*size: it looks at images of 48 px and 1 channels, .*first at 32 px and 1",
+        ModelSelection(others=(size,)),
     )
-    short = make_run(runs / "short", "evaluate.max_tokens=8", scores=one)
-    refused(r"--with .*short: it writes at most 8 tokens .* up to 12", Writers(others=(short,)))
+    short = make_run(runs / "short", "evaluate.max_length=8", scores=one)
+    refused(r"--with .*short: it writes at most 8 tokens .* up to 12", ModelSelection(others=(short,)))
     with pytest.raises(ValueError, match="--average and --ensemble: choose one"):
-        Writers(average=2, ensemble=2)
+        ModelSelection(average=2, ensemble=2)
 
 
 def test_labels_tell_writers_apart(run: Path, other: Path) -> None:
     assert BEST.label == ""
-    assert Writers(ensemble=3).label == "ensemble-3"
-    assert Writers(average=2, others=(other, run)).label == "average-2-with-smoke-second-with-smoke-first"
+    assert ModelSelection(ensemble=3).label == "ensemble-3"
+    assert ModelSelection(average=2, others=(other, run)).label == "average-2-with-smoke-second-with-smoke-first"

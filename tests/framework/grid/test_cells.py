@@ -128,14 +128,14 @@ def test_excluded_combinations_are_left_out_by_label_value_or_list(grid):
 
 
 def test_what_python_holds_equal_is_not_excluded(grid):
-    made = grid("axes: {evaluate.no_repeat: [0, 1]}\nexclude: [{no_repeat: 1}]")
-    assert list(rows_of(made.cells)) == ["no_repeat=0"]
+    made = grid("axes: {evaluate.no_repeat_ngram_size: [0, 1]}\nexclude: [{no_repeat_ngram_size: 1}]")
+    assert list(rows_of(made.cells)) == ["no_repeat_ngram_size=0"]
     with pytest.raises(RecipeError, match="no combination is like that"):
-        grid("axes: {evaluate.no_repeat: [0, 1]}\nexclude: [{no_repeat: true}]")
+        grid("axes: {evaluate.no_repeat_ngram_size: [0, 1]}\nexclude: [{no_repeat_ngram_size: true}]")
 
 
 def test_random_trials_that_compute_the_same_are_refused(mistakes):
-    keys = "{data.workers: [0, 1], optimizer.lr: [0.1, 0.2]}"
+    keys = "{data.num_workers: [0, 1], optimizer.lr: [0.1, 0.2]}"
     assert "compute the same" in mistakes(f"search: {{method: random, trials: 4, keys: {keys}}}")[0]
 
 
@@ -190,7 +190,7 @@ MISTAKES = {
     "or 'auto' (in topics=many)",
     "axes: {model.encoder.depht: [1]}": "g.yaml:2:30: model.encoder.depht: unknown key.",
     "axes: {run.root: [a]}": "g.yaml:2:19: run.root: a grid's cells do not differ in run; set it in the recipe",
-    "axes: {data.workers: [0, 2]}": "g.yaml: 'workers=0, seed 9233' and 'workers=2, seed 9233' compute the same: what they "
+    "axes: {data.num_workers: [0, 2]}": "g.yaml: 'workers=0, seed 9233' and 'workers=2, seed 9233' compute the same: what they "
     "differ in has no effect on a result. Exclude one of them",
     "zip: {optimizer.lr: [1, 2], train.epochs: [1]}": "g.yaml:2:1: zip: found 2 of optimizer.lr, 1 of train.epochs; "
     "expected as many values of each",

@@ -12,7 +12,7 @@ from slurm_cells import PATIENCE_S, cell, notes, wait, wait_until_gone
 
 from framework.grid.executor import Job
 from framework.registry import find
-from framework.registry.signature import given, keys_of, model_of
+from framework.registry.signature import injected_params, keys_of, model_of
 from plugins.executor.slurm import Command, Slurm
 
 
@@ -181,7 +181,7 @@ def test_without_submitit_the_error_says_what_to_install(tmp_path):
 
 def test_its_keys_can_stand_in_a_grid_file():
     plugin = find("executor", "slurm")
-    assert set(given(plugin)) == {"folder", "jobs"}
+    assert set(injected_params(plugin)) == {"folder", "jobs"}
     assert all(key.doc for key in keys_of(plugin))
     said = {"processes": 2, "extra": {"exclusive": True, "nice": 100, "reservation": "course"}}
     assert model_of(plugin).model_validate(said, strict=True).model_dump(by_alias=True)["extra"] == said["extra"]

@@ -48,7 +48,7 @@ def test_three_exams_by_hand():
 
 
 def test_p_counts_the_exams_themselves_and_is_never_0():
-    (found,) = bootstrap_differences(of_means([[1.0, 1.0, 2.0]]), 3, seed=1, resamples=99)
+    (found,) = bootstrap_differences(of_means([[1.0, 1.0, 2.0]]), 3, seed=1, bootstrap_samples=99)
     assert found.p == pytest.approx(2 / 100) and found.low >= 1
 
 
@@ -79,7 +79,9 @@ def test_both_sides_are_computed_on_the_same_exams():
 
 def test_every_resample_has_as_many_exams_as_there_are():
     seen = []
-    bootstrap_differences(lambda counts_RE: (seen.append(counts_RE), counts_RE[None, :, 0])[1], 7, seed=1, resamples=50)
+    bootstrap_differences(
+        lambda counts_RE: (seen.append(counts_RE), counts_RE[None, :, 0])[1], 7, seed=1, bootstrap_samples=50
+    )
     counts_RE = np.concatenate(seen[:-1])
     assert counts_RE.shape == (50, 7) and set(counts_RE.sum(1)) == {7.0} and counts_RE.max() > 1
     assert (seen[-1] == 1).all()  # and in the end the exams themselves
@@ -87,7 +89,7 @@ def test_every_resample_has_as_many_exams_as_there_are():
 
 def test_many_exams_come_a_few_resamples_at_a_time(monkeypatch):
     values = np.random.default_rng(0).normal(0.1, 1.0, 40)
-    whole = bootstrap_differences(of_means([values]), 40, seed=1, resamples=200)
+    whole = bootstrap_differences(of_means([values]), 40, seed=1, bootstrap_samples=200)
     monkeypatch.setattr("framework.scoring.bootstrap.AT_ONCE", 400)
     sizes = []
 
@@ -95,7 +97,7 @@ def test_many_exams_come_a_few_resamples_at_a_time(monkeypatch):
         sizes.append(len(counts_RE))
         return of_means([values])(counts_RE)
 
-    parts = bootstrap_differences(differences, 40, seed=1, resamples=200)
+    parts = bootstrap_differences(differences, 40, seed=1, bootstrap_samples=200)
     assert max(sizes) == 10
     assert parts[0].value == whole[0].value and parts[0].low == pytest.approx(whole[0].low, abs=0.1)
 
@@ -119,6 +121,9 @@ def test_the_interval_of_a_mean_is_near_that_of_its_t():
 def test_p_is_about_uniform_where_there_is_no_difference():
     draw = np.random.default_rng(11)
     # 400 comparisons at once, of 80 exams each.
-    ps = [one.p for one in bootstrap_differences(of_means(draw.normal(0, 1, (400, 80))), 80, seed=1, resamples=2000)]
+    ps = [
+        one.p
+        for one in bootstrap_differences(of_means(draw.normal(0, 1, (400, 80))), 80, seed=1, bootstrap_samples=2000)
+    ]
     assert stats.kstest(ps, "uniform").pvalue > 0.01
     assert 0.02 < np.mean(np.array(ps) < 0.05) < 0.085  # 0.05, give or take three standard errors of 0.011

@@ -17,14 +17,21 @@ from tiny_models import of_bytes, save_llama, save_swin
 
 from framework.build import Parts, build_model, build_optimizer, build_parts, build_task, build_tokenizer
 from framework.checkpoint.export import ModelTexts, load_weights
-from framework.checkpoint.format import Keep, Progress, SavedState, Snapshot, checkpoints_of, write_checkpoint
-from framework.data.loading import Slices, collate
-from framework.distributed import Strategy, spread, start_accelerator
-from framework.models.external_weights import notes_of, require_same_weights, say_saved, unsaved_names
+from framework.checkpoint.format import (
+    RetentionPolicy,
+    SavedState,
+    Snapshot,
+    TrainState,
+    checkpoints_of,
+    write_checkpoint,
+)
+from framework.data.loading import BatchPlan, collate
+from framework.distributed import Strategy, prepare, start_accelerator
+from framework.models.external_weights import model_metadata, print_saved, require_same_weights, unsaved_names
 from framework.models.pretrained import folder_of
 from framework.recipe import Recipe, load_recipe, save
-from framework.run.init_from import begin_from, find_source
-from framework.train_step import take_step
+from framework.run.init_from import find_source, load_initial_weights
+from framework.train_step import train_step
 
 REPORTS = ["An oval hypoechoic mass in the left breast.", "The glandular tissue is homogeneous. BI-RADS category 1."]
 RECIPE = """
@@ -38,7 +45,7 @@ model:
   decoder: {{_delete_: true, name: hf_causal, weights: {folder}/llama, tuning: lora, lora_rank: 2, queries: 2}}
 losses: {{topic: null, global_semantic: null}}
 train: {{epochs: 2}}
-evaluate: {{beam: 1, max_tokens: 40}}
+evaluate: {{num_beams: 1, max_length: 40}}
 """
 LEARNED = "decoder.project.0.weight"
 
@@ -54,11 +61,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(folder: Path, *keys: str) -> tuple[Recipe, Strategy, Parts]:
-    recipe = load_recipe(folder / "lora.yaml", [f"data.cache={folder / 'cache'}", *keys])
+    recipe = load_recipe(folder / "lora.yaml", [f"data.cache_dir={folder / 'cache'}", *keys])
     accelerator = start_accelerator(recipe)
     parts = build_parts(recipe, accelerator, run=folder)
-    slices = Slices.plan(8, None, 0, 1)
-    return recipe, spread(accelerator, recipe, parts.task, slices, lambda task: build_optimizer(recipe, task)), parts
+    batch_plan = BatchPlan.plan(8, None, 0, 1)
+    return (
+        recipe,
+        prepare(accelerator, recipe, parts.task, batch_plan, lambda task: build_optimizer(recipe, task)),
+        parts,
+    )
 
 
 def steps(strategy: Strategy, parts: Parts, *numbers: int) -> list[float]:
@@ -67,23 +78,23 @@ def steps(strategy: Strategy, parts: Parts, *numbers: int) -> list[float]:
     for number in numbers:
         torch.manual_seed(number)
         batch = collate([parts.exams["train"][place] for place in range(4 * number, 4 * number + 4)])
-        losses.append(take_step(strategy, [batch], torch.ones(1)).loss)
+        losses.append(train_step(strategy, [batch], torch.ones(1)).loss)
         strategy.after_update()
     return losses
 
 
 def saved(recipe: Recipe, strategy: Strategy, parts: Parts, folder: Path) -> Path:
     state = strategy.state()
-    texts = ModelTexts(parts.tokenizer, save(recipe), notes_of(strategy.task))
-    progress = Progress(step=strategy.updates, updates=strategy.updates)
-    keep = Keep(last=1, best=0, best_is_higher=True)
+    texts = ModelTexts(parts.tokenizer, save(recipe), model_metadata(strategy.task))
+    progress = TrainState(step=strategy.updates, updates=strategy.updates)
+    keep = RetentionPolicy(last=1, best=0, best_is_higher=True)
     return write_checkpoint(folder / "checkpoints", Snapshot(progress, state, strategy.exported(state), texts), keep)
 
 
 @pytest.mark.parametrize(
     "keys",
     [
-        ("train.ema=0.9",),
+        ("train.ema_decay=0.9",),
         pytest.param(("distributed.strategy=fsdp",), marks=pytest.mark.long),
         pytest.param(("distributed.strategy=zero3",), marks=pytest.mark.long),
     ],
@@ -95,13 +106,13 @@ def test_fetched_weights_are_not_saved_and_the_rest_goes_on_as_if_they_were(
     names = unsaved_names(parts.task)
     steps(strategy, parts, 0, 1)
     path = saved(recipe, strategy, parts, tmp_path)
-    with strategy.whole_task() as task:
+    with strategy.full_params_model() as task:
         whole = {name: value.clone() for name, value in task.state_dict().items()}
     kept = {name.split("/")[-1] for name in load_file(path / "training.safetensors")}
     exported = set(load_file(path / "model" / "model.safetensors"))
     assert names and not names & (kept | exported) and exported == set(whole) - names
     assert any("embed_tokens" in name for name in names) and any("swin.embeddings" in name for name in names)
-    say_saved(strategy.task, strategy.shapes)
+    print_saved(strategy.task, strategy.shapes)
     assert f"the others are read from {folder}/swin, {folder}/llama again" in capsys.readouterr().out
 
     _, other, other_parts = made(folder, *keys)
@@ -139,11 +150,11 @@ def test_a_folder_that_is_gone_or_other_is_told(folder: Path, tmp_path: Path) ->
     asked = f"init_from={model.parent}"
     recipe, strategy, parts = made(mine, asked)
     with pytest.raises(
-        ValueError, match=r"^init_from: model\.decoder.*has other weights.* anew: 'init_skip=\[decoder\]'$"
+        ValueError, match=r"^init_from: model\.decoder.*has other weights.* anew: 'init_exclude=\[decoder\]'$"
     ):
-        begin_from(find_source(str(model.parent)), recipe, strategy.task, parts.tokenizer, parts.exams)
-    recipe, strategy, parts = made(mine, asked, "init_skip=[decoder]")
-    begin_from(find_source(str(model.parent)), recipe, strategy.task, parts.tokenizer, parts.exams)
+        load_initial_weights(find_source(str(model.parent)), recipe, strategy.task, parts.tokenizer, parts.exams)
+    recipe, strategy, parts = made(mine, asked, "init_exclude=[decoder]")
+    load_initial_weights(find_source(str(model.parent)), recipe, strategy.task, parts.tokenizer, parts.exams)
     save_file({first: weights[first]}, mine / "llama" / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"has other weights than the model was trained on .*: model.safetensors"):
         build_model(recipe, tokenizer, trained=True, model=model)
@@ -157,7 +168,7 @@ def test_a_model_that_is_saved_whole_is_built_again_without_its_folders(folder: 
     recipe, strategy, parts = made(mine)
     steps(strategy, parts, 0)
     model = saved(recipe, strategy, parts, tmp_path) / "model"
-    assert not unsaved_names(parts.task) and "fetched" not in json.loads((model / "decoder.json").read_text())
+    assert not unsaved_names(parts.task) and "external_weights" not in json.loads((model / "decoder.json").read_text())
     for gone in ("swin", "llama"):
         shutil.rmtree(mine / gone)
     task = build_task(recipe, build_tokenizer(recipe, [], model), None, None, trained=True, model=model)
@@ -174,7 +185,7 @@ def test_a_run_that_begins_with_another_keeps_its_own_prompt(
     mine = parts.task.decoder.prompt_T.clone()
     source = load_file(theirs / "model" / "model.safetensors")
     assert len(source["decoder.prompt_T"]) == len(mine) and not torch.equal(source["decoder.prompt_T"], mine)
-    begin_from(find_source(str(theirs)), recipe, parts.task, parts.tokenizer, parts.exams)
+    load_initial_weights(find_source(str(theirs)), recipe, parts.task, parts.tokenizer, parts.exams)
     assert torch.equal(parts.task.decoder.prompt_T, mine)
     assert torch.equal(parts.task.decoder.project[0].weight, source[LEARNED])
     assert "model.decoder.prompt ('zq' there, 'qz' here)" in capsys.readouterr().out

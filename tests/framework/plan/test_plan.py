@@ -15,7 +15,7 @@ from tiny_models import of_bytes, save_llama, save_swin
 from torch import nn
 
 from framework.build import build_optimizer, build_parts, build_task
-from framework.distributed import spread, start_accelerator
+from framework.distributed import prepare, start_accelerator
 from framework.exam import Batch
 from framework.plan import plan, probe
 from framework.plan.material import count_tokens, count_views, read_material
@@ -23,7 +23,7 @@ from framework.plan.memory import Memory, memory_by_strategy, optimizer_bytes
 from framework.plan.model import Part, build_meta_task, count_topics, measure_activations, saved_bytes
 from framework.plan.probe import time_steps
 from framework.plan.tables import MEMORY_HEADER, in_bytes, in_time, memory_rows, part_rows, plan_rows, probe_rows
-from framework.plan.whole import slices_of
+from framework.plan.whole import batch_plan_of
 from framework.recipe import RECIPES, Recipe, load_recipe
 from framework.registry import PluginError
 from framework.text.lsa import ReportSpace
@@ -45,7 +45,7 @@ def of_shapes(task: nn.Module) -> dict[str, tuple[tuple[int, ...], bool]]:
 def test_parameters_are_those_of_the_task_that_a_run_builds(name: str, tmp_path: Path) -> None:
     keys = [
         "data=phantom_breast", "data.dataset.exams=24", "data.dataset.val_exams=2", "data.dataset.test_exams=2",
-        "data.dataset.size=64", "data.image_size=64", f"data.cache={tmp_path}", "train.batch_size=4",
+        "data.dataset.size=64", "data.image_size=64", f"data.cache_dir={tmp_path}", "train.batch_size=4",
         "init_from=null",
     ]  # fmt: skip
     if load_recipe(RECIPES / f"{name}.yaml").has_topics:
@@ -100,7 +100,7 @@ def test_fake_activations_weigh_as_much_as_real_ones(precision: str) -> None:
 
 def test_half_precision_and_smaller_micro_batches_keep_less() -> None:
     whole, half = plan(smoke("train.precision=fp32"), 1), plan(smoke("train.precision=bf16"), 1)
-    cut = plan(smoke("train.precision=fp32", "train.micro_batch=2"), 2)
+    cut = plan(smoke("train.precision=fp32", "train.micro_batch_size=2"), 2)
     assert half.activations.bytes < 0.9 * whole.activations.bytes
     assert cut.activations.bytes == pytest.approx(whole.activations.bytes / 4, rel=0.1)
     assert (cut.steps.accumulation, cut.steps.processes, cut.steps.batch_size) == (2, 2, 8)
@@ -151,7 +151,7 @@ def test_steps_checkpoints_and_validations_are_those_of_the_loop() -> None:
 
 
 def test_tokens_are_counted_after_the_cut() -> None:
-    whole, cut = plan(smoke(), 1).tokens, plan(smoke("evaluate.max_tokens=60"), 1).tokens
+    whole, cut = plan(smoke(), 1).tokens, plan(smoke("evaluate.max_length=60"), 1).tokens
     assert whole.cut == 0 and whole.longest > 60
     assert cut.longest == cut.p95 == 60 and 0 < cut.cut < 64 and cut.total < whole.total
 
@@ -191,7 +191,7 @@ def test_a_probe_trains_no_part_that_a_run_would_not(monkeypatch: pytest.MonkeyP
     def stop(accelerator: object, recipe: Recipe, task: nn.Module, *rest: object) -> None:
         raise SeenError({name for name, weight in task.named_parameters() if weight.requires_grad})
 
-    monkeypatch.setattr(sys.modules[time_steps.__module__], "spread", stop)
+    monkeypatch.setattr(sys.modules[time_steps.__module__], "prepare", stop)
     recipe = smoke("train.freeze=[decoder]", "optimizer.encoder_lr=0")
     with pytest.raises(SeenError) as seen:
         probe(recipe, plan(recipe, 1))
@@ -200,13 +200,13 @@ def test_a_probe_trains_no_part_that_a_run_would_not(monkeypatch: pytest.MonkeyP
 
 
 def test_the_steps_of_a_probe_are_steps() -> None:
-    recipe = smoke("train.micro_batch=4")
+    recipe = smoke("train.micro_batch_size=4")
     material, accelerator = read_material(recipe), start_accelerator(recipe)
     space = ReportSpace(8, 0)
     space.fit([material.tokenizer.segment(exam.report) for exam in material.splits["train"]])
     task = build_task(recipe, material.tokenizer, 4, space, trained=True)
     before = {name: weight.detach().clone() for name, weight in task.named_parameters()}
-    strategy = spread(accelerator, recipe, task, slices_of(recipe, 1), lambda task: build_optimizer(recipe, task))
+    strategy = prepare(accelerator, recipe, task, batch_plan_of(recipe, 1), lambda task: build_optimizer(recipe, task))
     times = time_steps(strategy, recipe, plan(recipe, 1), material)
     assert len(times) > 0 and min(times) > 0
     assert not [name for name, weight in task.named_parameters() if torch.equal(weight, before[name])]
@@ -254,7 +254,7 @@ def test_a_plugin_that_needs_numbers_leaves_activations_unknown_and_the_rest_tol
 
 
 def test_a_loss_that_writes_reports_is_named_where_activations_are_unknown(tmp_path: Path) -> None:
-    found = plan(smoke("+losses.self_critical={}", f"data.cache={tmp_path}"), 1)
+    found = plan(smoke("+losses.self_critical={}", f"data.cache_dir={tmp_path}"), 1)
     assert found.activations.bytes is None
     told = "not known: losses.self_critical writes reports, and only a real model tells how long they get"
     assert ("activations", told) in plan_rows(found)
@@ -267,7 +267,7 @@ def test_a_distiller_that_does_not_tell_its_topics_is_named(tmp_path: Path) -> N
 
 def test_topics_that_only_the_reports_tell_are_found_and_kept_for_the_run(tmp_path: Path) -> None:
     changes = ["distiller.topics=auto", "distiller.auto_range=[2,4]", "distiller.restarts=1"]
-    found = plan(smoke(*changes, f"data.cache={tmp_path}"), 1)
+    found = plan(smoke(*changes, f"data.cache_dir={tmp_path}"), 1)
     (kept,) = (tmp_path / "topics").glob("*.json")
     assert found.topics == json.loads(kept.read_text())["count"] and 2 <= found.topics <= 4
 
@@ -293,7 +293,7 @@ def test_sizes_and_times_are_written_for_people() -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("optimizer.lrs={decoder.embedd: 0.1}", "optimizer.lrs: no parameter begins with 'decoder.embedd'"),
+        ("optimizer.group_lrs={decoder.embedd: 0.1}", "optimizer.group_lrs: no parameter begins with 'decoder.embedd'"),
         ("init_from=runs/nope", "init_from: runs/nope is no run with a model"),
         ("distributed.deepspeed_config=nope.json", "nope.json"),
     ],

@@ -32,7 +32,7 @@ def test_everything_a_run_hands_over_has_a_meaning():
 def test_a_description_holds_signature_keys_units_and_fit():
     found = describe(find("encoder", "resnet"))
     assert found.signature.startswith("ResNet(*, channels: int, blueprint: dict | None=None, depth: Literal[")
-    assert list(found.given) == ["channels", "blueprint"]
+    assert list(found.given) == ["channels", "hf_config"]
     assert found.given["channels"] == "channels of an image (data.channels)"
     assert (found.gives, found.needs) == (("patches", "pooled"), ())
     depth = found.keys[0]

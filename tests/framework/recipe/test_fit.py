@@ -24,12 +24,12 @@ class OnlyPatches:
 @register("decoder", "pooled_reader")
 class PooledReader:
     needs = ("pooled",)
-    def __init__(self, *, vocabulary_size: int, feature_width: int, max_tokens: int): ...
+    def __init__(self, *, vocabulary_size: int, feature_width: int, max_length: int): ...
 
 @register("decoder", "silent")
 class Silent:
     gives = ()
-    def __init__(self, *, vocabulary_size: int, feature_width: int, max_tokens: int): ...
+    def __init__(self, *, vocabulary_size: int, feature_width: int, max_length: int): ...
 
 @register("loss", "undeclared")
 class Undeclared: ...
@@ -84,11 +84,11 @@ def test_every_loss_without_logits_is_told(told):
 def test_a_decoder_that_no_loss_needs_is_frozen_as_a_whole(told):
     """Else it has no gradient, which ddp waits for on several processes."""
     topic = ["~losses.next_token", "~losses.global_semantic"]
-    assert told(*topic, "train.freeze=[decoder]") == told(*topic, "optimizer.lrs={decoder: 0}") == []
+    assert told(*topic, "train.freeze=[decoder]") == told(*topic, "optimizer.group_lrs={decoder: 0}") == []
     half = [
         "train.freeze=[decoder.embed]",
-        "optimizer.lrs={decoder: 0, decoder.embed: 1e-3}",
-        "optimizer.lrs={encoder: 0}",
+        "optimizer.group_lrs={decoder: 0, decoder.embed: 1e-3}",
+        "optimizer.group_lrs={encoder: 0}",
     ]
     for keys in ([], *([key] for key in half)):
         (line,) = told(*topic, *keys)

@@ -85,7 +85,12 @@ def listed(tmp_path: Path) -> list[str]:
     }
     (tmp_path / "exams.json").write_text(json.dumps(found), encoding="utf-8")
     dataset = f"{{_delete_: true, name: manifest, file: {tmp_path / 'exams.json'}, images: {tmp_path}}}"
-    return [f"data.dataset={dataset}", "train.batch_size=4", f"data.cache={tmp_path / 'cache'}", "distiller.topics=2"]
+    return [
+        f"data.dataset={dataset}",
+        "train.batch_size=4",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "distiller.topics=2",
+    ]
 
 
 def test_mirroring_under_written_sides_is_refused_when_a_run_begins(listed: list[str], tmp_path: Path) -> None:

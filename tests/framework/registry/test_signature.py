@@ -4,7 +4,16 @@ import pytest
 from harness import TOYS
 
 from framework.registry import PluginError, find
-from framework.registry.signature import REQUIRED, argument_docs, class_texts, given, gives, keys_of, model_of, needs
+from framework.registry.signature import (
+    REQUIRED,
+    argument_docs,
+    class_texts,
+    gives,
+    injected_params,
+    keys_of,
+    model_of,
+    needs,
+)
 
 
 def plugin(tmp_path, signature="", kind="encoder", body=""):
@@ -49,7 +58,7 @@ def test_types_are_read_without_running_anything(tmp_path):
 
 def test_run_time_values_are_no_keys():
     decoder = find("decoder", "toy_pen", (TOYS,))
-    assert given(decoder) == ("vocabulary_size", "feature_width", "max_tokens")
+    assert injected_params(decoder) == ("vocabulary_size", "feature_width", "max_length")
     assert [key.name for key in keys_of(decoder)] == ["dropout"]
 
 

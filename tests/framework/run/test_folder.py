@@ -19,14 +19,21 @@ from safetensors.torch import load_file
 from framework import trainer
 from framework.build import build_parts
 from framework.checkpoint.export import ModelTexts
-from framework.checkpoint.format import CheckpointError, Keep, Progress, Snapshot, checkpoints_of, write_checkpoint
+from framework.checkpoint.format import (
+    CheckpointError,
+    RetentionPolicy,
+    Snapshot,
+    TrainState,
+    checkpoints_of,
+    write_checkpoint,
+)
 from framework.data.leakage import NOTES, patients_seen
 from framework.distributed import launch_id, start_accelerator
 from framework.recipe import Recipe, load_recipe, recipe_hash, result_tree, save
 from framework.run import folder as run_folder
 from framework.run.folder import open_run, take_back
 from framework.runtime.errors import Stopped
-from framework.runtime.signals import Requests
+from framework.runtime.signals import StopSignals
 
 SMOKE = ROOT / "recipes" / "smoke.yaml"
 
@@ -59,10 +66,12 @@ FEW = ("data.dataset.exams=8", "data.dataset.val_exams=1", "data.dataset.test_ex
 def write(folder: Path, recipe: Recipe, step: int, best_step: int | None = None) -> Path:
     weights = {"encoder.weight": torch.full((3,), float(step))}
     best = step if best_step is None else best_step
-    progress = Progress(step=step, best_step=best, best=1.0, kept={f"step-{best}": 1.0}, recipe=result_tree(recipe))
+    train_state = TrainState(
+        step=step, best_step=best, best=1.0, kept={f"step-{best}": 1.0}, recipe=result_tree(recipe)
+    )
     state = {f"weights/{name}": value.clone() for name, value in weights.items()}
-    snapshot = Snapshot(progress, state, weights, ModelTexts(Tokenizer(), "{}\n"))
-    return write_checkpoint(folder / "checkpoints", snapshot, Keep(3, 1, True))
+    snapshot = Snapshot(train_state, state, weights, ModelTexts(Tokenizer(), "{}\n"))
+    return write_checkpoint(folder / "checkpoints", snapshot, RetentionPolicy(3, 1, True))
 
 
 def damage(file: Path) -> None:
@@ -82,7 +91,7 @@ def test_a_new_run_goes_to_a_folder_of_its_time_and_recipe(tmp_path: Path) -> No
     recipe = recipe_of(tmp_path)
     opened = open_run(recipe)
     assert opened.folder.parent == tmp_path / "smoke" and opened.folder.name.endswith(f"-{recipe_hash(recipe)[:8]}")
-    assert opened.folder.is_dir() and opened.checkpoint is None and opened.progress is None
+    assert opened.folder.is_dir() and opened.checkpoint is None and opened.train_state is None
 
 
 def test_a_run_that_is_refused_leaves_only_what_was_there(tmp_path: Path) -> None:
@@ -98,9 +107,9 @@ def test_a_run_that_is_refused_leaves_only_what_was_there(tmp_path: Path) -> Non
 def test_so_does_one_that_is_refused_when_its_optimizer_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Requests, "listen", lambda _: None)  # signals stay the test runner's
-    keys = [*FEW, f"data.cache={tmp_path / 'cache'}", "optimizer.lrs={decoder.embedd: 0.1}"]
-    with pytest.raises(ValueError, match=r"optimizer\.lrs: no parameter begins with 'decoder\.embedd'"):
+    monkeypatch.setattr(StopSignals, "listen", lambda _: None)  # signals stay the test runner's
+    keys = [*FEW, f"data.cache_dir={tmp_path / 'cache'}", "optimizer.group_lrs={decoder.embedd: 0.1}"]
+    with pytest.raises(ValueError, match=r"optimizer\.group_lrs: no parameter begins with 'decoder\.embedd'"):
         trainer.train(recipe_of(tmp_path / "runs", *keys))
     assert not (tmp_path / "runs").exists()
 
@@ -123,7 +132,7 @@ def test_auto_goes_on_with_the_newest_run_of_this_recipe_that_is_not_finished(tm
     opened = open_run(recipe)
     assert opened.folder == home / f"20260102-000000-{digest}"
     assert opened.checkpoint == opened.folder / "checkpoints" / "step-2"
-    assert opened.progress is not None and opened.progress.step == 2
+    assert opened.train_state is not None and opened.train_state.step == 2
 
 
 def test_auto_begins_where_there_is_nothing_to_go_on_with(tmp_path: Path) -> None:
@@ -175,9 +184,9 @@ def test_another_recipe_is_refused_with_the_difference_unless_told(tmp_path: Pat
     with pytest.raises(CheckpointError) as error:
         open_run(recipe_of(tmp_path, *other))
     assert "train.epochs: 3 then, 9 now" in str(error.value)
-    assert "'resume_despite=[optimizer.lr,train.epochs]'" in str(error.value)
+    assert "'resume_ignore=[optimizer.lr,train.epochs]'" in str(error.value)
     run_folder._held.pop().close()
-    assert open_run(recipe_of(tmp_path, *other, "resume_despite=[optimizer,train.epochs]")).progress
+    assert open_run(recipe_of(tmp_path, *other, "resume_ignore=[optimizer,train.epochs]")).train_state
 
 
 def test_what_a_broken_off_save_has_left_is_cleared(tmp_path: Path) -> None:
@@ -224,9 +233,9 @@ def test_a_damaged_best_model_is_not_published_and_no_longer_the_best(
     shutil.rmtree(run / "model")
     damage(best / "model" / "model.safetensors")
     opened = open_run(recipe)
-    assert opened.checkpoint == newest and opened.progress is not None
+    assert opened.checkpoint == newest and opened.train_state is not None
     assert not (run / "model").exists()
-    assert (opened.progress.best, opened.progress.best_step, opened.progress.kept) == (None, None, {})
+    assert (opened.train_state.best, opened.train_state.best_step, opened.train_state.kept) == (None, None, {})
     told = capsys.readouterr().out
     assert f"the best model so far cannot be used, and the best of what follows is kept: {best}" in told
 
@@ -267,7 +276,7 @@ def test_a_restarted_attempt_goes_on_with_the_run_of_its_own_launch(
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     opened = open_run(recipe)  # whatever the recipe says of resuming
     assert opened.folder == home / "20260101-000000-aa"
-    assert opened.progress is not None and opened.progress.step == 4
+    assert opened.train_state is not None and opened.train_state.step == 4
 
 
 def test_a_restarted_attempt_whose_first_left_no_folder_begins_anew(
@@ -312,8 +321,8 @@ def test_what_is_newer_than_a_named_checkpoint_is_set_aside_and_pushes_nothing_o
     assert [name.rsplit("-", 2)[0] for name in names[:2]] == ["aside-step-2", "aside-step-3"] and names[2:] == [
         "step-1"
     ]
-    snapshot = Snapshot(Progress(step=2, recipe=result_tree(recipe)), {}, {}, ModelTexts(Tokenizer(), "{}\n"))
-    write_checkpoint(run / "checkpoints", snapshot, Keep(1, 0, True))
+    snapshot = Snapshot(TrainState(step=2, recipe=result_tree(recipe)), {}, {}, ModelTexts(Tokenizer(), "{}\n"))
+    write_checkpoint(run / "checkpoints", snapshot, RetentionPolicy(1, 0, True))
     assert checkpoints_of(run / "checkpoints") == [run / "checkpoints" / "step-2"]
 
 
@@ -328,18 +337,18 @@ def test_a_run_goes_on_with_its_own_patients_and_topics_alone(tmp_path: Path, mo
     def begin(*_: object) -> None:
         raise Stopped("begun")
 
-    monkeypatch.setattr(Requests, "listen", lambda _: None)  # signals stay the test runner's
-    monkeypatch.setattr(trainer, "Loop", begin)
-    keys = [*FEW, f"data.cache={tmp_path / 'cache'}", "run.name=mine", "resume=auto"]
+    monkeypatch.setattr(StopSignals, "listen", lambda _: None)  # signals stay the test runner's
+    monkeypatch.setattr(trainer, "Trainer", begin)
+    keys = [*FEW, f"data.cache_dir={tmp_path / 'cache'}", "run.name=mine", "resume=auto"]
     recipe, folder = recipe_of(tmp_path / "runs", *keys), tmp_path / "runs" / "smoke" / "mine"
     exams = build_parts(recipe, start_accelerator(recipe), run=folder).exams
     known = json.loads((folder / "topics.json").read_text())
 
     def checkpoint(train: str) -> None:
         notes = {NOTES: patients_seen(recipe, {"train": exams[train], "val": exams["val"]}, None)}
-        progress = Progress(step=7, best_step=7, best=1.0, kept={"step-7": 1.0}, recipe=result_tree(recipe))
+        train_state = TrainState(step=7, best_step=7, best=1.0, kept={"step-7": 1.0}, recipe=result_tree(recipe))
         texts = ModelTexts(Tokenizer(), save(recipe), notes)
-        write_checkpoint(folder / "checkpoints", Snapshot(progress, {}, {}, texts), Keep(3, 1, True))
+        write_checkpoint(folder / "checkpoints", Snapshot(train_state, {}, {}, texts), RetentionPolicy(3, 1, True))
 
     def go_on(*more: str) -> None:
         let_go()
@@ -361,5 +370,5 @@ def test_a_run_goes_on_with_its_own_patients_and_topics_alone(tmp_path: Path, mo
     with pytest.raises(CheckpointError, match=r"it tells the topics of 7 training exams, and there are 8, so"):
         go_on()
     with pytest.raises(Stopped, match="begun"):
-        go_on("resume_despite=[distiller]")
+        go_on("resume_ignore=[distiller]")
     assert json.loads((folder / "topics.json").read_text()) == known

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from framework.build import Parts, build_parts
 from framework.checkpoint.export import ModelTexts
-from framework.checkpoint.format import Keep, Progress, Snapshot, write_checkpoint
+from framework.checkpoint.format import RetentionPolicy, Snapshot, TrainState, write_checkpoint
 from framework.data.leakage import NOTES, patients_seen
 from framework.data.loading import collate
 from framework.distributed import start_accelerator
 from framework.exam import Batch
 from framework.recipe import Choice, Recipe, RecipeError, load_recipe, save
-from framework.run.init_from import begin_from, find_source
+from framework.run.init_from import find_source, load_initial_weights
 
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 FEW = ["data.dataset.exams=8", "data.dataset.val_exams=1", "data.dataset.test_exams=1", "distiller.topics=2"]
@@ -39,7 +39,7 @@ class Made:
     batch: Batch
 
     def begin(self, folder: Path) -> dict[str, Any]:
-        return begin_from(
+        return load_initial_weights(
             find_source(str(folder)), self.recipe, self.parts.task, self.parts.tokenizer, self.parts.exams
         )
 
@@ -54,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Made]:
     folder = tmp_path_factory.mktemp("made")
 
     def make(*keys: str, encoder: Sequence[str] = (RESNET,)) -> Made:
-        recipe = load_recipe(SMOKE, [*FEW, f"data.cache={folder / 'cache'}", *encoder, *keys])
+        recipe = load_recipe(SMOKE, [*FEW, f"data.cache_dir={folder / 'cache'}", *encoder, *keys])
         parts = build_parts(recipe, start_accelerator(recipe), run=folder)
         return Made(recipe, parts, collate([parts.exams["train"][number] for number in range(4)]))
 
@@ -71,10 +71,10 @@ def source(made: Callable[..., Made], tmp_path_factory: pytest.TempPathFactory) 
             if value.is_floating_point():
                 value.add_(torch.rand_like(value) / 4)
     state = {name: value.clone().contiguous() for name, value in source.parts.task.state_dict().items()}
-    progress = Progress(step=7, best=0.25, best_step=7, kept={"step-7": 0.25})
+    train_state = TrainState(step=7, best=0.25, best_step=7, kept={"step-7": 0.25})
     notes = {NOTES: patients_seen(source.recipe, source.parts.exams, None)}
     texts = ModelTexts(source.parts.tokenizer, save(source.recipe), notes)
-    write_checkpoint(run / "checkpoints", Snapshot(progress, {}, state, texts), Keep(1, 1, True))
+    write_checkpoint(run / "checkpoints", Snapshot(train_state, {}, state, texts), RetentionPolicy(1, 1, True))
     return source, run
 
 
@@ -119,7 +119,7 @@ def test_parts_that_are_skipped_begin_anew_and_may_be_other_ones(
     made: Callable[..., Made], source: tuple[Made, Path]
 ) -> None:
     theirs, run = source
-    keys = ("model.decoder.feedforward=32", "init_skip=[decoder]", f"init_from={run}")
+    keys = ("model.decoder.feedforward=32", "init_exclude=[decoder]", f"init_from={run}")
     ours, anew = made(*keys), made(*keys)
     ours.begin(run)
     pairs = [(ours.parts.task.encoder, theirs.parts.task.encoder), (ours.parts.task.decoder, anew.parts.task.decoder)]
@@ -137,7 +137,7 @@ def test_keys_that_change_no_shape_are_told(
     made("model.decoder.heads=1").begin(run)
     said = capsys.readouterr().out
     assert f"was trained with other keys: model.decoder.heads ({heads} there, 1 here). See to it" in said and heads > 1
-    made("model.decoder.heads=1", "init_skip=[decoder]", f"init_from={run}").begin(run)
+    made("model.decoder.heads=1", "init_exclude=[decoder]", f"init_from={run}").begin(run)
     assert "notice:" not in capsys.readouterr().out
 
 
@@ -151,7 +151,7 @@ def test_a_weight_of_two_names_is_skipped_by_either(
     weights = load_file(source[1] / "model" / "model.safetensors")
     save_file(weights | {"decoder.write.weight": weights["decoder.embed.weight"].clone()}, file)
     for part in ("embed", "write"):
-        ours = made(f"init_skip=[decoder.{part}]", f"init_from={run}")
+        ours = made(f"init_exclude=[decoder.{part}]", f"init_from={run}")
         decoder = ours.parts.task.decoder
         decoder.write.weight = decoder.embed.weight
         before = decoder.embed.weight.clone()
@@ -180,7 +180,7 @@ def test_everything_that_does_not_fit_is_told_at_once_with_the_way_out(
     assert re.search(shapes, text), text
     assert re.search(r"  \d+ are missing there: encoder\.layers\.0\.weight, ", text)
     assert re.search(r"  \d+ are unknown here: encoder\.backbone\.", text)
-    (skip,) = re.findall(r"'(init_skip=\[.*\])'$", text)
+    (skip,) = re.findall(r"'(init_exclude=\[.*\])'$", text)
     assert "decoder.layers.1" in skip and "decoder.layers.0.feedforward.0" in skip and "encoder.backbone" in skip
     made(*keys, skip, f"init_from={run}", encoder=()).begin(run)  # the way out is one
 
@@ -194,25 +194,25 @@ def test_other_words_take_no_places_of_words_also_where_they_are_as_many(
     mine = theirs.parts.tokenizer.vocabulary
     said = f"{len(mine)} there and {len(other)} here, {len(set(mine) ^ set(other))} of them in one alone"
     assert f"stand for other words (the tokenizer has {said}): decoder.embed.weight, " in text
-    (skip,) = re.findall(r"'(init_skip=\[decoder.embed, decoder.write\])'$", text)
+    (skip,) = re.findall(r"'(init_exclude=\[decoder.embed, decoder.write\])'$", text)
     ours = made("data.dataset.organ=thyroid", skip, f"init_from={run}")
     ours.begin(run)  # the way out is one
     one, two = (m.parts.task.decoder.state_dict()["layers.0.feedforward.0.weight"] for m in (ours, theirs))
     assert torch.equal(one, two), "all but the words is taken"
-    turned = made("init_skip=[decoder.embed]", f"init_from={run}")
+    turned = made("init_exclude=[decoder.embed]", f"init_from={run}")
     turned.parts.tokenizer.vocabulary[-2:] = turned.parts.tokenizer.vocabulary[:-3:-1]
     with pytest.raises(
         ValueError, match=r"2 stand for other words .*in another order\): decoder\.write\.weight"
     ) as told:
         turned.begin(run)
-    assert str(told.value).endswith("'init_skip=[decoder.write]'")
+    assert str(told.value).endswith("'init_exclude=[decoder.write]'")
 
 
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("init_skip=[decoder.embeds]", "that begin with 'decoder.embeds'. Did you mean 'decoder.embed'?"),
-        ("init_skip=[encoder, decoder]", "init_skip leaves nothing of "),
+        ("init_exclude=[decoder.embeds]", "that begin with 'decoder.embeds'. Did you mean 'decoder.embed'?"),
+        ("init_exclude=[encoder, decoder]", "init_exclude leaves nothing of "),
     ],
 )
 def test_a_part_to_skip_is_one_and_leaves_others(
@@ -296,8 +296,11 @@ def test_checkpoints_of_another_form_only_cost_what_is_told_of_the_model(
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (["init_skip=[decoder]"], "init_skip=[decoder]: says what of init_from begins anew, which is null"),
-        (["init_skip=[losses.topic]", "init_from=x"], "names no part of the model. Known: encoder, decoder and their"),
+        (["init_exclude=[decoder]"], "init_exclude=[decoder]: says what of init_from begins anew, which is null"),
+        (
+            ["init_exclude=[losses.topic]", "init_from=x"],
+            "names no part of the model. Known: encoder, decoder and their",
+        ),
     ],
 )
 def test_a_recipe_skips_only_what_is_brought(keys: list[str], message: str) -> None:

@@ -11,13 +11,13 @@ import pytest
 
 from framework.runtime import signals as stopping
 from framework.runtime.errors import Stopped
-from framework.runtime.signals import SAVE, SIGNALS, STOP, Requests
+from framework.runtime.signals import SAVE, SIGNALS, STOP, StopSignals
 
 
 @pytest.fixture
-def requests() -> Iterator[Requests]:
+def requests() -> Iterator[StopSignals]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    requests = Requests()
+    requests = StopSignals()
     requests.listen()
     yield requests
     for number, handler in before.items():
@@ -26,27 +26,29 @@ def requests() -> Iterator[Requests]:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_before_the_first_step_a_signal_ends_the_run_at_once(requests: Requests, number: signal.Signals) -> None:
+def test_before_the_first_step_a_signal_ends_the_run_at_once(requests: StopSignals, number: signal.Signals) -> None:
     with pytest.raises(Stopped, match=f"stopped by {number.name} before the first step: nothing to save"):
         signal.raise_signal(number)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_while_training_a_signal_waits_to_be_heeded(requests: Requests, tmp_path: Path, number: signal.Signals) -> None:
+def test_while_training_a_signal_waits_to_be_heeded(
+    requests: StopSignals, tmp_path: Path, number: signal.Signals
+) -> None:
     requests.watch(tmp_path)
     assert requests.pending() == 0
     signal.raise_signal(number)
     assert requests.pending() == STOP and requests.reason == number.name
 
 
-def test_other_signals_do_not_hide_the_first(requests: Requests, tmp_path: Path) -> None:
+def test_other_signals_do_not_hide_the_first(requests: StopSignals, tmp_path: Path) -> None:
     requests.watch(tmp_path)
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
         signal.raise_signal(number)
     assert requests.reason == "SIGUSR1"
 
 
-def test_a_child_of_the_process_does_not_heed_what_its_parent_will(requests: Requests, tmp_path: Path) -> None:
+def test_a_child_of_the_process_does_not_heed_what_its_parent_will(requests: StopSignals, tmp_path: Path) -> None:
     child = os.fork()
     if not child:
         try:
@@ -59,7 +61,7 @@ def test_a_child_of_the_process_does_not_heed_what_its_parent_will(requests: Req
 
 
 def test_the_files_are_seen_and_save_is_taken_away(
-    requests: Requests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    requests: StopSignals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stopping, "LOOKS_S", 0.0)
     requests.watch(tmp_path)
@@ -73,7 +75,7 @@ def test_the_files_are_seen_and_save_is_taken_away(
 
 
 def test_the_folder_is_not_looked_at_in_every_step(
-    requests: Requests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    requests: StopSignals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stopping, "LOOKS_S", 3600.0)
     requests.watch(tmp_path)
@@ -86,7 +88,7 @@ def test_the_folder_is_not_looked_at_in_every_step(
 
 @pytest.mark.parametrize(("allowed", "left"), [("0", False), ("3", True)])
 def test_word_is_left_only_for_a_launcher_that_would_start_again(
-    requests: Requests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str, left: bool
+    requests: StopSignals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str, left: bool
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", allowed)
     requests.watch(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 from framework.data.image_cache import build_image_cache
 from framework.data.loading import ExamSet
 from framework.exam import Exam
-from framework.scoring.baselines import best_report, floor_rows, unseen_rows
+from framework.scoring.baselines import baseline_rows, best_report, unseen_rows
 from framework.scoring.scorer import Scorer
 from plugins.metric.bleu import Bleu
 from plugins.metric.cider import Cider
@@ -51,7 +51,7 @@ def test_each_floor_and_ceiling_gives_the_report_it_promises(tmp_path: Path, sco
     train = make(tmp_path, [(NONE, 100, 0)] * 3 + [(CYST, 10, 1), (MASS, 200, 2)], "train")
     val = make(tmp_path, [(NONE, 90, 0), (NONE, 90, 0), (CYST, 12, 1)], "val")
     test = make(tmp_path, [(CYST, 12, 1), (MASS + " large .", 190, 2), (NONE, 205, 0)], "test")
-    rows = floor_rows(test, train, val, scorer, "bleu_4", seed=1)
+    rows = baseline_rows(test, train, val, scorer, "bleu_4", seed=1)
     written = {name: [prediction for _, prediction, _ in each] for name, each in rows.items()}
     assert written["fixed_report"] == [NONE] * 3
     assert written["nearest_image"] == [CYST, MASS, MASS]
@@ -67,8 +67,8 @@ def test_the_fixed_report_is_the_one_that_scores_best_not_the_most_frequent(scor
 
 def test_floors_do_not_read_the_test_references(tmp_path: Path, scorer: Scorer) -> None:
     train, val = make(tmp_path, [(NONE, 100, 0), (CYST, 10, 1)], "train"), make(tmp_path, [(NONE, 90, 0)], "val")
-    one = floor_rows(make(tmp_path, [(CYST, 12, 1)], "t"), train, val, scorer, "bleu_4", 1)
-    two = floor_rows(make(tmp_path, [(MASS, 12, 1)], "t"), train, val, scorer, "bleu_4", 1)
+    one = baseline_rows(make(tmp_path, [(CYST, 12, 1)], "t"), train, val, scorer, "bleu_4", 1)
+    two = baseline_rows(make(tmp_path, [(MASS, 12, 1)], "t"), train, val, scorer, "bleu_4", 1)
     for name in ("fixed_report", "random_report", "nearest_image"):
         assert [row[1] for row in one[name]] == [row[1] for row in two[name]]
 

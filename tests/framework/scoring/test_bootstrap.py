@@ -36,12 +36,12 @@ class Right:
     higher_is_better = True
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
-        return {"right": float(self.of_sums(self.per_exam(pairs).sum(0))["right"])}
+        return {"right": float(self.compute(self.per_exam_stats(pairs).sum(0))["right"])}
 
-    def per_exam(self, pairs: Sequence[Pair]) -> np.ndarray:
+    def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
         return np.array([[pair.prediction == pair.reference, 1] for pair in pairs], dtype=float)
 
-    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         return {"right": sums[..., 0] / sums[..., 1]}
 
 
@@ -66,12 +66,12 @@ class Sometimes(Right):
 
     names = ("sometimes",)
 
-    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         share = sums[..., 0] / sums[..., 1]
         return {"sometimes": np.where(share == 1, np.inf, share)}
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
-        return {"sometimes": float(self.of_sums(self.per_exam(pairs).sum(0))["sometimes"])}
+        return {"sometimes": float(self.compute(self.per_exam_stats(pairs).sum(0))["sometimes"])}
 
 
 def scorer(*metrics: object, weights: dict[str, float] | None = None) -> Scorer:
@@ -86,18 +86,26 @@ def rows_of(right: Sequence[bool]) -> list[tuple[str, str, str]]:
 
 
 def ends(
-    which: Scorer, rows: list[tuple[str, str, str]], patients: dict[str, str], resamples: int = 200, seed: int = 1
+    which: Scorer,
+    rows: list[tuple[str, str, str]],
+    patients: dict[str, str],
+    bootstrap_samples: int = 200,
+    seed: int = 1,
 ):
-    return told(which, rows, patients, resamples, seed)[:2]
+    return told(which, rows, patients, bootstrap_samples, seed)[:2]
 
 
 def told(
-    which: Scorer, rows: list[tuple[str, str, str]], patients: dict[str, str], resamples: int = 200, seed: int = 1
+    which: Scorer,
+    rows: list[tuple[str, str, str]],
+    patients: dict[str, str],
+    bootstrap_samples: int = 200,
+    seed: int = 1,
 ):
     """Ends, and why some have none."""
     took: dict[tuple[int, str], float] = {}
     known = which.score(rows, took)
-    return intervals(which, rows, patients, known, took, seed=seed, resamples=resamples)
+    return intervals(which, rows, patients, known, took, seed=seed, bootstrap_samples=bootstrap_samples)
 
 
 def alone(rows: list[tuple[str, str, str]]) -> dict[str, str]:
@@ -106,7 +114,7 @@ def alone(rows: list[tuple[str, str, str]]) -> dict[str, str]:
 
 def test_resamples_and_their_interval_are_scipy_s() -> None:
     values_KN = np.random.default_rng(0).normal(size=(2, 1500))
-    parts = [values_KN @ counts_RN.T / counts_RN.sum(1) for counts_RN in draws(1500, seed=5, resamples=800)]
+    parts = [values_KN @ counts_RN.T / counts_RN.sum(1) for counts_RN in draws(1500, seed=5, bootstrap_samples=800)]
     drawn = np.concatenate(parts, axis=1)
     found = stats.bootstrap(
         (np.arange(1500),), lambda drawn_RN, axis: values_KN[:, drawn_RN].mean(-1), n_resamples=800, batch=666,
@@ -121,9 +129,9 @@ def test_an_interval_is_that_of_a_bootstrap_by_hand() -> None:
     rows = rows_of(np.random.default_rng(3).random(14) < 0.6)
     patients = {exam_id: f"patient {int(exam_id) // 3}" for exam_id, _, _ in rows}  # 5 patients, of 3, 3, 3, 3 and 2
     which = scorer(Bleu(), RougeL(), FindingsF1())
-    low, high = ends(which, rows, patients, resamples=60, seed=7)
+    low, high = ends(which, rows, patients, bootstrap_samples=60, seed=7)
     by_hand: dict[str, list[float]] = {}
-    for counts_P in np.concatenate(list(draws(5, seed=7, resamples=60))):
+    for counts_P in np.concatenate(list(draws(5, seed=7, bootstrap_samples=60))):
         drawn = [
             (f"{exam_id} {time}", prediction, reference)
             for number in range(5)
@@ -145,7 +153,7 @@ def test_nineteen_of_twenty_intervals_hold_the_truth() -> None:
     which = scorer(Right())
     for _ in range(splits):
         rows = rows_of(random.random(80) < truth)
-        low, high = ends(which, rows, alone(rows), resamples=200, seed=int(random.integers(1000)))
+        low, high = ends(which, rows, alone(rows), bootstrap_samples=200, seed=int(random.integers(1000)))
         held += low["right"] <= truth <= high["right"]
     assert 0.88 <= held / splits <= 0.99  # 95 % and its own noise of 1.8 % a deviation
 
@@ -202,7 +210,7 @@ def test_a_metric_that_fails_on_a_resample_has_no_interval_and_says_why(capsys: 
 def test_one_patient_and_no_resamples_give_no_intervals() -> None:
     rows = rows_of([True, False, True])
     assert ends(scorer(Right()), rows, dict.fromkeys("012", "the one")) == ({}, {})
-    assert ends(scorer(Right()), rows, alone(rows), resamples=0) == ({}, {})
+    assert ends(scorer(Right()), rows, alone(rows), bootstrap_samples=0) == ({}, {})
 
 
 def test_a_weighted_sum_has_the_interval_of_its_sums() -> None:

@@ -12,7 +12,7 @@ from harness import ROOT
 
 from framework.recipe.describe import snippet
 from framework.registry import KINDS, PluginError, find, load
-from framework.registry.signature import given, keys_of
+from framework.registry.signature import injected_params, keys_of
 from framework.testing.scaffold import TEMPLATES, TEST, write_plugin
 
 # The second of each names something that its template uses too.
@@ -48,7 +48,7 @@ def test_a_recipe_or_grid_file_can_name_it(kind: str, tmp_path: Path) -> None:
     plugin = find(kind, f"my_own_{kind}", (path,))
     keys = keys_of(plugin)
     assert 1 <= len(keys) <= 3 and all(key.doc and not key.required for key in keys)
-    assert set(given(plugin)) <= KINDS[kind].given
+    assert set(injected_params(plugin)) <= KINDS[kind].injected_params
     assert plugin.name in snippet(plugin) and all(key.name in snippet(plugin) for key in keys)
     assert plugin.summary and "my_" + kind not in path.read_text()
 

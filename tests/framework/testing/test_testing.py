@@ -170,7 +170,7 @@ class HasStages(Encoder):
     """Keeps the promise of stages: the map of patches, then the norm."""
 
     def stages(self):
-        return [[*self.embed.parameters()], [self.position_VD, *self.norm.parameters()]]
+        return [[*self.embed_tokens.parameters()], [self.position_VD, *self.norm.parameters()]]
 
 
 @breaks("encoder", "stages() gives every parameter once")
@@ -208,15 +208,15 @@ class ForgetsAWord(Decoder):
 
 @breaks("decoder", "pooled_BD (not in `needs`) was touched")
 class LooksAtPooled(Decoder):
-    def start(self, features):
-        state = super().start(features)
+    def init_cache(self, features):
+        state = super().init_cache(features)
         return {**state, "memory": state["memory"] + features.pooled_BD.mean(1, keepdim=True)}
 
 
 @breaks("decoder", "no word sees the words after it")
 class SeesTheFuture(Decoder):
     def forward(self, features, tokens):
-        return super().forward(features, tokens) + self.embed(tokens).mean((1, 2))[:, None, None]
+        return super().forward(features, tokens) + self.embed_tokens(tokens).mean((1, 2))[:, None, None]
 
 
 @breaks("decoder", "exams do not mix")
@@ -228,8 +228,8 @@ class MixesReports(Decoder):
 
 @breaks("decoder", "masked patches change nothing")
 class SeesPadding(Decoder):
-    def start(self, features):
-        return super().start(features._replace(patch_mask_BN=torch.ones_like(features.patch_mask_BN)))
+    def init_cache(self, features):
+        return super().init_cache(features._replace(patch_mask_BN=torch.ones_like(features.patch_mask_BN)))
 
 
 @breaks("decoder", "steps on the cache equal the whole at once")
@@ -241,8 +241,8 @@ class CacheForgets(Decoder):
 
 @breaks("decoder", "also after beam search has reordered the cache")
 class CacheInSelf(Decoder):
-    def start(self, features):
-        self.kept = super().start(features)
+    def init_cache(self, features):
+        self.kept = super().init_cache(features)
         return {"image": self.kept["image"]}
 
     def step(self, tokens, state):
@@ -257,8 +257,8 @@ class CacheInSelf(Decoder):
 
 @breaks("decoder", "a gradient reaches patches_BND")
 class NoGradientToFeatures(Decoder):
-    def start(self, features):
-        return super().start(features._replace(patches_BND=features.patches_BND.detach()))
+    def init_cache(self, features):
+        return super().init_cache(features._replace(patches_BND=features.patches_BND.detach()))
 
 
 # --- losses
@@ -484,22 +484,22 @@ class KeyOfTheMoment(Dataset):
 
 @breaks("tokenizer", "encode gives ids from BOS to EOS")
 class NoEnd(Tokenizer):
-    def encode(self, text, max_tokens=None):
-        return super().encode(text, max_tokens)[:-1]
+    def encode(self, text, max_length=None):
+        return super().encode(text, max_length)[:-1]
 
 
 @breaks("tokenizer", "keeps the limit")
 class TooLong(Tokenizer):
-    def encode(self, text, max_tokens=None):
-        return super().encode(text, max_tokens and max_tokens + 1)
+    def encode(self, text, max_length=None):
+        return super().encode(text, max_length and max_length + 1)
 
 
 @breaks("tokenizer", "encode gives ids from BOS to EOS")
 class NoUnknownWords(Tokenizer):
-    def encode(self, text, max_tokens=None):
+    def encode(self, text, max_length=None):
         for character in text:
             self._ids[character]
-        return super().encode(text, max_tokens)
+        return super().encode(text, max_length)
 
 
 @breaks("tokenizer", "what decode writes encodes to the same ids")
@@ -683,30 +683,30 @@ class BySums(Metric):
     """Keeps the second half of the contract too."""
 
     def __call__(self, pairs):
-        return {name: float(value) for name, value in self.of_sums(self.per_exam(pairs).sum(0)).items()}
+        return {name: float(value) for name, value in self.compute(self.per_exam_stats(pairs).sum(0)).items()}
 
-    def per_exam(self, pairs):
+    def per_exam_stats(self, pairs):
         return np.array([(super(BySums, self).__call__([pair])["my_metric"], 1) for pair in pairs], dtype=np.float64)
 
-    def of_sums(self, sums):
+    def compute(self, sums):
         return {"my_metric": sums[..., 0] / sums[..., 1]}
 
 
-@breaks("metric", "a metric that offers sums offers per_exam and of_sums")
+@breaks("metric", "a metric that offers sums offers per_exam_stats and compute")
 class NothingOfTheSums(Metric):
-    per_exam = BySums.per_exam
+    per_exam_stats = BySums.per_exam_stats
 
 
-@breaks("metric", "per_exam gives the sums of each exam")
+@breaks("metric", "per_exam_stats gives the sums of each exam")
 class SumsOfAll(BySums):
-    def per_exam(self, pairs):
-        return super().per_exam(pairs).sum(0, keepdims=True)
+    def per_exam_stats(self, pairs):
+        return super().per_exam_stats(pairs).sum(0, keepdims=True)
 
 
-@breaks("metric", "a row of per_exam is that of its exam")
+@breaks("metric", "a row of per_exam_stats is that of its exam")
 class SortsItsRows(BySums):
-    def per_exam(self, pairs):
-        return np.sort(super().per_exam(pairs), axis=0)
+    def per_exam_stats(self, pairs):
+        return np.sort(super().per_exam_stats(pairs), axis=0)
 
 
 @breaks("metric", "sums over all exams give what the metric gives of them")
@@ -715,18 +715,18 @@ class AnotherFormula(BySums):
         return {name: value**0.5 for name, value in super().__call__(pairs).items()}
 
 
-@breaks("metric", "of_sums gives a finite value of any sums")
+@breaks("metric", "compute gives a finite value of any sums")
 class DividesByNothing(BySums):
     __call__ = Metric.__call__
 
-    def of_sums(self, sums):
+    def compute(self, sums):
         return {"my_metric": sums[..., 0] ** 2 / (sums[..., 0] * sums[..., 1])}
 
 
-@breaks("metric", "of_sums takes [..., S]")
+@breaks("metric", "compute takes [..., S]")
 class MixesResamples(BySums):
-    def of_sums(self, sums):
-        values = super().of_sums(sums)["my_metric"]
+    def compute(self, sums):
+        values = super().compute(sums)["my_metric"]
         return {"my_metric": np.broadcast_to(values.mean(), values.shape)}
 
 
@@ -847,8 +847,8 @@ class NoLog(Otherwise):
 
 @breaks("executor", "there is a handle for each job")
 class FirstOnly(Executor):
-    def start(self, jobs):
-        return super().start(jobs[:1])
+    def init_cache(self, jobs):
+        return super().init_cache(jobs[:1])
 
 
 @breaks("executor", "a command that has ended is gone", patience_s=1)

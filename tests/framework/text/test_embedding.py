@@ -95,7 +95,7 @@ def test_lsa_is_the_report_space():
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_a_sentence_encoder_pools_its_places_as_the_folder_says(tmp_path, pooling):
-    settings = {f"pooling_mode_{mode}": mode.startswith(pooling) for mode in ("mean_tokens", "cls_token", "max_tokens")}
+    settings = {f"pooling_mode_{mode}": mode.startswith(pooling) for mode in ("mean_tokens", "cls_token", "max_length")}
     files = {"modules.json": MODULES, "1_Pooling/config.json": settings}
     folder = save_tiny_bert(tmp_path / "encoder", settings=files)
     ours = build("sentence_encoder", encoder=str(folder)).fit(REPORTS).embed(REPORTS)

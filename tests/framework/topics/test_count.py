@@ -43,11 +43,11 @@ def test_score_error_and_choice_are_what_the_rule_says():
 
     choice = choose_topic_count("mine", points, cut, (2, 3), 11)
     for row, count in enumerate(choice.counts):
-        (_, whole), *resamples = seen[count]
-        assert len(resamples) == 10 and all(len(places) == 48 for places, _ in resamples)
+        (_, whole), *bootstrap_samples = seen[count]
+        assert len(bootstrap_samples) == 10 and all(len(places) == 48 for places, _ in bootstrap_samples)
         scores = [
             (silhouette_score(points[p], found, metric="cosine") + adjusted_rand_score(whole[p], found)) / 2
-            for p, found in resamples
+            for p, found in bootstrap_samples
         ]
         assert choice.score[row] == pytest.approx(np.mean(scores))
         assert choice.error[row] == pytest.approx(np.std(scores, ddof=1) / 10**0.5)

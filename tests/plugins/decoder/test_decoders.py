@@ -36,8 +36,8 @@ DECODERS = pytest.mark.parametrize("name", SMALL)
 def make(name: str, seed: int = 0, **keys: Any) -> Any:
     torch.manual_seed(seed)
     decoder = load(catalogue()["decoder", name])
-    given = {"vocabulary_size": WORDS, "feature_width": FEATURES, "max_tokens": LONGEST}
-    given = {key: value for key, value in given.items() if name != "lstm_attention" or key != "max_tokens"}
+    given = {"vocabulary_size": WORDS, "feature_width": FEATURES, "max_length": LONGEST}
+    given = {key: value for key, value in given.items() if name != "lstm_attention" or key != "max_length"}
     return decoder(**given, **{**SMALL[name], **keys})
 
 
@@ -48,7 +48,7 @@ def features(batch: int, seed: int = 0) -> Features:
     return Features(patches, mask, patches.mean(1))
 
 
-def search_anew(decoder: nn.Module, one: Features, beam: int) -> list[int]:
+def search_anew(decoder: nn.Module, one: Features, num_beams: int) -> list[int]:
     """Beam search for one exam that runs the whole decoder for every word, with lists and no state."""
     hypotheses: list[tuple[float, list[int]]] = [(0.0, [])]
     for _ in range(LONGEST):
@@ -60,21 +60,21 @@ def search_anew(decoder: nn.Module, one: Features, beam: int) -> list[int]:
             logits = decoder(one, torch.tensor([[BOS, *words]]))[0, -1]
             logits[list(NEVER)] = float("-inf")
             grown += [(total + float(p), [*words, w]) for w, p in enumerate(logits.log_softmax(-1)) if w not in NEVER]
-        hypotheses = sorted(grown, reverse=True)[:beam]
+        hypotheses = sorted(grown, reverse=True)[:num_beams]
     return [word for word in hypotheses[0][1] if word != EOS]
 
 
-@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize("num_beams", [1, 3])
 @DECODERS
 @torch.no_grad()
-def test_reports_on_the_cache_are_those_that_decoding_anew_writes(name: str, beam: int) -> None:
+def test_reports_on_the_cache_are_those_that_decoding_anew_writes(name: str, num_beams: int) -> None:
     reports = []
     for seed in range(3):
         decoder, seen = make(name, seed).eval(), features(3, seed)
         for weight in decoder.parameters():
             weight *= 2.5  # at its first weights a decoder finds all words alike, which would test nothing
-        found = generate(decoder, seen, max_tokens=LONGEST, beam=beam)
-        assert found == [search_anew(decoder, Features(*(p[n : n + 1] for p in seen)), beam) for n in range(3)]
+        found = generate(decoder, seen, max_length=LONGEST, num_beams=num_beams)
+        assert found == [search_anew(decoder, Features(*(p[n : n + 1] for p in seen)), num_beams) for n in range(3)]
         reports += found
     assert len(set(map(tuple, reports))) > 3 and len(set(map(len, reports))) > 1, "all alike would not show much"
 
@@ -92,8 +92,8 @@ def test_it_learns_to_write_four_reports_word_for_word(name: str) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    for beam in (1, 3):
-        assert generate(decoder.eval(), seen, max_tokens=LONGEST, beam=beam) == reports
+    for num_beams in (1, 3):
+        assert generate(decoder.eval(), seen, max_length=LONGEST, num_beams=num_beams) == reports
 
 
 @pytest.mark.parametrize("name", ["transformer", "relational_memory", "cross_modal_memory"])

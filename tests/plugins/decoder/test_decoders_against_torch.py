@@ -20,10 +20,10 @@ def named(module: nn.Module, name: str) -> dict[str, Tensor]:
 
 def torchs_names(layer: Layer) -> dict[str, Tensor]:
     """Weights of a layer, called as in nn.TransformerEncoderLayer or nn.TransformerDecoderLayer."""
-    attentions, norms = {"self_attn": layer.own}, [layer.own_norm]
+    attentions, norms = {"self_attn": layer.self_attn}, [layer.self_attn_norm]
     if hasattr(layer, "cross"):
-        attentions["multihead_attn"] = layer.cross
-        norms.append(layer.cross_norm)
+        attentions["multihead_attn"] = layer.cross_attn
+        norms.append(layer.cross_attn_attn_norm)
     names = named(layer.feedforward[0], "linear1") | named(layer.feedforward[3], "linear2")
     for number, norm in enumerate([*norms, layer.feedforward_norm], 1):
         names |= named(norm, f"norm{number}")
@@ -48,7 +48,7 @@ def torchs(kind: type[nn.Module], layers: nn.ModuleList) -> list[nn.Module]:
 def test_the_whole_transformer_equals_torchs_layers_in_logits_and_gradients() -> None:
     torch.manual_seed(0)
     ours = Transformer(
-        vocabulary_size=11, feature_width=6, max_tokens=20, layers=2, encoder_layers=2, width=WIDTH, heads=HEADS,
+        vocabulary_size=11, feature_width=6, max_length=20, layers=2, encoder_layers=2, width=WIDTH, heads=HEADS,
         feedforward=INNER, dropout=0.0, feature_dropout=0.0,
     )  # fmt: skip
     encoder = torchs(nn.TransformerEncoderLayer, ours.encoder)
@@ -61,11 +61,11 @@ def test_the_whole_transformer_equals_torchs_layers_in_logits_and_gradients() ->
     for layer in encoder:
         memory = layer(memory, src_key_padding_mask=~mask)
     memory = ours.encoder_norm(memory)
-    x = ours.embed(tokens) * math.sqrt(WIDTH) + sinusoids(7, WIDTH)
+    x = ours.embed_tokens(tokens) * math.sqrt(WIDTH) + sinusoids(7, WIDTH)
     causal = nn.Transformer.generate_square_subsequent_mask(7)
     for layer in decoder:
         x = layer(x, memory, tgt_mask=causal, tgt_is_causal=True, memory_key_padding_mask=~mask)
-    expected = ours.write(ours.norm(x))
+    expected = ours.lm_head(ours.norm(x))
 
     found = ours(Features(patches, mask, patches.mean(1)), tokens)
     assert torch.allclose(found, expected, atol=1e-5)

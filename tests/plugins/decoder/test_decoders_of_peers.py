@@ -16,7 +16,7 @@ from plugins.decoder.relational_memory import RelationalMemory
 
 WORDS, FEATURES = 11, 5
 TRANSFORMER = {"layers": 1, "encoder_layers": 0, "width": 12, "heads": 3, "feedforward": 8}
-GIVEN = {"vocabulary_size": WORDS, "feature_width": FEATURES, "max_tokens": 9}
+GIVEN = {"vocabulary_size": WORDS, "feature_width": FEATURES, "max_length": 9}
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

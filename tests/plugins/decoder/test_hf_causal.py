@@ -29,7 +29,7 @@ MISTRAL: dict[str, Any] = {**LLAMA, "head_dim": 8, "sliding_window": 4}
 
 def make(vocabulary_size: int = len(VOCABULARY), **keys: Any) -> HfCausal:
     torch.manual_seed(0)
-    return HfCausal(vocabulary_size=vocabulary_size, feature_width=WIDTH, max_tokens=9, **keys)
+    return HfCausal(vocabulary_size=vocabulary_size, feature_width=WIDTH, max_length=9, **keys)
 
 
 def exams(mask: list[list[bool]]) -> Features:
@@ -89,7 +89,7 @@ def test_a_frozen_model_trains_what_is_around_it(llama: str, tuning: Any) -> Non
     assert all(w.grad is not None and w.grad.any() for w in decoder.parameters() if w.requires_grad)
     kept = {name.replace("model.", "", 1).replace("base_layer.", ""): w for name, w in decoder.state_dict().items()}
     assert all(torch.equal(kept[name], value) for name, value in before.items())
-    unsaved = decoder.fetched.names
+    unsaved = decoder.external_weights.names
     assert {name.replace("model.", "", 1).replace("base_layer.", "") for name in unsaved} == set(before)
 
 
@@ -108,7 +108,7 @@ def test_exams_with_fewer_views_are_as_alone_also_where_attention_reaches_few_wo
 def test_greedy_reports_on_the_cache_are_those_of_the_whole_computed_anew(queries: int) -> None:
     decoder = make(architecture="gpt2", config=GPT2, queries=queries).eval()
     features = exams([[True] * 5, [True, True, False, False, False]])
-    written = generate(decoder, features, max_tokens=7)
+    written = generate(decoder, features, max_length=7)
     for exam, found in enumerate(written):
         words = [BOS]
         while len(words) <= 7:
@@ -126,7 +126,7 @@ def test_other_words_get_embeddings_of_their_own(llama: str) -> None:
     model = decoder.model
     assert not decoder.keeps_words and model.get_input_embeddings().weight.shape[0] == 13
     assert decoder(exams([[True] * 2]), torch.tensor([[BOS, 11]])).shape == (1, 2, 13)
-    assert decoder.fetched is None and decoder.blueprint["config"]["vocab_size"] == 13
+    assert decoder.external_weights is None and decoder.hf_config["config"]["vocab_size"] == 13
     with pytest.raises(ValueError, match=r"lora leaves the embeddings .* the tokenizer has other words"):
         make(13, weights=llama, vocabulary=[*VOCABULARY, "cyst", "lymph"], tuning="lora")
     with pytest.raises(ValueError, match="prompt: needs the words of"):
@@ -144,7 +144,7 @@ def test_words_that_happen_to_be_pieces_are_learned_anew(pieces: str, capsys: py
 def test_a_model_trained_whole_is_built_again_without_its_folder(llama: str, vocabulary: list[str]) -> None:
     words = len(vocabulary)
     first = make(words, weights=llama, vocabulary=vocabulary).eval()
-    again = make(words, vocabulary=vocabulary, blueprint=json.loads(json.dumps(first.blueprint))).eval()
+    again = make(words, vocabulary=vocabulary, hf_config=json.loads(json.dumps(first.hf_config))).eval()
     with torch.no_grad():
         first.model.get_input_embeddings().weight.add_(1.0)
     again.load_state_dict(first.state_dict())
@@ -192,11 +192,11 @@ def test_positions_of_a_roberta_begin_behind_the_padding(tmp_path: Path) -> None
     embedded = [decoder.project(features.patches_BND), decoder.model.get_input_embeddings()(tokens)]
     expected = decoder.model(inputs_embeds=torch.cat(embedded, dim=1)).logits[:, 4:]  # its own positions
     assert torch.allclose(decoder(features, tokens), expected, atol=1e-5)
-    again = make(blueprint=json.loads(json.dumps(decoder.blueprint))).eval()
+    again = make(hf_config=json.loads(json.dumps(decoder.hf_config))).eval()
     again.load_state_dict(decoder.state_dict())
     assert torch.equal(again(features, tokens), decoder(features, tokens)), "though PAD is another sign by now"
     with pytest.raises(ValueError, match=r"15 positions .*, the language model has 14"):
-        decoder.start(exams([[True] * 6]))
+        decoder.init_cache(exams([[True] * 6]))
 
 
 def test_more_positions_than_the_model_has_are_refused() -> None:
@@ -205,7 +205,7 @@ def test_more_positions_than_the_model_has_are_refused() -> None:
     with pytest.raises(ValueError, match=message):
         decoder(exams([[True] * 4]), torch.tensor([[BOS, 4]]))  # which alone would fit
     with pytest.raises(ValueError, match=message):
-        decoder.start(exams([[True] * 4]))
+        decoder.init_cache(exams([[True] * 4]))
 
 
 def test_the_tokenizer_numbers_the_pieces_of_its_model_behind_our_signs(pieces: str) -> None:

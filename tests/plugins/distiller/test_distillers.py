@@ -2,7 +2,7 @@ import random
 
 import numpy as np
 import pytest
-from corpora import corpus
+from corpora import KINDS, corpus
 from scipy.optimize import nnls
 from sklearn.decomposition import LatentDirichletAllocation
 from sklearn.metrics import adjusted_rand_score

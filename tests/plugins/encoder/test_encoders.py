@@ -175,26 +175,26 @@ def test_a_resnet_of_weights_is_built_again_without_its_folder(tmp_path: Path, s
     ResNetModel(ResNetConfig(**shape, **settings)).save_pretrained(tmp_path)
     keys: dict[str, Any] = {"channels": 1, "depth": 10, "width": 8}
     first = ResNet(**keys, weights=str(tmp_path)).eval()
-    again = ResNet(**keys, blueprint=json.loads(json.dumps(first.blueprint))).eval()
+    again = ResNet(**keys, hf_config=json.loads(json.dumps(first.hf_config))).eval()
     again.load_state_dict(first.state_dict())
     assert torch.equal(first(*views()).patches_BND, again(*views()).patches_BND)
-    assert ResNet(**keys).blueprint is None, "depth and width tell all of one from scratch"
+    assert ResNet(**keys).hf_config is None, "depth and width tell all of one from scratch"
 
 
 def test_a_backbone_is_built_again_without_its_folder(tmp_path: Path) -> None:
     first = Backbone(channels=1, weights=str(save_swin(tmp_path / "swin")), config={"drop_path_rate": 0.0}).eval()
-    told = json.loads(json.dumps(first.blueprint))
-    again = Backbone(channels=1, blueprint=told).eval()
+    told = json.loads(json.dumps(first.hf_config))
+    again = Backbone(channels=1, hf_config=told).eval()
     again.load_state_dict(first.state_dict())
     assert torch.equal(first(*views()).patches_BND, again(*views()).patches_BND)
-    assert first.fetched is None, "all of it is trained, so all of it is saved"
+    assert first.external_weights is None, "all of it is trained, so all of it is saved"
 
 
 def test_lora_trains_narrow_matrices_beside_frozen_weights(tmp_path: Path) -> None:
     encoder = Backbone(channels=1, weights=str(save_swin(tmp_path)), lora_rank=2, lora_targets=["q_proj", "v_proj"])
     learns = {name for name, weight in encoder.named_parameters() if weight.requires_grad}
     assert learns == {name for name in encoder.state_dict() if "lora_" in name} | {"position_VD"}
-    saved = set(encoder.state_dict()) - encoder.fetched.names
+    saved = set(encoder.state_dict()) - encoder.external_weights.names
     assert saved == learns, "and nothing else is saved"
     with pytest.raises(ValueError, match=r"lora_targets: found \['no_such'\], expected names of linear maps, of: "):
         Backbone(channels=1, weights=str(tmp_path), lora_rank=2, lora_targets=["no_such"])

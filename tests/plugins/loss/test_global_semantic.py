@@ -11,7 +11,7 @@ from tiny_bert import save_tiny_bert
 from torch import Tensor, nn
 
 from framework.exam import BOS, EOS, PAD, UNK, Batch, Features, Outputs
-from framework.models.external_weights import notes_of, require_same_weights, unsaved_names
+from framework.models.external_weights import model_metadata, require_same_weights, unsaved_names
 from framework.task import ReportTask
 from framework.testing import check
 from plugins.loss.global_semantic import GlobalSemantic
@@ -246,9 +246,9 @@ def test_a_run_goes_on_with_the_encoder_that_it_was_trained_on_alone(tmp_path):
 
     trained = task("mine", seed=0)
     assert not unsaved_names(trained)
-    (tmp_path / "losses.json").write_text(json.dumps(notes_of(trained)["losses"]))
+    (tmp_path / "losses.json").write_text(json.dumps(model_metadata(trained)["losses"]))
     require_same_weights(tmp_path, task("mine", seed=0))
-    require_same_weights(tmp_path, task("other", seed=1))  # which the recipe tells, and resume_despite may allow
+    require_same_weights(tmp_path, task("other", seed=1))  # which the recipe tells, and resume_ignore may allow
     with pytest.raises(
         ValueError, match=r"^losses\.meaning: .*mine has other weights than .*: model\.safetensors\. Put"
     ):

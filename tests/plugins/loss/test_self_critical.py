@@ -57,7 +57,7 @@ class Decoder(nn.Module):
         places = self.place(torch.arange(tokens_BT.shape[1]))
         return self.dropout(self.before(tokens_BT) + places + self.look(features.pooled_BD)[:, None])
 
-    def start(self, features: Features) -> dict[str, Tensor]:
+    def init_cache(self, features: Features) -> dict[str, Tensor]:
         return {"image": features.pooled_BD, "length": torch.zeros(len(features.pooled_BD), dtype=torch.long)}
 
     def step(self, tokens_B: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -96,7 +96,7 @@ def every_report(places: int) -> list[list[int]]:
 
 def chance(decoder: Decoder, seen: Features, report: Sequence[int]) -> Tensor:
     """Of a report, from a softmax over the three things that can come, multiplied out one step at a time."""
-    last, state, product = BOS, decoder.start(seen), torch.ones(())
+    last, state, product = BOS, decoder.init_cache(seen), torch.ones(())
     for word in report:
         if word == PAD:
             break
@@ -129,7 +129,7 @@ def test_samples_come_as_often_as_they_are_likely(small: tuple[Decoder, Features
     rows = 20_000
     torch.manual_seed(0)
     many = Features(*(value.expand(rows, *value.shape[1:]) for value in seen))
-    drawn = sample(decoder, many, max_tokens=2)
+    drawn = sample(decoder, many, max_length=2)
     for report in every_report(2):
         share = float((drawn == torch.tensor(report)).all(1).float().mean())
         expected = float(chance(decoder, seen, report).detach())
@@ -138,7 +138,7 @@ def test_samples_come_as_often_as_they_are_likely(small: tuple[Decoder, Features
 
 def test_a_sample_ends_at_its_end_or_at_the_last_place() -> None:
     decoder = Decoder()
-    drawn = sample(decoder, features(64), max_tokens=4)
+    drawn = sample(decoder, features(64), max_length=4)
     for row in drawn.tolist():
         end = row.index(EOS) if EOS in row else len(row)
         assert all(word >= A for word in row[:end]) and all(word == PAD for word in row[end + 1 :])
@@ -177,7 +177,7 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(
     worth = {tuple(words_of(torch.tensor([r]))[0]): float(number) ** 2 for number, r in enumerate(reports)}
     loss = SelfCritical(
         make_reward=lambda weights: lambda ids, written: np.array([worth[tuple(w)] for w in written]),
-        max_tokens=places,
+        max_length=places,
         samples=samples,
         baseline=baseline,
     )
@@ -210,7 +210,7 @@ def test_the_baseline_of_a_sample_is_the_mean_of_the_others_and_nothing_is_decod
         assert list(ids) == ["e0"] * 3 + ["e1"] * 3 and list(written) == words_of(drawn)
         return np.array([value for row in values.values() for value in row])
 
-    loss = SelfCritical(make_reward=lambda weights: worth, max_tokens=2, samples=3, baseline="mean")
+    loss = SelfCritical(make_reward=lambda weights: worth, max_length=2, samples=3, baseline="mean")
     total = loss(batch("e0", "e1"), Outputs(seen, None, decoder))
     better = torch.tensor([1 - 4, 2 - 3.5, 6 - 1.5, 0 - 1.5, 3 - 0, 0 - 1.5])
     twice = Features(*(value.repeat_interleave(3, 0) for value in seen))
@@ -220,7 +220,7 @@ def test_the_baseline_of_a_sample_is_the_mean_of_the_others_and_nothing_is_decod
 
 def test_a_mean_of_no_other_sample_is_refused() -> None:
     with pytest.raises(ValueError, match=r"baseline mean is that of .* and samples is 1; expected at least 2"):
-        SelfCritical(make_reward=lambda weights: None, max_tokens=2, baseline="mean")
+        SelfCritical(make_reward=lambda weights: None, max_length=2, baseline="mean")
 
 
 def test_the_term_is_minus_the_advantage_times_the_log_probability(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def test_the_term_is_minus_the_advantage_times_the_log_probability(monkeypatch: 
     monkeypatch.setattr(self_critical, "sample", lambda *_, **__: drawn)
     monkeypatch.setattr(self_critical, "generate", lambda *_, **__: [[B], [C, C, B]])
     make = lambda weights: Reward(weights, {"rouge_l": RougeL()}, Words(), REPORTS)  # noqa: E731
-    loss = SelfCritical(make_reward=make, max_tokens=5, reward={"rouge_l": 2.0})
+    loss = SelfCritical(make_reward=make, max_length=5, reward={"rouge_l": 2.0})
     rouge = RougeL()
 
     def score(written: str, true: str) -> float:
@@ -254,7 +254,7 @@ def test_the_term_is_minus_the_advantage_times_the_log_probability(monkeypatch: 
 def test_the_decoder_writes_without_dropout_and_trains_on() -> None:
     torch.manual_seed(0)
     decoder, seen = Decoder(dropout=0.9).train(), features(3)
-    loss = SelfCritical(make_reward=lambda weights: reward(**weights), max_tokens=5).train()
+    loss = SelfCritical(make_reward=lambda weights: reward(**weights), max_length=5).train()
     torch.manual_seed(5)
     one = loss(batch("e0", "e1", "e2"), Outputs(seen, None, decoder))
     assert decoder.training and decoder.dropout.training
@@ -271,13 +271,13 @@ def test_it_alone_teaches_a_decoder_to_write_what_is_rewarded() -> None:
         Decoder(),
     )
     loss = SelfCritical(
-        make_reward=lambda weights: reward(**weights), max_tokens=6, reward={"rouge_l": 1.0, "bleu_1": 0.5}
+        make_reward=lambda weights: reward(**weights), max_length=6, reward={"rouge_l": 1.0, "bleu_1": 0.5}
     )
     optimizer = torch.optim.Adam(decoder.parameters(), lr=0.1)
 
     def score() -> float:
         return float(
-            np.mean([loss.reward(ids, words_of(sample(decoder, seen, max_tokens=6))).mean() for _ in range(5)])
+            np.mean([loss.reward(ids, words_of(sample(decoder, seen, max_length=6))).mean() for _ in range(5)])
         )
 
     before = score()
@@ -325,8 +325,8 @@ class Twin(Bleu):
 
     names = ("bleu_4", "twin")
 
-    def of_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        return {**super().of_sums(sums), "twin": np.full(len(sums), 0.25)}
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        return {**super().compute(sums), "twin": np.full(len(sums), 0.25)}
 
 
 def test_of_two_metrics_that_give_a_score_one_counts() -> None:
@@ -392,7 +392,7 @@ def test_what_a_loss_cannot_be_built_of_is_told_before_an_image_is_read(
     keys: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2"]
-    recipe = load_recipe("smoke", ["~losses.global_semantic", f"+{keys}", f"data.cache={tmp_path}", *few])
+    recipe = load_recipe("smoke", ["~losses.global_semantic", f"+{keys}", f"data.cache_dir={tmp_path}", *few])
     monkeypatch.setitem(sys.modules, "radeval", None)
     monkeypatch.setattr(build, "build_image_cache", lambda *_, **__: pytest.fail("images are read"))
     with pytest.raises(ValueError, match=re.escape(problem)):
@@ -405,7 +405,7 @@ def test_a_run_trains_by_it_and_draws_the_same_when_it_is_resumed(work: Path, st
     smoke, name = str(ROOT / "recipes" / "smoke.yaml"), f"critic-{strategy}-{processes}"
     keys = [
         "data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "distiller.topics=2",
-        "train.epochs=2", "evaluate.max_tokens=12", "evaluate.beam=1", "train.micro_batch=2",
+        "train.epochs=2", "evaluate.max_length=12", "evaluate.num_beams=1", "train.micro_batch_size=2",
         "+losses.self_critical={weight: {to: 0.1, begin: 0.2, end: 0.4}, reward: {rouge_l: 1.0}}",
         f"distributed.strategy={strategy}", f"run.name={name}", "checkpoint.every_steps=1", "checkpoint.keep_last=9",
     ]  # fmt: skip

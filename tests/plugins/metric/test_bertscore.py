@@ -57,7 +57,7 @@ def by_hand(folder: Path, layer: int, idf: bool) -> np.ndarray:
 @pytest.mark.parametrize("idf", [False, True])
 @pytest.mark.parametrize("layer", [1, 2])
 def test_it_is_the_papers_greedy_matching(folder: Path, layer: int, idf: bool) -> None:
-    found = BertScore(weights=str(folder), layer=layer, idf=idf, batch_size=2).per_exam(PAIRS)
+    found = BertScore(weights=str(folder), layer=layer, idf=idf, batch_size=2).per_exam_stats(PAIRS)
     assert found[:, :3] == pytest.approx(by_hand(folder, layer, idf), abs=1e-5)
 
 
@@ -68,13 +68,13 @@ def test_it_equals_the_package_bert_score(folder: Path, idf: bool) -> None:
     # One pair at a time: in a batch its padding is taken for a piece whose cosine with all others is 0.
     settings = {"model_type": str(folder), "num_layers": 2, "idf": idf, "nthreads": 0, "batch_size": 1}
     expected = torch.stack(score(TOLD, TRUE, **settings), dim=1)
-    found = BertScore(weights=str(folder), idf=idf).per_exam(PAIRS)
+    found = BertScore(weights=str(folder), idf=idf).per_exam_stats(PAIRS)
     assert found[:, :3] == pytest.approx(expected.numpy(), abs=1e-5)
 
 
 def test_the_split_has_the_mean_and_a_text_like_its_reference_scores_one(folder: Path) -> None:
     metric = BertScore(weights=str(folder))
-    rows = metric.per_exam(PAIRS)
+    rows = metric.per_exam_stats(PAIRS)
     assert list(metric(PAIRS).values()) == pytest.approx(rows[:, [2, 0, 1]].mean(0))
     assert metric([pair(0, text, text) for text in TRUE]) == pytest.approx(
         {"bertscore": 1, "bertscore/precision": 1, "bertscore/recall": 1}, abs=1e-6
@@ -88,28 +88,28 @@ def test_it_is_on_the_runs_device_while_it_scores_and_leaves_it_after(
     metric, moves = BertScore(weights=str(folder)), []
     monkeypatch.setattr(bertscore, "on_cpu", lambda: cpu)
     monkeypatch.setattr(metric.model, "to", moves.append)
-    metric.per_exam(PAIRS)
+    metric.per_exam_stats(PAIRS)
     assert moves == ["cpu" if cpu else "cuda", "cpu"]
     monkeypatch.setattr(metric, "_see", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        metric.per_exam(PAIRS[1:])
+        metric.per_exam_stats(PAIRS[1:])
     assert moves[-1] == "cpu"
 
 
 def test_a_batch_and_its_padding_change_nothing(folder: Path) -> None:
-    alone, together = (BertScore(weights=str(folder), batch_size=size).per_exam(PAIRS) for size in (1, 32))
+    alone, together = (BertScore(weights=str(folder), batch_size=size).per_exam_stats(PAIRS) for size in (1, 32))
     assert alone == pytest.approx(together, abs=1e-6)
 
 
 def test_a_long_report_leaves_the_others_as_they_are(folder: Path) -> None:
     metric = BertScore(weights=str(folder))
-    with_a_long_one = metric.per_exam([*PAIRS, pair(9, "mass " * 2000, "mass")])
-    assert with_a_long_one[:-1] == pytest.approx(metric.per_exam(PAIRS), abs=1e-6)
+    with_a_long_one = metric.per_exam_stats([*PAIRS, pair(9, "mass " * 2000, "mass")])
+    assert with_a_long_one[:-1] == pytest.approx(metric.per_exam_stats(PAIRS), abs=1e-6)
 
 
 @pytest.mark.filterwarnings("error")
 def test_sums_are_not_warned_of_as_the_score_was(folder: Path) -> None:
-    BertScore(weights=str(folder)).per_exam([pair(0, "mass " * 2000, "mass")])
+    BertScore(weights=str(folder)).per_exam_stats([pair(0, "mass " * 2000, "mass")])
 
 
 def test_what_was_scored_last_is_not_read_by_the_model_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,9 +117,11 @@ def test_what_was_scored_last_is_not_read_by_the_model_again(folder: Path, monke
     see = metric._see
     monkeypatch.setattr(metric, "_see", lambda pieces: (read.append(pieces), see(pieces))[1])
     metric(PAIRS)
-    metric.per_exam(PAIRS)
+    metric.per_exam_stats(PAIRS)
     assert len(read) == 1
-    assert metric.per_exam(PAIRS[1:]) == pytest.approx(BertScore(weights=str(folder), idf=True).per_exam(PAIRS[1:]))
+    assert metric.per_exam_stats(PAIRS[1:]) == pytest.approx(
+        BertScore(weights=str(folder), idf=True).per_exam_stats(PAIRS[1:])
+    )
     assert len(read) == 2
 
 
@@ -142,7 +144,7 @@ def test_a_model_that_counts_positions_from_behind_the_padding_takes_fewer_piece
     CamembertModel(config).save_pretrained(tmp_path / "model")
     metric = BertScore(weights=str(tmp_path / "model"))
     assert metric.limit == 11
-    assert np.isfinite(metric.per_exam([pair(0, "mass " * 30, "mass")])).all()
+    assert np.isfinite(metric.per_exam_stats([pair(0, "mass " * 30, "mass")])).all()
 
 
 def test_empty_reports_score_zero_aloud_and_long_ones_are_cut_aloud(folder: Path) -> None:

@@ -439,7 +439,12 @@ def test_a_denial_that_is_missing_or_invented_is_told() -> None:
 
 
 def test_sizes_agree_within_a_fifth_or_two_millimetres() -> None:
-    agree = [("12 x 8 mm", "1.2 x 0.8 cm"), ("12 mm", "14 mm"), ("40 x 30 mm", "34 x 30 mm"), ("12 mm", "12 x 8 mm")]
+    agree = [
+        ("12 x 8 mm", "1.2 x 0.8 cm"),
+        ("12 mm", "14 mm"),
+        ("40 x 30 mm", "34 x 30 mm"),
+        ("12 mm", "12 x 8 mm"),
+    ]
     differ = [("12 mm", "15 mm"), ("40 mm", "33 mm"), ("12 x 8 mm", "12 x 12 mm"), ("_2DS_", "12 x 8 mm")]
     for expected, cases in ((1, agree), (0, differ)):
         for told, true in cases:

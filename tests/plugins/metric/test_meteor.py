@@ -150,7 +150,7 @@ def test_no_pairs_empty_references_and_empty_predictions_are_told(jar: Path) -> 
 
 
 def test_counts_of_nothing_score_nothing(jar: Path) -> None:
-    assert Meteor(language="en").of_sums(np.zeros((2, COUNTS)))["meteor"].tolist() == [0, 0]
+    assert Meteor(language="en").compute(np.zeros((2, COUNTS)))["meteor"].tolist() == [0, 0]
 
 
 @pytest.mark.long
@@ -167,4 +167,4 @@ def test_it_equals_the_wrapper_of_pycocoevalcap() -> None:
         told = {each.exam_id: [" ".join(each.prediction.replace("|||", " ").split())] for each in some}
         whole, each_alone = theirs.compute_score(true, told)
         assert metric(some)["meteor"] == pytest.approx(whole, abs=1e-9)
-        assert metric.of_sums(metric.per_exam(some))["meteor"] == pytest.approx(each_alone, abs=1e-9)
+        assert metric.compute(metric.per_exam_stats(some))["meteor"] == pytest.approx(each_alone, abs=1e-9)

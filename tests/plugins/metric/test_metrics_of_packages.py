@@ -37,12 +37,12 @@ def ratescore(folder: str) -> RateScore:
 
 
 def test_reports_that_say_nothing_score_zero_and_shift_no_other(ratescore: RateScore) -> None:
-    assert ratescore.per_exam(PAIRS).tolist() == [[1, 1], [0, 1], [0.5, 1]]
+    assert ratescore.per_exam_stats(PAIRS).tolist() == [[1, 1], [0, 1], [0.5, 1]]
     assert ratescore(PAIRS) == {"ratescore": 0.5}
 
 
 def test_a_text_without_an_entity_scores_what_the_package_gives_it(ratescore: RateScore) -> None:
-    assert ratescore.per_exam([pair(0, "There is.", "a mass"), pair(1, "a mass", "is seen")])[:, 0].tolist() == [
+    assert ratescore.per_exam_stats([pair(0, "There is.", "a mass"), pair(1, "a mass", "is seen")])[:, 0].tolist() == [
         0.5,
         0.5,
     ]
@@ -96,7 +96,7 @@ def test_what_was_scored_last_is_not_put_to_the_package_again(
     monkeypatch.setattr(ratescore._scorer, "compute_score", compute_score)
     for metric in (RadEval(language="en"), ratescore):
         asked.clear()
-        rows = metric.per_exam(PAIRS)
+        rows = metric.per_exam_stats(PAIRS)
         rows += 1  # what a caller makes of them is its own
         assert metric(PAIRS)[metric.names[0]] == 0.5
         assert metric(others)[metric.names[0]] == pytest.approx(2 / 3)

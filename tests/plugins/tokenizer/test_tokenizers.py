@@ -85,11 +85,11 @@ def test_what_decode_writes_reads_back_as_the_same_text(pieces):
 
 def test_truncated_reports_keep_their_end():
     words = fitted(ENGLISH)
-    ids = words.encode(ENGLISH[0], max_tokens=6)
+    ids = words.encode(ENGLISH[0], max_length=6)
     assert len(ids) == 6 and ids[0] == BOS and ids[-1] == EOS
     assert ids[1:5] == words.encode(ENGLISH[0])[1:5]
     with pytest.raises(ValueError, match="need 2"):
-        words.encode("mass", max_tokens=1)
+        words.encode("mass", max_length=1)
 
 
 def test_rare_words_are_unknown_and_left_out_of_the_text():

@@ -19,7 +19,7 @@ NOT_OFFERED = {
 }
 
 
-def contradictions(recipe: Recipe) -> Iterator[str]:
+def launcher_conflicts(recipe: Recipe) -> Iterator[str]:
     """One line for each. Whatever the launcher says of processes, machines and ports is its own to say."""
     yield from _of_arithmetic(recipe)
     launched = _strategy_launched()
@@ -57,8 +57,8 @@ def _of_arithmetic(recipe: Recipe) -> Iterator[str]:
     if accumulation != "1":
         yield (
             f"The launcher sets gradient_accumulation_steps={accumulation}, but accumulation follows from the recipe: "
-            f"train.batch_size {train.batch_size}, train.micro_batch {train.micro_batch}. "
-            "Leave the flag out and set train.micro_batch."
+            f"train.batch_size {train.batch_size}, train.micro_batch_size {train.micro_batch_size}. "
+            "Leave the flag out and set train.micro_batch_size."
         )
     exported, typed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), _flag_of_launcher("mixed_precision")
     precision = typed or (exported if exported != "no" else "")
@@ -78,8 +78,8 @@ def _strategy_launched() -> str:
 
 def _of_deepspeed(recipe: Recipe) -> Iterator[str]:
     clip, asked = os.environ.get("ACCELERATE_GRADIENT_CLIPPING", "none"), recipe.distributed.offload
-    if clip != "none" and float(clip) != recipe.train.clip:
-        yield f"The launcher sets gradient_clipping={clip}, but train.clip is {recipe.train.clip}. Leave the flag out."
+    if clip != "none" and float(clip) != recipe.train.max_grad_norm:
+        yield f"The launcher sets gradient_clipping={clip}, but train.max_grad_norm is {recipe.train.max_grad_norm}. Leave the flag out."
     offloads = (
         os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none") != "none",
         os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none") != "none",
