@@ -42,8 +42,8 @@ def parameter_groups(
             encoder_lr * layer_decay ** (n - i). Parts of the encoder that `group_lrs` names keep the rate given there.
 
     Raises:
-        ValueError: a name in `group_lrs` with which no parameter begins; a weight with several names and several rates; or an
-            encoder that does not tell its stages.
+        ValueError: a name in `group_lrs` with which no parameter begins; a weight with several names and several rates;
+            or an encoder that does not tell its stages.
 
     Source:
         layer_decay: Clark et al. 2020 (ELECTRA), arXiv 2003.10555, appendix A; of image encoders: Bao et al. 2022

@@ -56,8 +56,9 @@ def notice_of_cut(losses: Mapping[str, Any], batch_plan: BatchPlan) -> str | Non
             "train.micro_batch_size, or more processes"
         )
     return (
-        f"{named} compares {seen} exams at a time, micro-batches of {batch_plan.micro_batch_size} on each of {batch_plan.processes} "
-        f"processes, not {batch_plan.batch_size}, so results depend on this cut. A larger train.micro_batch_size compares more"
+        f"{named} compares {seen} exams at a time, micro-batches of {batch_plan.micro_batch_size} on each of "
+        f"{batch_plan.processes} processes, not {batch_plan.batch_size}, so results depend on this cut. A larger "
+        "train.micro_batch_size compares more"
     )
 
 

@@ -79,7 +79,10 @@ def _strategy_launched() -> str:
 def _of_deepspeed(recipe: Recipe) -> Iterator[str]:
     clip, asked = os.environ.get("ACCELERATE_GRADIENT_CLIPPING", "none"), recipe.distributed.offload
     if clip != "none" and float(clip) != recipe.train.max_grad_norm:
-        yield f"The launcher sets gradient_clipping={clip}, but train.max_grad_norm is {recipe.train.max_grad_norm}. Leave the flag out."
+        yield (
+            f"The launcher sets gradient_clipping={clip}, but train.max_grad_norm is {recipe.train.max_grad_norm}. "
+            "Leave the flag out."
+        )
     offloads = (
         os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none") != "none",
         os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none") != "none",

@@ -276,8 +276,8 @@ class Strategy(ABC):
         if not norms or seen == batch_plan.batch_size:
             return None
         return (
-            f"batch normalization sees {seen} exams at a time, not {batch_plan.batch_size}, so results depend on this cut. "
-            "An encoder without it (model.encoder.norm=group) does not"
+            f"batch normalization sees {seen} exams at a time, not {batch_plan.batch_size}, so results depend on this "
+            "cut. An encoder without it (model.encoder.norm=group) does not"
         )
 
     def settings(self) -> dict[str, Any]:

@@ -208,7 +208,8 @@ def _found(
     if slow:
         notices.append(
             f"{', '.join(f'{split}/{score}' for score in slow)}: on {SLOW_RESAMPLES} resamples of the exams, not "
-            f"{RESAMPLES}, so that no p is below {2 / (1 + SLOW_RESAMPLES):.3f}: its metric has no per_exam_stats and compute"
+            f"{RESAMPLES}, so that no p is below {2 / (1 + SLOW_RESAMPLES):.3f}: its metric has no "
+            "per_exam_stats and compute"
         )
     for label, score in [key for key, one in found.items() if not math.isfinite(one.low + one.high)]:
         del found[label, score]

@@ -5,11 +5,11 @@ exported_model.py ask for:
 
     blueprint   what the part's shape was read from, as plain values; a trained model is built from it again without
                 the folder, which hands it over as the run-time value of that name
-    fetched     a `ExternalWeights`: frozen weights that are as the folder has them; they are not saved, but read there again
+    fetched     `ExternalWeights`: frozen weights, equal to the folder's; they are not saved, but read there again
 
 A part may also name `settings`: buffers that say what recipe and tokenizer say. They are saved, and a run that begins
-with this model keeps its own. A loss that reads frozen weights which are no part of it offers `external_weights` without names:
-a run goes on with the same ones alone.
+with this model keeps its own. A loss that reads frozen weights which are no part of it offers `external_weights`
+without names: a run goes on with the same ones alone.
 """
 
 from __future__ import annotations

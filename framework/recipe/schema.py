@@ -165,7 +165,7 @@ class Train(Section):
     max_grad_norm: PositiveFloat | None = 1.0
     """Limit of the gradient; null: none."""
     clip_by: Literal["norm", "value"] = "norm"
-    """What max_grad_norm limits; norm: that of the whole gradient, which is scaled down to it, value: each number in it."""
+    """What max_grad_norm limits; norm: the norm of the whole gradient, which is scaled down, value: each element."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 9233
     """Where every random number begins."""
     early_stopping_patience: PositiveInt | None = None

@@ -14,8 +14,8 @@ from framework.registry.signature import class_flag, class_method, class_texts, 
 def not_of_one(score: str) -> str:
     """What is wrong with a score of many reports where one of a single report is wanted."""
     return (
-        f"'{score}' is a score of many reports together: its metric has no per_exam_stats and compute, which tell what one "
-        "report is worth; take it out"
+        f"'{score}' is a score of many reports together: its metric has no per_exam_stats and compute, which tell what "
+        "one report is worth; take it out"
     )
 
 

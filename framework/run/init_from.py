@@ -96,9 +96,9 @@ def load_initial_weights(
     Running statistics of batch normalization are among them; losses and what they learn begin anew.
 
     Raises:
-        ValueError: a name in `init_exclude` that neither model has; or the source lacks weights, has more, has others of
-            this name, or was trained on other words, and `init_exclude` does not name these, all of it at once; or it has
-            seen patients that this run is scored on.
+        ValueError: `init_exclude` has a name that neither model has; the source lacks weights, has more, has others of
+            this name, or was trained on other words, and `init_exclude` does not name these, all of it at once; or it
+            has seen patients that this run is scored on.
     """
     before = load_recipe(source.model / "recipe.yaml")
     require_unseen("init_from", source.model, before, recipe, exams)

@@ -1,6 +1,6 @@
 """Every code of an error that a user can cause: what it means, and what to do.
 
-docs/troubleshooting.md is generated from this table; `tests/docs/test_troubleshooting.py` checks that each code is used.
+docs/troubleshooting.md is generated from this table; tests/docs/test_troubleshooting.py checks that each code is used.
 A code names the mistake, not the place: `unknown-key` is the same in a recipe, a grid and a plugin's block.
 """
 

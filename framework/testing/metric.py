@@ -6,8 +6,8 @@ of thousands of resamples of one split:
     per_exam_stats(pairs) -> float64 array [E exams, S sums], a row an exam, in the order of the pairs
     compute(sums) -> values by name, each an array [...], of an array [..., S]
 
-so that `compute(per_exam_stats(pairs).sum(0))` is what the metric gives of `pairs`, and the sums of a resample that holds an
-exam twice count its row twice. `compute` may give more names: parts that a call leaves out where no exam has them.
+so that `compute(per_exam_stats(pairs).sum(0))` is what the metric gives of `pairs`, and the sums of a resample that
+holds an exam twice count its row twice. `compute` may give more names: parts that a call leaves out where no exam has them.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ class Contrastive(nn.Module):
     brought to length 1; the term is half the cross-entropy of finding the report by the images, and half that of
     finding the images by the report, from cosines over a temperature that is learned. The decoder has no part in it.
 
-    The others are the exams of one micro-batch of all processes, so its value depends on `train.micro_batch_size` and the
-    number of processes, as batch normalization does: with one micro-batch a step, as many processes as you like give
+    The others are the exams of one micro-batch of all processes, so its value depends on `train.micro_batch_size` and
+    the number of processes, as batch normalization does: with one micro-batch a step, as many processes as you like give
     what one gives. Accumulation does not add exams to compare with.
 
     Source:

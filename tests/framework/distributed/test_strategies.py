@@ -40,7 +40,8 @@ class Way:
     flags: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.processes}-{self.strategy}-of-{self.micro_batch_size}-{self.by or 'accelerate'}{''.join(self.flags)}"
+        by = self.by or "accelerate"
+        return f"{self.processes}-{self.strategy}-of-{self.micro_batch_size}-{by}{''.join(self.flags)}"
 
 
 # 8 exams a step: on two processes, micro-batches of 4 are the whole share, of 1 are four accumulated.
