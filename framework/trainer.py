@@ -438,9 +438,9 @@ def _require_same_exams(recipe: Recipe, parts: Parts, opened: OpenedRun, topics:
     if topics is not None and (differing := differing_topics(topics, parts.topics)):
         raise CheckpointError(
             f"{topics}: {differing}, so what has learned topics would go on with others. They are found anew where "
-            f"data.cache_dir ({recipe.data.cache_dir}) was cleared, or where libraries or Sonoscribe are other versions. "
-            f"Put these back, begin a new run with this one's model ('resume=never init_from={opened.folder}'), or go on "
-            "all the same: 'resume_ignore=[distiller]'"
+            f"data.cache_dir ({recipe.data.cache_dir}) was cleared, or where libraries or Sonoscribe are other "
+            f"versions. Put these back, start a new run from this model ('resume=never init_from={opened.folder}'), or "
+            "go on all the same: 'resume_ignore=[distiller]'"
         )
 
 

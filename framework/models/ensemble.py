@@ -30,8 +30,8 @@ class Ensemble(nn.Module):
     """Writes with the mean of its members' probabilities at each word.
 
     It stands in the place of a task and of its decoder: `features`, `decoder`, and `init_cache` and `step` on a cache,
-    which is a list of the members' own. Words that no report has are left out of each member's distribution before the mean,
-    as each leaves them out alone.
+    which is a list of the members' own. Words that no report has are left out of each member's distribution before the
+    mean, as each leaves them out alone.
 
     Args:
         members: tasks with one vocabulary.

@@ -18,7 +18,7 @@ from framework.task import ReportTask
 
 @dataclass(frozen=True)
 class Steps:
-    """A step is batch_size = micro_batch_size x processes x accumulation exams. Early stopping may end before `total`."""
+    """A step: batch_size = micro_batch_size x processes x accumulation exams. Early stopping may end before `total`."""
 
     batch_size: int
     micro_batch_size: int

@@ -7,7 +7,8 @@ of thousands of resamples of one split:
     compute(sums) -> values by name, each an array [...], of an array [..., S]
 
 so that `compute(per_exam_stats(pairs).sum(0))` is what the metric gives of `pairs`, and the sums of a resample that
-holds an exam twice count its row twice. `compute` may give more names: parts that a call leaves out where no exam has them.
+holds an exam twice count its row twice. `compute` may give more names: parts that a call leaves out where no exam
+has them.
 """
 
 from __future__ import annotations

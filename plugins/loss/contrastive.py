@@ -29,8 +29,8 @@ class Contrastive(nn.Module):
     finding the images by the report, from cosines over a temperature that is learned. The decoder has no part in it.
 
     The others are the exams of one micro-batch of all processes, so its value depends on `train.micro_batch_size` and
-    the number of processes, as batch normalization does: with one micro-batch a step, as many processes as you like give
-    what one gives. Accumulation does not add exams to compare with.
+    the number of processes, as batch normalization does: with one micro-batch a step, any number of
+    processes gives what one gives. Accumulation does not add exams to compare with.
 
     Source:
         InfoNCE: van den Oord et al. 2018, arXiv 1807.03748, equation 4; both ways, between images and reports:
