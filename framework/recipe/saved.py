@@ -23,6 +23,7 @@ NOT_THE_RESULT = (
     ("data", "cache_dir"),
     ("data", "num_workers"),
     ("train", "micro_batch_size"),
+    ("train", "log_every"),
     ("distributed", "strategy"),
     ("distributed", "offload"),
     ("distributed", "activation_checkpointing"),

@@ -168,6 +168,8 @@ class Train(Section):
     """What max_grad_norm limits; norm: the norm of the whole gradient, which is scaled down, value: each element."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 9233
     """Where every random number begins."""
+    log_every: PositiveInt = 10
+    """Steps between two records of training metrics."""
     early_stopping_patience: PositiveInt | None = None
     """Validations without a better monitor that end the run; null: all epochs are trained."""
     freeze: list[str] = Field(default_factory=list)
