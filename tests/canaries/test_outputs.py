@@ -1,0 +1,45 @@
+"""Every wrapper hands through a module's NamedTuple of tensors and a dict of tensors, with its gradients."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WRAPPERS = ("ddp", "ddp_bf16", "fsdp", "zero1", "zero2", "zero3")
+
+
+@pytest.fixture(scope="module")
+def facts() -> list[dict[str, Any]]:
+    """What outputs_worker.py found, on each of two processes."""
+    worker = str(Path(__file__).with_name("outputs_worker.py"))
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*start, worker], capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("facts")).split(" ", 1)[1])
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_named_tuple_with_a_dict_comes_out_as_it_is(facts: list[dict[str, Any]], wrapper: str) -> None:
+    """Its type, each number format, which fields carry a gradient, and a dict without entries."""
+    for fact in facts:
+        found = fact[wrapper]
+        assert found["type"] == "Output" and found["same_values"] and found["empty"] == {}
+        assert found["fields"] == {
+            "loss_sums": ["torch.float32", True],  # accelerate makes bf16 outputs fp32
+            "counts": ["torch.int64", False],
+            "hits": ["torch.int64", False],
+            "norm": ["torch.float32", False],
+        }
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_its_gradients_are_the_means_over_processes(facts: list[dict[str, Any]], wrapper: str) -> None:
+    for fact in facts:
+        assert fact[wrapper]["gradients"] < (0.01 if wrapper == "ddp_bf16" else 1e-6)
