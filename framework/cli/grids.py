@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from framework.cli.show import show, show_json
 from framework.cli.words import Json
+from framework.runtime.console import print_json, print_table
 
 if TYPE_CHECKING:
     from framework.grid.make import Grid
@@ -50,7 +50,7 @@ def run(
     if retry not in (None, *RETRIED):
         raise ValueError(f"--retry: found {retry!r}, expected {' or '.join(RETRIED)}")
     if dry_run:
-        show(*dry_rows(made, only, executor))
+        print_table(*dry_rows(made, only, executor))
         _notices(made.notices)
         return
     _notices(made.notices)
@@ -69,12 +69,12 @@ def status(grid: GridArgument, overrides: Overrides = None, as_json: Json = Fals
 
     rows = status_rows(cells_of(made))
     if as_json:
-        show_json([dict(zip(("label", "seed", "hash", "status", "progress", "time", "note"), row)) for row in rows])
+        print_json([dict(zip(("label", "seed", "hash", "status", "progress", "time", "note"), row)) for row in rows])
         return
     if sys.stdout.isatty() and any(row[3] in ("running", "queued") for row in rows):
         _watch(made)
         return
-    show(HEADER, rows)
+    print_table(HEADER, rows)
     print(counts(rows))
 
 
@@ -91,7 +91,7 @@ def report(
     if as_json:
         from framework.grid.report import grid_result
 
-        show_json(asdict(grid_result(made)))
+        print_json(asdict(grid_result(made)))
         return
     _report(made, out)
 
@@ -124,7 +124,7 @@ def _report(made: Grid, out: Path | None = None) -> None:
 
     result = grid_result(made)
     header, rows = header_and_rows(result)
-    show(header, rows, result.name)
+    print_table(header, rows, result.name)
     for note in notes_below(result):
         print(note)
     print()

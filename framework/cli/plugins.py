@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from framework.cli.show import show, show_json
 from framework.cli.words import Files, Json, files_of
+from framework.runtime.console import print_json, print_table
 
 # What files that `ls` lists are, beside plugins.
 FILES_GIVE = {"recipe": "a whole run, or a piece of one", "grid": "an ablation: recipes that differ in some keys"}
@@ -44,13 +44,13 @@ def ls(
             rows += [(word, name, head, "shipped", where) for name, head, where in rows_of_files(files_of_word())]
     headers = ("kind", "name", "what it is", "from", "where")
     if as_json:
-        show_json([dict(zip(("kind", "name", "summary", "origin", "where"), row)) for row in rows])
+        print_json([dict(zip(("kind", "name", "summary", "origin", "where"), row)) for row in rows])
     elif sys.stdout.isatty():
         for group, members in groupby(rows, key=lambda row: row[0]):
             gives = FILES_GIVE[group] if group in FILES_GIVE else KINDS[group].gives
-            show(headers[1:], [row[1:] for row in members], f"{group}: {gives}")
+            print_table(headers[1:], [row[1:] for row in members], f"{group}: {gives}")
     else:
-        show(headers, rows)
+        print_table(headers, rows)
 
 
 def _ls_broken(files: tuple[Path, ...], as_json: bool) -> None:
@@ -58,9 +58,9 @@ def _ls_broken(files: tuple[Path, ...], as_json: bool) -> None:
 
     found = find_broken(files, importing=True)
     if as_json:
-        show_json([asdict(item) for item in found])
+        print_json([asdict(item) for item in found])
     elif found:
-        show(("kind", "name", "where", "reason"), [(i.kind, i.name, i.where, i.reason) for i in found])
+        print_table(("kind", "name", "where", "reason"), [(i.kind, i.name, i.where, i.reason) for i in found])
     else:
         print("none is broken")
 
@@ -76,7 +76,7 @@ def describe(
 
     found = describe_plugin(find_by_words(name, files_of(plugins)))
     if as_json:
-        show_json(asdict(found))
+        print_json(asdict(found))
         return
     print(f"{found.kind}/{found.name}: {found.summary}")
     print(f"{found.where} ({found.origin})\n{found.signature}\n")
@@ -85,7 +85,7 @@ def describe(
     if found.keys:
         defaults = ["(required)" if key.required else as_yaml(key.default) for key in found.keys]
         rows = [(k.name, k.type, default, k.unit, k.meaning) for k, default in zip(found.keys, defaults)]
-        show(("key", "type", "default", "unit", "meaning"), rows)
+        print_table(("key", "type", "default", "unit", "meaning"), rows)
     else:
         print("It has no keys.")
     print()

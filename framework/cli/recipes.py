@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from framework.cli.show import show, show_json
 from framework.cli.words import RECIPE_HELP, Files, Json, Overrides, RecipeArgument, files_of, is_override, load
+from framework.runtime.console import print_json, print_table
 
 if TYPE_CHECKING:
     from framework.recipe import Recipe
@@ -89,9 +89,9 @@ def explain(
 
     loaded = load(recipe, overrides)
     if as_json:
-        show_json([vars(found) for found in explain_key(loaded, key)])
+        print_json([vars(found) for found in explain_key(loaded, key)])
     else:
-        show(("key", "value", "from"), explain_rows(loaded, key))
+        print_table(("key", "value", "from"), explain_rows(loaded, key))
 
 
 def diff(
@@ -107,9 +107,9 @@ def diff(
     rows = diff_rows(load(recipe, None), load(other, overrides))
     if as_json:
         names = ("key", "one", "other", "one_from", "other_from")
-        show_json([dict(zip(names, row)) for row in rows])
+        print_json([dict(zip(names, row)) for row in rows])
     elif rows:
-        show(headers, rows)
+        print_table(headers, rows)
     else:
         print("no difference")
 
@@ -145,14 +145,14 @@ def plan(
     found = make_plan(loaded, processes)
     timed = time_it(loaded, found) if probe else None
     if as_json:
-        show_json({**asdict(found), "probe": None if timed is None else asdict(timed)})
+        print_json({**asdict(found), "probe": None if timed is None else asdict(timed)})
         return
-    show(("what", "value"), plan_rows(found), "Plan")
+    print_table(("what", "value"), plan_rows(found), "Plan")
     print()
-    show(PART_HEADER, part_rows(found), "Model")
+    print_table(PART_HEADER, part_rows(found), "Model")
     print()
-    show(MEMORY_HEADER, memory_rows(found), "Memory of each process")
+    print_table(MEMORY_HEADER, memory_rows(found), "Memory of each process")
     print(*MEMORY_NOTES, sep="\n")
     if timed is not None:
         print()
-        show(("what", "value"), probe_rows(timed), "Time")
+        print_table(("what", "value"), probe_rows(timed), "Time")

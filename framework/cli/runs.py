@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from framework.cli.show import show
 from framework.cli.words import Average, Ensemble, Overrides, RecipeArgument, RunArgument, With, load, must_exist
+from framework.runtime.console import print_table
 
 
 def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
@@ -39,9 +39,9 @@ def distill(
     assert topics is not None
     rows = [(str(i), str(topics.sizes[i]), " ".join(topics.words[i][:8])) for i in range(topics.count)]
     if topics.choice is not None:
-        show(("topics tried", "silhouette", "stability", "score"), choice_rows(topics.choice))
+        print_table(("topics tried", "silhouette", "stability", "score"), choice_rows(topics.choice))
         print()
-    show(("topic", "training reports", "words"), rows)
+    print_table(("topic", "training reports", "words"), rows)
     told = {name: value for name, value in topics.quality.items() if value is not None}
     print(
         "  ".join(

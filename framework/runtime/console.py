@@ -1,13 +1,16 @@
-"""One progress bar, on the main process alone."""
+"""What a command prints: lines and one progress bar from the main process alone, tables, JSON."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+VALUE_WIDTH = 24  # a column of cells up to this width holds values, which are never wrapped; wider ones hold prose
 
 T = TypeVar("T")
 
@@ -36,3 +39,55 @@ def progress_bar(items: Iterable[T], *, total: int, text: str, done: int = 0, sh
         dynamic_ncols=True,
         leave=False,
     )
+
+
+def print_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, *, numeric: bool = False
+) -> None:
+    """Prints a table from the main process.
+
+    A pipe gets one line per row and no title. A terminal gets prose wrapped to its width but values whole; where even
+    that does not fit, each row is printed as a block of `header  value` lines.
+
+    Args:
+        numeric: aligns all columns but the first to the right.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    is_terminal = sys.stdout.isatty()
+    console = Console(width=None if is_terminal else 100_000)
+
+    def columns() -> Table:
+        frame = box.SIMPLE_HEAD if is_terminal else None
+        return Table(box=frame, title=title if is_terminal else None, title_justify="left", padding=(0, 2, 0, 0))
+
+    table = columns()
+    for index, name in enumerate(header):
+        widths = [Text(row[index]).cell_len for row in [header, *rows]]
+        is_value = max(widths) <= VALUE_WIDTH
+        table.add_column(
+            Text(name),
+            justify="right" if numeric and index else "left",
+            no_wrap=is_value,
+            min_width=None if is_value else VALUE_WIDTH,
+        )
+    for row in rows:
+        table.add_row(*map(Text, row))  # Text: a cell such as [a, b] is not markup
+    if console.measure(table, options=console.options.update(width=100_000)).minimum > console.width:
+        table = columns()
+        table.show_header = False
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for row in rows:
+            for name, cell in zip(header, row):
+                table.add_row(Text(name, style="bold"), Text(cell), end_section=name == header[-1])
+    with console.capture() as captured:
+        console.print(table)
+    print0("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
