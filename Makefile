@@ -6,13 +6,13 @@ BIN := $(VENV)/bin
 ACCELERATOR := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: env env-dev train test test-long two-hosts package lint bench docs site clean
+.PHONY: env env-dev train test test-long two-hosts package lint format bench docs site clean
 
 env: $(VENV)/.installed
 env-dev: $(VENV)/.installed-dev
 
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Sonoscribe needs Python 3.10 or newer; name one: make env PYTHON=python3.11")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sonoscribe needs Python 3.11 or newer; name one: make env PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: setup.cfg constraints.txt | $(VENV)/bin/python
@@ -42,10 +42,15 @@ two-hosts: env-dev
 package:
 	PYTHON=$(PYTHON) ACCELERATOR=$(ACCELERATOR) bash tests/outside_package.sh
 
+# Checks and changes nothing; .pre-commit-config.yaml runs the same.
 lint: env-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: env-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/mypy
 
 bench: env
 	$(BIN)/python -m benchmarks.parts

@@ -141,7 +141,7 @@ class Manifest:
             )
         named: dict[str, Any] = {}
         for name, entries in found.items():
-            split = ALSO_CALLED.get(name, name)
+            split: Any = ALSO_CALLED.get(name, name)
             if split in named:
                 raise ValueError(f"{self.file}: the splits {name} and {split} are both there, and mean the same")
             named[split] = entries

@@ -77,6 +77,10 @@ class HfCausal(nn.Module):
         lora_targets: Names of the linear maps that LoRA changes, such as q_proj; null: those usual for the model.
     """
 
+    words_W: Tensor
+    signs_4: Tensor
+    prompt_T: Tensor
+
     needs = ("patches",)
     gives = ("logits",)
     settings = ("words_W", "signs_4", "prompt_T")
@@ -265,7 +269,7 @@ def _of_folder(
         ValueError: the folder does not fit; or a frozen model or a prompt needs words that it does not keep.
     """
     model = _from_weights(folder, values)
-    tokenizer = read_tokenizer(folder, f"{KEY}.weights") if vocabulary else None
+    tokenizer: Any = read_tokenizer(folder, f"{KEY}.weights") if vocabulary else None
     kept = _words_of(tokenizer, folder, vocabulary, model.config.vocab_size) if vocabulary else None
     if kept is None:
         if tuning != "full":

@@ -92,6 +92,8 @@ class RelationalMemory(ReportTransformer):
 
 
 class _Memory(nn.Module):
+    first_SD: Tensor
+
     def __init__(self, slots: int, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.attention = Attention(width, heads, dropout)

@@ -6,7 +6,7 @@ Shapes: n reports, K topics, D dimensions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import PositiveInt
@@ -60,7 +60,7 @@ class FaissKMeans:
         self.segment = segment
         self.seed = seed
         self.topics = topics
-        self.topic_count = None if topics == AUTO else topics
+        self.topic_count: Any = None if topics == AUTO else topics  # int once fitted
         self.auto_range = auto_range
         self.embedding = build_text_embedding(
             embedding, segment=segment, seed=seed, dimensions=dimensions, encoder=encoder

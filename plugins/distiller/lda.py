@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import PositiveInt
@@ -61,7 +61,7 @@ class LDA:
         self.segment = segment
         self.seed = seed
         self.topics = topics
-        self.topic_count = None if topics == AUTO else topics
+        self.topic_count: Any = None if topics == AUTO else topics  # int once fitted
         self.auto_range = auto_range
         self.restarts = restarts
         self.passes = passes

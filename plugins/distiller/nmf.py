@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import PositiveInt
@@ -58,7 +58,7 @@ class Nmf:
         self.segment = segment
         self.seed = seed
         self.topics = topics
-        self.topic_count = None if topics == AUTO else topics
+        self.topic_count: Any = None if topics == AUTO else topics  # int once fitted
         self.auto_range = auto_range
         self.iterations = iterations
         self.embedding = build_text_embedding("tfidf", segment=segment, seed=seed, dimensions=dimensions)

@@ -6,7 +6,7 @@ Shapes: n reports, m different training reports, K topics, D dimensions of the e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import PositiveInt
@@ -71,7 +71,7 @@ class UmapHdbscan:
             )
         self.segment = segment
         self.seed = seed
-        self.topic_count: int | None = None  # only the reports tell
+        self.topic_count: Any = None  # int once fitted
         self.min_cluster_size = min_cluster_size
         self.min_samples = min_samples or min_cluster_size
         self.embedding = build_text_embedding(

@@ -76,6 +76,10 @@ class Backbone(nn.Module):
         max_views: The most views an exam may have; 0: any number, and their order means nothing. [views]
     """
 
+    backbone: Any
+    mean_C11: Tensor
+    std_C11: Tensor
+
     gives = ("patches", "pooled")
 
     def __init__(
@@ -104,7 +108,9 @@ class Backbone(nn.Module):
         if lora_rank and frozen_stages:
             raise ValueError(f"{KEY}.frozen_stages: lora_rank freezes all stages; set one of them to 0")
         self.hf_config, self.external_weights = None, None
-        mean, std, folder = IMAGENET_MEAN, IMAGENET_STD, None
+        mean: tuple[float, ...] = IMAGENET_MEAN
+        std: tuple[float, ...] = IMAGENET_STD
+        folder = None
         if hf_config is not None:
             of_weights, mean, std = config_from(hf_config), hf_config["mean"], hf_config["std"]
             self.backbone, width, unused = _new(of_weights, channels)
@@ -113,7 +119,7 @@ class Backbone(nn.Module):
             mean, std = _statistics(folder)
             self.backbone, width, unused = _from_weights(folder, config, channels)
         else:
-            self.backbone, width, unused = _new(new_config(architecture, config, ARCHITECTURES, KEY), channels)
+            self.backbone, width, unused = _new(new_config(str(architecture), config, ARCHITECTURES, KEY), channels)
         if channels == 1:
             mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
         self.register_buffer("mean_C11", torch.tensor(mean)[:, None, None], persistent=False)

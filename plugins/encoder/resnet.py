@@ -72,10 +72,11 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         deep = depth >= 50
+        widths = [width * 2**stage * (4 if deep else 1) for stage in range(4)]
         config = ResNetConfig(
             num_channels=channels,
             embedding_size=width,
-            hidden_sizes=[width * 2**stage * (4 if deep else 1) for stage in range(4)],
+            hidden_sizes=widths,
             depths=list(DEPTHS[depth]),
             layer_type="bottleneck" if deep else "basic",
         )
@@ -95,7 +96,7 @@ class ResNet(nn.Module):
             values = of_colours if channels == 3 else (sum(of_colours) / 3,)
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
         self.backbone.to(memory_format=torch.channels_last)  # a sixth faster on CPU, more on GPU
-        self.width = config.hidden_sizes[-1]
+        self.width = widths[-1]
         self.position_VD = view_positions(max_views, self.width)
         self.pooling = view_pooling(fusion, self.width)
         freeze_stages(self.backbone, frozen_stages)

@@ -122,15 +122,15 @@ class RayCluster:
     def _make_task(self, resources: dict[str, float]) -> Any:
         import ray
 
-        as_task = ray.remote(
-            num_cpus=self._needs["CPU"],
-            num_gpus=self._needs.get("GPU", 0),
-            memory=self._needs.get("memory"),
-            resources=dict(resources),
-            num_returns="streaming",  # so that the task can say that it runs, before it ends
-            max_retries=0,
-        )
-        return as_task(_hold)
+        options: dict[str, Any] = {
+            "num_cpus": self._needs["CPU"],
+            "num_gpus": self._needs.get("GPU", 0),
+            "memory": self._needs.get("memory"),
+            "resources": dict(resources),
+            "num_returns": "streaming",  # so that the task can say that it runs, before it ends
+            "max_retries": 0,
+        }
+        return ray.remote(**options)(_hold)
 
     def _refuse_the_impossible(self) -> None:
         import ray
@@ -282,7 +282,7 @@ def _connect(address: str | None) -> None:
         ) from None
     if ray.is_initialized():
         raise ValueError("executor 'ray': this process is in a Ray cluster already; it can be in one at a time")
-    quiet = {"log_to_driver": False, "configure_logging": False}
+    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     # The scheduler's own, which Ray would replace.
     handler, debugger = signal.getsignal(signal.SIGTERM), os.environ.get("PYTHONBREAKPOINT")
     try:

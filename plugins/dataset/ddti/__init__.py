@@ -171,7 +171,8 @@ class Ddti:
         files = {int(path.stem): path for path in self.root.glob("*.xml") if path.stem.isdecimal()}
         if not files:
             raise ValueError(f"{self.root}: no DDTI archive here, 1.xml and its like are missing. Expected:\n{LAYOUT}")
-        found, problems = [], defaultdict(list)
+        found: list[Case | None] = []
+        problems: defaultdict[int, list[str]] = defaultdict(list)
         for number, path in sorted(files.items()):
             found.append(self._case(number, path, problems[number]))
         if lines := [ExamError(f"{number}.xml", text) for number, texts in problems.items() for text in texts]:

@@ -59,11 +59,11 @@ class PhantomSplit(Sequence[Exam]):
     """The exams of one split, each written when asked for and then kept."""
 
     def __init__(self, source: Phantom, split: int, count: int) -> None:
-        self.source, self.split, self.count = source, split, count
+        self.source, self.split, self.exams = source, split, count
         self._kept: dict[int, Exam] = {}
 
     def __len__(self) -> int:
-        return self.count
+        return self.exams
 
     @overload
     def __getitem__(self, index: int) -> Exam: ...
@@ -71,10 +71,10 @@ class PhantomSplit(Sequence[Exam]):
     def __getitem__(self, index: slice) -> list[Exam]: ...
     def __getitem__(self, index: int | slice) -> Exam | list[Exam]:
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(self.count))]
-        place = index + self.count if index < 0 else index
-        if not 0 <= place < self.count:
-            raise IndexError(f"phantom {SPLITS[self.split]} has {self.count} exams, there is no exam {index}")
+            return [self[place] for place in range(*index.indices(self.exams))]
+        place = index + self.exams if index < 0 else index
+        if not 0 <= place < self.exams:
+            raise IndexError(f"phantom {SPLITS[self.split]} has {self.exams} exams, there is no exam {index}")
         if place not in self._kept:
             self._kept[place] = self.source.make(self.split, place)
         return self._kept[place]
@@ -184,9 +184,9 @@ def _plans(truth: Truth, rng: np.random.Generator) -> list[Plan]:
         unseen = [side for side in sides if side not in {lesion.side for lesion in truth.lesions}]
         unseen = unseen[: MOST_VIEWS - len(truth.lesions)]
         room = MOST_VIEWS - len(truth.lesions) - len(unseen)
-        for number, lesion in enumerate(truth.lesions):
-            twice = number == 0 and both_planes and room > 0
-            shown += [(number, plane, lesion.side) for plane in rng.permutation(2).tolist()[: 1 + twice]]
+        for index, drawn in enumerate(truth.lesions):
+            twice = index == 0 and both_planes and room > 0
+            shown += [(index, plane, drawn.side) for plane in rng.permutation(2).tolist()[: 1 + twice]]
         shown += [(None, int(rng.integers(2)), side) for side in unseen]
     else:
         shown = [(None, plane, sides[0]) for plane in rng.permutation(2).tolist()[: 1 + both_planes]]

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 
 from .simulate import Probe
 
-LETTERS = {
+LETTERS: dict[str, list[list[tuple[float, float]]]] = {
     "left": [[(0, 0), (0, 1), (0.7, 1)]],
     "right": [[(0, 1), (0, 0), (0.7, 0), (0.7, 0.45), (0, 0.45)], [(0.3, 0.45), (0.75, 1)]],
 }
@@ -57,9 +57,9 @@ def _outline(
     if organ == "breast":
         radius = height / 2
         for other in (-1, 1):
-            at = middle + other * 1.25 * radius
+            x = middle + other * 1.25 * radius
             shade = 150 if other == sign else 70
-            pen.ellipse((at - radius, top, at + radius, bottom), outline=shade, width=stroke)
+            pen.ellipse((x - radius, top, x + radius, bottom), outline=shade, width=stroke)
         at = (middle + sign * 1.25 * radius, (top + bottom) / 2)
         if clock is None:
             return at, 0.0
@@ -67,9 +67,9 @@ def _outline(
         return (at[0] + 0.62 * radius * np.cos(turn), at[1] + 0.62 * radius * np.sin(turn)), turn
     if organ == "thyroid":
         for other in (-1, 1):
-            at = middle + other * 0.5 * height
+            x = middle + other * 0.5 * height
             shade = 150 if other == sign else 70
-            pen.ellipse((at - 0.24 * height, top, at + 0.24 * height, bottom), outline=shade, width=stroke)
+            pen.ellipse((x - 0.24 * height, top, x + 0.24 * height, bottom), outline=shade, width=stroke)
         low = bottom - 0.3 * height
         pen.line([(middle - 0.3 * height, low), (middle + 0.3 * height, low)], fill=110, width=stroke)
         if sign == 0:

@@ -47,7 +47,7 @@ class FindingsF1:
         counted = len(attributes())
         _warn(pairs, int((~true_EA[:, :counted].any(1)).sum()), int(told_EA[:, :counted].sum()))
         values = self.compute(counts_EKA.sum(0).reshape(-1))
-        unstated = {f"{PART}{name}" for name, stated in zip(_columns(), true_EA.any(0)) if not stated}
+        unstated = {f"{PART}{name}" for name, stated in zip(_columns(), np.any(true_EA, axis=0).tolist()) if not stated}
         return {name: float(value) for name, value in values.items() if name not in unstated}
 
     def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
