@@ -144,7 +144,7 @@ class _Endless:
     """A decoder that ends no report, so that its untrained one writes as many words as it is asked for."""
 
     def __init__(self, decoder: Any) -> None:
-        self.decoder, self.start = decoder, decoder.init_cache
+        self.decoder, self.init_cache = decoder, decoder.init_cache
 
     def step(self, tokens_B: Tensor, state: Any) -> tuple[Tensor, Any]:
         logits_BW, state = self.decoder.step(tokens_B, state)

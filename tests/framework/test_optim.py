@@ -58,7 +58,7 @@ def values(strategy: Strategy) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("key", "frozen"),
     [
-        ("train.freeze=[encoder, decoder.embed]", ("encoder.", "decoder.embed.")),
+        ("train.freeze=[encoder, decoder.embed_tokens]", ("encoder.", "decoder.embed_tokens.")),
         ("optimizer.encoder_lr=0", ("encoder.",)),
         ("optimizer.group_lrs={encoder: 0, encoder.position_VD: 1e-3}", ("encoder.backbone.",)),
         ("train.freeze=[encoder.backbone.embedder, losses.topic]", ("encoder.backbone.embedder.", "losses.topic.")),
@@ -119,7 +119,7 @@ def test_a_part_that_is_not_there_and_nothing_left_to_learn_are_told(
 
 def test_a_recipe_freezes_parts_that_a_model_can_have() -> None:
     with pytest.raises(RecipeError) as raised:
-        load_recipe("smoke", ["train.freeze=[encodr, losses.topic, decoder.embed]"])
+        load_recipe("smoke", ["train.freeze=[encodr, losses.topic, decoder.embed_tokens]"])
     (line,) = raised.value.lines
     assert load_recipe("smoke", ["train.weighting=uncertainty", "train.freeze=[weighting]"]).train.freeze == [
         "weighting"
@@ -226,7 +226,8 @@ def test_the_rates_of_a_run_follow_the_schedule_each_from_its_own(made: Callable
     for below, stage in enumerate(reversed(["encoder.backbone.embedder.", *stages])):
         of_stage = [rate for name, rate in found.items() if name.startswith(stage)]
         assert of_stage and of_stage == pytest.approx([0.08 * 0.5**below] * len(of_stage))
-    assert found["encoder.position_VD"] == pytest.approx(0.08) and found["decoder.embed.weight"] == pytest.approx(0.1)
+    assert found["encoder.position_VD"] == pytest.approx(0.08)
+    assert found["decoder.embed_tokens.weight"] == pytest.approx(0.1)
     assert strategy.optimizer.param_groups[-1]["lr"] == pytest.approx(0.1)
 
 
@@ -235,7 +236,8 @@ def test_the_rates_of_a_run_follow_the_schedule_each_from_its_own(made: Callable
 def test_two_processes_freeze_and_decay_rates_as_one_does(exact_run: Callable[..., Path], strategy: str) -> None:
     """Of the blocks that are cut and gathered, `decoder.layers.0` and the encoder's are frozen in part."""
     keys = (
-        "train.freeze=[decoder.embed, decoder.layers.0.own, decoder.layers.0.cross.query.bias, encoder.layers.0]",
+        "train.freeze=[decoder.embed_tokens, decoder.layers.0.self_attn, decoder.layers.0.cross_attn.query.bias, "
+        "encoder.layers.0]",
         "optimizer.layer_decay=0.5",
     )
     one = exact_run(*keys)

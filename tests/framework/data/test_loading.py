@@ -36,7 +36,7 @@ def exam(number: int, *values: int) -> Exam:
 
 
 def make_cache(exams: list[Exam], folder: Path, broken: str = "stop"):
-    return build_image_cache(exams, source_key="k", size=8, channels=1, folder=folder, broken=broken)  # type: ignore[arg-type]
+    return build_image_cache(exams, source_key="k", size=8, channels=1, folder=folder, on_broken=broken)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])

@@ -36,7 +36,7 @@ def make(folder: Path, rows: list[tuple[str, int, int]], split: str) -> ExamSet:
         Exam(f"{split}{i}", f"{split}{i}", (Grey(value),), text, rewording=text.upper())
         for i, (text, value, _) in enumerate(rows)
     ]
-    cache, _ = build_image_cache(exams, source_key=split, size=32, channels=1, folder=folder, broken="stop")
+    cache, _ = build_image_cache(exams, source_key=split, size=32, channels=1, folder=folder, on_broken="stop")
     return ExamSet(exams, cache, [[] for _ in exams], np.array([topic for _, _, topic in rows]))
 
 
