@@ -8,9 +8,89 @@ from __future__ import annotations
 
 CODES: dict[str, tuple[str, str]] = {
     # Recipes and grids
+    "unknown-key": (
+        "No part of this name takes such a key.",
+        "Correct the spelling; `launch.py describe KIND NAME` lists the keys.",
+    ),
+    "unknown-name": (
+        "Nothing is registered or known under this name.",
+        "Take one of the names that the message lists; `launch.py ls` prints all plugins.",
+    ),
+    "missing-key": (
+        "A required value is not set.",
+        "Set the key that the message names.",
+    ),
+    "wrong-type": (
+        "The value is of another type than expected.",
+        "Write the type that the message names; quote texts that YAML would read as numbers or booleans.",
+    ),
+    "out-of-range": (
+        "The value is outside its bounds.",
+        "Choose a value within the bounds that the message names.",
+    ),
+    "does-not-divide": (
+        "One number must be a multiple of the other.",
+        "Change one of the two numbers that the message names.",
+    ),
+    "conflicting-settings": (
+        "Two settings exclude each other.",
+        "Remove one of the two, or change it as the message says.",
+    ),
+    "ignored-setting": (
+        "The setting has no effect beside the others.",
+        "Remove it, or set what it needs.",
+    ),
     "renamed-key": (
         "The key has another name since version 0.6.",
         "Write the new key, which the message names.",
+    ),
+    # Files and folders
+    "no-such-file": (
+        "The file or folder does not exist.",
+        "Correct the path; paths are relative to the current folder unless the message says otherwise.",
+    ),
+    "unreadable-file": (
+        "The file exists but cannot be read.",
+        "Check its permissions, its encoding, and that it is not a folder.",
+    ),
+    "damaged-file": (
+        "The file does not contain what was written to it.",
+        "Copy the file again from its source, or delete it and let the command write it again.",
+    ),
+    "wrong-format": (
+        "The file is of another format or version than expected.",
+        "Name a file of the expected format, or write it again with this version.",
+    ),
+    "file-exists": (
+        "The command would overwrite a file.",
+        "Choose another name or folder, or delete the file first.",
+    ),
+    # Data
+    "duplicate-id": (
+        "Two items have the same id.",
+        "Give each its own id, or remove the copy.",
+    ),
+    "broken-image": (
+        "An image cannot be decoded, or has an unexpected shape or type.",
+        "Replace the image, or list it where the dataset excludes images.",
+    ),
+    # Models and weights
+    "unsupported": (
+        "This combination does not work.",
+        "Choose one of the alternatives that the message names.",
+    ),
+    "weights-differ": (
+        "The weights in a folder are not those that the model was trained with.",
+        "Put the original weight files back, or train the part again.",
+    ),
+    "does-not-fit": (
+        "The sizes or the vocabulary of two parts do not match.",
+        "Change one of the two as the message says.",
+    ),
+    # Installation
+    "missing-package": (
+        "An optional package is not installed.",
+        "Install it with the command in the message.",
     ),
     # Runs and checkpoints
     "out-of-memory": (
