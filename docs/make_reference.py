@@ -1,4 +1,4 @@
-"""Writes docs/reference/ from the code: what every key of a recipe, a grid file and a shipped plugin means.
+"""Writes docs/reference/ and docs/troubleshooting.md from the code: every key, every shipped plugin, every error code.
 
 python docs/make_reference.py           writes the files
 python docs/make_reference.py --check   exits with 1 and the names of those that are stale
@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+import troubleshooting  # noqa: E402
 
 from framework.grid.file import GridFile  # noqa: E402
 from framework.recipe.describe import SECTION, describe, in_words  # noqa: E402
@@ -24,7 +26,7 @@ from framework.recipe.schema import CHOICES, SLOTS, Section  # noqa: E402
 from framework.recipe.source import Key  # noqa: E402
 from framework.registry import KINDS, PLUGINS, Plugin, catalogue  # noqa: E402
 
-FOLDER = ROOT / "docs" / "reference"
+FOLDER = ROOT / "docs"
 NOTE = "<!-- Written by docs/make_reference.py from the code: change it there, then run that again. -->"
 REQUIRED = "(required)"
 HEAD = ("key", "type", "default", "meaning")
@@ -202,7 +204,16 @@ def plugins_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-PAGES = {"recipe.md": recipe_page, "grids.md": grids_page, "plugins.md": plugins_page}
+def troubleshooting_page() -> str:
+    return f"{NOTE}\n\n{troubleshooting.page()}"
+
+
+PAGES = {
+    "reference/recipe.md": recipe_page,
+    "reference/grids.md": grids_page,
+    "reference/plugins.md": plugins_page,
+    "troubleshooting.md": troubleshooting_page,
+}
 
 
 def main(words: list[str]) -> int:
@@ -214,9 +225,9 @@ def main(words: list[str]) -> int:
         path, text = FOLDER / name, make()
         if path.is_file() and path.read_text(encoding="utf-8") == text:
             continue
-        stale.append(str(path.relative_to(ROOT)))
+        stale.append(f"docs/{name}")
         if not words:
-            FOLDER.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
     if words and stale:
         print(f"stale: {', '.join(stale)}; run: python docs/make_reference.py", file=sys.stderr)
