@@ -21,7 +21,9 @@ from framework.checkpoint.export import ModelTexts
 from framework.checkpoint.format import RetentionPolicy, Snapshot, TrainState
 from framework.checkpoint.saver import AsyncCheckpointer
 from framework.data.loading import BatchPlan
-from framework.distributed import Strategy, prepare, start_accelerator
+from framework.distributed.launch import start_accelerator
+from framework.distributed.prepare import prepare
+from framework.distributed.strategy import Strategy
 from framework.recipe import load_recipe
 
 # About 90 million parameters, which with AdamW's state are 1 GiB.
@@ -61,7 +63,7 @@ def main() -> None:
             started = time.perf_counter()
             state = strategy.state()
             texts = ModelTexts(tokenizer, "")
-            saver.save(Snapshot(TrainState(step=step), state, strategy.exported(state), texts))
+            saver.save(Snapshot(TrainState(step=step), state, strategy.export_weights(state), texts))
             handed_over = time.perf_counter()
             saver.finish()
             waited.append(handed_over - started)

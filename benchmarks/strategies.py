@@ -40,7 +40,9 @@ def measure(strategy: str, batch_size: int, words: list[str]) -> None:
     """One process of several: trains some steps and prints what it saw as JSON."""
     from framework.build import build_optimizer, build_task
     from framework.data.loading import BatchPlan
-    from framework.distributed import gather, prepare, start_accelerator
+    from framework.distributed.collectives import gather
+    from framework.distributed.launch import start_accelerator
+    from framework.distributed.prepare import prepare
     from framework.exam import Batch
     from framework.recipe import load_recipe
     from framework.train_step import train_step, weights_at

@@ -18,7 +18,7 @@ from torch import nn
 from framework.data.check import ExamWarning, check_splits, listing
 from framework.data.image_cache import ImageCache, build_image_cache
 from framework.data.loading import ExamSet, collate, hardest_sample
-from framework.distributed import gather, in_turns, on_main
+from framework.distributed.collectives import gather, main_process_first, on_main
 from framework.exam import Exam, ExamSource
 from framework.models.external_weights import read_metadata, require_external_weights
 from framework.models.pretrained import values_unread
@@ -267,7 +267,7 @@ def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path | None, t
         run: the folder that is told the topics; None: none is.
         trained: the folder of the exported model; None: it is still to be trained.
     """
-    with in_turns(accelerator):
+    with main_process_first(accelerator):
         source = build_dataset(recipe)
         splits = load_exams(source)
         require_a_batch(recipe, len(splits["train"]))  # before hours of decoding, and again for what was left out

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from framework.data.loading import exam_seed
-from framework.distributed import Strategy
+from framework.distributed.strategy import Strategy
 from framework.exam import Batch
 from framework.recipe import Recipe
 from framework.recipe.schema import WeightSchedule

@@ -28,19 +28,12 @@ from framework.checkpoint.format import (
 from framework.checkpoint.saver import AsyncCheckpointer
 from framework.data.leakage import NOTES, patients_seen, require_unseen
 from framework.data.loading import BatchPlan, load_batches, step_seed, steps_of
-from framework.distributed import (
-    all_reduce_max,
-    broadcast,
-    describe_launch,
-    gather,
-    launch_id,
-    on_main,
-    prepare,
-    start_accelerator,
-)
-from framework.distributed.gather_exams import notice_of_cut
+from framework.distributed.collectives import all_reduce_max, broadcast, gather, on_main
+from framework.distributed.gather_exams import micro_batch_notice
 from framework.distributed.heartbeat import HangMonitor
+from framework.distributed.launch import describe_launch, launch_id, start_accelerator
 from framework.distributed.micro_batch import largest_micro_batch, too_large
+from framework.distributed.prepare import prepare
 from framework.evaluation.evaluate import evaluate_split, generate_reports
 from framework.exam import Batch
 from framework.models.external_weights import model_metadata, print_saved, require_same_weights
@@ -142,7 +135,7 @@ class Trainer:
         if opened.checkpoint is not None and opened.train_state is not None:
             self._go_on(opened.checkpoint, opened.train_state, launch)
         cut = {name: getattr(self.batch_plan, name) for name in ("batch_size", "micro_batch_size", "accumulation")}
-        settled = {**launch, **cut, **self.strategy.settings()}
+        settled = {**launch, **cut, **self.strategy.effective_config()}
         self.progress.recipe = result_tree(recipe)
         self.progress.launch = {key: value for key, value in settled.items() if key != "id"}  # no matter who started it
         if accelerator.is_main_process:
@@ -269,7 +262,7 @@ class Trainer:
         )
         notes = {**model_metadata(self.strategy.task), NOTES: self.patients}
         texts = ModelTexts(self.parts.tokenizer, save(self.recipe), notes)
-        self.saver.save(Snapshot(progress, state, self.strategy.exported(state), texts))
+        self.saver.save(Snapshot(progress, state, self.strategy.export_weights(state), texts))
 
     def close(self) -> None:
         self.tracker.close()
@@ -418,7 +411,7 @@ class Trainer:
         print_saved(self.strategy.task, self.strategy.shapes)
         if notice := self.strategy.batch_norm_notice(batch_plan):
             print0(f"notice: {notice}")
-        if notice := notice_of_cut(self.strategy.task.losses, batch_plan):
+        if notice := micro_batch_notice(self.strategy.task.losses, batch_plan):
             print0(f"notice: {notice}")
 
 

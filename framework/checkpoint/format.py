@@ -219,7 +219,7 @@ class SavedState(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def forms(self) -> dict[str, Tensor]:
+    def meta_tensors(self) -> dict[str, Tensor]:
         """What each tensor is like: of its shape and number format, without values."""
         found = {}
         for name in self.names:

@@ -69,7 +69,7 @@ def broadcast(accelerator: Accelerator, tensors: list[Tensor]) -> None:
 
 
 @contextmanager
-def in_turns(accelerator: Accelerator) -> Iterator[None]:
+def main_process_first(accelerator: Accelerator) -> Iterator[None]:
     """The main process first, then the first process of every other machine, then the rest.
 
     So what goes to a cache is made once for each file system, whether or not the machines share one.

@@ -19,7 +19,7 @@ from torch.nn.functional import pad as padded
 from framework.data.loading import BatchPlan
 from framework.recipe import RecipeError
 
-_alone = False
+_gather_disabled = False
 
 
 def gather_exams(rows_BX: Tensor, *, pad: float = 0) -> tuple[Tensor, int]:
@@ -28,7 +28,7 @@ def gather_exams(rows_BX: Tensor, *, pad: float = 0) -> tuple[Tensor, int]:
     The gradient goes to the process that a row came from, summed over what all have made of it. Processes may have
     other numbers of rows, and rows of another length, which are padded at their end. All must call it equally often.
     """
-    if _alone or not dist.is_initialized() or dist.get_world_size() == 1:
+    if _gather_disabled or not dist.is_initialized() or dist.get_world_size() == 1:
         return rows_BX, 0
     shape = torch.tensor(rows_BX.shape, device=rows_BX.device)
     shapes = [torch.empty_like(shape) for _ in range(dist.get_world_size())]
@@ -39,7 +39,7 @@ def gather_exams(rows_BX: Tensor, *, pad: float = 0) -> tuple[Tensor, int]:
     return rows_NX, sum(sizes[: dist.get_rank()])
 
 
-def notice_of_cut(losses: Mapping[str, Any], batch_plan: BatchPlan) -> str | None:
+def micro_batch_notice(losses: Mapping[str, Any], batch_plan: BatchPlan) -> str | None:
     """What to say where losses compare exams with one another, and see fewer at a time than a step has.
 
     Raises:
@@ -63,14 +63,14 @@ def notice_of_cut(losses: Mapping[str, Any], batch_plan: BatchPlan) -> str | Non
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def no_gather() -> Iterator[None]:
     """In here `gather_exams` gives this process's rows alone: for what one process tries without the others."""
-    global _alone
-    before, _alone = _alone, True
+    global _gather_disabled
+    before, _gather_disabled = _gather_disabled, True
     try:
         yield
     finally:
-        _alone = before
+        _gather_disabled = before
 
 
 class _Gather(torch.autograd.Function):

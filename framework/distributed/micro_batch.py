@@ -11,8 +11,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from framework.data.loading import BatchPlan, ExamSet, Sample, collate, hardest_sample
-from framework.distributed import all_reduce_max, strategy_of
-from framework.distributed.gather_exams import alone
+from framework.distributed.collectives import all_reduce_max
+from framework.distributed.gather_exams import no_gather
+from framework.distributed.resolve import strategy_of
 from framework.exam import Batch
 from framework.models.blocks import blocks_of_task, disable_activation_checkpointing, enable_activation_checkpointing
 from framework.recipe import Recipe
@@ -72,7 +73,7 @@ def _fits(accelerator: Accelerator, task: Any, hardest: Sample, size: int) -> bo
     beside = BESIDE * sum(weight.numel() for weight in task.parameters() if weight.requires_grad)
     torch.cuda.reset_peak_memory_stats(device)
     batch: Batch | None = None
-    with contextlib.suppress(torch.OutOfMemoryError), alone():  # what fits here may not fit there
+    with contextlib.suppress(torch.OutOfMemoryError), no_gather():  # what fits here may not fit there
         batch = collate([hardest] * size).to(device)
         with accelerator.autocast():
             sums_3L: Tensor = task(batch)

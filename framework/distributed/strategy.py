@@ -228,7 +228,7 @@ class Strategy(ABC):
         Args:
             saved: on the main process; the others take it from there.
         """
-        forms = on_main(self.accelerator, lambda: {} if saved is None else saved.forms())
+        forms = on_main(self.accelerator, lambda: {} if saved is None else saved.meta_tensors())
         self.updates = updates
 
         def received(key: str) -> Tensor:
@@ -260,7 +260,7 @@ class Strategy(ABC):
                 buffer.copy_(received(f"buffers/{name}"))
         self._loaded()
 
-    def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def export_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights and buffers of a state by name: averages where there are, tied weights twice."""
         weights: dict[str, Tensor] = {}
         for kind in ("weights/", "average/", "buffers/"):  # an average stands in for the weights that it is of
@@ -280,7 +280,7 @@ class Strategy(ABC):
             "cut. An encoder without it (model.encoder.norm=group) does not"
         )
 
-    def settings(self) -> dict[str, Any]:
+    def effective_config(self) -> dict[str, Any]:
         """What took effect below, to be stored with the run."""
         return {}
 

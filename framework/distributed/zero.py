@@ -88,7 +88,7 @@ class Zero(Strategy):
         self.engine.step()  # skips what is not finite, and gives an infinite norm
         return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else math.inf
 
-    def settings(self) -> dict[str, Any]:
+    def effective_config(self) -> dict[str, Any]:
         return {"deepspeed": self.config}
 
     def local_shards(self) -> Iterator[tuple[str, Shard]]:

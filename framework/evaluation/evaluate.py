@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from framework.build import Parts, build_parts, run_recipe
 from framework.data.leakage import require_unseen
 from framework.data.loading import ExamSet, load_batches
-from framework.distributed import gather, on_main, start_accelerator
+from framework.distributed.collectives import gather, on_main
+from framework.distributed.launch import start_accelerator
 from framework.distributed.micro_batch import OutOfGpuMemoryError
 from framework.evaluation.model_selection import BEST, ModelSelection, load_models
 from framework.models.generation import generate

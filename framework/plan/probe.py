@@ -16,7 +16,9 @@ from torch import Tensor
 
 from framework.build import build_optimizer, build_plugin, build_task, freeze_parts
 from framework.data.loading import Sample, collate
-from framework.distributed import Strategy, describe_launch, prepare, start_accelerator
+from framework.distributed.launch import describe_launch, start_accelerator
+from framework.distributed.prepare import prepare
+from framework.distributed.strategy import Strategy
 from framework.exam import EOS, Batch, Exam
 from framework.models.generation import generate
 from framework.plan.material import Material, read_material

@@ -22,7 +22,7 @@ from framework.checkpoint.format import (
     step_of,
     verify_checkpoint,
 )
-from framework.distributed import launch_id, restarts
+from framework.distributed.launch import launch_id, restarts
 from framework.recipe import Recipe, recipe_hash
 from framework.recipe.explain import differences
 from framework.recipe.saved import keys_in

@@ -15,7 +15,7 @@ from framework.checkpoint.export import PARTS, read_weights
 from framework.checkpoint.format import CheckpointError, checkpoints_of, read_train_state, step_of, verify_checkpoint
 from framework.data.leakage import require_unseen
 from framework.data.loading import ExamSet
-from framework.distributed import on_main
+from framework.distributed.collectives import on_main
 from framework.models.external_weights import require_same_weights, unsaved_names
 from framework.optim import longest_fitting, named_by_all, nearest_part
 from framework.recipe import Recipe, load_recipe

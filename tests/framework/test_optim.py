@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from framework.build import Parts, build_optimizer, build_parts, build_plugin
 from framework.data.loading import BatchPlan, collate
-from framework.distributed import Strategy, prepare, start_accelerator
+from framework.distributed.launch import start_accelerator
+from framework.distributed.prepare import prepare
+from framework.distributed.strategy import Strategy
 from framework.optim import freeze, parameter_groups
 from framework.recipe import RecipeError, load_recipe
 from framework.task import ReportTask

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from framework.build import build_optimizer, build_parts
 from framework.checkpoint.format import SavedState
 from framework.data.loading import BatchPlan, collate
-from framework.distributed import prepare, start_accelerator
+from framework.distributed.launch import start_accelerator
+from framework.distributed.prepare import prepare
 from framework.exam import PAD, Batch, Features, Outputs
 from framework.optim import parameter_groups
 from framework.recipe import Recipe, RecipeError, load_recipe, recipe_hash, save

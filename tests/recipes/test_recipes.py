@@ -15,7 +15,8 @@ from torch import Tensor
 
 from framework.build import build_model, build_optimizer, build_parts, build_tokenizer
 from framework.data.loading import BatchPlan, collate
-from framework.distributed import prepare, start_accelerator
+from framework.distributed.launch import start_accelerator
+from framework.distributed.prepare import prepare
 from framework.exam import Batch
 from framework.models.generation import generate
 from framework.recipe import RECIPES, load_recipe

@@ -26,7 +26,9 @@ from framework.checkpoint.format import (
     write_checkpoint,
 )
 from framework.data.loading import BatchPlan, collate
-from framework.distributed import Strategy, prepare, start_accelerator
+from framework.distributed.launch import start_accelerator
+from framework.distributed.prepare import prepare
+from framework.distributed.strategy import Strategy
 from framework.recipe import load_recipe
 from framework.train_step import train_step
 
@@ -177,7 +179,7 @@ def steps(strategy: Strategy, parts: Parts, *numbers: int) -> Tensor:
 def saved(strategy: Strategy, parts: Parts, folder: Path) -> Path:
     state, texts = strategy.state(), ModelTexts(parts.tokenizer, "name: x\n")
     train_state = TrainState(step=strategy.updates, updates=strategy.updates)
-    return write_checkpoint(folder, Snapshot(train_state, state, strategy.exported(state), texts), KEEP)
+    return write_checkpoint(folder, Snapshot(train_state, state, strategy.export_weights(state), texts), KEEP)
 
 
 @pytest.mark.parametrize("extra", ["optimizer.amsgrad=false", "optimizer.amsgrad=true", "optimizer.encoder_lr=0"])
@@ -208,7 +210,7 @@ def test_the_exported_model_is_the_average_and_the_validated_one(tmp_path: Path)
     strategy, parts = made(tmp_path)
     steps(strategy, parts, 0, 1)
     state = strategy.state()
-    exported = strategy.exported(state)
+    exported = strategy.export_weights(state)
     with strategy.full_params_model() as task:
         for name, weight in task.state_dict().items():
             assert torch.equal(exported[name], weight), name

@@ -12,7 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from framework.build import build_optimizer, build_parts
 from framework.data.loading import BatchPlan, collate
-from framework.distributed import prepare, start_accelerator
+from framework.distributed.launch import start_accelerator
+from framework.distributed.prepare import prepare
 from framework.recipe import load_recipe
 from framework.train_step import train_step, weights_at
 

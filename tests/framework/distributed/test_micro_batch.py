@@ -14,7 +14,7 @@ from PIL import Image
 from framework.build import build_parts
 from framework.data.image_cache import build_image_cache
 from framework.data.loading import ExamSet, collate, hardest_sample
-from framework.distributed import start_accelerator
+from framework.distributed.launch import start_accelerator
 from framework.exam import Exam
 from framework.recipe import load_recipe
 

@@ -16,8 +16,10 @@ from torch import nn
 
 from framework.build import Parts, build_optimizer, build_parts
 from framework.data.loading import BatchPlan, collate
-from framework.distributed import Strategy, prepare, start_accelerator
 from framework.distributed.deepspeed_json import deepspeed_config
+from framework.distributed.launch import start_accelerator
+from framework.distributed.prepare import prepare
+from framework.distributed.strategy import Strategy
 from framework.models.blocks import blocks_of, enable_activation_checkpointing
 from framework.recipe import Recipe, RecipeError, load_recipe
 from framework.train_step import train_step, weights_at

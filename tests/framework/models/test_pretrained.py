@@ -26,7 +26,9 @@ from framework.checkpoint.format import (
     write_checkpoint,
 )
 from framework.data.loading import BatchPlan, collate
-from framework.distributed import Strategy, prepare, start_accelerator
+from framework.distributed.launch import start_accelerator
+from framework.distributed.prepare import prepare
+from framework.distributed.strategy import Strategy
 from framework.models.external_weights import model_metadata, print_saved, require_same_weights, unsaved_names
 from framework.models.pretrained import folder_of
 from framework.recipe import Recipe, load_recipe, save
@@ -88,7 +90,9 @@ def saved(recipe: Recipe, strategy: Strategy, parts: Parts, folder: Path) -> Pat
     texts = ModelTexts(parts.tokenizer, save(recipe), model_metadata(strategy.task))
     progress = TrainState(step=strategy.updates, updates=strategy.updates)
     keep = RetentionPolicy(last=1, best=0, best_is_higher=True)
-    return write_checkpoint(folder / "checkpoints", Snapshot(progress, state, strategy.exported(state), texts), keep)
+    return write_checkpoint(
+        folder / "checkpoints", Snapshot(progress, state, strategy.export_weights(state), texts), keep
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from tiny_models import of_bytes, save_llama, save_swin
 from torch import nn
 
 from framework.build import build_optimizer, build_parts, build_task
-from framework.distributed import prepare, start_accelerator
+from framework.distributed.launch import start_accelerator
+from framework.distributed.prepare import prepare
 from framework.exam import Batch
 from framework.plan import plan, probe
 from framework.plan.material import count_tokens, count_views, read_material

@@ -12,7 +12,7 @@ from PIL import Image
 
 from framework.build import build_parts
 from framework.cli.recipes import validate
-from framework.distributed import start_accelerator
+from framework.distributed.launch import start_accelerator
 from framework.plan import plan
 from framework.recipe import RecipeError, load_recipe
 from framework.recipe.laterality import side_in

@@ -28,7 +28,7 @@ from framework.checkpoint.format import (
     write_checkpoint,
 )
 from framework.data.leakage import NOTES, patients_seen
-from framework.distributed import launch_id, start_accelerator
+from framework.distributed.launch import launch_id, start_accelerator
 from framework.recipe import Recipe, load_recipe, recipe_hash, result_tree, save
 from framework.run import folder as run_folder
 from framework.run.folder import open_run, take_back

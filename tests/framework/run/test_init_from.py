@@ -22,7 +22,7 @@ from framework.checkpoint.export import ModelTexts
 from framework.checkpoint.format import RetentionPolicy, Snapshot, TrainState, write_checkpoint
 from framework.data.leakage import NOTES, patients_seen
 from framework.data.loading import collate
-from framework.distributed import start_accelerator
+from framework.distributed.launch import start_accelerator
 from framework.exam import Batch
 from framework.recipe import Choice, Recipe, RecipeError, load_recipe, save
 from framework.run.init_from import find_source, load_initial_weights
