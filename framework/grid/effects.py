@@ -1,16 +1,17 @@
-"""What the figures of a grid show: means per setting, which of them lack something, the Pareto front, the curves."""
+"""The data behind the figures of a grid: means of settings and what they lack, the Pareto front, learning curves."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
 
 from framework.grid.results import CellResult, GridResult, Row
 from framework.grid.wording import axis_names, lacks_of, one_line
+from framework.runtime.errors import UserError
 
 SHOWN_STEPS = 240  # points of a curve; of more, stretches of steps are averaged
 
@@ -30,11 +31,20 @@ class Effect:
 
 @dataclass(frozen=True)
 class Curve:
-    """Values of one cell as it was trained."""
+    """Values of one cell during training."""
 
-    row: int
-    cell: CellResult
+    row: int  # index in the result
+    cell: int  # index in the row
     points: tuple[tuple[float, float], ...]  # (step, value)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The learning curves of a grid, all of one metric."""
+
+    name: str
+    lines: tuple[Curve, ...]
+    notes: tuple[str, ...]  # cells without a curve, and why
 
 
 def labels_of(result: GridResult, axis: str) -> list[str]:
@@ -122,43 +132,44 @@ def pareto_front(points: Sequence[tuple[float, float]], higher_is_better: bool) 
     return sorted(front, key=lambda index: worth[index])
 
 
-def read_curves(result: GridResult) -> tuple[str, list[Curve], list[str]]:
-    """The curves of all cells, their name, and a note on each cell that has none.
-
-    It is the first metric on the validation exams where a cell has recorded it, or else the training loss.
+def read_curves(result: GridResult) -> Curves:
+    """The curves of all cells, of the first metric on the validation split if a cell has recorded it, or else of the
+    training loss.
     """
     wanted = [f"val/{result.metrics[0].split('/', 1)[-1]}"] if result.metrics else []
-    notes: list[str] = []
-    broken: set[str] = set()
+    broken: dict[str, str] = {}
     for name in [*wanted, "train/loss"]:
         curves, without = [], []
         for index, row in enumerate(result.rows):
-            for cell in row.cells:
-                who = f"{one_line(row.label)}, seed {cell.seed}"
+            for number, cell in enumerate(row.cells):
+                place = f"{one_line(row.label)}, seed {cell.seed}"
                 try:
                     points = _points(cell, name)
-                except ValueError as error:
-                    if who not in broken:
-                        notes.append(f"{who}: {one_line(str(error))}")
-                    broken.add(who)
+                except UserError as error:
+                    broken.setdefault(place, f"{place}: {one_line(str(error))}")
                     continue
                 if points:
-                    curves.append(Curve(index, cell, tuple(points)))
+                    curves.append(Curve(index, number, tuple(points)))
                 else:
-                    without.append(f"{who} ({one_line(cell.status)})")
+                    without.append(f"{place} ({one_line(cell.status)})")
         if curves:
             break
+    notes = list(broken.values())
     if curves and without:
         notes.append(f"Without {one_line(name)}: {'; '.join(without)}")
     size = math.ceil(max((len(curve.points) for curve in curves), default=1) / SHOWN_STEPS)
     if size > 1:
         notes.append(f"Each point is the mean of {size} values in a row.")
-        curves = [Curve(curve.row, curve.cell, _thinned(curve.points, size)) for curve in curves]
-    return name, curves, notes
+        curves = [replace(curve, points=_thinned(curve.points, size)) for curve in curves]
+    return Curves(name, tuple(curves), tuple(notes))
 
 
 def _points(cell: CellResult, name: str) -> list[tuple[float, float]]:
-    """Raises ValueError where a record cannot be read. A last line that is being written is no record yet."""
+    """The records of one name; a last line that is still being written is none.
+
+    Raises:
+        UserError: a record is damaged.
+    """
     path = cell.run / "metrics.jsonl"
     if not path.is_file():
         return []
@@ -171,7 +182,12 @@ def _points(cell: CellResult, name: str) -> list[tuple[float, float]]:
             if record["name"] == name and math.isfinite(record["value"]):
                 points.append((float(record["step"]), float(record["value"])))
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"metrics.jsonl, line {number} cannot be read ({error}): its curve is left out") from None
+            raise UserError(
+                "damaged-file",
+                f"not a record ({error})",
+                place=f"metrics.jsonl:{number}",
+                hint="Its curve is left out.",
+            ) from None
     return points
 
 

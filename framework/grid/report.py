@@ -7,7 +7,7 @@ from pathlib import Path
 from framework.grid.cell_folder import CellFolder
 from framework.grid.cells import rows_of
 from framework.grid.make import Grid
-from framework.grid.page import write_page
+from framework.grid.page import PageData, draw_page
 from framework.grid.results import GridResult
 from framework.grid.rows import grid_rows
 from framework.grid.run import cells_of
@@ -55,13 +55,15 @@ def write_report(result: GridResult, folder: Path, *, linked: bool = True) -> li
         linked: whether its page leads to the reports of the cells, which a folder that is handed on does not have.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    data, page = PageData.collect(result), folder / "index.html"
     texts = {
         "table.csv": as_csv(result),
         "cells.csv": cells_csv(result),
         "table.md": as_markdown(result),
         "table.tex": as_latex(result),
+        "result.json": data.as_json(),
+        page.name: draw_page(data, page if linked else None),
     }
     for name, text in texts.items():
         atomic_write(folder / name, text)
-    write_page(result, folder / "index.html", linked=linked)
-    return [folder / name for name in [*texts, "index.html"]]
+    return [folder / name for name in texts]

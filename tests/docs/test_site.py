@@ -1,4 +1,4 @@
-"""The documentation builds into a site that needs nobody else's, and its links hold there and as plain Markdown."""
+"""The documentation builds into a site that loads nothing from elsewhere, and its links resolve there and on GitHub."""
 
 from __future__ import annotations
 
@@ -33,8 +33,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_page_is_in_the_site(site: Path) -> None:
     pages = {page.relative_to(ROOT / "docs").with_suffix("") for page in PAGES if page.is_relative_to(ROOT / "docs")}
     built = {page.parent.relative_to(site) for page in site.rglob("index.html")}
-    as_they_are = {page.parent.relative_to(ROOT / "docs") for page in (ROOT / "docs").rglob("index.html")}  # of grids
-    assert {Path(), *pages} - {Path("index")} == built - as_they_are and as_they_are <= built
+    grids = {result.parent.relative_to(ROOT / "docs") for result in (ROOT / "docs").rglob("result.json")}
+    assert grids and {Path(), *pages, *grids} - {Path("index")} == built
+
+
+def test_each_grid_has_a_page_that_the_ablations_link_to(site: Path) -> None:
+    text = (site / "results" / "ablations" / "index.html").read_text(encoding="utf-8")
+    grids = [result.parent.name for result in (ROOT / "docs" / "results").rglob("result.json")]
+    assert [grid for grid in grids if f'href="../{grid}/"' not in text] == []
 
 
 def test_search_finds_words_of_the_code(site: Path) -> None:
@@ -44,7 +50,7 @@ def test_search_finds_words_of_the_code(site: Path) -> None:
 
 
 class Loads(HTMLParser):
-    """What a browser fetches for a page without being asked."""
+    """The addresses that a browser fetches to show a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +71,7 @@ def in_styles(text: str) -> list[str]:
     return re.findall(r"""(?:@import\s+|url\()\s*["']?([^"')\s;]+)""", text)
 
 
-def abroad(address: str) -> bool:
+def from_another_host(address: str) -> bool:
     return not address.startswith("data:") and bool(urlsplit(address).netloc or urlsplit(address).scheme)
 
 
@@ -83,18 +89,20 @@ def test_no_page_loads_anything_from_another_host(site: Path) -> None:
     found = {file: loads(file) for file in files}
     assert sum(map(len, found.values())) > 100
     assert {
-        str(file): far for file, all_of in found.items() if (far := [each for each in all_of if abroad(each)])
+        str(file): far
+        for file, all_of in found.items()
+        if (far := [each for each in all_of if from_another_host(each)])
     } == {}
 
 
-def test_a_picture_of_another_host_is_seen(tmp_path: Path) -> None:
+def test_an_image_of_another_host_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text('<img src="//a.b/c.png"><style>@import "https://a.b/c.css"</style><a href="https://a.b">', "utf-8")
-    assert [each for each in loads(page) if abroad(each)] == ["//a.b/c.png", "https://a.b/c.css"]
+    assert [each for each in loads(page) if from_another_host(each)] == ["//a.b/c.png", "https://a.b/c.css"]
 
 
 def anchors(text: str) -> set[str]:
-    """Of the headings, as GitHub makes them: small letters, no signs, a hyphen a space, a number where one recurs."""
+    """Anchors of the headings as GitHub makes them: lower case, no punctuation, hyphens for spaces."""
     seen: Counter[str] = Counter()
     found = set()
     for heading in HEADING.findall(FENCE.sub("", text)):
@@ -118,11 +126,11 @@ def broken(page: Path, text: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_every_link_holds_as_plain_markdown(page: Path) -> None:
+def test_every_link_resolves_as_plain_markdown(page: Path) -> None:
     assert list(broken(page, page.read_text(encoding="utf-8"))) == []
 
 
-def test_a_broken_link_and_a_broken_anchor_are_seen() -> None:
+def test_a_broken_link_and_a_broken_anchor_are_found() -> None:
     text = (
         "# A b: `c`\n\n## Twice\n\n## Twice\n\n[1](#a-b-c) [2](#twice-1) [3](gone.md) [4](README.md#nowhere) `[5](no)`"
     )
@@ -135,7 +143,7 @@ def figure(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def test_the_figures_of_the_benchmarks_are_those_that_were_measured() -> None:
+def test_the_benchmark_page_shows_the_measured_figures() -> None:
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     measured = [json.loads(file.read_text("utf-8")) for file in (ROOT / "benchmarks" / "results").glob("*.json")]
     rows = [f"| {row['what']} | {figure(row['value'])} {row['unit']} |" for each in measured for row in each["rows"]]

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from harness import ROOT, launch, records
 
-from framework.pages.run_page import _panels
-
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 
 
@@ -35,22 +33,6 @@ def test_the_loss_is_written_every_step_and_falls(smoke_run: Path) -> None:
     values = list(losses.values())
     assert sum(values[-5:]) < 0.8 * sum(values[:5])
     assert len(records(smoke_run, "val/bleu_4")) == 3
-
-
-def test_the_page_draws_every_score_of_validation_on_a_scale_of_its_own(tmp_path: Path) -> None:
-    told = ["train/loss", "train/topic", "train/lr", "train/self_critical/drawn", "train/self_critical/greedy"]
-    told += ["val/bleu_1", "val/bleu_4", "val/cider", "val/my_metric", "val/findings_f1/margin", "final/test/cider"]
-    lines = [json.dumps({"name": name, "step": step, "value": step / 2}) for step in (1, 2) for name in told]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    panels = _panels(tmp_path / "metrics.jsonl")
-    assert {panel: list(drawn) for panel, drawn in panels.items()} == {
-        "train": ["loss", "topic"],
-        "train/self_critical": ["drawn", "greedy"],
-        "val/bleu": ["bleu_1", "bleu_4"],
-        "val/cider": ["cider"],
-        "val/my_metric": ["my_metric"],
-    }
-    assert panels["val/my_metric"]["my_metric"] == [(1, 0.5), (2, 1.0)]
 
 
 def test_scores_stand_beside_floors_and_ceilings(smoke_run: Path) -> None:

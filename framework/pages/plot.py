@@ -1,0 +1,295 @@
+"""Plots of a page: drawn by matplotlib as inline SVG that takes its font and its colours, light or dark, from the page.
+
+Matplotlib draws with placeholder colours, which `Plot.svg` replaces by the style sheet's variables: `--ink`, `--soft`,
+`--paper`, `--rule`, `--edge` and `--c0` to `--c7`. Text stays text.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import unicodedata
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from xml.etree import ElementTree
+
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+SERIES = 8  # colours; the ninth series has the first colour again, with another dash and another marker
+INK = {name: f"#{i:06x}" for i, name in enumerate(("ink", "soft", "paper", "rule", "edge"), 1)}
+INK |= {f"c{i}": f"#{16 + i:06x}" for i in range(SERIES)}
+DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 2)), (0, (5, 2, 1, 2)))
+MARKERS = {"o": 1.0, "s": 0.9, "^": 1.1, "D": 0.85, "v": 1.1, "*": 1.5, "p": 1.1, "X": 1.1}  # and equal areas
+CHARACTER = 6.3  # width of a Latin character of a tick label
+LONGEST = 26  # characters of a tick label
+STYLED = rc_context(
+    {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "sonoscribe",
+        "text.parse_math": False,  # a label is text, also with two $ in it
+        "font.size": 11,
+        "axes.labelcolor": INK["ink"],
+        "axes.edgecolor": INK["edge"],
+        "axes.formatter.useoffset": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": INK["rule"],
+        "xtick.color": INK["edge"],
+        "ytick.color": INK["edge"],
+        "xtick.labelcolor": INK["soft"],
+        "ytick.labelcolor": INK["soft"],
+        "ytick.left": False,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Key:
+    """An entry of a legend."""
+
+    series: int
+    label: str
+    line: bool = True
+
+    @property
+    def mark(self) -> Markup:
+        return key_mark(self.series, line=self.line)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot with what belongs to it, as the macro `figure` of the templates shows it."""
+
+    title: str
+    picture: Markup | None = None  # None: `nothing` says why
+    nothing: str = ""
+    caption: str = ""
+    legend: str = ""  # what the keys are labels of
+    keys: Sequence[Key] = ()
+    notes: Sequence[str] = ()
+    wide: bool = False
+
+
+class Plot:
+    """One pair of axes. Sizes are in CSS pixels."""
+
+    @STYLED
+    def __init__(self, x_name: str, y_name: str = "", *, width: float = 420, height: float = 270) -> None:
+        """
+        Args:
+            y_name: stands over the vertical axis.
+        """
+        self.width, self.height, self.right = width, height, 18.0
+        self.canvas = _canvas(width, height)
+        self.axes = self.canvas.add_axes((0, 0, 1, 1))
+        self.axes.patch.set_visible(False)
+        self.notes: dict[str, tuple[str, str, str]] = {}  # id of an element -> class, key, title
+        for axis in (self.axes.xaxis, self.axes.yaxis):
+            axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        self.axes.set_xlabel(x_name)
+        self.canvas.text(8 / width, 1 - 8 / height, y_name, va="top", color=INK["ink"])
+
+    def x_range(self, low: float, high: float, *, log: bool = False) -> None:
+        if log:
+            self.axes.set_xscale("log")
+            self.axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            self.axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.12g}"))
+            self.axes.xaxis.set_minor_locator(NullLocator())
+        self.axes.set_xlim(low, high)
+
+    def y_range(self, low: float, high: float) -> None:
+        self.axes.set_ylim(low, high)
+
+    @STYLED
+    def y_labels(self, labels: Sequence[str]) -> None:
+        """Names the values 0, 1, 2 ... of the vertical axis, from top to bottom."""
+        self.axes.set_yticks(range(len(labels)), [shorten(label) for label in labels])
+        self.axes.set_ylim(len(labels) - 0.5, -0.5)
+        for text, label in zip(self.axes.get_yticklabels(), labels):
+            self._note(text, "", None, label if text.get_text() != label else "")
+
+    def line(self, points: Sequence[tuple[float, float]], series: int, kind: str = "line", title: str = "") -> None:
+        """Joins points. `kind` is line (a mean) or thin (what it is the mean of)."""
+        style = {"line": {"lw": 2.2}, "thin": {"lw": 1, "alpha": 0.6}}[kind]
+        self._draw(points, kind, series, title, **_stroke(series), **style)
+
+    def mark(self, x: float, y: float, series: int, size: float = 10, *, hollow: bool = False, title: str = "") -> None:
+        """A marker of the series; hollow if its value lacks something."""
+        style = _marker(series, size) | ({"mfc": INK["paper"]} if hollow else {})
+        self._draw([(x, y)], "mark hollow" if hollow else "mark", series, title, **style)
+
+    def dot(self, x: float, y: float, series: int | None = None, title: str = "") -> None:
+        """A single value behind a mean."""
+        colour = INK["soft"] if series is None else INK[f"c{series % SERIES}"]
+        self._draw([(x, y)], "dot", series, title, marker="o", ms=5, mew=0, mfc=colour, ls="", alpha=0.55)
+
+    def front(self, points: Sequence[tuple[float, float]], series: Sequence[int]) -> None:
+        """Joins points by steps, and rings each."""
+        style = {"color": INK["soft"], "lw": 1.3, "ls": (0, (4, 3))}
+        self._draw(points, "front", None, "", drawstyle="steps-post", **style)
+        for point, index in zip(points, series):
+            self._draw([point], "ring", index, "", marker="o", ms=18, mew=1.2, mfc="none", mec=INK["ink"], ls="")
+
+    @STYLED
+    def level(self, x: float, name: str) -> None:
+        """A vertical line to compare with."""
+        self.axes.axvline(x, color=INK["soft"], lw=1, ls=(0, (2, 3)), zorder=1)
+        self.axes.annotate(
+            name, (x, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points", ha="center",
+            color=INK["soft"], fontsize=10.5,
+        )  # fmt: skip
+
+    @STYLED
+    def beside(self, y: float, text: str) -> None:
+        """Text at the right of the axes."""
+        self.right = max(self.right, 16 + CHARACTER * columns(text))
+        self.axes.annotate(
+            text, (1, y), (8, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
+            color=INK["ink"],
+        )  # fmt: skip
+
+    @STYLED
+    def svg(self, description: str) -> Markup:
+        """Returns the plot. `description` is what a screen reader says."""
+        texts = [text.get_text() for text in self.axes.get_yticklabels()]
+        left = 16 + CHARACTER * max(map(columns, texts), default=0)
+        top, bottom = 28, 46
+        self.axes.set_position(
+            (
+                left / self.width,
+                bottom / self.height,
+                (self.width - left - self.right) / self.width,
+                (self.height - top - bottom) / self.height,
+            )
+        )
+        return _inline(self.canvas, self.notes, {"role": "img", "aria-label": description})
+
+    def _draw(
+        self, points: Sequence[tuple[float, float]], kind: str, series: int | None, title: str, **style: Any
+    ) -> None:
+        if points:
+            (artist,) = self.axes.plot(*zip(*points), clip_on=False, zorder=3, **style)
+            self._note(artist, kind, series, title)
+
+    def _note(self, artist: Artist, kind: str, series: int | None, title: str) -> None:
+        """What the element of an artist shall have beside its shape."""
+        artist.set_gid(f"note-{len(self.notes)}")
+        self.notes[f"note-{len(self.notes)}"] = (kind, "" if series is None else str(series), title)
+
+
+@lru_cache
+@STYLED
+def key_mark(series: int, *, line: bool = True) -> Markup:
+    """The marker of a series as a legend or a table shows it."""
+    width, height = 30 if line else 14, 14
+    canvas = _canvas(width, height)
+    if line:
+        canvas.add_artist(Line2D([0, 1], [0.5, 0.5], lw=2.2, **_stroke(series)))
+    canvas.add_artist(Line2D([0.5], [0.5], **_marker(series, 8)))
+    return _inline(canvas, {}, {"class": "key", "aria-hidden": "true", "width": f"{width}", "height": f"{height}"})
+
+
+def span(values: Sequence[float], margin: float = 0.07) -> tuple[float, float]:
+    """The lowest and the highest value with room at both ends, also if all are equal."""
+    low, high = min(values), max(values)
+    room = margin * (high - low) or 0.05 * abs(low) or 0.5
+    return low - room, high + room
+
+
+def columns(text: str) -> int:
+    """The width of a text in Latin characters: a Chinese one counts twice."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def shorten(text: str, longest: int = LONGEST) -> str:
+    if columns(text) <= longest:
+        return text
+    while columns(text) >= longest:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def _canvas(width: float, height: float) -> Canvas:
+    canvas = Canvas(figsize=(width / 72, height / 72))
+    canvas.patch.set_visible(False)
+    return canvas
+
+
+def _stroke(series: int) -> dict[str, Any]:
+    return {"color": INK[f"c{series % SERIES}"], "ls": DASHES[series // SERIES % len(DASHES)]}
+
+
+def _marker(series: int, size: float) -> dict[str, Any]:
+    colour, shape = INK[f"c{series % SERIES}"], list(MARKERS)[(series + series // SERIES) % len(MARKERS)]
+    return {"marker": shape, "ms": size * MARKERS[shape], "mew": 1.6, "mec": colour, "mfc": colour, "ls": ""}
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+LINK = "{http://www.w3.org/1999/xlink}href"
+NAMES = {colour: f"var(--{name})" for name, colour in INK.items()}
+
+
+def _inline(canvas: Canvas, notes: dict[str, tuple[str, str, str]], attributes: dict[str, str]) -> Markup:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # matplotlib's own font only measures
+        canvas.savefig(buffer, format="svg")
+    root = ElementTree.fromstring(buffer.getvalue())
+    shapes = {path.get("id", ""): path for path in root.iter(f"{SVG}path")}
+    svg = ElementTree.Element("svg", {"viewBox": root.get("viewBox", ""), **attributes})
+    svg.extend(part for child in root for part in _cleaned(child, shapes, notes))
+    return Markup(ElementTree.tostring(svg, encoding="unicode", short_empty_elements=False))
+
+
+def _cleaned(
+    element: ElementTree.Element, shapes: dict[str, ElementTree.Element], notes: dict[str, tuple[str, str, str]]
+) -> list[ElementTree.Element]:
+    """An element of matplotlib for use within HTML: no ids, which must differ between the plots of a page, no fonts of
+    its own, the page's colours, and the notes of `Plot`.
+    """
+    tag = element.tag.removeprefix(SVG)
+    inside = [part for child in element for part in _cleaned(child, shapes, notes)]
+    if tag in ("metadata", "defs"):
+        return []
+    if tag == "g" and element.get("id") not in notes:
+        return inside
+    made = ElementTree.Element("path" if tag == "use" else tag)
+    made.text, style = element.text, element.get("style", "")
+    if tag == "use":  # a marker: a shape that is defined once
+        shape = shapes[element.get(LINK, "")[1:]]
+        made.set("d", _short(shape.get("d", "")))
+        made.set("transform", _short(f"translate({element.get('x')} {element.get('y')})"))
+        style = f"{shape.get('style', '')}; {style}"
+    elif tag == "g":
+        kind, key, title = notes[element.get("id", "")]
+        for name, value in (("class", kind), ("data-key", key)):
+            if value:
+                made.set(name, value)
+        if title:
+            ElementTree.SubElement(made, "title").text = title
+    for name in ("d", "x", "y", "transform"):
+        if value := element.get(name, ""):
+            made.set(name, _short(value))
+    style = re.sub(r"font-family: [^;]*;? ?", "", style)
+    if style := re.sub("#[0-9a-f]{6}", lambda colour: NAMES.get(colour[0], colour[0]), style):
+        made.set("style", style)
+    made.extend(inside)
+    return [made]
+
+
+def _short(numbers: str) -> str:
+    """Numbers of a path with two digits after the point."""
+    return re.sub(
+        r"-?\d+\.\d+", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), " ".join(numbers.split())
+    )

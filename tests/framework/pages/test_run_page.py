@@ -1,0 +1,95 @@
+"""The page of a run: what stands on it, and that reports, ids and names are only ever text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from html_page import Page, check_offline
+
+from framework.pages.run_page import read_curves, write_page
+
+EVIL = "<script>alert('x')<img src=x onerror=alert(1)> & \"q\" $x$ {{ 7 * 7 }} 乳腺"
+
+
+def values(bleu: float, **others: float) -> dict[str, float]:
+    return {"exams": 2, "bleu_4": bleu, "findings_f1/margin": bleu / 2, **others}
+
+
+def a_run(home: Path, text: str = "plain") -> tuple[Path, Any]:
+    """The files of a run and its parts; `text` is the name of a metric, an exam, its reports and the segmentation."""
+    run = home / "recipe" / "run"
+    (run / "predictions").mkdir(parents=True)
+    names = {"model": 0.5, "fixed_report": 0.4, "nearest_image": 0.3, "retrieval_oracle": 0.9}
+    test: dict[str, Any] = {name: values(bleu, **{text: bleu}) for name, bleu in names.items()}
+    test |= {"model_low": {"bleu_4": 0.45}, "model_high": {"bleu_4": 0.55}, "model_without_interval": {text: text}}
+    (run / "scores.json").write_text(json.dumps({"segmentation": text, "test": test, "val": test}), "utf-8")
+    records = [(f"train/{name}", step, step / 3) for name in ("loss", text) for step in (1, 2, 3)]
+    lines = [json.dumps({"name": name, "step": step, "value": value}) for name, step, value in records]
+    (run / "metrics.jsonl").write_text("\n".join(lines), "utf-8")
+    (run / "topics.png").write_bytes(b"PNG")
+    rows = [{"id": text, "reference": text, "prediction": text}, {"id": "b", "reference": "c", "prediction": "d"}]
+    (run / "predictions" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    cache = SimpleNamespace(images=lambda exam: np.zeros((2, 1, 4, 4), np.uint8))
+    return run, SimpleNamespace(exams={"test": SimpleNamespace(cache=cache)})
+
+
+def page_of(run: Path, parts: Any) -> Page:
+    assert write_page(run, parts) == run / "report.html"
+    return Page((run / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_page_shows_scores_curves_topics_and_exams(tmp_path: Path) -> None:
+    page = page_of(*a_run(tmp_path))
+    check_offline(page)
+    for text in ("recipe / run", "Scores on test", "Scores on val", "[0.450, 0.550]", "margin", "0.250", "plain"):
+        assert text in page.text
+    first = page.text.index("0.500 [0.450, 0.550]")
+    assert first < page.text.index("Scores on test")  # the summary comes first
+    assert len(page.all("article", "exam")) == 2 and len(page.all("img")) == 3
+    assert len(page.all("p", "same")) == 1 and len(page.all("p", "other")) == 1
+    assert [at["aria-label"] for at in page.all("svg") if at.get("role")] == ["train by step: loss, plain"]
+
+
+def test_reports_ids_and_names_are_text(tmp_path: Path) -> None:
+    page = page_of(*a_run(tmp_path, EVIL))
+    check_offline(page)
+    assert page.text.count(EVIL) > 10
+    assert all(EVIL not in name for _, attributes in page.elements for name in attributes)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "topics.png", "predictions/test.jsonl"])
+def test_a_model_without_the_other_files_of_its_run_has_a_page(name: str, tmp_path: Path) -> None:
+    run, parts = a_run(tmp_path)
+    (run / name).unlink()
+    headings = len(page_of(*a_run(tmp_path / "whole")).all("h2"))
+    page = page_of(run, parts)
+    assert len(page.all("h2")) == headings - (name != "predictions/test.jsonl")
+    assert ("No predictions yet." in page.text) == (name == "predictions/test.jsonl")
+
+
+def test_a_recipe_without_findings_says_so(tmp_path: Path) -> None:
+    run, parts = a_run(tmp_path)
+    text = (run / "scores.json").read_text("utf-8").replace("findings_f1/", "other/")
+    (run / "scores.json").write_text(text, "utf-8")
+    assert "The recipe has no metric of findings." in page_of(run, parts).text
+
+
+def test_each_validation_score_has_an_axis_of_its_own(tmp_path: Path) -> None:
+    names = ["train/loss", "train/topic", "train/lr", "train/self_critical/drawn", "train/self_critical/greedy"]
+    names += ["val/bleu_1", "val/bleu_4", "val/cider", "val/my_metric", "val/findings_f1/margin", "final/test/cider"]
+    lines = [json.dumps({"name": name, "step": step, "value": step / 2}) for step in (1, 2) for name in names]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    panels = read_curves(tmp_path / "metrics.jsonl")
+    assert {panel: list(drawn) for panel, drawn in panels.items()} == {
+        "train": ["loss", "topic"],
+        "train/self_critical": ["drawn", "greedy"],
+        "val/bleu": ["bleu_1", "bleu_4"],
+        "val/cider": ["cider"],
+        "val/my_metric": ["my_metric"],
+    }
+    assert panels["val/my_metric"]["my_metric"] == [(1, 0.5), (2, 1.0)]
