@@ -1,0 +1,33 @@
+"""README shows the framework as it is."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+
+from harness import ROOT
+from tests.test_layout import LEVELS
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"(?ms)^```(\w+)\n(.*?)^```$", TEXT)
+
+
+def test_the_tree_is_that_of_the_framework_level_by_level() -> None:
+    (tree,) = (text for _, text in BLOCKS if text.startswith("framework/\n"))
+    shown = [re.findall(r"(?m)^  (\w+)(?:/|\.py) +\S", level) for level in tree.split("\n\n")]
+    assert [sorted(level) for level in shown] == [sorted(level) for level in reversed(LEVELS)]
+
+
+def test_the_files_that_it_names_are_there() -> None:
+    named = re.findall(r"`((?:framework|plugins|tests|docs|recipes)/[\w/]+\.\w+|launch\.py)`", TEXT)
+    assert len(named) > 6
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_the_python_door_has_what_it_shows() -> None:
+    (program,) = (text for language, text in BLOCKS if language == "python")
+    door = importlib.import_module("sonoscribe")
+    for node in ast.walk(ast.parse(program)):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "sonoscribe":
+            assert hasattr(door, node.attr), node.attr
