@@ -21,9 +21,9 @@ from framework.data.loading import ExamSet, collate, hardest_sample
 from framework.distributed.collectives import gather, main_process_first, on_main
 from framework.exam import Exam, ExamSource
 from framework.models.external_weights import read_metadata, require_external_weights
-from framework.models.pretrained import values_unread
+from framework.models.pretrained import skip_weight_loading
 from framework.models.sampling import evaluating
-from framework.models.views import require_places
+from framework.models.views import require_view_count
 from framework.optim import freeze, parameter_groups
 from framework.recipe import Choice, Recipe, RecipeError, load_recipe
 from framework.recipe.laterality import mirrored_sides
@@ -146,7 +146,7 @@ def _build_part(recipe: Recipe, kind: str, trained: bool, model: Path | None, **
         require_external_weights(notes["external_weights"], f"model.{kind}.weights")
         return build_plugin(recipe, kind, choice, **known, hf_config=None)
     if model is None and "hf_config" in injected_params(find(kind, choice.name, recipe.plugin_files)):
-        with values_unread():
+        with skip_weight_loading():
             return build_plugin(recipe, kind, choice, **known, hf_config=None)
     without = Choice(name=choice.name, keys={**choice.keys, "weights": None})
     return build_plugin(recipe, kind, without, **known, hf_config=notes.get("hf_config"))
@@ -324,7 +324,7 @@ def _require_all_views_fit(task: ReportTask, exams: Mapping[str, ExamSet]) -> No
     most = {name: max(some.exams, key=lambda exam: len(exam.views)) for name, some in exams.items() if some.exams}
     split, exam = max(most.items(), key=lambda item: len(item[1].views))
     views, named = len(exam.views), f"exam {exam.id} of split {split}"
-    require_places(named, views, getattr(task.encoder, "position_VD", None))
+    require_view_count(named, views, getattr(task.encoder, "position_VD", None))
     if views == len(most["train"].views):
         return  # the first epoch has such an exam
     with evaluating(task), torch.no_grad():

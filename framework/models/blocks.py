@@ -1,4 +1,4 @@
-"""The repeated blocks of a model, which are cut, gathered and computed again one at a time."""
+"""The repeated blocks of a model: the units of sharding, activation checkpointing, freezing and layer-wise decay."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from framework.runtime.errors import UserError
+
 LISTS = (nn.ModuleList, nn.Sequential)
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """The items with weights of the outermost lists of two or more: a transformer's layers, a ResNet's stages."""
+    """Modules with weights in the outermost lists of two or more: a transformer's layers, a ResNet's stages."""
     found: list[nn.Module] = []
     for child in module.children():
         items = [item for item in child.children() if any(True for _ in item.parameters())]
@@ -25,42 +27,43 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
 
 
 def blocks_of_task(task: Any) -> list[nn.Module]:
-    """Those of encoder and decoder; losses have none that are worth it."""
+    """The blocks of encoder and decoder; losses are too small to shard."""
     return [*blocks_of(task.encoder), *blocks_of(task.decoder)]
 
 
 def enable_activation_checkpointing(block: nn.Module) -> None:
-    """Makes a block keep its input alone for the backward pass, which computes it a second time.
+    """Makes a block store only its input and recompute the rest in the backward pass.
 
-    The second pass draws the same dropout in the same mode, and batch normalization counts the batch once. A block that
-    is frozen is computed again too: a gradient may go through it, as through a frozen language model.
+    The recomputation draws the same dropout in the same mode and leaves the running statistics of batch normalization
+    alone. Frozen blocks are recomputed too, since a gradient may pass through them, as through a frozen language model.
 
     Source:
         Chen et al. 2016, arXiv 1604.06174.
     """
-    first = block.forward
+    original = block.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
-            return first(*args, **kwargs)
-        contexts = partial(_first_and_second, block)
-        return checkpoint(first, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+            return original(*args, **kwargs)
+        contexts = partial(_contexts, block)
+        return checkpoint(original, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
     block.forward = forward  # type: ignore[method-assign]
 
 
 def disable_activation_checkpointing(block: nn.Module) -> None:
-    """Takes `enable_activation_checkpointing` back."""
+    """Undoes `enable_activation_checkpointing`."""
     del block.forward
 
 
-def _first_and_second(block: nn.Module) -> tuple[Any, Any]:
-    return nullcontext(), _second(block, {part: part.training for part in block.modules()})
+def _contexts(block: nn.Module) -> tuple[Any, Any]:
+    """Contexts of the forward pass and of its recomputation."""
+    return nullcontext(), _recomputation(block, {part: part.training for part in block.modules()})
 
 
 @contextmanager
-def _second(block: nn.Module, modes: dict[nn.Module, bool]) -> Iterator[None]:
-    """The modes are those of the first pass, and running statistics stay as they are: they have seen this batch."""
+def _recomputation(block: nn.Module, modes: dict[nn.Module, bool]) -> Iterator[None]:
+    """Restores the modes of the forward pass and freezes running statistics, which have seen this batch already."""
     now = {part: part.training for part in modes}
     norms = [part for part in block.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
     counts = [norm.num_batches_tracked for norm in norms]
@@ -74,26 +77,26 @@ def _second(block: nn.Module, modes: dict[nn.Module, bool]) -> Iterator[None]:
     finally:
         for part, training in now.items():
             part.training = training
-        for norm, count, (momentum, kept) in zip(norms, counts, before):
+        for norm, count, (momentum, saved) in zip(norms, counts, before):
             norm.momentum = momentum
-            if count is not None and kept is not None:
-                count.copy_(kept)
+            if count is not None and saved is not None:
+                count.copy_(saved)
 
 
-def stages_of(whole: nn.Module, backbone: nn.Module) -> list[list[nn.Parameter]]:
-    """Every parameter of `whole` exactly once: the stem of its backbone, then each of its stages or layers.
+def stages_of(module: nn.Module, backbone: nn.Module) -> list[list[nn.Parameter]]:
+    """Every parameter of `module` exactly once: the stem of its backbone, then each of the stages or layers.
 
-    What stands behind the last stage, such as its norm and the parts of `whole` around the backbone, counts to it.
+    Parameters after the last stage, such as a final norm, and those outside the backbone belong to the last stage.
     """
     blocks = blocks_of(backbone)
-    place = {id(weight): number for number, block in enumerate(blocks, 1) for weight in block.parameters()}
+    stage_of = {id(weight): number for number, block in enumerate(blocks, 1) for weight in block.parameters()}
     found: list[list[nn.Parameter]] = [[] for _ in range(len(blocks) + 1)]
     current = 0
     for weight in backbone.parameters():
-        current = place.get(id(weight), current)
+        current = stage_of.get(id(weight), current)
         found[current].append(weight)
     known = {id(weight) for weight in backbone.parameters()}
-    found[-1] += [weight for weight in whole.parameters() if id(weight) not in known]
+    found[-1] += [weight for weight in module.parameters() if id(weight) not in known]
     return found
 
 
@@ -101,18 +104,23 @@ def freeze_stages(backbone: nn.Module, count: int) -> None:
     """Freezes the stem and the first `count` stages of a backbone; 0 freezes nothing, not even the stem.
 
     Raises:
-        ValueError: it has fewer stages.
+        UserError: `out-of-range` if it has fewer stages.
     """
     stages = stages_of(backbone, backbone)
     if count > len(stages) - 1:
-        raise ValueError(f"model.encoder.frozen_stages: found {count}, the encoder has {len(stages) - 1} stages")
+        raise UserError(
+            "out-of-range",
+            f"found {count}",
+            place="model.encoder.frozen_stages",
+            expected=f"at most {len(stages) - 1}, the stages of this encoder",
+        )
     for stage in stages[: count + 1] if count else ():
         for weight in stage:
             weight.requires_grad_(False)
 
 
 def eval_frozen_modules(module: nn.Module) -> None:
-    """Evaluation mode for each part whose parameters are all frozen: no dropout, and statistics of batches stay."""
+    """Puts each part whose parameters are all frozen in eval mode: no dropout, no update of running statistics."""
     for part in module.modules():
         weights = list(part.parameters())
         if weights and not any(weight.requires_grad for weight in weights):

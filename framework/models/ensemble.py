@@ -1,6 +1,6 @@
-"""Several models that write one report together.
+"""Several models that generate one report together.
 
-Shapes: B exams, N patches, D width, R rows of the search, W vocabulary, M members.
+Shapes: B exams, N patches, D width, R rows of the search, W words in the vocabulary.
 """
 
 from __future__ import annotations
@@ -18,23 +18,22 @@ from framework.models.generation import next_token_logprobs
 
 
 @dataclass(frozen=True)
-class EachFeatures:
-    """What the encoder of each member gives."""
+class EnsembleFeatures:
+    """The features of each member. The tensors are those of the first, from which the search reads the batch size."""
 
-    of_members: tuple[Features, ...]
-    patches_BND: Tensor  # the first member's, which tells how many exams there are, as its vector does
+    members: tuple[Features, ...]
+    patches_BND: Tensor
     pooled_BD: Tensor
 
 
 class Ensemble(nn.Module):
-    """Writes with the mean of its members' probabilities at each word.
+    """Generates by the mean of its members' next-token probabilities.
 
-    It stands in the place of a task and of its decoder: `features`, `decoder`, and `init_cache` and `step` on a cache,
-    which is a list of the members' own. Words that no report has are left out of each member's distribution before the
-    mean, as each leaves them out alone.
+    Stands in for a task and for its decoder: `features`, `decoder`, and `init_cache` and `step` on a list of the
+    members' caches. Each member leaves out the tokens that no report contains before the mean is taken.
 
     Args:
-        members: tasks with one vocabulary.
+        members: tasks with the same vocabulary.
 
     Source:
         Sutskever, Vinyals and Le 2014, arXiv 1409.3215, section 3.6, and common since: the mean over members of
@@ -49,18 +48,18 @@ class Ensemble(nn.Module):
     def decoder(self) -> Ensemble:
         return self
 
-    def features(self, batch: Batch) -> EachFeatures:
-        found = tuple(member.features(batch) for member in self.members)
-        return EachFeatures(found, found[0].patches_BND, found[0].pooled_BD)
+    def features(self, batch: Batch) -> EnsembleFeatures:
+        features = tuple(member.features(batch) for member in self.members)
+        return EnsembleFeatures(features, features[0].patches_BND, features[0].pooled_BD)
 
-    def init_cache(self, features: EachFeatures) -> list[Any]:
-        return [member.decoder.init_cache(own) for member, own in zip(self.members, features.of_members, strict=True)]
+    def init_cache(self, features: EnsembleFeatures) -> list[Any]:
+        return [member.decoder.init_cache(own) for member, own in zip(self.members, features.members, strict=True)]
 
-    def step(self, last_R: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
-        """Logarithms of the mean probabilities [R, W], and the members' states after this word."""
-        shares, after = [], []
-        for member, state in zip(self.members, states, strict=True):
-            logits_RW, state = member.decoder.step(last_R, state)
-            shares.append(next_token_logprobs(logits_RW))
-            after.append(state)
-        return torch.stack(shares).logsumexp(0) - math.log(len(shares)), after
+    def step(self, tokens_R: Tensor, caches: list[Any]) -> tuple[Tensor, list[Any]]:
+        """Logarithms of the mean probabilities [R, W], and the members' caches after these tokens."""
+        logprobs, after = [], []
+        for member, cache in zip(self.members, caches, strict=True):
+            logits_RW, cache = member.decoder.step(tokens_R, cache)
+            logprobs.append(next_token_logprobs(logits_RW))
+            after.append(cache)
+        return torch.stack(logprobs).logsumexp(0) - math.log(len(logprobs)), after

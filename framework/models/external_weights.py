@@ -1,15 +1,14 @@
-"""What a run need not save: frozen weights that were fetched from a folder, which is known by its hashes.
+"""Frozen weights that checkpoints leave out, because they are read from a folder of pretrained weights again.
 
-A part (encoder or decoder) that takes `weights` may offer two attributes, which build.py, strategy.py and
-exported_model.py ask for:
+A part (encoder or decoder) that takes `weights` may have two attributes, read by build.py, strategy.py and export.py:
 
-    blueprint   what the part's shape was read from, as plain values; a trained model is built from it again without
-                the folder, which hands it over as the run-time value of that name
-    fetched     `ExternalWeights`: frozen weights, equal to the folder's; they are not saved, but read there again
+    hf_config         plain values from which the part's shape was built; saved with a trained model, which is rebuilt
+                      from them without the folder, as the run-time value of that name
+    external_weights  `ExternalWeights`: frozen weights that equal the folder's; not saved, read from the folder again
 
-A part may also name `settings`: buffers that say what recipe and tokenizer say. They are saved, and a run that begins
-with this model keeps its own. A loss that reads frozen weights which are no part of it offers `external_weights`
-without names: a run goes on with the same ones alone.
+A part may also list `settings`: buffers that follow from recipe and tokenizer. They are saved, but a run with
+`init_from` keeps its own. A loss that reads frozen weights outside of its own parameters has `external_weights` without
+names: a run resumes only with the same files.
 """
 
 from __future__ import annotations
@@ -23,150 +22,150 @@ from typing import Any
 import torch
 from torch import nn
 
-from framework.models.pretrained import folder_of, weight_files
+from framework.models.pretrained import weight_files, weights_folder
 from framework.runtime.console import print0
+from framework.runtime.errors import Problem, UserError
 from framework.runtime.files import digest
 
 
 @dataclass(frozen=True)
 class ExternalWeights:
-    """Weights that a part has read from a folder and never trains."""
+    """Frozen weights that a part has read from a folder."""
 
-    weights: str  # as the recipe says it
+    weights: str  # as in the recipe
     folder: Path
     names: frozenset[str]  # of parameters and buffers, in the part
     _files: dict[str, list[Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def files(self) -> dict[str, list[Any]]:
-        """Size and SHA-256 of every file with weights, by name; read once."""
+        """Size and SHA-256 of every weight file by name; computed once."""
         if not self._files:
             self._files.update({path.name: [path.stat().st_size, digest(path)] for path in weight_files(self.folder)})
         return self._files
 
 
 def external_weights_of(part: nn.Module, inner: str, weights: str, folder: Path) -> ExternalWeights | None:
-    """What of a part need not be saved: the frozen weights of its module `inner`, which was read from a folder."""
-    below = part.get_submodule(inner)
-    names = {f"{inner}.{name}" for name, w in below.named_parameters(remove_duplicate=False) if not w.requires_grad}
-    for home, module in below.named_modules(prefix=inner):
-        mine = list(module.parameters())
-        if mine and not any(weight.requires_grad for weight in mine):
-            names |= {f"{home}.{name}" for name, _ in module.named_buffers()}
-    kept = names & set(part.state_dict(keep_vars=True))
-    return ExternalWeights(weights, folder, frozenset(kept)) if kept else None
+    """The frozen parameters and buffers of the part's module `inner`, which was loaded from a folder; None if none."""
+    module = part.get_submodule(inner)
+    names = {f"{inner}.{name}" for name, w in module.named_parameters(remove_duplicate=False) if not w.requires_grad}
+    for prefix, child in module.named_modules(prefix=inner):
+        parameters = list(child.parameters())
+        if parameters and not any(weight.requires_grad for weight in parameters):
+            names |= {f"{prefix}.{name}" for name, _ in child.named_buffers()}
+    names &= set(part.state_dict(keep_vars=True))
+    return ExternalWeights(weights, folder, frozenset(names)) if names else None
 
 
 def external_weights_in(task: nn.Module) -> dict[str, ExternalWeights]:
-    """The parts of a task that have fetched weights, by name."""
-    found = {name: getattr(part, "external_weights", None) for name, part in task.named_children()}
-    return {name: external_weights for name, external_weights in found.items() if external_weights is not None}
+    """The external weights of a task's parts, by the part's name."""
+    return _external_weights(task.named_children())
+
+
+def _external_weights(modules: Any) -> dict[str, ExternalWeights]:
+    found = {name: getattr(module, "external_weights", None) for name, module in modules}
+    return {name: external for name, external in found.items() if external is not None}
+
+
+def _external_weights_of_losses(task: nn.Module) -> dict[str, ExternalWeights]:
+    return _external_weights(getattr(task, "losses", nn.ModuleDict()).items())
 
 
 def unsaved_names(task: nn.Module) -> frozenset[str]:
-    """Names in a task of weights that are not saved."""
-    return frozenset(
-        f"{part}.{name}"
-        for part, external_weights in external_weights_in(task).items()
-        for name in external_weights.names
-    )
+    """Names in a task's state dict that are not saved."""
+    parts = external_weights_in(task).items()
+    return frozenset(f"{part}.{name}" for part, external in parts for name in external.names)
 
 
 def model_metadata(task: nn.Module) -> dict[str, dict[str, Any]]:
-    """What is written beside a model's weights so that its parts can be built again: by part, where there is any."""
-    found: dict[str, dict[str, Any]] = {}
+    """JSON values saved beside a model's weights, from which its parts are built again; by part."""
+    metadata: dict[str, dict[str, Any]] = {}
     for name, part in task.named_children():
         if (hf_config := getattr(part, "hf_config", None)) is not None:
-            found.setdefault(name, {})["hf_config"] = hf_config
-    for name, external_weights in external_weights_in(task).items():
-        found.setdefault(name, {})["external_weights"] = {
-            "weights": external_weights.weights,
-            "files": external_weights.files(),
-        }
-    if read := _read_by_losses(task):
-        found["losses"] = {name: {"weights": one.weights, "files": one.files()} for name, one in read.items()}
-    return found
+            metadata.setdefault(name, {})["hf_config"] = hf_config
+    for name, external in external_weights_in(task).items():
+        metadata.setdefault(name, {})["external_weights"] = _as_json(external)
+    if losses := _external_weights_of_losses(task):
+        metadata["losses"] = {name: _as_json(external) for name, external in losses.items()}
+    return metadata
 
 
-def _read_by_losses(task: nn.Module) -> dict[str, ExternalWeights]:
-    """Frozen weights that losses read and that are no part of them, by loss."""
-    losses = dict(getattr(task, "losses", nn.ModuleDict()).items())
-    return {
-        name: loss.external_weights
-        for name, loss in losses.items()
-        if getattr(loss, "external_weights", None) is not None
-    }
+def _as_json(external: ExternalWeights) -> dict[str, Any]:
+    return {"weights": external.weights, "files": external.files()}
 
 
 def read_metadata(model: Path, part: str) -> dict[str, Any]:
-    """What `model_metadata` told of a part, from an exported model's folder; {} where there was nothing to tell."""
+    """`model_metadata` of one part from an exported model's folder; {} if it has none.
+
+    Raises:
+        UserError: `damaged-file` if the file is not JSON.
+    """
     path = model / f"{part}.json"
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        metadata = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: damaged ({error}); copy the run's model/ again") from None
-    return found if isinstance(found, dict) else {}
+        raise UserError(
+            "damaged-file", f"not JSON ({error})", place=path, hint="Copy the run's model/ again."
+        ) from None
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def require_same_weights(model: Path, task: nn.Module, part: str | None = None) -> None:
-    """Raises ValueError where a task's fetched weights are not those that a saved model was trained on.
+    """Raises `weights-differ` if a task's external weights are not those that a saved model was trained with.
 
     Args:
-        part: of the task that is looked at; None: all, and what losses read.
+        part: name of one part to check; None checks all parts and losses.
     """
-    for name, external_weights in external_weights_in(task).items():
-        if part in (None, name) and (told := read_metadata(model, name).get("external_weights")):
-            _compare(told["files"], external_weights.files(), external_weights.folder, f"model.{name}.weights")
-    before = read_metadata(model, "losses") if part is None else {}
-    for name, external_weights in _read_by_losses(task).items():
-        told = before.get(name, {})
-        if told.get("weights") == external_weights.weights:  # another name is the recipe's to tell
-            _compare(told["files"], external_weights.files(), external_weights.folder, f"losses.{name}")
+    for name, external in external_weights_in(task).items():
+        if part in (None, name) and (saved := read_metadata(model, name).get("external_weights")):
+            _require_equal_files(saved["files"], external.files(), external.folder, f"model.{name}.weights")
+    if part is not None:
+        return
+    saved_losses = read_metadata(model, "losses")
+    for name, external in _external_weights_of_losses(task).items():
+        saved = saved_losses.get(name, {})
+        if saved.get("weights") == external.weights:  # other weights are a change of the recipe, reported there
+            _require_equal_files(saved["files"], external.files(), external.folder, f"losses.{name}")
 
 
-def require_external_weights(told: dict[str, Any], key: str) -> None:
-    """Holds the folder of weights that a model was saved without to what it was then.
+def require_external_weights(saved: dict[str, Any], key: str) -> None:
+    """Checks that the folder of a saved model's external weights still holds the same files.
 
     Raises:
-        ValueError: it is gone, or has other bytes.
+        UserError: `no-such-file` if the folder is gone, `weights-differ` if a file differs.
     """
     try:
-        folder = folder_of(told["weights"], key)
-    except ValueError as error:
-        raise ValueError(
-            f"{error}. The model was saved without these frozen weights; put them back where they were"
-        ) from error
-    found = ExternalWeights(told["weights"], folder, frozenset())
+        folder = weights_folder(saved["weights"], key)
+    except UserError as error:
+        hint = "The model was saved without these frozen weights; put them back."
+        raise UserError.of(Problem(p.code, p.found, p.place, p.expected, hint) for p in error.problems) from error
+    external = ExternalWeights(saved["weights"], folder, frozenset())
     sizes = {path.name: path.stat().st_size for path in weight_files(folder)}
-    if sizes != {name: size for name, (size, _) in told["files"].items()}:
-        _compare(told["files"], {name: [size, ""] for name, size in sizes.items()}, folder, key)
-    _compare(told["files"], found.files(), folder, key)
+    if sizes != {name: size for name, (size, _) in saved["files"].items()}:  # no need to compute hashes
+        _require_equal_files(saved["files"], {name: [size, ""] for name, size in sizes.items()}, folder, key)
+    _require_equal_files(saved["files"], external.files(), folder, key)
 
 
-def _compare(before: dict[str, list[Any]], now: dict[str, list[Any]], folder: Path, key: str) -> None:
+def _require_equal_files(before: dict[str, list[Any]], now: dict[str, list[Any]], folder: Path, key: str) -> None:
     if before == now:
         return
     differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    raise ValueError(
-        f"{key}: {folder} has other weights than the model was trained on (by size or SHA-256): "
-        f"{', '.join(differing[:3])}. Put those files back; the model was saved without them"
+    raise UserError(
+        "weights-differ",
+        f"{folder} has other weights than the model was trained with (by size or SHA-256): {', '.join(differing[:3])}",
+        place=key,
+        hint="Put those files back; the model was saved without them.",
     )
 
 
 def print_saved(task: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
-    """How much of a task is saved, where some of it is not.
-
-    Args:
-        shapes: of its parameters, whole, by name.
-    """
+    """Prints how much of a task is saved, if not all of it."""
     unsaved = unsaved_names(task)
     if not unsaved:
         return
     sizes = {name: shape.numel() for name, shape in shapes.items()}
     saved = sum(size for name, size in sizes.items() if name not in unsaved)
-    origins = ", ".join(
-        dict.fromkeys(external_weights.weights for external_weights in external_weights_in(task).values())
-    )
-    whole = sum(sizes.values())
-    print0(f"{saved / 1e6:.2f} M of {whole / 1e6:.2f} M parameters are saved; the others are read from {origins} again")
+    origins = ", ".join(dict.fromkeys(external.weights for external in external_weights_in(task).values()))
+    total = sum(sizes.values())
+    print0(f"{saved / 1e6:.2f} M of {total / 1e6:.2f} M parameters are saved; the others are read from {origins} again")

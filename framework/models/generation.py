@@ -1,6 +1,6 @@
-"""Writes reports word by word on the decoder's cache: beam search, which with one beam is greedy.
+"""Beam search on the decoder's cache; greedy search is beam search with one beam.
 
-Shapes: B exams, K beams, R rows (the beams of all exams still being written), T words so far, W vocabulary.
+Shapes: B exams, K beams, R rows (the beams of all unfinished exams), T tokens so far, W words in the vocabulary.
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ from torch import Tensor
 
 from framework.exam import BOS, EOS, PAD, UNK, Features
 
-NEVER = (PAD, BOS, UNK)  # a report has none of these
+NEVER = (PAD, BOS, UNK)  # tokens that no report contains
 
 
-def select(state: Any, rows: Tensor) -> Any:
-    """Takes rows of every tensor in a decoder's state: any nest of dicts, lists and tuples, batch first."""
-    if isinstance(state, Tensor):
-        return state.index_select(0, rows)
-    if isinstance(state, dict):
-        return {key: select(value, rows) for key, value in state.items()}
-    if isinstance(state, (list, tuple)):
-        return type(state)(select(value, rows) for value in state)
-    return state
+def reorder_cache(cache: Any, rows: Tensor) -> Any:
+    """Selects rows of every tensor in a decoder's cache: any nest of dicts, lists and tuples, batch first."""
+    if isinstance(cache, Tensor):
+        return cache.index_select(0, rows)
+    if isinstance(cache, dict):
+        return {key: reorder_cache(value, rows) for key, value in cache.items()}
+    if isinstance(cache, (list, tuple)):
+        return type(cache)(reorder_cache(value, rows) for value in cache)
+    return cache
 
 
 def next_token_logprobs(logits_W: Tensor) -> Tensor:
-    """Log-probabilities [..., W] of the next word that is written, in float32; what no report has, has none."""
-    able_W = logits_W.to(torch.float32, copy=True)
-    able_W[..., NEVER] = float("-inf")
-    return able_W.log_softmax(-1)
+    """Log-probabilities [..., W] of the next token in float32; minus infinity for tokens that no report contains."""
+    masked_W = logits_W.to(torch.float32, copy=True)
+    masked_W[..., NEVER] = float("-inf")
+    return masked_W.log_softmax(-1)
 
 
-def forbid_repeats(scores_RW: Tensor, words_RT: Tensor, ngram: int) -> Tensor:
-    """Minus infinity for each word that would complete an n-gram that its row already has."""
-    if words_RT.shape[1] < ngram:
+def forbid_repeats(scores_RW: Tensor, tokens_RT: Tensor, ngram_size: int) -> Tensor:
+    """Sets to minus infinity the score of each token that would repeat an n-gram of its row."""
+    if tokens_RT.shape[1] < ngram_size:
         return scores_RW
-    windows_RMn = words_RT.unfold(1, ngram, 1)
-    ending_Rn = words_RT[:, words_RT.shape[1] - ngram + 1 :]
-    repeats_RM = (windows_RMn[..., :-1] == ending_Rn[:, None]).all(-1)
-    barred = torch.zeros_like(scores_RW).scatter_add_(1, windows_RMn[..., -1], repeats_RM.to(scores_RW.dtype))
-    return scores_RW.masked_fill(barred > 0, float("-inf"))
+    ngrams_RMn = tokens_RT.unfold(1, ngram_size, 1)
+    prefix_Rn = tokens_RT[:, tokens_RT.shape[1] - ngram_size + 1 :]
+    repeats_RM = (ngrams_RMn[..., :-1] == prefix_Rn[:, None]).all(-1)
+    banned = torch.zeros_like(scores_RW).scatter_add_(1, ngrams_RMn[..., -1], repeats_RM.to(scores_RW.dtype))
+    return scores_RW.masked_fill(banned > 0, float("-inf"))
 
 
 @torch.no_grad()
@@ -56,55 +56,56 @@ def generate(
 ) -> list[list[int]]:
     """The best report of each exam as token ids, without BOS and EOS.
 
-    A hypothesis is ranked by its log-probability over its length (EOS counted) to the power `length_penalty`
-    (0: the plain sum; 1: the mean). Finished hypotheses stay in the beam and compete; an exam ends when its whole beam
-    has finished, or after `max_length` words.
+    The score of a hypothesis is its log-probability divided by its length (EOS included) to the power `length_penalty`
+    (0: the sum; 1: the mean). Finished hypotheses stay in the beam and compete. An exam is finished when all of its
+    hypotheses are, or after `max_length` tokens.
 
     Args:
-        no_repeat_ngram_size: no n-gram of this many words occurs twice in a report; 0 lets them.
+        decoder: offers `init_cache(features) -> cache` and `step(tokens_R, cache) -> (logits_RW, cache)`.
+        no_repeat_ngram_size: no n-gram of this size occurs twice in a report; 0 allows repeats.
     """
-    given = features.patches_BND if features.pooled_BD is None else features.pooled_BD
-    batch, device = given.shape[0], given.device
-    state = select(decoder.init_cache(features), torch.arange(batch, device=device).repeat_interleave(num_beams))
-    words_BKT = torch.empty(batch, num_beams, 0, dtype=torch.long, device=device)
-    # Only the first beam of each exam counts at the start, or all beams would be the same.
-    sums_BK = torch.full((batch, num_beams), float("-inf"), device=device)
-    sums_BK[:, 0] = 0
+    per_exam = features.patches_BND if features.pooled_BD is None else features.pooled_BD
+    batch, device = per_exam.shape[0], per_exam.device
+    cache = reorder_cache(decoder.init_cache(features), torch.arange(batch, device=device).repeat_interleave(num_beams))
+    hypotheses_BKT = torch.empty(batch, num_beams, 0, dtype=torch.long, device=device)
+    # At the start only the first beam of an exam counts, or all of its beams would be the same.
+    beam_scores_BK = torch.full((batch, num_beams), float("-inf"), device=device)
+    beam_scores_BK[:, 0] = 0
     lengths_BK = torch.zeros(batch, num_beams, device=device)
-    ended_BK = torch.zeros(batch, num_beams, dtype=torch.bool, device=device)
-    exams = torch.arange(batch, device=device)  # which exam each line of these tensors is
-    last_R = torch.full((batch * num_beams,), BOS, device=device)
+    finished_BK = torch.zeros(batch, num_beams, dtype=torch.bool, device=device)
+    exams_B = torch.arange(batch, device=device)  # finished exams leave the batch
+    last_tokens_R = torch.full((batch * num_beams,), BOS, device=device)
     reports: dict[int, list[int]] = {}
     for length in range(1, max_length + 1):
-        logits_RW, state = decoder.step(last_R, state)
+        logits_RW, cache = decoder.step(last_tokens_R, cache)
         if no_repeat_ngram_size:
-            logits_RW = forbid_repeats(logits_RW.float(), words_BKT.flatten(0, 1), no_repeat_ngram_size)
-        steps_BKW = next_token_logprobs(logits_RW).unflatten(0, (-1, num_beams))
-        # A finished hypothesis goes on with PAD alone, at no cost.
-        steps_BKW = steps_BKW.masked_fill(ended_BK[..., None], float("-inf"))
-        steps_BKW[..., PAD] = torch.where(ended_BK, 0.0, steps_BKW[..., PAD])
-        sums_BKW = sums_BK[..., None] + steps_BKW
-        grown_BK = torch.where(ended_BK, lengths_BK, length)
-        ranked_BKW = sums_BKW / grown_BK[..., None] ** length_penalty
-        best_BK = ranked_BKW.flatten(1).topk(num_beams).indices
-        vocabulary = steps_BKW.shape[-1]
-        parent_BK, word_BK = best_BK // vocabulary, best_BK % vocabulary
-        sums_BK = sums_BKW.flatten(1).gather(1, best_BK)
-        lengths_BK = grown_BK.gather(1, parent_BK)
-        words_BKT = torch.cat(
-            [words_BKT.gather(1, parent_BK[..., None].expand(-1, -1, length - 1)), word_BK[..., None]], dim=-1
+            logits_RW = forbid_repeats(logits_RW.float(), hypotheses_BKT.flatten(0, 1), no_repeat_ngram_size)
+        logprobs_BKW = next_token_logprobs(logits_RW).unflatten(0, (-1, num_beams))
+        # A finished hypothesis is continued by PAD only, at no cost.
+        logprobs_BKW = logprobs_BKW.masked_fill(finished_BK[..., None], float("-inf"))
+        logprobs_BKW[..., PAD] = torch.where(finished_BK, 0.0, logprobs_BKW[..., PAD])
+        next_scores_BKW = beam_scores_BK[..., None] + logprobs_BKW
+        next_lengths_BK = torch.where(finished_BK, lengths_BK, length)
+        penalized_BKW = next_scores_BKW / next_lengths_BK[..., None] ** length_penalty
+        best_BK = penalized_BKW.flatten(1).topk(num_beams).indices
+        vocabulary_size = logprobs_BKW.shape[-1]
+        parents_BK, tokens_BK = best_BK // vocabulary_size, best_BK % vocabulary_size
+        beam_scores_BK = next_scores_BKW.flatten(1).gather(1, best_BK)
+        lengths_BK = next_lengths_BK.gather(1, parents_BK)
+        hypotheses_BKT = torch.cat(
+            [hypotheses_BKT.gather(1, parents_BK[..., None].expand(-1, -1, length - 1)), tokens_BK[..., None]], dim=-1
         )
-        ended_BK = ended_BK.gather(1, parent_BK) | (word_BK == EOS)
-        lines = torch.arange(len(exams), device=device)
-        rows_BK = lines[:, None] * num_beams + parent_BK
-        done_B = ended_BK.all(1) if length < max_length else torch.ones_like(ended_BK[:, 0])
-        for line in done_B.nonzero().flatten().tolist():
-            first = (sums_BK[line] / lengths_BK[line] ** length_penalty).argmax()
-            reports[int(exams[line])] = [w for w in words_BKT[line, first].tolist() if w not in (EOS, PAD)]
-        going = (~done_B).nonzero().flatten()
-        if not len(going):
+        finished_BK = finished_BK.gather(1, parents_BK) | (tokens_BK == EOS)
+        rows_BK = torch.arange(len(exams_B), device=device)[:, None] * num_beams + parents_BK
+        done_B = finished_BK.all(1) if length < max_length else torch.ones_like(finished_BK[:, 0])
+        for exam in done_B.nonzero().flatten().tolist():
+            best = (beam_scores_BK[exam] / lengths_BK[exam] ** length_penalty).argmax()
+            reports[int(exams_B[exam])] = [t for t in hypotheses_BKT[exam, best].tolist() if t not in (EOS, PAD)]
+        unfinished = (~done_B).nonzero().flatten()
+        if not len(unfinished):
             break
-        state = select(state, rows_BK[going].flatten())
-        exams, words_BKT, sums_BK = exams[going], words_BKT[going], sums_BK[going]
-        lengths_BK, ended_BK, last_R = lengths_BK[going], ended_BK[going], word_BK[going].flatten()
+        cache = reorder_cache(cache, rows_BK[unfinished].flatten())
+        exams_B, hypotheses_BKT = exams_B[unfinished], hypotheses_BKT[unfinished]
+        beam_scores_BK, lengths_BK = beam_scores_BK[unfinished], lengths_BK[unfinished]
+        finished_BK, last_tokens_R = finished_BK[unfinished], tokens_BK[unfinished].flatten()
     return [reports[exam] for exam in range(batch)]

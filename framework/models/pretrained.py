@@ -1,8 +1,9 @@
-"""Models of transformers that others have trained: where they lie, what their configuration may be told, LoRA."""
+"""Pretrained transformers models: locating and loading weights, checking configurations, LoRA."""
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,43 +14,54 @@ import torch
 from torch import nn
 
 from framework.registry.source import did_you_mean
-from framework.runtime.errors import first_line
+from framework.runtime.errors import UserError, first_line
 
-# What is read of a folder on the model hub: nothing that could carry code.
+# What is downloaded from the model hub: no file that could carry code.
 SAFE = ["*.json", "*.txt", "*.model", "*.safetensors"]
-# Mean and standard deviation of red, green and blue, by which networks for ImageNet standardize images.
+EXPECTED_FOLDER = "a folder with config.json and model.safetensors, or a name on the model hub"
+# Mean and standard deviation of red, green and blue in ImageNet, by which its networks standardize images.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_unread: ContextVar[bool] = ContextVar("unread", default=False)
+_skip_weights: ContextVar[bool] = ContextVar("skip_weights", default=False)
 
 
 @contextmanager
-def values_unread() -> Iterator[None]:
-    """Within it, parts are built in their right shapes with random values: what is only measured fetches no weights."""
-    token = _unread.set(True)
+def skip_weight_loading() -> Iterator[None]:
+    """Inside, pretrained parts are built with random weights: used for size estimates, downloads no weights."""
+    token = _skip_weights.set(True)
     try:
         yield
     finally:
-        _unread.reset(token)
+        _skip_weights.reset(token)
 
 
-def only_measured() -> bool:
-    """Whether `values_unread` is in force."""
-    return _unread.get()
+def skips_weight_loading() -> bool:
+    """Whether `skip_weight_loading` is active."""
+    return _skip_weights.get()
 
 
-def folder_of(weights: str, key: str) -> Path:
-    """The folder of pretrained weights: a local one, or that of a name on the model hub, fetched if it is not here yet.
+def weights_folder(weights: str, key: str) -> Path:
+    """The local folder of pretrained weights; downloads a name on the model hub if it is not cached.
+
+    Args:
+        key: the recipe key of `weights`, for messages.
 
     Raises:
-        ValueError: there is no such folder, or the hub does not give it; or it holds an adapter.
+        UserError: `no-such-file` if there is no such folder and the hub does not have it, `wrong-format` if it holds
+            an adapter.
     """
-    folder = _fetched_folder(weights, key)
+    folder = _local_or_downloaded(weights, key)
     if (folder / "adapter_config.json").is_file():
-        raise ValueError(f"{key}: {weights} holds an adapter; expected whole weights (merge it into its model)")
+        raise UserError(
+            "wrong-format",
+            f"{weights} holds an adapter",
+            place=key,
+            expected="full weights",
+            hint="Merge the adapter into its base model.",
+        )
     return folder
 
 
-def _fetched_folder(weights: str, key: str) -> Path:
+def _local_or_downloaded(weights: str, key: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -57,17 +69,16 @@ def _fetched_folder(weights: str, key: str) -> Path:
     if local.is_dir():
         return local
     if weights[:1] in ("", ".", "/", "~") or local.exists():
-        raise ValueError(
-            f"{key}: no such folder: {weights}. Expected one with config.json and model.safetensors, or a name on the "
-            "model hub"
-        )
-    wanted = [pattern for pattern in SAFE if pattern != "*.safetensors"] if _unread.get() else SAFE
+        raise UserError("no-such-file", f"no such folder: {weights}", place=key, expected=EXPECTED_FOLDER)
+    patterns = [pattern for pattern in SAFE if pattern != "*.safetensors"] if _skip_weights.get() else SAFE
     try:
-        return Path(snapshot_download(weights, allow_patterns=wanted))
+        return Path(snapshot_download(weights, allow_patterns=patterns))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise ValueError(
-            f"{key}: '{weights}' is no folder, and the model hub does not give it ({first_line(error)}). Expected a "
-            "folder with config.json and model.safetensors, or a name on the model hub"
+        raise UserError(
+            "no-such-file",
+            f"'{weights}' is not a folder, and the model hub does not provide it ({first_line(error)})",
+            place=key,
+            expected=EXPECTED_FOLDER,
         ) from error
 
 
@@ -75,52 +86,59 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def config_of(folder: Path, key: str) -> Any:
-    """What a folder of weights says of their shape, as a transformers configuration."""
+def read_config(folder: Path, key: str) -> Any:
+    """The transformers configuration in a folder of weights."""
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _unfit(folder, key, error) from error
+        raise _does_not_load(folder, key, error) from error
 
 
 def new_config(architecture: str, values: dict[str, Any], known: dict[str, str], key: str) -> Any:
     """A transformers configuration from a recipe's `architecture` and `config`.
 
     Args:
-        known: architectures that have a class of the kind that is wanted.
-        key: of the part in the recipe.
+        known: architectures that have a class of the wanted kind.
+        key: recipe key of the part.
 
     Raises:
-        ValueError: no such architecture or key, or values that do not go together.
+        UserError: `unknown-name` of the architecture, `unknown-key` of `config`, or `out-of-range` if the architecture
+            rejects the values.
     """
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES as ALL
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    require_known(architecture, known, ALL, key)
-    cls = _class_of(architecture)
+    require_architecture(architecture, known, CONFIG_MAPPING_NAMES, key)
+    cls = _config_class(architecture)
     _require_keys(cls(), values, key)
     try:
         return cls(**values)
     except Exception as error:  # whatever its checks raise
-        raise ValueError(f"{key}.config: {architecture} refuses it ({first_line(error)})") from error
+        raise UserError(
+            "out-of-range", f"{architecture} rejects these values ({first_line(error)})", place=f"{key}.config"
+        ) from error
 
 
-def require_known(architecture: str, known: dict[str, str], every: Any, key: str) -> None:
-    """Raises ValueError where transformers has no such architecture, or not as what is wanted."""
+def require_architecture(architecture: str, known: dict[str, str], every: Iterable[str], key: str) -> None:
+    """Raises `unknown-name` or `unsupported` if an architecture of transformers has no class of the wanted kind."""
     if architecture in known:
         return
-    near = did_you_mean(architecture, known)
-    if architecture in every:
-        raise ValueError(
-            f"{key}.architecture: '{architecture}' has no class of this kind in transformers.{near} "
-            f"With one: {', '.join(sorted(known))}"
-        )
-    raise ValueError(f"{key}.architecture: Unknown architecture '{architecture}'.{near} Known: {_some(known)}")
+    names = sorted(known)
+    listed = ", ".join(names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
+    exists = architecture in every
+    raise UserError(
+        "unsupported" if exists else "unknown-name",
+        f"'{architecture}' has no class of this kind in transformers"
+        if exists
+        else f"Unknown architecture '{architecture}'",
+        place=f"{key}.architecture",
+        hint=f"{did_you_mean(architecture, known)} Known: {listed}".strip(),
+    )
 
 
-def changed(config: Any, values: dict[str, Any], key: str) -> Any:
-    """A folder's configuration with some values of a recipe in it, which must leave the shapes of weights alone."""
+def update_config(config: Any, values: dict[str, Any], key: str) -> Any:
+    """Sets values of a recipe in a folder's configuration; they must not change the shapes of weights."""
     _require_keys(config, values, key)
     config.update(values)
     return config
@@ -130,139 +148,158 @@ def _require_keys(config: Any, values: dict[str, Any], key: str) -> None:
     known = {*config.to_dict(), *getattr(config, "attribute_map", {})}
     for name in values:
         if name not in known:
-            raise ValueError(
-                f"{key}.config: unknown key '{name}' of {config.model_type}.{did_you_mean(name, known)} "
-                f"Known: {', '.join(sorted(known))}"
+            raise UserError(
+                "unknown-key",
+                f"unknown key '{name}' of {config.model_type}",
+                place=f"{key}.config.{name}",
+                hint=f"{did_you_mean(name, known)} Known: {', '.join(sorted(known))}".strip(),
             )
 
 
-def config_from(hf_config: dict[str, Any]) -> Any:
-    """The configuration that a blueprint was made of."""
-    told = dict(hf_config["config"])
-    return _class_of(told["model_type"]).from_dict(told)
+def config_from_dict(hf_config: dict[str, Any]) -> Any:
+    """The transformers configuration saved in a part's `hf_config`."""
+    values = dict(hf_config["config"])
+    return _config_class(values["model_type"]).from_dict(values)
 
 
-def plain_config(config: Any) -> dict[str, Any]:
-    """A configuration as values that JSON knows."""
-    found: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    return found
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """A transformers configuration as plain JSON values."""
+    values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return values
 
 
-def _class_of(architecture: str) -> Any:
+def _config_class(architecture: str) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     return CONFIG_MAPPING[architecture]
 
 
 def new_model(cls: Any, config: Any, key: str) -> Any:
-    """A model of a transformers class with random weights, in fp32."""
+    """A transformers model with random weights, in fp32."""
     try:
         return cls(config).float()
-    except Exception as error:  # whatever the architecture stumbles over
-        raise ValueError(
-            f"{key}.config: no {config.model_type} can be built of it ({type(error).__name__}: {first_line(error)})"
+    except Exception as error:  # whatever the architecture raises
+        raise UserError(
+            "out-of-range",
+            f"{config.model_type} cannot be built from it ({type(error).__name__}: {first_line(error)})",
+            place=f"{key}.config",
         ) from error
 
 
-def read_model(cls: Any, folder: Path, config: Any, key: str) -> tuple[Any, list[str]]:
-    """A model with a folder's weights, in fp32, and the names of its weights that are not there.
+def load_pretrained(cls: Any, folder: Path, config: Any, key: str) -> tuple[Any, list[str]]:
+    """A model with a folder's weights in fp32, and the names of its weights that the folder lacks.
+
+    Reads only safetensors and runs no code of the folder.
 
     Raises:
-        ValueError: they do not load, or the configuration leaves some of their layers out. Only safetensors are read,
-            and no code of the folder is run.
+        UserError: `no-such-file` or `wrong-format` if the weights do not load, `does-not-fit` if the configuration has
+            fewer layers than the folder.
     """
-    if _unread.get():
+    if _skip_weights.get():
         return new_model(cls, config, key), []
     if not weight_files(folder):
-        raise ValueError(f"{key}.weights: no *.safetensors in {folder}; files of other kinds could carry code")
+        raise UserError(
+            "no-such-file",
+            f"no *.safetensors in {folder}",
+            place=f"{key}.weights",
+            hint="Other files are not read, since they could carry code.",
+        )
     try:
-        with _quietly():
-            model, told = cls.from_pretrained(
+        with _quiet_transformers():
+            model, info = cls.from_pretrained(
                 str(folder), config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
     except Exception as error:  # of transformers, safetensors, or the architecture
-        raise _unfit(folder, f"{key}.weights", error) from error
-    if cut := _layers_left_out(model, told["unexpected_keys"]):
-        raise ValueError(
-            f"{key}.weights: {folder} has layers that the configuration leaves out: {', '.join(cut[:3])}; take their "
-            f"number out of {key}.config"
+        raise _does_not_load(folder, f"{key}.weights", error) from error
+    if extra := _unused_layers(model, info["unexpected_keys"]):
+        raise UserError(
+            "does-not-fit",
+            f"{folder} has layers that the configuration leaves out: {', '.join(extra[:3])}",
+            place=f"{key}.weights",
+            hint=f"Remove the number of layers from {key}.config.",
         )
-    return model.float(), sorted(told["missing_keys"])
+    return model.float(), sorted(info["missing_keys"])
 
 
-def _layers_left_out(model: Any, unexpected: Iterable[str]) -> list[str]:
-    """Names of numbered layers among unexpected weights that would go on a list of the model.
+def _unused_layers(model: Any, unexpected: Iterable[str]) -> list[str]:
+    """Names of numbered layers among the unexpected weights that would extend a list of the model.
 
-    Heads of other tasks are unexpected too, and rightly left out.
+    Heads for other tasks are unexpected too, but leaving those out is right.
     """
-    prefix = f"{model.base_model_prefix}."  # which a folder's names may have, or lack
+    prefix = f"{model.base_model_prefix}."  # optional in a folder's names
     lists = {name.removeprefix(prefix): part for name, part in model.named_modules() if isinstance(part, nn.ModuleList)}
     lengths = {f"{start}{name}": len(part) for name, part in lists.items() for start in ("", prefix)}
-    found = set()
+    layers = set()
     for weight in unexpected:
         names = weight.split(".")
         for place, number in enumerate(names):
             length = lengths.get(".".join(names[:place]))
             if length is not None and number.isdecimal() and int(number) >= length:
-                found.add(".".join(names[: place + 1]))
-    return sorted(found)
+                layers.add(".".join(names[: place + 1]))
+    return sorted(layers)
 
 
-def require_all(missing: list[str], folder: Path, key: str) -> None:
+def require_no_missing_weights(missing: list[str], folder: Path, key: str) -> None:
     if missing:
-        raise ValueError(
-            f"{key}.weights: {folder} lacks {len(missing)} weights of the architecture, first {', '.join(missing[:3])}"
+        raise UserError(
+            "does-not-fit",
+            f"{folder} lacks {len(missing)} weights of the architecture, first {', '.join(missing[:3])}",
+            place=f"{key}.weights",
         )
 
 
-def read_tokenizer(folder: Path, key: str) -> Any:
-    """The tokenizer that lies beside weights, of transformers."""
+def load_tokenizer(folder: Path, key: str) -> Any:
+    """The transformers tokenizer beside weights."""
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # of transformers or tokenizers, which raise their own
-        raise ValueError(f"{key}: no tokenizer that loads in {folder} ({first_line(error)})") from error
+        raise UserError(
+            "wrong-format", f"the tokenizer in {folder} does not load ({first_line(error)})", place=key
+        ) from error
 
 
-def read_text_encoder(folder: Path, config: Any, key: str) -> tuple[Any, Any]:
-    """The tokenizer and the frozen model of an encoder of text such as BERT; whether it is one, the caller has seen.
+def load_text_encoder(folder: Path, config: Any, key: str) -> tuple[Any, Any]:
+    """Tokenizer and frozen model of a text encoder such as BERT. The caller has checked that it is one.
 
     Raises:
-        ValueError: one of them does not load, or weights are missing.
+        UserError: one of them does not load, or weights are missing.
     """
     from transformers import AutoModel
 
-    # A part that the folder lacks is drawn from the global generator, whose state is the run's.
+    # Weights that the folder lacks are drawn from the global generator, whose state belongs to the run.
     with torch.random.fork_rng(devices=[]):
-        model, missing = read_model(AutoModel, folder, config, key)
-    # The pooler is BERT's head for another task, which many encoders leave out, and nobody here uses.
-    require_all([name for name in missing if not name.startswith("pooler.")], folder, key)
-    return read_tokenizer(folder, key), model.eval().requires_grad_(False)
+        model, missing = load_pretrained(AutoModel, folder, config, key)
+    # Many encoders leave out BERT's pooler, a head for another task that is not used here.
+    require_no_missing_weights([name for name in missing if not name.startswith("pooler.")], folder, key)
+    return load_tokenizer(folder, key), model.eval().requires_grad_(False)
 
 
-def positions_of(model: Any) -> int:
-    """The most pieces that a model of text has positions for; many, where it does not say."""
+def max_positions(model: Any) -> int:
+    """Maximum number of tokens of a text model; 2**30 if its configuration has no limit."""
     return int(getattr(model.config, "max_position_embeddings", 1 << 30)) - first_position(model)
 
 
 def first_position(model: Any) -> int:
-    """The position of a text's first piece: RoBERTa and its heirs count from behind the padding's, others from 0."""
+    """Position id of the first token: RoBERTa and its descendants count from padding_idx + 1, others from 0."""
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
     return 0 if padding is None else padding + 1
 
 
-def turn_grey(model: nn.Module, key: str) -> None:
-    """Lets a model of colour images take grey ones: its first filters become the sum of those of the three colours,
-    which is the same as three equal channels.
+def convert_to_grayscale(model: nn.Module, key: str) -> None:
+    """Makes a model of RGB images take grayscale ones: sums the first filters over the colours, which equals three
+    identical channels.
 
     Raises:
-        ValueError: more or fewer layers than one take an image.
+        UserError: `unsupported` if not exactly one layer reads the image.
     """
     stems = [part for part in model.modules() if isinstance(part, nn.Conv2d) and part.in_channels == 3]
     if len(stems) != 1:
-        raise ValueError(f"{key}.weights: {len(stems)} layers take an image; set data.channels: 3")
+        raise UserError(
+            "unsupported", f"{len(stems)} layers read the image", place=f"{key}.weights", hint="Set data.channels: 3."
+        )
     (stem,) = stems
     stem.weight = nn.Parameter(stem.weight.detach().sum(1, keepdim=True))
     stem.in_channels = 1
@@ -278,60 +315,73 @@ def require_one_source(
     weights: str | None,
     hf_config: dict[str, Any] | None,
     config: dict[str, Any],
-    ours: Sequence[str],
-    of: str,
+    derived: Sequence[str],
+    source: str,
 ) -> None:
-    """Holds the keys of a part to one another that say what it begins with.
+    """Checks that a part is built from exactly one of architecture, weights and hf_config.
 
     Args:
-        ours: values of a configuration that the recipe has no say in, since they follow from what `of` names.
+        derived: configuration values that follow from `source` and may not stand in the recipe.
 
     Raises:
-        ValueError: architecture and weights are both set, or neither is; or the recipe sets one of `ours`.
+        UserError: `conflicting-settings` if architecture and weights are both set or one of `derived` is,
+            `missing-key` if neither is.
     """
     if hf_config is None and (architecture is None) == (weights is None):
-        raise ValueError(f"{key}: set either architecture or weights; found {'both' if weights else 'neither'}")
-    for name in ours:
+        raise UserError(
+            "conflicting-settings" if weights else "missing-key",
+            f"found {'both' if weights else 'neither'} of architecture and weights",
+            place=key,
+            expected="exactly one",
+        )
+    for name in derived:
         if name in config:
-            raise ValueError(f"{key}.config: '{name}' follows from {of}; take it out")
+            raise UserError(
+                "conflicting-settings",
+                f"'{name}' follows from {source}",
+                place=f"{key}.config.{name}",
+                hint="Remove it.",
+            )
 
 
 def add_lora(model: nn.Module, rank: int, alpha: int, dropout: float, targets: list[str] | None, key: str) -> nn.Module:
-    """Freezes a model, and adds trainable products of two narrow matrices to some of its linear maps.
+    """Freezes a model and adds trainable low-rank matrices to some of its linear layers.
 
     Source:
         Hu et al. 2021, arXiv 2106.09685, equation 3; by peft.
 
     Raises:
-        ValueError: peft is not installed, or no linear map has such a name.
+        UserError: `missing-package` without peft, `unknown-name` if no linear layer has such a name.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise ValueError(f"{key}: LoRA needs peft: pip install 'sonoscribe[lora]'") from None
+        raise UserError(
+            "missing-package", "LoRA needs peft", place=key, hint="Run: pip install 'sonoscribe[lora]'"
+        ) from None
     for weight in model.parameters():
         weight.requires_grad_(False)
     settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)
     try:
-        with _quietly():
+        with _quiet_transformers():
             return inject_adapter_in_model(settings, model)
     except ValueError as error:
         linear = {name.rpartition(".")[2] for name, part in model.named_modules() if _is_linear(part)}
-        raise ValueError(
-            f"{key}.lora_targets: found {targets}, expected names of linear maps, of: {', '.join(sorted(linear))} "
-            f"({first_line(error)})"
+        raise UserError(
+            "unknown-name",
+            f"found {targets} ({first_line(error)})",
+            place=f"{key}.lora_targets",
+            expected=f"names of linear layers: {', '.join(sorted(linear))}",
         ) from error
 
 
 def _is_linear(part: nn.Module) -> bool:
-    return isinstance(part, nn.Linear) or type(part).__name__ == "Conv1D"  # as GPT-2 has them
+    return isinstance(part, nn.Linear) or type(part).__name__ == "Conv1D"  # GPT-2's
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the bars and notices of transformers: what is wrong is raised, or told by us."""
-    import warnings
-
+def _quiet_transformers() -> Iterator[None]:
+    """Silences progress bars and notices of transformers; we raise errors ourselves."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -347,13 +397,10 @@ def _quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _unfit(folder: Path, key: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"{key}: '{folder}' does not load ({first_line(error)}). Expected a folder with config.json and "
-        "model.safetensors, as transformers saves one"
+def _does_not_load(folder: Path, key: str, error: Exception) -> UserError:
+    return UserError(
+        "wrong-format",
+        f"'{folder}' does not load ({first_line(error)})",
+        place=key,
+        expected="a folder with config.json and model.safetensors, as save_pretrained of transformers writes it",
     )
-
-
-def _some(names: Any) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:40]) + (f" and {len(listed) - 40} more" if len(listed) > 40 else "")

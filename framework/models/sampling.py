@@ -1,11 +1,11 @@
-"""Draws reports from a decoder, and tells the log-probability of reports: what a loss on whole reports is made of.
+"""Samples reports from a decoder and computes their log-probabilities, for losses on whole reports.
 
 Shapes: B exams, T tokens, W words in the vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,45 +18,46 @@ from framework.models.generation import next_token_logprobs
 
 @torch.no_grad()
 def sample(decoder: Any, features: Features, *, max_length: int) -> Tensor:
-    """A report of each exam, long [B, T]: words and EOS, then PAD, each word drawn by its probability after those
-    before, by torch's global generator. After `max_length` words a report is cut off, without an EOS.
+    """A sampled report of each exam, long [B, T]: tokens and EOS, then PAD. Uses torch's global generator.
+
+    A report of `max_length` tokens is cut off and has no EOS.
     """
-    exams = next(value for value in features if value is not None)
-    state = decoder.init_cache(features)
-    last_B = torch.full((len(exams),), BOS, device=exams.device)
-    ended_B = torch.zeros_like(last_B, dtype=torch.bool)
-    words: list[Tensor] = []
+    per_exam = next(value for value in features if value is not None)
+    cache = decoder.init_cache(features)
+    last_B = torch.full((len(per_exam),), BOS, device=per_exam.device)
+    finished_B = torch.zeros_like(last_B, dtype=torch.bool)
+    tokens: list[Tensor] = []
     for _ in range(max_length):
-        logits_BW, state = decoder.step(last_B, state)
-        drawn_B = torch.multinomial(next_token_logprobs(logits_BW).exp(), 1)[:, 0]
-        last_B = drawn_B.masked_fill(ended_B, PAD)
-        words.append(last_B)
-        ended_B = ended_B | (last_B == EOS)
-        if bool(ended_B.all()):
+        logits_BW, cache = decoder.step(last_B, cache)
+        sampled_B = torch.multinomial(next_token_logprobs(logits_BW).exp(), 1)[:, 0]
+        last_B = sampled_B.masked_fill(finished_B, PAD)
+        tokens.append(last_B)
+        finished_B = finished_B | (last_B == EOS)
+        if bool(finished_B.all()):
             break
-    return torch.stack(words, dim=1)
+    return torch.stack(tokens, dim=1)
 
 
 def report_logp(decoder: Any, features: Features, report_BT: Tensor) -> Tensor:
-    """Log-probability of reports as `sample` gives them, [B], with its gradient: one pass over all words at once."""
-    begin_B1 = torch.full_like(report_BT[:, :1], BOS)
-    # cuDNN has no gradient of a recurrent layer that is not training.
+    """Log-probability [B] of reports as `sample` returns them, differentiable, in one forward pass."""
+    bos_B1 = torch.full_like(report_BT[:, :1], BOS)
+    # cuDNN has no backward pass of a recurrent layer in eval mode.
     recurrent = any(isinstance(part, nn.RNNBase) and not part.training for part in decoder.modules())
     with torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext():
-        logits_BTW = decoder(features, torch.cat([begin_B1, report_BT[:, :-1]], dim=1))
-    each_BT = next_token_logprobs(logits_BTW).gather(2, report_BT[..., None])[..., 0]
-    return each_BT.masked_fill(report_BT == PAD, 0.0).sum(1)
+        logits_BTW = decoder(features, torch.cat([bos_B1, report_BT[:, :-1]], dim=1))
+    logprobs_BT = next_token_logprobs(logits_BTW).gather(2, report_BT[..., None])[..., 0]
+    return logprobs_BT.masked_fill(report_BT == PAD, 0.0).sum(1)
 
 
 def words_of(report_BT: Tensor) -> list[list[int]]:
-    """Each report's words, without EOS and PAD."""
-    return [[word for word in row if word not in (EOS, PAD)] for row in report_BT.tolist()]
+    """The token ids of each report without EOS and PAD."""
+    return [[token for token in row if token not in (EOS, PAD)] for row in report_BT.tolist()]
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Without dropout in here; then every part is as it was, also one that is kept from training."""
-    before: Sequence[tuple[nn.Module, bool]] = [(part, part.training) for part in module.modules()]
+    """Puts a module in eval mode and restores the mode of each of its parts afterwards."""
+    before = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
         yield

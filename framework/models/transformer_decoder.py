@@ -1,4 +1,4 @@
-"""A transformer that reads patches and writes a report, and its parts: what the decoders that are transformers share.
+"""The transformer that three decoders share: encoder layers over the patches, decoder layers over the tokens.
 
 Shapes: B batch, N patches, D width, T tokens, W words in the vocabulary, H heads, d width of a head.
 """
@@ -14,21 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.exam import Features
+from framework.runtime.errors import UserError
 
-Kept = tuple[Tensor, ...]  # keys and values of a layer's own words, and of what it attends to
+# Keys and values of self-attention [B, H, T, d] each, and of cross-attention [B, H, N, d] each in a decoder layer.
+KeyValues = tuple[Tensor, ...]
 
 
-class ReportTransformer(nn.Module):
-    """Pre-norm transformer over the patches; a decoder that adds to it overrides `init_cache` or `embed`.
+class BaseTransformerDecoder(nn.Module):
+    """Pre-norm transformer over the patches. Subclasses override `init_cache` or `embed`.
 
-    The patches are projected to `width`, pass `encoder_layers` of self-attention and are attended to by `layers` of
-    decoder, with sinusoidal positions. Generation keeps each layer's keys and values.
+    The patches are projected to `width` and pass `encoder_layers` of self-attention; `layers` decoder layers attend to
+    them. Positions are sinusoidal. Generation caches keys and values of each layer.
 
     Args:
-        norm: Makes a norm of the decoder's layers from their width. It is called with what `embed` gives the norms.
+        norm: Makes a norm of the decoder layers from their width. It is called with the hidden states and with the
+            condition that `embed` returns.
 
     Raises:
-        ValueError: the heads do not divide the width.
+        UserError: `does-not-divide` if the width is no multiple of the heads.
     """
 
     positions_TD: Tensor
@@ -49,108 +52,118 @@ class ReportTransformer(nn.Module):
         norm: Callable[[int], nn.Module] = nn.LayerNorm,
     ) -> None:
         super().__init__()
-        self.project = nn.Sequential(nn.Linear(feature_width, width), nn.ReLU(), nn.Dropout(feature_dropout))
-        self.encoder = nn.ModuleList(Layer(width, heads, feedforward, dropout) for _ in range(encoder_layers))
+        self.input_proj = nn.Sequential(nn.Linear(feature_width, width), nn.ReLU(), nn.Dropout(feature_dropout))
+        self.encoder_layers = nn.ModuleList(
+            TransformerLayer(width, heads, feedforward, dropout) for _ in range(encoder_layers)
+        )
         self.encoder_norm = nn.LayerNorm(width)
         self.embed_tokens = nn.Embedding(vocabulary_size, width)
         self.layers = nn.ModuleList(
-            Layer(width, heads, feedforward, dropout, cross=True, norm=norm) for _ in range(layers)
+            TransformerLayer(width, heads, feedforward, dropout, cross_attention=True, norm=norm) for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
         self.lm_head = nn.Linear(width, vocabulary_size)
-        draw_matrices(self)
-        # BOS and the words of the longest report, and one to spare for the word that ends it.
-        self.register_buffer("positions_TD", sinusoids(max_length + 2, width), persistent=False)
+        xavier_uniform_matrices_(self)
+        # BOS, the tokens of the longest report, and EOS.
+        self.register_buffer("positions_TD", sinusoidal_positions(max_length + 2, width), persistent=False)
 
     def forward(self, features: Features, tokens_BT: Tensor) -> Tensor:
-        """Logits [B, T, W]: at t, of the word that follows `tokens_BT[:, : t + 1]`."""
-        state = self.init_cache(features)
-        x_BTD, cond, _ = self.embed(tokens_BT, state)
+        """Logits [B, T, W]; those at t are of the token that follows `tokens_BT[:, : t + 1]`."""
+        cache = self.init_cache(features)
+        x_BTD, cond, _ = self.embed(tokens_BT, cache)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, *cond, causal=True, memory=state["memory"], memory_mask=state["mask"])[0]
+            x_BTD = layer(x_BTD, *cond, is_causal=True, memory=cache["memory"], memory_mask=cache["memory_mask"])[0]
         return self.lm_head(self.norm(x_BTD))
 
     def init_cache(self, features: Features) -> dict[str, Any]:
-        """The state before the first word."""
-        return self.encode(self.project(features.patches_BND), features.patch_mask_BN)
+        """The cache before the first token."""
+        return self.encode(self.input_proj(features.patches_BND), features.patch_mask_BN)
 
     def encode(self, x_BND: Tensor, patch_mask_BN: Tensor) -> dict[str, Any]:
-        """Of projected patches, what the layers see of them, and an empty cache."""
+        """Encodes projected patches into the memory that the decoder layers attend to, beside an empty cache."""
         mask = patch_mask_BN[:, None, None, :]
-        for layer in self.encoder:
-            x_BND = layer(x_BND, causal=False, mask=mask)[0]
-        return {"mask": mask, "memory": self.encoder_norm(x_BND), "past": [None] * len(self.layers)}
+        for layer in self.encoder_layers:
+            x_BND = layer(x_BND, is_causal=False, mask=mask)[0]
+        return {
+            "memory": self.encoder_norm(x_BND),
+            "memory_mask": mask,
+            "past_key_values": [None] * len(self.layers),
+        }
 
-    def step(self, tokens_B: Tensor, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Logits [B, W] of the next word, and the state with this one in its cache."""
-        x_B1D, cond, state = self.embed(tokens_B[:, None], state)
-        grown = []
-        for layer, past in zip(self.layers, state["past"]):
-            x_B1D, kept = layer(
-                x_B1D, *cond, causal=False, past=past, memory=state["memory"], memory_mask=state["mask"]
-            )
-            grown.append(kept)
-        return self.lm_head(self.norm(x_B1D))[:, 0], {**state, "past": grown}
+    def step(self, tokens_B: Tensor, cache: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Logits [B, W] of the next token, and the cache with `tokens_B` in it."""
+        x_B1D, cond, cache = self.embed(tokens_B[:, None], cache)
+        memory, mask = cache["memory"], cache["memory_mask"]
+        key_values = []
+        for layer, past in zip(self.layers, cache["past_key_values"]):
+            x_B1D, present = layer(x_B1D, *cond, is_causal=False, past_key_values=past, memory=memory, memory_mask=mask)
+            key_values.append(present)
+        return self.lm_head(self.norm(x_B1D))[:, 0], {**cache, "past_key_values": key_values}
 
-    def embed(self, tokens_BT: Tensor, state: dict[str, Any]) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Any]]:
-        """The words as the layers get them [B, T, D], what their norms look at besides, and the state after them."""
-        first = state["past"][0]
-        begin = 0 if first is None else first[0].shape[2]
+    def embed(self, tokens_BT: Tensor, cache: dict[str, Any]) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Any]]:
+        """Embeddings with positions [B, T, D], the condition of the norms, and the cache after these tokens."""
+        past = cache["past_key_values"][0]
+        offset = 0 if past is None else past[0].shape[2]
         x_BTD = self.embed_tokens(tokens_BT) * math.sqrt(self.embed_tokens.embedding_dim)
-        places_TD = self.positions_TD[begin : begin + tokens_BT.shape[1]]
-        return self.dropout(x_BTD + places_TD.to(x_BTD.dtype)), (), state
+        positions_TD = self.positions_TD[offset : offset + tokens_BT.shape[1]]
+        return self.dropout(x_BTD + positions_TD.to(x_BTD.dtype)), (), cache
 
 
-class Attention(nn.Module):
-    """Multi-head attention in parts, so that keys and values can be kept.
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention whose keys and values are computed apart, so that they can be cached.
 
     Args:
-        key_bias: Moves all scores of a query alike, so that it counts for nothing after a softmax; without it scores
-            keep more digits of what tells the keys apart.
+        key_bias: The bias of the keys shifts all scores of a query alike, which a softmax undoes; without it the scores
+            keep more digits of the differences between keys.
     """
 
     def __init__(self, width: int, heads: int, dropout: float, *, key_bias: bool = True) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"model.decoder: {heads} heads do not divide a width of {width}")
+            raise UserError(
+                "does-not-divide",
+                f"{heads} heads do not divide a width of {width}",
+                place="model.decoder",
+                hint="Change heads or width.",
+            )
         self.heads, self.dropout = heads, dropout
-        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width, bias=key_bias)
-        self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width, bias=key_bias)
+        self.v_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
 
-    def _split(self, x_BTD: Tensor) -> Tensor:
+    def _split_heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def keys_values(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, H, T, d] each."""
-        return self._split(self.key(x_BTD)), self._split(self.value(x_BTD))
+        """Keys and values, [B, H, T, d] each."""
+        return self._split_heads(self.k_proj(x_BTD)), self._split_heads(self.v_proj(x_BTD))
 
     def scores(self, x_BTD: Tensor, keys_BHNd: Tensor) -> Tensor:
-        """How well keys answer queries, before the softmax, [B, H, T, N]."""
-        queries_BHTd = self._split(self.query(x_BTD))
+        """Scaled dot products before the softmax, [B, H, T, N]."""
+        queries_BHTd = self._split_heads(self.q_proj(x_BTD))
         return queries_BHTd @ keys_BHNd.transpose(-2, -1) / math.sqrt(queries_BHTd.shape[-1])
 
-    def join(self, mixed_BHTd: Tensor) -> Tensor:
-        """What all heads say together, [B, T, D]."""
-        return self.out(mixed_BHTd.transpose(1, 2).flatten(2))
+    def merge_heads(self, x_BHTd: Tensor) -> Tensor:
+        """The output projection of all heads, [B, T, D]."""
+        return self.out_proj(x_BHTd.transpose(1, 2).flatten(2))
 
     def forward(
-        self, x_BTD: Tensor, kept: tuple[Tensor, Tensor], mask: Tensor | None = None, causal: bool = False
+        self, x_BTD: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        mixed_BHTd = F.scaled_dot_product_attention(
-            self._split(self.query(x_BTD)),
-            *kept,
+        attended_BHTd = F.scaled_dot_product_attention(
+            self._split_heads(self.q_proj(x_BTD)),
+            *keys_values,
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=causal,
+            is_causal=is_causal,
         )
-        return self.join(mixed_BHTd)
+        return self.merge_heads(attended_BHTd)
 
 
-class Layer(nn.Module):
-    """Self-attention, attention to `memory` where it is a decoder's, and a feed-forward network; norms come first.
+class TransformerLayer(nn.Module):
+    """Pre-norm self-attention, cross-attention to `memory` in a decoder, and a feed-forward network.
 
-    All of its weights are used inside `forward`, which is where a strategy that cuts them has them whole.
+    All of its weights are used inside `forward`, the only place where FSDP and ZeRO-3 hold them whole.
     """
 
     def __init__(
@@ -160,13 +173,13 @@ class Layer(nn.Module):
         feedforward: int,
         dropout: float,
         *,
-        cross: bool = False,
+        cross_attention: bool = False,
         norm: Callable[[int], nn.Module] = nn.LayerNorm,
     ) -> None:
         super().__init__()
-        self.self_attn, self.self_attn_norm = Attention(width, heads, dropout), norm(width)
-        if cross:
-            self.cross_attn, self.cross_attn_norm = Attention(width, heads, dropout), norm(width)
+        self.self_attn, self.self_attn_norm = MultiHeadAttention(width, heads, dropout), norm(width)
+        if cross_attention:
+            self.cross_attn, self.cross_attn_norm = MultiHeadAttention(width, heads, dropout), norm(width)
         self.feedforward_norm = norm(width)
         self.feedforward = nn.Sequential(
             nn.Linear(width, feedforward), nn.ReLU(), nn.Dropout(dropout), nn.Linear(feedforward, width)
@@ -177,42 +190,43 @@ class Layer(nn.Module):
         self,
         x_BTD: Tensor,
         *cond: Tensor,
-        causal: bool,
+        is_causal: bool,
         mask: Tensor | None = None,
-        past: Kept | None = None,
+        past_key_values: KeyValues | None = None,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Kept]:
-        """What the layer makes of the words, and what it keeps for the words to come.
+    ) -> tuple[Tensor, KeyValues]:
+        """The hidden states after this layer [B, T, D], and its keys and values so far.
 
         Args:
-            cond: what the norms look at besides.
-            past: what it kept of the words before.
-            memory: what a decoder's layer attends to, [B, N, D]; with `past`, its keys and values come from there.
+            cond: second input of the norms.
+            past_key_values: keys and values of the tokens before; a decoder layer takes those of `memory` from here.
+            memory: what a decoder layer attends to, [B, N, D].
         """
         normed_BTD = self.self_attn_norm(x_BTD, *cond)
         keys, values = self.self_attn.keys_values(normed_BTD)
-        if past is not None:
-            keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
-        kept: Kept = (keys, values)
-        x_BTD = x_BTD + self.dropout(self.self_attn(normed_BTD, (keys, values), mask, causal))
+        if past_key_values is not None:
+            keys = torch.cat([past_key_values[0], keys], dim=2)
+            values = torch.cat([past_key_values[1], values], dim=2)
+        key_values: KeyValues = (keys, values)
+        x_BTD = x_BTD + self.dropout(self.self_attn(normed_BTD, (keys, values), mask, is_causal))
         if memory is not None:
-            seen = self.cross_attn.keys_values(memory) if past is None else (past[2], past[3])
-            kept += seen
-            x_BTD = x_BTD + self.dropout(self.cross_attn(self.cross_attn_norm(x_BTD, *cond), seen, memory_mask))
+            cross = self.cross_attn.keys_values(memory) if past_key_values is None else past_key_values[2:]
+            key_values += cross
+            x_BTD = x_BTD + self.dropout(self.cross_attn(self.cross_attn_norm(x_BTD, *cond), cross, memory_mask))
         x_BTD = x_BTD + self.dropout(self.feedforward(self.feedforward_norm(x_BTD, *cond)))
-        return x_BTD, kept
+        return x_BTD, key_values
 
 
-def draw_matrices(module: nn.Module) -> None:
-    """First weights of all matrices of a module, by Glorot and Bengio 2010, equation 16; vectors stay as they are."""
+def xavier_uniform_matrices_(module: nn.Module) -> None:
+    """Initializes all matrices of a module by Glorot and Bengio 2010, equation 16; leaves vectors alone."""
     for weight in module.parameters():
         if weight.dim() > 1:
             nn.init.xavier_uniform_(weight)
 
 
-def sinusoids(length: int, width: int) -> Tensor:
-    """Positions [length, width] of Vaswani et al. 2017, section 3.5."""
+def sinusoidal_positions(length: int, width: int) -> Tensor:
+    """Positional encodings [length, width] of Vaswani et al. 2017, section 3.5."""
     position = torch.arange(length).unsqueeze(1)
     rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
     table = torch.zeros(length, width)

@@ -1,4 +1,4 @@
-"""Runs an image backbone over exams with any number of views, and puts the views' patches together."""
+"""Applies an image backbone to exams with any number of views, and joins the patches of the views."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from framework.exam import Features
+from framework.runtime.errors import UserError
 
 
 def encode_views(
@@ -17,20 +18,19 @@ def encode_views(
     position_VD: Tensor | None,
     pooling: ViewAttention | None = None,
 ) -> Features:
-    """Features of every view that is there; the gaps of exams with fewer views cost nothing and touch no statistics.
+    """Encodes the present views; missing views cost no computation and do not enter batch statistics.
 
     Args:
-        backbone: images [M, C, H, W] to maps [M, D, h, w].
-        position_VD: what tells the first view from the second, at least V rows; None: their order means nothing.
-        pooling: makes one map of an exam's views; None lays their patches side by side.
+        backbone: maps images [M, C, H, W] to feature maps [M, D, h, w].
+        position_VD: view embeddings, at least V rows; None ignores the order of views.
+        pooling: pools the views of an exam into one map; None concatenates their patches.
 
     Returns:
-        Features with N = V * h * w patches, or h * w where they are pooled; `pooled_BD` is the mean over an exam's
-        patches.
+        Features with N = V * h * w patches, or h * w with `pooling`; `pooled_BD` is the mean over an exam's patches.
     """
     views = view_mask_BV.shape[1]
-    require_places("an exam", views, position_VD)
-    rows = view_mask_BV.nonzero()  # places, not a mask: their number is the shape of what comes, even of fake images
+    require_view_count("an exam", views, position_VD)
+    rows = view_mask_BV.nonzero()  # indices, not a mask: output shapes are then known for fake tensors too
     maps_MDhw = backbone(image_BVCHW[rows[:, 0], rows[:, 1]])
     patches_MPD = maps_MDhw.flatten(2).transpose(1, 2)
     batch, (_, per_view, width) = image_BVCHW.shape[0], patches_MPD.shape
@@ -48,35 +48,38 @@ def encode_views(
     return Features(patches_BND, mask_BN, pooled_BD)
 
 
-def require_places(exam: str, views: int, position_VD: Tensor | None) -> None:
-    """Raises ValueError where an exam has more views than an encoder with these positions takes."""
+def require_view_count(exam: str, views: int, position_VD: Tensor | None) -> None:
+    """Raises `out-of-range` if an exam has more views than the encoder has view embeddings."""
     if position_VD is not None and views > position_VD.shape[0]:
-        raise ValueError(
-            f"{exam} has {views} views, the encoder is built for {position_VD.shape[0]}: raise "
-            "model.encoder.max_views and train anew, or give fewer views"
+        raise UserError(
+            "out-of-range",
+            f"{exam} has {views} views",
+            place="model.encoder.max_views",
+            expected=f"at most {position_VD.shape[0]}",
+            hint="Raise model.encoder.max_views and train again, or give fewer views.",
         )
 
 
 def view_positions(max_views: int, width: int) -> nn.Parameter | None:
-    """One learned vector a view, small at the start; None where there are none to tell apart."""
+    """Learned view embeddings, initialized small; None if `max_views` is 0."""
     return nn.Parameter(torch.randn(max_views, width) * 0.02) if max_views else None
 
 
 class ViewAttention(nn.Module):
-    """One map of all views: at each place of it, their patches weighted by learned attention over the views there.
+    """Pools the views into one map: at each position, learned attention over the views weights their patches.
 
     Source:
-        Ilse et al. 2018, arXiv 1802.04712, equations 7 and 8, with a bag for each place of the map.
+        Ilse et al. 2018, arXiv 1802.04712, equations 7 and 8, with one bag per position of the map.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         hidden = max(1, width // 4)
-        # Without a bias at the end, which would not change a softmax.
+        # A bias of the last layer would not change the softmax.
         self.score = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, 1, bias=False))
 
     def forward(self, patches_BVPD: Tensor, view_mask_BV: Tensor) -> Tensor:
-        """Patches [B, P, D]; zeros of an exam without views."""
+        """Patches [B, P, D]; zeros for an exam without views."""
         scores_BVP = self.score(patches_BVPD).squeeze(-1).float()
         scores_BVP = scores_BVP.masked_fill(~view_mask_BV[..., None], torch.finfo(scores_BVP.dtype).min)
         weights_BVP = scores_BVP.softmax(1).to(patches_BVPD.dtype)
@@ -84,5 +87,5 @@ class ViewAttention(nn.Module):
 
 
 def view_pooling(fusion: str, width: int) -> ViewAttention | None:
-    """What an encoder's key `fusion` asks for: `attention`, or `concatenate`, which pools nothing."""
+    """The pooling that an encoder's key `fusion` names: `attention`, or `concatenate`, which has none."""
     return ViewAttention(width) if fusion == "attention" else None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from framework.exam import BOS, Features
-from framework.models.generation import generate, select
+from framework.models.generation import generate, reorder_cache
 from framework.registry.signature import GIVES
 from framework.testing.modules import Untouchable, check_gradients, check_module, check_seeds, drawn, same, seeded
 from framework.testing.promise import Make, hold, made, promised
@@ -145,12 +145,12 @@ def _cache(decoder: Any) -> None:
 
 def _steps(decoder: Any, rows: Tensor | None) -> Tensor:
     """Logits of every step; from the fourth on of these rows of the batch. [B, T, W]."""
-    tokens, state = _tokens(), decoder.init_cache(_features(decoder))
+    tokens, cache = _tokens(), decoder.init_cache(_features(decoder))
     logits: list[Tensor] = []
     for place in range(LONGEST):
         if rows is not None and place == 3:
-            tokens, state, logits = tokens[rows], select(state, rows), [step[rows] for step in logits]
-        step, state = decoder.step(tokens[:, place], state)
+            tokens, cache, logits = tokens[rows], reorder_cache(cache, rows), [step[rows] for step in logits]
+        step, cache = decoder.step(tokens[:, place], cache)
         logits.append(step)
     return torch.stack(logits, 1)
 

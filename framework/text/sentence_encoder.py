@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from framework.models.device import on_cpu
-from framework.models.pretrained import config_of, folder_of, positions_of, read_text_encoder
+from framework.models.pretrained import load_text_encoder, max_positions, read_config, weights_folder
 
 log = logging.getLogger(__name__)
 PACKAGE = "package:"
@@ -48,7 +48,7 @@ def encoder_folder(encoder: str) -> Path:
     Raises:
         ValueError: there is no such folder or package, or the hub does not give it.
     """
-    return _in_package(encoder) if encoder.startswith(PACKAGE) else folder_of(encoder, KEY)
+    return _in_package(encoder) if encoder.startswith(PACKAGE) else weights_folder(encoder, KEY)
 
 
 def _in_package(encoder: str) -> Path:
@@ -111,7 +111,7 @@ class SentenceEncoder:
         self.width: int = self._model.config.hidden_size
         settings = self._read("sentence_bert_config.json", dict)
         self._lower = settings.get("do_lower_case") is True
-        limits = (positions_of(self._model), self._tokenizer.model_max_length, settings.get("max_seq_length"))
+        limits = (max_positions(self._model), self._tokenizer.model_max_length, settings.get("max_seq_length"))
         self.limit = int(min(limit for limit in limits if isinstance(limit, (int, float)) and limit > 0))
         self.pad, self.unknown = (int(self._tokenizer.convert_tokens_to_ids(sign)) for sign in self._signs())
         around = self._tokenizer("")["input_ids"]
@@ -241,13 +241,13 @@ class SentenceEncoder:
         return modes[0] if modes else "mean"
 
     def _load(self) -> tuple[Any, Any]:
-        config = config_of(self.folder, KEY)
+        config = read_config(self.folder, KEY)
         if config.is_encoder_decoder or not hasattr(config, "vocab_size"):
             raise ValueError(
                 f"sentence encoder: '{self.name}' is a {config.model_type}, which is no encoder of text such as BERT; "
                 "choose a sentence encoder"
             )
-        return read_text_encoder(self.folder, config, KEY)
+        return load_text_encoder(self.folder, config, KEY)
 
     def _signs(self) -> tuple[str, str]:
         signs = (self._tokenizer.pad_token, self._tokenizer.unk_token)

@@ -1,6 +1,6 @@
-"""A causal language model of transformers as a decoder: the visual features stand before the report as a prefix.
+"""A causal language model of transformers as decoder: the projected patches are a prefix of the report.
 
-Shapes: B batch, N patches, P positions before the report, D width of the features, H width of the language model,
+Shapes: B batch, N patches, P positions of the prefix, D width of the features, H width of the language model,
 T tokens, W words in the vocabulary.
 """
 
@@ -23,67 +23,68 @@ from framework.models.blocks import eval_frozen_modules
 from framework.models.external_weights import external_weights_of
 from framework.models.pretrained import (
     add_lora,
-    changed,
-    config_from,
-    config_of,
+    config_from_dict,
+    config_to_dict,
     first_position,
-    folder_of,
+    load_pretrained,
+    load_tokenizer,
+    max_positions,
     new_config,
     new_model,
-    only_measured,
-    plain_config,
-    positions_of,
-    read_model,
-    read_tokenizer,
-    require_all,
-    require_known,
+    read_config,
+    require_architecture,
+    require_no_missing_weights,
     require_one_source,
+    skips_weight_loading,
+    update_config,
+    weights_folder,
 )
 from framework.registry import register
 from framework.registry.types import Fraction
 from framework.runtime.console import print0
+from framework.runtime.errors import UserError
 from framework.text.vocabulary import special_ids_of, subwords_of
 
 KEY = "model.decoder"
-OURS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "is_decoder", "add_cross_attention")
-OTHER_STEPS = ("git",)  # architectures that attend otherwise one word at a time than to a whole report
-BARRED = -100.0  # logit of a sign that the language model has no word for: finite, and as good as never
+DERIVED = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "is_decoder", "add_cross_attention")
+STEP_DIFFERS = ("git",)  # architectures that attend differently with a cache than to a whole sequence
+TAKE_ANOTHER = "Take a model such as gpt2, llama, qwen2 or mistral."
+BANNED = -100.0  # logit of a special token that the language model lacks: finite, with a probability near 0
 
 
 @register("decoder", "hf_causal")
 class HfCausal(nn.Module):
-    """Causal language model with the projected patches as its first positions; frozen, trained whole, or by LoRA.
+    """Causal language model with the projected patches as its first positions; frozen, fully trained, or with LoRA.
 
-    With the tokenizer `hf` of the same folder the model keeps its words. With any other tokenizer new embeddings are
-    learned, even where every word is a piece, and a frozen model cannot use them. R2GenGPT's shallow alignment
-    is a frozen model and frozen encoder, its deep one a frozen model and a trained encoder, its delta one a frozen
-    model and an encoder with `lora_rank`.
+    With the tokenizer `hf` of the same folder the model keeps its embeddings. With any other tokenizer new embeddings
+    are learned, which a frozen model cannot do. In R2GenGPT the language model is frozen; the encoder is frozen in its
+    shallow alignment, trained in the deep one, and has a `lora_rank` in the delta one.
 
     Source:
         Wang et al. 2023, arXiv 2309.09812 (R2GenGPT), section 3; LoRA: Hu et al. 2021, arXiv 2106.09685, equation 3;
         pooling by queries: Lee et al. 2019, arXiv 1810.00825, section 3.2 (PMA).
 
     Args:
-        architecture: A causal language model of transformers such as gpt2 or llama, trained from scratch.
-        config: Values of its configuration, such as num_hidden_layers; with `weights`, those that leave shapes alone.
-        weights: A model to start from, in place of `architecture`: a folder, or a name on the model hub.
-        tuning: What is trained of the language model: `full`, all of it; `frozen`, nothing; `lora`, matrices beside its
+        architecture: Causal language model of transformers such as gpt2 or llama, trained from scratch.
+        config: Values of its configuration, such as num_hidden_layers; with `weights`, none that change shapes.
+        weights: Pretrained model in place of `architecture`: a folder, or a name on the model hub.
+        tuning: `full` trains the whole language model, `frozen` nothing of it, `lora` low-rank matrices beside its
             frozen weights.
-        queries: Positions that the patches are pooled into, by learned attention; 0: each patch is one. [tokens]
-        prompt: Text between the image and the report, in the words of `weights`; null: none.
-        lora_rank: Width of LoRA's matrices. [channels]
-        lora_alpha: Factor of what LoRA adds, times the rank.
-        lora_dropout: Share of units dropped before LoRA's matrices. [share]
-        lora_targets: Names of the linear maps that LoRA changes, such as q_proj; null: those usual for the model.
+        queries: Learned queries that pool the patches by attention; 0 makes each patch a position. [tokens]
+        prompt: Text between patches and report, in the vocabulary of `weights`; null for none.
+        lora_rank: Rank of LoRA's matrices. [channels]
+        lora_alpha: LoRA scaling factor; the update is multiplied by lora_alpha / lora_rank.
+        lora_dropout: Dropout probability before LoRA's matrices. [share]
+        lora_targets: Names of the linear layers with LoRA, such as q_proj; null for peft's defaults of the model.
     """
 
-    words_W: Tensor
-    signs_4: Tensor
+    model_ids_W: Tensor
+    special_bias_4: Tensor
     prompt_T: Tensor
 
     needs = ("patches",)
     gives = ("logits",)
-    settings = ("words_W", "signs_4", "prompt_T")
+    settings = ("model_ids_W", "special_bias_4", "prompt_T")
 
     def __init__(
         self,
@@ -105,43 +106,53 @@ class HfCausal(nn.Module):
         lora_targets: list[str] | None = None,
     ) -> None:
         super().__init__()
-        require_one_source(KEY, architecture, weights, hf_config, config, OURS, "the tokenizer and the decoder")
+        require_one_source(KEY, architecture, weights, hf_config, config, DERIVED, "the tokenizer and the decoder")
         if tuning != "lora" and (lora_rank, lora_alpha, lora_dropout, lora_targets) != (16, 16, 0.1, None):
-            raise ValueError(
-                f"{KEY}: lora_rank, lora_alpha, lora_dropout and lora_targets are for tuning: lora, and tuning is "
-                f"{tuning}; set tuning: lora, or take them out"
+            raise UserError(
+                "ignored-setting",
+                f"lora_rank, lora_alpha, lora_dropout and lora_targets have no effect with tuning: {tuning}",
+                place=KEY,
+                hint="Set tuning: lora, or remove them.",
             )
         if architecture is not None and (tuning != "full" or prompt is not None):
-            raise ValueError(f"{KEY}.{'prompt' if prompt else 'tuning'}: is for weights that were trained before")
+            raise UserError(
+                "conflicting-settings",
+                f"{'prompt' if prompt else 'tuning'} needs pretrained weights",
+                place=f"{KEY}.{'prompt' if prompt else 'tuning'}",
+                hint="Set weights in place of architecture.",
+            )
         self.max_length = max_length
         folder = None
         if hf_config is not None:
-            begun = _Begun(_new(config_from(hf_config)), hf_config["keeps_words"], prompt=hf_config["prompt"])
+            initial = _InitialModel(
+                _new(config_from_dict(hf_config)), hf_config["keeps_vocabulary"], prompt=hf_config["prompt"]
+            )
         elif weights is not None:
-            folder = folder_of(weights, f"{KEY}.weights")
-            begun = _of_folder(folder, weights, config, tuning, prompt, vocabulary, vocabulary_size)
+            folder = weights_folder(weights, f"{KEY}.weights")
+            initial = _from_folder(folder, weights, config, tuning, prompt, vocabulary, vocabulary_size)
         else:
-            made = new_config(str(architecture), config, ARCHITECTURES, KEY)
-            made.vocab_size = vocabulary_size
-            _take_signs(made)
-            begun = _Begun(_new(made), keeps_words=False)
-        self.model, self.keeps_words = begun.model, begun.keeps_words
-        # Noted, as it hangs on the sign of padding, which other words may have moved since.
+            lm_config = new_config(str(architecture), config, ARCHITECTURES, KEY)
+            lm_config.vocab_size = vocabulary_size
+            _set_special_ids(lm_config)
+            initial = _InitialModel(_new(lm_config), keeps_vocabulary=False)
+        self.model, self.keeps_vocabulary = initial.model, initial.keeps_vocabulary
+        # Saved, since it depends on padding_idx, which another vocabulary changes.
         self.first_position = first_position(self.model) if hf_config is None else hf_config["first_position"]
-        takes = inspect.signature(self.model.forward).parameters
-        self._require_prefix_model(takes)
-        self._keeps_logits = "logits_to_keep" in takes
+        parameters = inspect.signature(self.model.forward).parameters
+        self._require_prefix_model(parameters)
+        self._has_logits_to_keep = "logits_to_keep" in parameters
         self.hf_config, self.external_weights = None, None
         if architecture is None:
             self.hf_config = {
-                "config": plain_config(self.model.config),
-                "keeps_words": begun.keeps_words,
-                "prompt": list(begun.prompt),
+                "config": config_to_dict(self.model.config),
+                "keeps_vocabulary": initial.keeps_vocabulary,
+                "prompt": list(initial.prompt),
                 "first_position": self.first_position,
             }
-        self.register_buffer("words_W", torch.arange(vocabulary_size) if begun.words_W is None else begun.words_W)
-        self.register_buffer("signs_4", torch.zeros(4) if begun.signs_4 is None else begun.signs_4)
-        self.register_buffer("prompt_T", torch.tensor(begun.prompt, dtype=torch.long))
+        model_ids_W, special_bias_4 = initial.model_ids_W, initial.special_bias_4
+        self.register_buffer("model_ids_W", torch.arange(vocabulary_size) if model_ids_W is None else model_ids_W)
+        self.register_buffer("special_bias_4", torch.zeros(4) if special_bias_4 is None else special_bias_4)
+        self.register_buffer("prompt_T", torch.tensor(initial.prompt, dtype=torch.long))
         if tuning == "lora":
             add_lora(self.model, lora_rank, lora_alpha, lora_dropout, lora_targets, KEY)
         elif tuning == "frozen":
@@ -149,32 +160,33 @@ class HfCausal(nn.Module):
         if folder is not None and tuning != "full":
             self.external_weights = external_weights_of(self, "model", str(weights), folder)
         width = self.model.get_input_embeddings().embedding_dim
-        self.project = nn.Sequential(nn.Linear(feature_width, width), nn.LayerNorm(width))
-        self.pool = _Pool(queries, width) if queries else None
+        self.input_proj = nn.Sequential(nn.Linear(feature_width, width), nn.LayerNorm(width))
+        self.pool = _QueryPooling(queries, width) if queries else None
 
     def forward(self, features: Features, tokens_BT: Tensor) -> Tensor:
-        """Logits [B, T, W]: at t, of the word that follows `tokens_BT[:, : t + 1]`."""
+        """Logits [B, T, W]; those at t are of the token that follows `tokens_BT[:, : t + 1]`."""
         prefix_BPH, mask_BP = self._prefix(features)
         words_BTH = self._embed(tokens_BT)
         mask = torch.cat([mask_BP, mask_BP.new_ones(tokens_BT.shape)], dim=1)
         logits = self._run(torch.cat([prefix_BPH, words_BTH], dim=1), mask, None, tokens_BT.shape[1])
-        return self._of_words(logits[:, -tokens_BT.shape[1] :])
+        return self._select_vocabulary(logits[:, -tokens_BT.shape[1] :])
 
     def init_cache(self, features: Features) -> dict[str, Any]:
-        """The state before the first word: keys and values of the prefix, and which of its positions count."""
+        """The cache before the first token: attention mask, keys and values of the prefix."""
         prefix_BPH, mask_BP = self._prefix(features)
-        cache = DynamicCache()
-        self._run(prefix_BPH, mask_BP, cache, 1)
-        return {"mask": mask_BP, "past": _tensors(cache)}
+        past = DynamicCache()
+        self._run(prefix_BPH, mask_BP, past, 1)
+        return {"attention_mask": mask_BP, "past_key_values": _as_tensors(past)}
 
-    def step(self, tokens_B: Tensor, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Logits [B, W] of the next word, and the state with this one in its cache."""
-        mask = torch.cat([state["mask"], state["mask"].new_ones(len(tokens_B), 1)], dim=1)
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(state["past"]):
-            cache.update(keys, values, layer)
-        logits = self._run(self._embed(tokens_B[:, None]), mask, cache, 1)
-        return self._of_words(logits[:, -1]), {"mask": mask, "past": _tensors(cache)}
+    def step(self, tokens_B: Tensor, cache: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Logits [B, W] of the next token, and the cache with `tokens_B` in it."""
+        before = cache["attention_mask"]
+        mask = torch.cat([before, before.new_ones(len(tokens_B), 1)], dim=1)
+        past = DynamicCache()
+        for layer, (keys, values) in enumerate(cache["past_key_values"]):
+            past.update(keys, values, layer)
+        logits = self._run(self._embed(tokens_B[:, None]), mask, past, 1)
+        return self._select_vocabulary(logits[:, -1]), {"attention_mask": mask, "past_key_values": _as_tensors(past)}
 
     def train(self, mode: bool = True) -> HfCausal:
         super().train(mode)
@@ -182,18 +194,18 @@ class HfCausal(nn.Module):
         return self
 
     def _prefix(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, P, H] of what stands before the report, and which of them count.
+        """Embeddings [B, P, H] of patches and prompt, and their attention mask [B, P].
 
         Raises:
-            ValueError: they leave the language model no room for the longest report.
+            UserError: `out-of-range` if they leave the language model too few positions for the longest report.
         """
-        patches_BNH = self.project(features.patches_BND)
+        patches_BNH = self.input_proj(features.patches_BND)
         mask_BN = features.patch_mask_BN
         if self.pool is not None:
             prefix = self.pool(patches_BNH, mask_BN)
             mask = mask_BN.new_ones(prefix.shape[:2])
         else:
-            # Gaps come first, as padding does elsewhere: no word is then further from the patches than without them.
+            # Left padding: missing patches then do not move the others away from the report.
             order_BN = mask_BN.to(torch.uint8).argsort(dim=1, stable=True)
             prefix = patches_BNH.gather(1, order_BN[..., None].expand_as(patches_BNH))
             mask = mask_BN.gather(1, order_BN)
@@ -205,56 +217,63 @@ class HfCausal(nn.Module):
         return prefix, mask
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
-        return self.model.get_input_embeddings()(self.words_W[tokens_BT])
+        return self.model.get_input_embeddings()(self.model_ids_W[tokens_BT])
 
-    def _run(self, embedded_BSH: Tensor, mask_BS: Tensor, cache: Any, last: int) -> Tensor:
-        """Logits of the language model at least at the `last` positions."""
-        place_BS = (mask_BS.long().cumsum(1) - 1).clamp(min=0)[:, -embedded_BSH.shape[1] :]
+    def _run(self, embedded_BSH: Tensor, mask_BS: Tensor, past: DynamicCache | None, last: int) -> Tensor:
+        """Logits of the language model at the `last` positions, or at all."""
+        position_BS = (mask_BS.long().cumsum(1) - 1).clamp(min=0)[:, -embedded_BSH.shape[1] :]
         return self.model(
             inputs_embeds=embedded_BSH,
             attention_mask=mask_BS.long(),
-            position_ids=self.first_position + place_BS,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            **({"logits_to_keep": last} if self._keeps_logits else {}),
+            position_ids=self.first_position + position_BS,
+            past_key_values=past,
+            use_cache=past is not None,
+            **({"logits_to_keep": last} if self._has_logits_to_keep else {}),
         ).logits
 
     def _require_room(self, positions: int) -> None:
-        """Raises ValueError where the language model has fewer: at the first batch, not at the first long report."""
-        most = positions_of(self.model)
-        if positions > most:
-            raise ValueError(
-                f"{KEY}: {positions} positions (patches, prompt and report), the language model has {most}. "
-                "Pool the patches (queries: 32), lower evaluate.max_length, or raise config.max_position_embeddings"
+        """Fails at the first batch rather than at the first long report."""
+        limit = max_positions(self.model)
+        if positions > limit:
+            raise UserError(
+                "out-of-range",
+                f"patches, prompt and report take {positions} positions",
+                place=KEY,
+                expected=f"at most {limit}, the positions of the language model",
+                hint="Pool the patches (queries: 32), lower evaluate.max_length, or raise "
+                "config.max_position_embeddings.",
             )
 
-    def _of_words(self, logits: Tensor) -> Tensor:
-        """Logits of our words from those of the model's."""
-        if not self.keeps_words:
+    def _select_vocabulary(self, logits: Tensor) -> Tensor:
+        """Logits of our vocabulary from those of the model's."""
+        if not self.keeps_vocabulary:
             return logits
-        found = logits.index_select(-1, self.words_W)
-        return torch.cat([found[..., :4] + self.signs_4.to(found.dtype), found[..., 4:]], dim=-1)
+        selected = logits.index_select(-1, self.model_ids_W)
+        special = selected[..., :4] + self.special_bias_4.to(selected.dtype)
+        return torch.cat([special, selected[..., 4:]], dim=-1)
 
-    def _require_prefix_model(self, takes: Collection[str]) -> None:
-        lacking = [name for name in ("inputs_embeds", "position_ids", "past_key_values") if name not in takes]
+    def _require_prefix_model(self, parameters: Collection[str]) -> None:
+        lacking = [name for name in ("inputs_embeds", "position_ids", "past_key_values") if name not in parameters]
         if lacking or getattr(self.model, "_is_stateful", False):
-            raise ValueError(
-                f"{KEY}: {self.model.config.model_type} does not take {', '.join(lacking) or 'a cache of attention'}, "
-                "which a prefix of patches needs; take a model such as gpt2, llama, qwen2 or mistral"
+            raise UserError(
+                "unsupported",
+                f"{self.model.config.model_type} does not take {', '.join(lacking) or 'an attention cache'}",
+                place=KEY,
+                hint=TAKE_ANOTHER,
             )
 
 
-class _Begun(NamedTuple):
-    """A language model as training finds it, and how our words are told in its own."""
+class _InitialModel(NamedTuple):
+    """A language model before training, and the mapping of our vocabulary to its own."""
 
     model: Any
-    keeps_words: bool
-    prompt: Sequence[int] = ()  # as ids of the model's own
-    words_W: Tensor | None = None  # the model's id of each of our words; None: ours are its own
-    signs_4: Tensor | None = None  # what is added to the logits of our four signs
+    keeps_vocabulary: bool
+    prompt: Sequence[int] = ()  # the model's ids
+    model_ids_W: Tensor | None = None  # the model's id of each of our tokens; None: the same ids
+    special_bias_4: Tensor | None = None  # added to the logits of the four special tokens
 
 
-def _of_folder(
+def _from_folder(
     folder: Path,
     weights: str,
     values: dict[str, Any],
@@ -262,36 +281,39 @@ def _of_folder(
     prompt: str | None,
     vocabulary: list[str] | None,
     vocabulary_size: int,
-) -> _Begun:
-    """A language model with the weights of a folder, which keeps its words where they are those of the tokenizer.
+) -> _InitialModel:
+    """A language model with the weights of a folder; it keeps its vocabulary if it is that of the tokenizer.
 
     Raises:
-        ValueError: the folder does not fit; or a frozen model or a prompt needs words that it does not keep.
+        UserError: the folder does not load, or `does-not-fit` if a frozen model or a prompt needs its vocabulary and
+            the tokenizer has another.
     """
     model = _from_weights(folder, values)
-    tokenizer: Any = read_tokenizer(folder, f"{KEY}.weights") if vocabulary else None
-    kept = _words_of(tokenizer, folder, vocabulary, model.config.vocab_size) if vocabulary else None
-    if kept is None:
-        if tuning != "full":
-            raise ValueError(
-                f"{KEY}.tuning: {tuning} leaves the embeddings of {weights} as they are, and the tokenizer has "
-                f"other words; set data.tokenizer: {{name: hf, weights: {weights}}}, or tuning: full"
+    tokenizer: Any = load_tokenizer(folder, f"{KEY}.weights") if vocabulary else None
+    mapping = _map_vocabulary(tokenizer, folder, vocabulary, model.config.vocab_size) if vocabulary else None
+    if mapping is None:
+        if tuning != "full" or prompt is not None:
+            key = "tuning" if tuning != "full" else "prompt"
+            raise UserError(
+                "does-not-fit",
+                f"the tokenizer has another vocabulary than {weights}, which {key}: {prompt or tuning} needs",
+                place=f"{KEY}.{key}",
+                hint=f"Set data.tokenizer: {{name: hf, weights: {weights}}}"
+                + (", or tuning: full." if key == "tuning" else ", or remove prompt."),
             )
-        if prompt is not None:
-            raise ValueError(f"{KEY}.prompt: needs the words of {weights}; set data.tokenizer: hf")
-        _learn_words_anew(model, vocabulary_size)
-        begun = _Begun(model, keeps_words=False)
-        told = "learns its words anew, since the tokenizer is not the one beside its weights"
+        _new_embeddings(model, vocabulary_size)
+        initial = _InitialModel(model, keeps_vocabulary=False)
+        message = "learns new embeddings, since the tokenizer is not the one beside its weights"
     else:
-        asked = () if prompt is None else tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        begun = _Begun(model, True, asked, *kept)
-        told = "keeps its words, which are those of the tokenizer"
-    if not only_measured():
-        print0(f"the language model of {weights} {told}")
-    return begun
+        prompt_ids = () if prompt is None else tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        initial = _InitialModel(model, True, prompt_ids, *mapping)
+        message = "keeps its embeddings, since the tokenizer is the one beside its weights"
+    if not skips_weight_loading():
+        print0(f"the language model of {weights} {message}")
+    return initial
 
 
-class _Pool(nn.Module):
+class _QueryPooling(nn.Module):
     """A fixed number of learned queries that attend to the patches."""
 
     def __init__(self, queries: int, width: int) -> None:
@@ -303,13 +325,13 @@ class _Pool(nn.Module):
 
     def forward(self, patches_BNH: Tensor, mask_BN: Tensor) -> Tensor:
         query_BQH = self.query_QH.expand(len(patches_BNH), -1, -1).to(patches_BNH.dtype)
-        seen, _ = self.attention(query_BQH, patches_BNH, patches_BNH, key_padding_mask=~mask_BN, need_weights=False)
-        return self.norm(query_BQH + seen)
+        attended, _ = self.attention(query_BQH, patches_BNH, patches_BNH, key_padding_mask=~mask_BN, need_weights=False)
+        return self.norm(query_BQH + attended)
 
 
-def _tensors(cache: Any) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Keys and values of each layer, batch first: what beam search can reorder, in every version of transformers."""
-    return tuple((layer[0], layer[1]) for layer in cache)
+def _as_tensors(past: DynamicCache) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Keys and values of each layer, batch first: tensors that `reorder_cache` can reorder."""
+    return tuple((layer[0], layer[1]) for layer in past)
 
 
 def _new(config: Any) -> Any:
@@ -317,67 +339,74 @@ def _new(config: Any) -> Any:
 
 
 def _class_of(config: Any) -> Any:
-    """The class of a configuration, which is told that no word sees those behind it: BERT's kin ask for that."""
-    if config.model_type in OTHER_STEPS:
-        raise ValueError(
-            f"{KEY}: {config.model_type} gives other words one at a time than for a whole report; take a model such as "
-            "gpt2, llama, qwen2 or mistral"
+    """The model class of a configuration."""
+    if config.model_type in STEP_DIFFERS:
+        raise UserError(
+            "unsupported",
+            f"{config.model_type} gives other logits with a cache than for a whole report",
+            place=KEY,
+            hint=TAKE_ANOTHER,
         )
-    if hasattr(config, "is_decoder"):
+    if hasattr(config, "is_decoder"):  # causal attention in BERT and its descendants
         config.is_decoder = True
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
 def _from_weights(folder: Path, values: dict[str, Any]) -> Any:
-    config = config_of(folder, f"{KEY}.weights")
-    require_known(config.model_type, ARCHITECTURES, [config.model_type], f"{KEY}.weights")
-    config = changed(config, values, KEY)
-    model, missing = read_model(_class_of(config), folder, config, KEY)
-    require_all(missing, folder, KEY)
+    config = read_config(folder, f"{KEY}.weights")
+    require_architecture(config.model_type, ARCHITECTURES, [config.model_type], f"{KEY}.weights")
+    config = update_config(config, values, KEY)
+    model, missing = load_pretrained(_class_of(config), folder, config, KEY)
+    require_no_missing_weights(missing, folder, KEY)
     return model
 
 
-def _words_of(tokenizer: Any, folder: Path, vocabulary: list[str], size: int) -> tuple[Tensor, Tensor] | None:
-    """The model's id of each of our words, and what to add to the logits of our four signs.
+def _map_vocabulary(tokenizer: Any, folder: Path, vocabulary: list[str], size: int) -> tuple[Tensor, Tensor] | None:
+    """The model's id of each of our tokens, and the bias of the logits of our four special tokens.
 
-    None where the vocabulary is not the whole one of the tokenizer beside the weights: words that happen to be pieces
-    of it too would be read and written as pieces that its reports are never cut into.
+    None if the vocabulary is not exactly that of the tokenizer beside the weights: words that happen to be subwords of
+    it would be mapped to subwords into which it never splits a report.
 
     Args:
         tokenizer: the one beside the weights, in `folder`.
-        size: words that the model knows.
+        size: vocabulary size of the model.
 
     Raises:
-        ValueError: the model has no word that ends a text.
+        UserError: `unsupported` if the tokenizer has no eos_token.
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         return None
-    whole, theirs = subwords_of(tokenizer.backend_tokenizer, special_ids_of(tokenizer))
-    if vocabulary != whole or max(theirs, default=size) >= size:
+    subwords, model_ids = subwords_of(tokenizer.backend_tokenizer, special_ids_of(tokenizer))
+    if vocabulary != subwords or max(model_ids, default=size) >= size:
         return None
-    end = tokenizer.eos_token_id
-    if end is None:
-        raise ValueError(f"{KEY}.weights: the tokenizer in {folder} has no eos_token, so no report would end")
-    begin = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    unknown = tokenizer.unk_token_id
-    signs = torch.zeros(4)
-    signs[[PAD, BOS]] = BARRED  # never a target
-    signs[UNK] = BARRED if unknown is None or unknown == end else 0.0
-    ids = {PAD: end, BOS: begin, EOS: end, UNK: end if unknown is None else unknown}
-    return torch.tensor([*(ids[sign] for sign in range(4)), *theirs]), signs
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        raise UserError(
+            "unsupported",
+            f"the tokenizer in {folder} has no eos_token, so no report would end",
+            place=f"{KEY}.weights",
+            hint="Take other weights, or set eos_token in its tokenizer_config.json.",
+        )
+    bos = eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    unk = tokenizer.unk_token_id
+    bias = torch.zeros(4)
+    bias[[PAD, BOS]] = BANNED  # never a target
+    bias[UNK] = BANNED if unk is None or unk == eos else 0.0
+    special = {PAD: eos, BOS: bos, EOS: eos, UNK: eos if unk is None else unk}
+    return torch.tensor([*(special[id] for id in range(4)), *model_ids]), bias
 
 
-def _take_signs(config: Any) -> None:
+def _set_special_ids(config: Any) -> None:
     config.pad_token_id, config.bos_token_id, config.eos_token_id = PAD, BOS, EOS
 
 
-def _learn_words_anew(model: Any, vocabulary_size: int) -> None:
-    """New embeddings and head for another vocabulary, drawn as the model draws its own."""
+def _new_embeddings(model: Any, vocabulary_size: int) -> None:
+    """New embeddings and head for another vocabulary, initialized as the model initializes its own."""
     model.resize_token_embeddings(vocabulary_size, mean_resizing=False)
-    _take_signs(model.config)
-    spread = getattr(model.config, "initializer_range", 0.02)
+    _set_special_ids(model.config)
+    std = getattr(model.config, "initializer_range", 0.02)
     for part in {id(p): p for p in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
-        nn.init.normal_(part.weight, std=spread)
+        nn.init.normal_(part.weight, std=std)
         if getattr(part, "padding_idx", None) is not None:
             part.padding_idx = PAD
         if getattr(part, "bias", None) is not None:

@@ -1,6 +1,7 @@
-"""Show, Attend and Tell's decoder: an LSTM that looks at the patches anew before every word.
+"""Show, Attend and Tell's decoder: an LSTM that attends to the patches before every word.
 
-Shapes: B batch, N patches, D width of a patch, T tokens, W words in the vocabulary, E width of a word, H of the LSTM.
+Shapes: B batch, N patches, D width of a patch, T tokens, W words in the vocabulary, E width of a word, H of the LSTM,
+A of the attention.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from framework.registry.types import Fraction
 
 @register("decoder", "lstm_attention")
 class LstmAttention(nn.Module):
-    """LSTM with soft attention to the patches.
+    """LSTM with soft attention over the patches.
 
-    Before each word the LSTM's output scores every patch; their mean by these scores, times a gate, goes into the LSTM
-    beside the last word. Memory and output start from the mean of the patches.
+    Before each word the hidden state of the LSTM scores every patch. The context is the mean of the patches weighted by
+    these scores, times a gate; the LSTM reads it beside the last word. Hidden state and cell start from the mean of the
+    patches.
 
-    The published penalty on patches that are looked at too much or too little (doubly stochastic attention, equation
-    14) is left out: a decoder hands logits alone to the losses.
+    The published doubly stochastic attention penalty (equation 14) is left out: a decoder returns only logits.
 
     Source:
         Xu et al. 2015, arXiv 1502.03044: the LSTM and its start, section 3.1.2; attention, equations 4 to 6 and 13; the
@@ -32,9 +33,9 @@ class LstmAttention(nn.Module):
 
     Args:
         width: Width of the LSTM. [channels]
-        word_width: Width of a word. [channels]
-        attention_width: Width in which patches and the LSTM's output are compared. [channels]
-        dropout: Share of units dropped before words are scored. [share]
+        word_width: Width of the word embeddings. [channels]
+        attention_width: Width in which patches and hidden state are compared. [channels]
+        dropout: Dropout probability before the output layer. [share]
     """
 
     needs = ("patches",)
@@ -51,56 +52,56 @@ class LstmAttention(nn.Module):
         dropout: Fraction = 0.5,
     ) -> None:
         super().__init__()
-        self.first_hidden, self.first_cell = nn.Linear(feature_width, width), nn.Linear(feature_width, width)
-        # Biases that others make superfluous are left out.
-        self.compare_patch = nn.Linear(feature_width, attention_width)
-        self.compare_hidden = nn.Linear(width, attention_width, bias=False)
-        self.compare = nn.Linear(attention_width, 1, bias=False)
-        self.gate = nn.Linear(width, 1)
+        self.init_h, self.init_c = nn.Linear(feature_width, width), nn.Linear(feature_width, width)
+        # Redundant biases are left out.
+        self.attend_features = nn.Linear(feature_width, attention_width)
+        self.attend_hidden = nn.Linear(width, attention_width, bias=False)
+        self.attend_score = nn.Linear(attention_width, 1, bias=False)
+        self.f_beta = nn.Linear(width, 1)
         self.embed_tokens = nn.Embedding(vocabulary_size, word_width)
         self.lstm = nn.LSTMCell(word_width + feature_width, width)
-        self.write_hidden = nn.Linear(width, word_width, bias=False)
-        self.write_seen = nn.Linear(feature_width, word_width, bias=False)
+        self.hidden_proj = nn.Linear(width, word_width, bias=False)
+        self.context_proj = nn.Linear(feature_width, word_width, bias=False)
         self.dropout = nn.Dropout(dropout)
         self.lm_head = nn.Linear(word_width, vocabulary_size)
 
     def forward(self, features: Features, tokens_BT: Tensor) -> Tensor:
-        """Logits [B, T, W]: at t, of the word that follows `tokens_BT[:, : t + 1]`."""
+        """Logits [B, T, W]; those at t are of the token that follows `tokens_BT[:, : t + 1]`."""
         return self._run(tokens_BT, self.init_cache(features))[0]
 
     def init_cache(self, features: Features) -> dict[str, Any]:
-        """The state before the first word."""
-        there_BN1 = features.patch_mask_BN[..., None]
-        mean_BD = (features.patches_BND * there_BN1).sum(1) / there_BN1.sum(1)
+        """The cache before the first token."""
+        mask_BN1 = features.patch_mask_BN[..., None]
+        mean_BD = (features.patches_BND * mask_BN1).sum(1) / mask_BN1.sum(1)
         return {
             "patches": features.patches_BND,
-            "compared": self.compare_patch(features.patches_BND),
+            "patch_keys": self.attend_features(features.patches_BND),
             "mask": features.patch_mask_BN,
-            "hidden": torch.tanh(self.first_hidden(mean_BD)),
-            "cell": torch.tanh(self.first_cell(mean_BD)),
+            "h": torch.tanh(self.init_h(mean_BD)),
+            "c": torch.tanh(self.init_c(mean_BD)),
         }
 
-    def step(self, tokens_B: Tensor, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Logits [B, W] of the next word, and the state after this one."""
-        logits_B1W, state = self._run(tokens_B[:, None], state)
-        return logits_B1W[:, 0], state
+    def step(self, tokens_B: Tensor, cache: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Logits [B, W] of the next token, and the cache with `tokens_B` in it."""
+        logits_B1W, cache = self._run(tokens_B[:, None], cache)
+        return logits_B1W[:, 0], cache
 
-    def _run(self, tokens_BT: Tensor, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def _run(self, tokens_BT: Tensor, cache: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         words_BTE = self.embed_tokens(tokens_BT)
-        hidden_BH, cell_BH = state["hidden"], state["cell"]
-        seen, hidden = [], []
+        h_BH, c_BH = cache["h"], cache["c"]
+        contexts, hidden = [], []
         for word_BE in words_BTE.unbind(1):
-            seen_BD = self._attend(hidden_BH, state)
-            hidden_BH, cell_BH = self.lstm(torch.cat([word_BE, seen_BD], dim=-1), (hidden_BH, cell_BH))
-            seen.append(seen_BD)
-            hidden.append(hidden_BH)
-        # All words are scored at once: nothing here depends on the word before.
-        deep_BTE = words_BTE + self.write_hidden(torch.stack(hidden, 1)) + self.write_seen(torch.stack(seen, 1))
-        return self.lm_head(self.dropout(deep_BTE)), {**state, "hidden": hidden_BH, "cell": cell_BH}
+            context_BD = self._attend(h_BH, cache)
+            h_BH, c_BH = self.lstm(torch.cat([word_BE, context_BD], dim=-1), (h_BH, c_BH))
+            contexts.append(context_BD)
+            hidden.append(h_BH)
+        # The output layer depends on no word before, so it runs once for all words.
+        deep_BTE = words_BTE + self.hidden_proj(torch.stack(hidden, 1)) + self.context_proj(torch.stack(contexts, 1))
+        return self.lm_head(self.dropout(deep_BTE)), {**cache, "h": h_BH, "c": c_BH}
 
-    def _attend(self, hidden_BH: Tensor, state: dict[str, Any]) -> Tensor:
-        """What the LSTM sees before its next word, [B, D]."""
-        energy_BNA = torch.tanh(state["compared"] + self.compare_hidden(hidden_BH)[:, None])
-        scores_BN = self.compare(energy_BNA)[..., 0].masked_fill(~state["mask"], float("-inf"))
+    def _attend(self, h_BH: Tensor, cache: dict[str, Any]) -> Tensor:
+        """The gated context vector, [B, D]."""
+        energy_BNA = torch.tanh(cache["patch_keys"] + self.attend_hidden(h_BH)[:, None])
+        scores_BN = self.attend_score(energy_BNA)[..., 0].masked_fill(~cache["mask"], float("-inf"))
         weights_B1N = scores_BN.softmax(-1)[:, None]
-        return torch.sigmoid(self.gate(hidden_BH)) * (weights_B1N @ state["patches"])[:, 0]
+        return torch.sigmoid(self.f_beta(h_BH)) * (weights_B1N @ cache["patches"])[:, 0]

@@ -1,33 +1,33 @@
-"""The published report decoder: a transformer over the patches that writes one word at a time."""
+"""The published report decoder: a transformer over the patches that generates one token at a time."""
 
 from __future__ import annotations
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from framework.models.transformer_decoder import ReportTransformer
+from framework.models.transformer_decoder import BaseTransformerDecoder
 from framework.registry import register
 from framework.registry.types import Fraction
 
 
 @register("decoder", "transformer")
-class Transformer(ReportTransformer):
+class Transformer(BaseTransformerDecoder):
     """Pre-norm transformer over the patches.
 
-    The patches are projected to `width`, pass `encoder_layers` of self-attention and are attended to by `layers` of
-    decoder, with sinusoidal positions. Generation keeps each layer's keys and values.
+    The patches are projected to `width` and pass `encoder_layers` of self-attention; `layers` decoder layers attend to
+    them. Positions are sinusoidal. Generation caches keys and values of each layer.
 
     Source:
-        Vaswani et al. 2017, arXiv 1706.03762, section 3; norms first: Xiong et al. 2020, arXiv 2002.04745; its
-        place and sizes: Li et al. 2024, arXiv 2406.00644.
+        Vaswani et al. 2017, arXiv 1706.03762, section 3; pre-norm: Xiong et al. 2020, arXiv 2002.04745; sizes:
+        Li et al. 2024, arXiv 2406.00644.
 
     Args:
         layers: Decoder layers. [layers]
-        encoder_layers: Self-attention layers over the patches; 0 leaves the patches as they are. [layers]
+        encoder_layers: Self-attention layers over the patches; 0 for none. [layers]
         width: Width of every layer. [channels]
-        heads: Attention heads; they divide the width. [heads]
-        feedforward: Width inside the feed-forward layers. [channels]
-        dropout: Share of units dropped in every layer. [share]
-        feature_dropout: Share of units dropped from the projected patches. [share]
+        heads: Attention heads; must divide the width. [heads]
+        feedforward: Hidden width of the feed-forward layers. [channels]
+        dropout: Dropout probability in every layer. [share]
+        feature_dropout: Dropout probability of the projected patches. [share]
     """
 
     needs = ("patches",)

@@ -24,18 +24,18 @@ from framework.models.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     add_lora,
-    changed,
-    config_from,
-    config_of,
-    folder_of,
+    config_from_dict,
+    config_to_dict,
+    convert_to_grayscale,
+    load_pretrained,
     new_config,
     new_model,
-    plain_config,
-    read_model,
-    require_all,
-    require_known,
+    read_config,
+    require_architecture,
+    require_no_missing_weights,
     require_one_source,
-    turn_grey,
+    update_config,
+    weights_folder,
 )
 from framework.models.views import encode_views, view_pooling, view_positions
 from framework.registry import register
@@ -112,10 +112,10 @@ class Backbone(nn.Module):
         std: tuple[float, ...] = IMAGENET_STD
         folder = None
         if hf_config is not None:
-            of_weights, mean, std = config_from(hf_config), hf_config["mean"], hf_config["std"]
+            of_weights, mean, std = config_from_dict(hf_config), hf_config["mean"], hf_config["std"]
             self.backbone, width, unused = _new(of_weights, channels)
         elif weights is not None:
-            folder = folder_of(weights, f"{KEY}.weights")
+            folder = weights_folder(weights, f"{KEY}.weights")
             mean, std = _statistics(folder)
             self.backbone, width, unused = _from_weights(folder, config, channels)
         else:
@@ -125,7 +125,7 @@ class Backbone(nn.Module):
         self.register_buffer("mean_C11", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std_C11", torch.tensor(std)[:, None, None], persistent=False)
         if hf_config is not None or weights is not None:
-            told = plain_config(self.backbone.config)
+            told = config_to_dict(self.backbone.config)
             self.hf_config = {"config": told, "mean": list(mean), "std": list(std)}
         for name in unused:
             self.backbone.get_parameter(name).requires_grad_(False)
@@ -217,12 +217,12 @@ def _take_last_stage(config: Any) -> None:
 
 def _try_out(config: Any, channels: int) -> tuple[int, tuple[str, ...]]:
     """Width of the feature map, and unused parameters: mask tokens, norms of another head. Computes no numbers."""
-    return _tried(json.dumps(plain_config(config)), channels)
+    return _tried(json.dumps(config_to_dict(config)), channels)
 
 
 @cache
 def _tried(told: str, channels: int) -> tuple[int, tuple[str, ...]]:
-    config = config_from({"config": json.loads(told)})
+    config = config_from_dict({"config": json.loads(told)})
     height, width = _pair(getattr(config, "image_size", None) or 64)
     with torch.device("meta"), torch.enable_grad():
         model = new_model(_class_of(config), config, KEY)
@@ -254,19 +254,19 @@ def _runs_in_colour(told: str) -> bool:
 
 
 def _from_weights(folder: Path, values: dict[str, Any], channels: int) -> tuple[nn.Module, int, tuple[str, ...]]:
-    config = config_of(folder, f"{KEY}.weights")
-    require_known(config.model_type, ARCHITECTURES, [config.model_type], f"{KEY}.weights")
-    config = changed(config, values, KEY)
+    config = read_config(folder, f"{KEY}.weights")
+    require_architecture(config.model_type, ARCHITECTURES, [config.model_type], f"{KEY}.weights")
+    config = update_config(config, values, KEY)
     _take_last_stage(config)
     colours = config.num_channels
     width, unused = _try_out(config, colours)
-    model, missing = read_model(_class_of(config), folder, config, KEY)
+    model, missing = load_pretrained(_class_of(config), folder, config, KEY)
     missing = _take_norm(model, missing)
-    require_all(missing, folder, KEY)
+    require_no_missing_weights(missing, folder, KEY)
     if channels != colours:
         if (channels, colours) != (1, 3):
             raise ValueError(f"{KEY}.weights: {folder} takes {colours} channels, and data.channels is {channels}")
-        turn_grey(model, KEY)
+        convert_to_grayscale(model, KEY)
     return model, width, unused
 
 

@@ -16,14 +16,14 @@ from framework.models.external_weights import external_weights_of
 from framework.models.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    config_from,
-    config_of,
-    folder_of,
+    config_from_dict,
+    config_to_dict,
+    convert_to_grayscale,
+    load_pretrained,
     new_model,
-    plain_config,
-    read_model,
-    require_all,
-    turn_grey,
+    read_config,
+    require_no_missing_weights,
+    weights_folder,
 )
 from framework.models.views import encode_views, view_pooling, view_positions
 from framework.registry import register
@@ -82,14 +82,14 @@ class ResNet(nn.Module):
         )
         if weights is not None and norm != "batch":
             raise ValueError("model.encoder: `weights` come with batch norm; leave out `norm: group`")
-        folder = None if weights is None else folder_of(weights, "model.encoder.weights")
+        folder = None if weights is None else weights_folder(weights, "model.encoder.weights")
         if hf_config is not None:
-            self.backbone = new_model(ResNetModel, config_from(hf_config), "model.encoder")
+            self.backbone = new_model(ResNetModel, config_from_dict(hf_config), "model.encoder")
         else:
             self.backbone = ResNetModel(config) if folder is None else _from_weights(folder, config, depth)
         # Of weights: depth and width do not tell their activation, nor where they halve the map.
         of_weights = hf_config is not None or folder is not None
-        self.hf_config = {"config": plain_config(self.backbone.config)} if of_weights else None
+        self.hf_config = {"config": config_to_dict(self.backbone.config)} if of_weights else None
         if norm == "group":
             _use_group_norm(self.backbone)
         for name, of_colours in (("mean_C11", IMAGENET_MEAN), ("std_C11", IMAGENET_STD)):
@@ -126,7 +126,7 @@ class ResNet(nn.Module):
 
 def _from_weights(folder: Path, config: ResNetConfig, depth: int) -> ResNetModel:
     """Loads a pretrained network; grey images get the sum of its colour filters, which is the same as three copies."""
-    found_config = config_of(folder, "model.encoder.weights")
+    found_config = read_config(folder, "model.encoder.weights")
     for key in ("layer_type", "depths", "hidden_sizes"):
         found, expected = getattr(found_config, key, None), getattr(config, key)
         if found != expected:
@@ -134,10 +134,10 @@ def _from_weights(folder: Path, config: ResNetConfig, depth: int) -> ResNetModel
                 f"model.encoder.weights: '{folder}' has {key} {found}, but depth {depth} and the recipe's width "
                 f"mean {expected}"
             )
-    model, missing = read_model(ResNetModel, folder, found_config, "model.encoder")
-    require_all(missing, folder, "model.encoder")
+    model, missing = load_pretrained(ResNetModel, folder, found_config, "model.encoder")
+    require_no_missing_weights(missing, folder, "model.encoder")
     if config.num_channels == 1:
-        turn_grey(model, "model.encoder")
+        convert_to_grayscale(model, "model.encoder")
     return model
 
 

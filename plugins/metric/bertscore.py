@@ -15,7 +15,7 @@ from torch import Tensor
 
 from framework.exam import Pair
 from framework.models.device import on_cpu
-from framework.models.pretrained import config_of, folder_of, positions_of, read_text_encoder
+from framework.models.pretrained import load_text_encoder, max_positions, read_config, weights_folder
 from framework.registry import register
 from framework.scoring.dependencies import LastRows
 
@@ -61,8 +61,8 @@ class BertScore:
     def __init__(
         self, *, weights: str, layer: PositiveInt | None = None, idf: bool = False, batch_size: PositiveInt = 32
     ) -> None:
-        folder = folder_of(weights, f"{KEY}.weights")
-        config = config_of(folder, f"{KEY}.weights")
+        folder = weights_folder(weights, f"{KEY}.weights")
+        config = read_config(folder, f"{KEY}.weights")
         layers = getattr(config, "num_hidden_layers", 0)
         if config.is_encoder_decoder or not layers:
             raise ValueError(
@@ -70,9 +70,9 @@ class BertScore:
             )
         if layer is not None and layer > layers:
             raise ValueError(f"metric bertscore.layer: {layer}, and '{weights}' has {layers} layers")
-        self.tokenizer, self.model = read_text_encoder(folder, config, KEY)
+        self.tokenizer, self.model = load_text_encoder(folder, config, KEY)
         self.layer, self.idf, self.batch_size = layer or layers, idf, batch_size
-        self.limit = min(int(self.tokenizer.model_max_length), positions_of(self.model))
+        self.limit = min(int(self.tokenizer.model_max_length), max_positions(self.model))
         self.signs = frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
         self._last = LastRows()
 

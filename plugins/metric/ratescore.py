@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 
 from framework.exam import Pair
 from framework.models.device import on_cpu
-from framework.models.pretrained import folder_of, weight_files
+from framework.models.pretrained import weight_files, weights_folder
 from framework.registry import register
 from framework.runtime.errors import first_line
 from framework.scoring.dependencies import LastRows, imported, one_each, require_english, with_letters
@@ -98,7 +98,7 @@ class RateScore:
 
 def _folder(weights: str, key: str) -> Path:
     """A folder that the package may read: of safetensors, as it would also read files that can carry code."""
-    folder = folder_of(weights, f"metric ratescore.{key}")
+    folder = weights_folder(weights, f"metric ratescore.{key}")
     if not weight_files(folder):
         raise ValueError(f"metric ratescore.{key}: no *.safetensors in {folder}; files of other kinds could carry code")
     return folder

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from framework.exam import SPECIAL_TOKENS, UNK
-from framework.models.pretrained import folder_of, read_tokenizer
+from framework.models.pretrained import load_tokenizer, weights_folder
 from framework.registry import register
 from framework.runtime.console import print0
 from framework.text.segmentation import key_of, language_of, segmentation_of, split
@@ -34,7 +34,7 @@ class Hf:
     """
 
     def __init__(self, *, weights: str, language: Literal["auto", "en", "zh"] = "auto") -> None:
-        found = read_tokenizer(folder_of(weights, "data.tokenizer.weights"), "data.tokenizer.weights")
+        found = load_tokenizer(weights_folder(weights, "data.tokenizer.weights"), "data.tokenizer.weights")
         backend = getattr(found, "backend_tokenizer", None)
         if backend is None:
             raise ValueError(

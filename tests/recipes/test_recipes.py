@@ -55,7 +55,7 @@ def test_the_shallow_alignment_of_swin_llm_lora_trains_neither_of_its_models(tmp
     recipe = load_recipe(path, [*made_small("swin_llm_lora", tmp_path), *told.split()])
     encoder, decoder = build_model(recipe, build_tokenizer(recipe, ["An oval mass."], None), trained=False)
     assert not any(weight.requires_grad for weight in [*encoder.backbone.parameters(), *decoder.model.parameters()])
-    assert all(weight.requires_grad for weight in decoder.project.parameters())
+    assert all(weight.requires_grad for weight in decoder.input_proj.parameters())
 
 
 def test_the_recipes_that_the_readme_names_are_there() -> None:

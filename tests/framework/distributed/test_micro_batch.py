@@ -79,11 +79,11 @@ GPT2 = "architecture: gpt2, config: {n_layer: 1, n_embd: 16, n_head: 2, n_positi
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ([], r"^exam test0 of split test has 5 views, the encoder is built for 4: raise model.encoder.max_views"),
+        ([], r"exam test0 of split test has 5 views, expected at most 4"),
         (["model.encoder.max_views=5"], None),
         (
             ["model.encoder.max_views=0", f"model.decoder={{_delete_: true, name: hf_causal, {GPT2}}}"],
-            r"^exam test0 of split test has 5 views, more than any of train: model.decoder: 28 positions .* has 24",
+            r"^exam test0 of split test has 5 views, more than any of train: .*28 positions, expected at most 24",
         ),
         (["model.encoder.max_views=0", f"model.decoder={{_delete_: true, name: hf_causal, queries: 2, {GPT2}}}"], None),
     ],

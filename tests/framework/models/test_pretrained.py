@@ -1,4 +1,4 @@
-"""Weights that others have trained: what of them is saved, and that a model is whole again with the rest."""
+"""Pretrained weights: which are saved, and that a saved model is rebuilt with the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from harness import ROOT, launch, records
+from harness import ROOT, launch, problem, records
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from tiny_models import of_bytes, save_llama, save_swin
@@ -30,7 +30,7 @@ from framework.distributed.launch import start_accelerator
 from framework.distributed.prepare import prepare
 from framework.distributed.strategy import Strategy
 from framework.models.external_weights import model_metadata, print_saved, require_same_weights, unsaved_names
-from framework.models.pretrained import folder_of
+from framework.models.pretrained import weights_folder
 from framework.recipe import Recipe, load_recipe, save
 from framework.run.init_from import find_source, load_initial_weights
 from framework.train_step import train_step
@@ -49,7 +49,7 @@ losses: {{topic: null, global_semantic: null}}
 train: {{epochs: 2}}
 evaluate: {{num_beams: 1, max_length: 40}}
 """
-LEARNED = "decoder.project.0.weight"
+LEARNED = "decoder.input_proj.0.weight"
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def saved(recipe: Recipe, strategy: Strategy, parts: Parts, folder: Path) -> Pat
         pytest.param(("distributed.strategy=zero3",), marks=pytest.mark.long),
     ],
 )
-def test_fetched_weights_are_not_saved_and_the_rest_goes_on_as_if_they_were(
+def test_external_weights_are_not_saved_and_training_resumes_exactly(
     folder: Path, tmp_path: Path, keys: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe, strategy, parts = made(folder, *keys)
@@ -131,7 +131,7 @@ def test_fetched_weights_are_not_saved_and_the_rest_goes_on_as_if_they_were(
     assert not [name for name, value in fresh.state_dict().items() if not torch.equal(value, whole[name])]
 
 
-def test_a_folder_that_is_gone_or_other_is_told(folder: Path, tmp_path: Path) -> None:
+def test_a_missing_or_changed_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     shutil.copytree(folder, mine)
     (mine / "lora.yaml").write_text(RECIPE.format(root=ROOT, folder=mine))
@@ -139,18 +139,18 @@ def test_a_folder_that_is_gone_or_other_is_told(folder: Path, tmp_path: Path) ->
     model = saved(recipe, strategy, parts, tmp_path) / "model"
     tokenizer = build_tokenizer(recipe, [], model)
     (mine / "llama").rename(mine / "away")
-    with pytest.raises(ValueError, match=r"no such folder: .*llama\. .* The model was saved without these frozen"):
+    with problem("no-such-file", place="weights"):
         build_model(recipe, tokenizer, trained=True, model=model)
     shutil.copytree(mine / "away", mine / "llama")
     weights = load_file(mine / "llama" / "model.safetensors")
     first = sorted(weights)[0]
     save_file({**weights, first: weights[first] + 1}, mine / "llama" / "model.safetensors", {"format": "pt"})
-    for hold in (
+    for check in (
         lambda: build_model(recipe, tokenizer, trained=True, model=model),
         lambda: require_same_weights(model, made(mine)[1].task),
     ):
-        with pytest.raises(ValueError, match=r"has other weights than the model was trained on .*: model.safetensors"):
-            hold()
+        with problem("weights-differ", place="model.decoder.weights"):
+            check()
     asked = f"init_from={model.parent}"
     recipe, strategy, parts = made(mine, asked)
     with pytest.raises(
@@ -160,11 +160,11 @@ def test_a_folder_that_is_gone_or_other_is_told(folder: Path, tmp_path: Path) ->
     recipe, strategy, parts = made(mine, asked, "init_exclude=[decoder]")
     load_initial_weights(find_source(str(model.parent)), recipe, strategy.task, parts.tokenizer, parts.exams)
     save_file({first: weights[first]}, mine / "llama" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"has other weights than the model was trained on .*: model.safetensors"):
+    with problem("weights-differ", place="model.decoder.weights"):
         build_model(recipe, tokenizer, trained=True, model=model)
 
 
-def test_a_model_that_is_saved_whole_is_built_again_without_its_folders(folder: Path, tmp_path: Path) -> None:
+def test_a_fully_trained_model_is_rebuilt_without_its_folders(folder: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     shutil.copytree(folder, mine)
     text = RECIPE.format(root=ROOT, folder=mine).replace("frozen_stages: 2", "frozen_stages: 0")
@@ -180,9 +180,7 @@ def test_a_model_that_is_saved_whole_is_built_again_without_its_folders(folder: 
     assert torch.equal(task.state_dict()[LEARNED], strategy.task.state_dict()[LEARNED])
 
 
-def test_a_run_that_begins_with_another_keeps_its_own_prompt(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_init_from_keeps_the_own_prompt(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, strategy, parts = made(folder, "model.decoder.prompt=zq")
     theirs = saved(recipe, strategy, parts, tmp_path)
     recipe, strategy, parts = made(folder, "model.decoder.prompt=qz")
@@ -191,17 +189,17 @@ def test_a_run_that_begins_with_another_keeps_its_own_prompt(
     assert len(source["decoder.prompt_T"]) == len(mine) and not torch.equal(source["decoder.prompt_T"], mine)
     load_initial_weights(find_source(str(theirs)), recipe, parts.task, parts.tokenizer, parts.exams)
     assert torch.equal(parts.task.decoder.prompt_T, mine)
-    assert torch.equal(parts.task.decoder.project[0].weight, source[LEARNED])
+    assert torch.equal(parts.task.decoder.input_proj[0].weight, source[LEARNED])
     assert "model.decoder.prompt ('zq' there, 'qz' here)" in capsys.readouterr().out
 
 
-def test_a_name_that_the_hub_does_not_give_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_the_hub_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(name: str, **_: Any) -> str:
         raise LocalEntryNotFoundError(f"no {name} here\nand no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
-    with pytest.raises(ValueError, match=r"x.weights: 'acme/swin' is no folder, .* \(no acme/swin here\). Expected"):
-        folder_of("acme/swin", "x.weights")
+    with problem("no-such-file", place="x.weights"):
+        weights_folder("acme/swin", "x.weights")
 
 
 @pytest.mark.parametrize("weights", ["folder", "acme/adapter"])
@@ -209,11 +207,11 @@ def test_an_adapter_is_refused_also_from_the_hub(tmp_path: Path, monkeypatch: py
     for name in ("config.json", "adapter_config.json"):
         (tmp_path / name).write_text("{}")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
-    with pytest.raises(ValueError, match=r"^x.weights: .* holds an adapter; expected whole weights"):
-        folder_of(str(tmp_path) if weights == "folder" else weights, "x.weights")
+    with problem("wrong-format", place="x.weights"):
+        weights_folder(str(tmp_path) if weights == "folder" else weights, "x.weights")
 
 
-def test_what_is_only_measured_reads_no_weights(folder: Path, tmp_path: Path) -> None:
+def test_size_estimates_read_no_weights(folder: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     shutil.copytree(folder, mine)
     (mine / "lora.yaml").write_text(RECIPE.format(root=ROOT, folder=mine))
@@ -229,7 +227,7 @@ def test_what_is_only_measured_reads_no_weights(folder: Path, tmp_path: Path) ->
 
 @pytest.mark.long
 @pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "fsdp"])
-def test_two_processes_save_and_go_on_with_fetched_weights(folder: Path, work: Path, strategy: str) -> None:
+def test_two_processes_save_and_resume_with_external_weights(folder: Path, work: Path, strategy: str) -> None:
     keys: tuple[Any, ...] = (f"distributed.strategy={strategy}", f"run.name={strategy}")
     launch(str(folder / "lora.yaml"), *keys, cwd=work, processes=2)
     whole = work / "runs" / "lora" / strategy

@@ -1,4 +1,4 @@
-"""The transformer against torch's own with the same weights."""
+"""The transformer decoder against torch's layers with the same weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from framework.exam import Features
-from framework.models.transformer_decoder import Layer, sinusoids
+from framework.models.transformer_decoder import TransformerLayer, sinusoidal_positions
 from plugins.decoder.transformer import Transformer
 
 WIDTH, HEADS, INNER = 16, 4, 24
@@ -18,19 +18,19 @@ def named(module: nn.Module, name: str) -> dict[str, Tensor]:
     return {f"{name}.{part}": weight for part, weight in module.state_dict().items()}
 
 
-def torchs_names(layer: Layer) -> dict[str, Tensor]:
+def torchs_names(layer: TransformerLayer) -> dict[str, Tensor]:
     """Weights of a layer, called as in nn.TransformerEncoderLayer or nn.TransformerDecoderLayer."""
     attentions, norms = {"self_attn": layer.self_attn}, [layer.self_attn_norm]
-    if hasattr(layer, "cross"):
+    if hasattr(layer, "cross_attn"):
         attentions["multihead_attn"] = layer.cross_attn
-        norms.append(layer.cross_attn_attn_norm)
+        norms.append(layer.cross_attn_norm)
     names = named(layer.feedforward[0], "linear1") | named(layer.feedforward[3], "linear2")
     for number, norm in enumerate([*norms, layer.feedforward_norm], 1):
         names |= named(norm, f"norm{number}")
     for name, attention in attentions.items():
-        names |= named(attention.out, f"{name}.out_proj")
+        names |= named(attention.out_proj, f"{name}.out_proj")
         for part in ("weight", "bias"):
-            rows = [getattr(m, part) for m in (attention.query, attention.key, attention.value)]
+            rows = [getattr(m, part) for m in (attention.q_proj, attention.k_proj, attention.v_proj)]
             names[f"{name}.in_proj_{part}"] = torch.cat(rows).detach()
     return names
 
@@ -51,17 +51,17 @@ def test_the_whole_transformer_equals_torchs_layers_in_logits_and_gradients() ->
         vocabulary_size=11, feature_width=6, max_length=20, layers=2, encoder_layers=2, width=WIDTH, heads=HEADS,
         feedforward=INNER, dropout=0.0, feature_dropout=0.0,
     )  # fmt: skip
-    encoder = torchs(nn.TransformerEncoderLayer, ours.encoder)
+    encoder = torchs(nn.TransformerEncoderLayer, ours.encoder_layers)
     decoder = torchs(nn.TransformerDecoderLayer, ours.layers)
     patches, tokens = torch.randn(3, 5, 6, requires_grad=True), torch.randint(0, 11, (3, 7))
     mask = torch.ones(3, 5, dtype=torch.bool)
     mask[1, 3:] = False
 
-    memory = ours.project(patches)
+    memory = ours.input_proj(patches)
     for layer in encoder:
         memory = layer(memory, src_key_padding_mask=~mask)
     memory = ours.encoder_norm(memory)
-    x = ours.embed_tokens(tokens) * math.sqrt(WIDTH) + sinusoids(7, WIDTH)
+    x = ours.embed_tokens(tokens) * math.sqrt(WIDTH) + sinusoidal_positions(7, WIDTH)
     causal = nn.Transformer.generate_square_subsequent_mask(7)
     for layer in decoder:
         x = layer(x, memory, tgt_mask=causal, tgt_is_causal=True, memory_key_padding_mask=~mask)
@@ -73,7 +73,7 @@ def test_the_whole_transformer_equals_torchs_layers_in_logits_and_gradients() ->
         assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_positions_are_the_published_sinusoids() -> None:
-    table = sinusoids(4, 6)
+def test_positions_are_the_published_sinusoidal_positions() -> None:
+    table = sinusoidal_positions(4, 6)
     assert torch.allclose(table[3, 2], torch.sin(torch.tensor(3 / 10000 ** (2 / 6))))
     assert torch.allclose(table[3, 5], torch.cos(torch.tensor(3 / 10000 ** (4 / 6))))
