@@ -12,13 +12,14 @@ from framework.grid.wording import arrow, decimals, footnotes, one_line, seeds_t
 from framework.pages.plot import Figure, Key, Plot, span
 
 LOG_FROM = 8  # a cost that differs by more than this factor has a logarithmic axis
+MANY = 8  # labels that stand closer
 CURVE_MARKS = 5  # of a mean curve, which tell its series apart without colour
 
 
 def main_effect_figure(result: GridResult, axis: str, metric: str) -> Figure:
     """The mean at each label of an axis over everything else, and the single cells behind it."""
     effects, places = main_effects(result, axis, metric), decimals(result, metric)
-    plot = Plot(_name(result, metric), height=80 + 36 * len(effects))
+    plot = Plot(_name(result, metric), height=_height(len(effects)))
     plot.y_labels([one_line(effect.label) for effect in effects])
     plot.x_range(*_range(result, metric))
     baseline = next((row.values.get(metric) for row in result.rows if row.label == result.baseline), None)
@@ -41,7 +42,7 @@ def interaction_figure(result: GridResult, axis: str, other: str, metric: str) -
     lines, places = interactions(result, axis, other, metric), decimals(result, metric)
     labels = [one_line(effect.label) for effect in next(iter(lines.values()))]
     means = [e.mean for effects in lines.values() for e in effects if e.mean is not None]
-    plot = Plot(_name(result, metric), height=80 + max(36, 12 * len(lines)) * len(labels))
+    plot = Plot(_name(result, metric), height=_height(len(labels), len(lines)))
     plot.y_labels(labels)
     plot.x_range(*span(means or [0.0]))
     step = min(0.12, 0.7 / len(lines))  # equal means do not hide one another
@@ -123,7 +124,11 @@ def curves_figure(result: GridResult, curves: Curves) -> Figure:
             for step, value in mean[:: -math.ceil(len(mean) / CURVE_MARKS)]:
                 plot.mark(step, value, index, 8)
     described = plot.svg(f"{name} by step, {len(curves.lines)} cells")
-    return Figure(name, described, keys=row_keys(result), notes=curves.notes, wide=True)
+    caption = (
+        "Thin: each cell. Thick: the mean of a row, up to the step that all its seeds have reached. "
+        "○ where the curve of a cell that is not done ends."
+    )
+    return Figure(name, described, caption=caption, keys=row_keys(result), notes=curves.notes, wide=True)
 
 
 def row_keys(result: GridResult) -> list[Key]:
@@ -131,6 +136,10 @@ def row_keys(result: GridResult) -> list[Key]:
     lacking = footnotes(result)
     labels = [one_line(row.label) + " ○" * (i in lacking) for i, row in enumerate(result.rows)]
     return [Key(series, label) for series, label in enumerate(labels)]
+
+
+def _height(labels: int, lines: int = 1) -> float:
+    return 80 + labels * max(36 if labels <= MANY else 24, 12 * lines)
 
 
 def _name(result: GridResult, metric: str) -> str:

@@ -213,11 +213,12 @@ def columns(text: str) -> int:
 
 
 def shorten(text: str, longest: int = LONGEST) -> str:
-    if columns(text) <= longest:
-        return text
-    while columns(text) >= longest:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    """A text with its middle left out, so that it is at most `longest` Latin characters wide."""
+    short, kept = text, len(text)
+    while columns(short) > longest:
+        kept -= 1
+        short = f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}"
+    return short
 
 
 def _canvas(width: float, height: float) -> Canvas:

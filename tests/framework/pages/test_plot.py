@@ -72,4 +72,5 @@ def test_equal_values_have_room_around_them() -> None:
 
 def test_chinese_characters_count_twice_in_the_width_of_a_label() -> None:
     assert columns("a乳腺") == 5
-    assert shorten("乳腺超声", 8) == "乳腺超声" and shorten("乳腺超声x", 8) == "乳腺超…"
+    assert shorten("a long label, number 3", 12) == "a long…ber 3"
+    assert shorten("乳腺超声", 8) == "乳腺超声" and shorten("乳腺超声x", 8) == "乳腺…声x"
