@@ -71,12 +71,19 @@ class Batch:
     topic_B: Tensor | None = None  # long
     topic_weights_BK: Tensor | None = None  # float, how much of each topic a report has; rows sum to 1
 
-    def to(self, device: Any) -> Batch:
+    def to(self, device: Any, *, images: bool = True) -> Batch:
+        """A copy with its tensors on the device; the images only if `images` is true."""
         moved = {
-            name: value.to(device, non_blocking=True) if hasattr(value, "to") else value
+            name: value.to(device, non_blocking=True)
+            if hasattr(value, "to") and (images or name != "image_BVCHW")
+            else value
             for name, value in vars(self).items()
         }
         return Batch(**moved)
+
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked memory, from which copies to a GPU do not wait; DataLoader calls it."""
+        return Batch(**{name: v.pin_memory() if hasattr(v, "pin_memory") else v for name, v in vars(self).items()})
 
 
 class Features(NamedTuple):
@@ -97,6 +104,18 @@ class Outputs:
     features: Features
     logits_BTW: Tensor
     decoder: Any = None  # the module itself, for a loss that writes reports with it
+
+
+class Term(NamedTuple):
+    """What a loss with metrics returns; a loss without returns the total alone.
+
+    Attributes:
+        total: sum of the term over the items that `count` counts, with gradient. 0-dim float32
+        metrics: further sums over these items, for the log; the same names for every batch. 0-dim each
+    """
+
+    total: Tensor
+    metrics: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)

@@ -6,32 +6,52 @@ Shapes: L terms of the loss.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from framework.exam import Batch, Features, Outputs
+from framework.exam import Batch, Features, Outputs, Term
 from framework.models.blocks import eval_frozen_modules
 from framework.registry.signature import BY_DECODER
 
 
-class ReportTask(nn.Module):
-    """Encoder, decoder and losses as one module, which is what gets wrapped, trained and saved.
+class TaskOutput(NamedTuple):
+    """Sums over the items of a batch, in the order of `ReportTask.losses`.
 
-    A loss gives the *sum* of its term over the items of a batch (`forward`) and, from the batch alone, how many items
-    that are (`count`). The engine divides by the count over all processes and micro-batches of a step. Sums and counts
-    apart make a step's loss the same however the step is cut; a mean of means would not be.
+    DistributedDataParallel, fully_shard and DeepSpeed pass a NamedTuple of tensors on with its gradients, which
+    tests/canaries pin.
+
+    Attributes:
+        objective_L: what is minimized, with gradient.
+        term_sums_L: the terms themselves, detached; they equal `objective_L` unless their weights are learned.
+        factors_L: learned factors of the terms, detached; ones if none are learned.
+        metrics: LOSS/METRIC -> sum over the items that the loss counts, detached.
+    """
+
+    objective_L: Tensor
+    term_sums_L: Tensor
+    factors_L: Tensor
+    metrics: dict[str, Tensor]
+
+
+class ReportTask(nn.Module):
+    """Encoder, decoder and losses as one module: what is wrapped, trained and saved.
+
+    A loss returns the *sum* of its term over the items of a batch (`forward`) and, from the batch alone, the number of
+    these items (`count`). `train_step` divides by the count over all processes and micro-batches of a step, so the loss
+    of a step does not depend on how the step is divided. A mean of means would.
 
     Args:
-        weighting: learns factors of the terms; None: they weigh what the recipe says.
+        weighting: learns factors of the terms; None keeps the recipe's weights.
 
-    `frozen` names the parts that do not learn, as their parameters begin.
+    Attributes:
+        frozen: parameter-name prefixes of the parts that are not trained.
     """
 
     frozen: tuple[str, ...] = ()
 
-    encoder: Any  # an nn.Module that offers what its kind promises, which no type of torch's can say
+    encoder: Any  # an nn.Module with the attributes of its kind, which torch's types cannot express
     decoder: Any
     losses: Any
 
@@ -47,57 +67,53 @@ class ReportTask(nn.Module):
         self.decoder = decoder
         self.losses = nn.ModuleDict(losses)
         self.weighting = weighting
-        looked_at = {word for loss in self.losses.values() for word in getattr(loss, "needs", ("logits",))}
-        self._decodes = not looked_at.isdisjoint(BY_DECODER)
+        needed = {word for loss in self.losses.values() for word in getattr(loss, "needs", ("logits",))}
+        self._decodes = not needed.isdisjoint(BY_DECODER)
 
     def train(self, mode: bool = True) -> ReportTask:
-        """As of any module, but what is frozen stays in evaluation mode."""
+        """Sets training mode, except for frozen parts, which stay in evaluation mode."""
         super().train(mode)
         modules = dict(self.named_modules(remove_duplicate=False))
         for part in self.frozen:
-            if part in modules:  # not a parameter by itself
+            if part in modules:  # else a single parameter
                 eval_frozen_modules(modules[part])
         return self
 
     def counts(self, batch: Batch) -> Tensor:
-        """[L], in the order of `losses`, on the device of the batch, wherever a loss has made its number."""
+        """Number of items of each loss, [L] float32, on the device of the reports. Images are not read."""
         device = batch.report_BT.device
         return torch.stack([loss.count(batch).to(device, torch.float32) for loss in self.losses.values()])
 
-    def told(self) -> dict[tuple[str, str], Tensor]:
-        """What losses tell beside their terms of the batch before, by loss and name: sums over the items they count."""
-        return {
-            (name, what): value
-            for name, loss in self.losses.items()
-            for what, value in (loss.told() if hasattr(loss, "told") else {}).items()
-        }
-
-    def forward(self, batch: Batch) -> Tensor:
-        """[3, L], in the order of `losses`: the sums to minimize, those of the terms, and the learned factors between.
-
-        One tensor, since that is what every wrapper hands through with its gradient. A decoder that no loss looks at
-        is left out: it is frozen, as check.py sees to.
-        """
+    def forward(self, batch: Batch) -> TaskOutput:
+        """The terms of a batch. The decoder runs only if a loss needs it; otherwise it is frozen (recipe/check.py)."""
         features = self.features(batch)
         logits_BTW: Any = self.decoder(features, batch.report_BT[:, :-1]) if self._decodes else None
         outputs = Outputs(features, logits_BTW, self.decoder)
-        sums_L = torch.stack([loss(batch, outputs).float() for loss in self.losses.values()])
+        sums: list[Tensor] = []
+        metrics: dict[str, Tensor] = {}
+        for name, loss in self.losses.items():
+            term = loss(batch, outputs)
+            if isinstance(term, Term):
+                metrics |= {f"{name}/{metric}": value.detach().float() for metric, value in term.metrics.items()}
+                term = term.total
+            sums.append(term.float())
+        sums_L = torch.stack(sums)
         if self.weighting is None:
-            return torch.stack([sums_L, sums_L.detach(), torch.ones_like(sums_L)])
-        minimized_L, factors_L = self.weighting(sums_L, self.counts(batch))
-        return torch.stack([minimized_L, sums_L.detach(), factors_L])
+            return TaskOutput(sums_L, sums_L.detach(), torch.ones_like(sums_L), metrics)
+        objective_L, factors_L = self.weighting(sums_L, self.counts(batch))
+        return TaskOutput(objective_L, sums_L.detach(), factors_L, metrics)
 
     def features(self, batch: Batch) -> Features:
         return self.encoder(batch.image_BVCHW, batch.view_mask_BV)
 
 
 class Uncertainty(nn.Module):
-    """Learned factors of the terms: exp(-s) T + s / 2 stands for each term T, with one s = log sigma^2 that is learned.
+    """Learned factors of the terms: each term T is replaced by exp(-s) T + s / 2 with one learned s = log sigma^2.
 
-    A term that is hard to lower is taken for a noisy one, and its factor exp(-s) falls; s / 2 keeps all factors from
-    falling together. At the least of the sum, a factor is 1 / (2 T). Where the recipe weighs a term, it weighs both
-    parts, since a weight of T alone would be learned away. A term that can fall below 0 has no such least: its factor
-    would grow without end.
+    The factor exp(-s) of a term that stays high falls, as if the term were noisy; s / 2 keeps the factors from falling
+    together. At the minimum of the sum, a factor is 1 / (2 T). The recipe's weight of a term multiplies both parts,
+    since a weight of T alone would be compensated. A term that can fall below 0 has no such minimum: its factor would
+    grow without bound.
 
     Source:
         Kendall, Gal and Cipolla 2018, arXiv 1705.07115, equation 10 with log sigma^2 learned (section 3.2).
@@ -108,10 +124,9 @@ class Uncertainty(nn.Module):
         self.log_variance_L = nn.Parameter(torch.zeros(terms))
 
     def forward(self, sums_L: Tensor, counts_L: Tensor) -> tuple[Tensor, Tensor]:
-        """What stands for the sums of the terms over some items, [L], and the factors, [L].
+        """The weighted sums of the terms over some items, [L], and the factors, [L].
 
-        s / 2 is given once an item, as sums are, so that what stands for a step's terms is the same however the step
-        is cut.
+        s / 2 is added once an item, so the objective of a step does not depend on how the step is divided.
         """
         factors_L = torch.exp(-self.log_variance_L.float())
         return factors_L * sums_L + self.log_variance_L.float() / 2 * counts_L, factors_L.detach()

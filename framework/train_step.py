@@ -1,10 +1,10 @@
-"""One update: what is drawn for it, and the gradient of a global batch, however it is cut. Shapes: L terms."""
+"""One update: the gradient of a global batch, however it is divided, and the weights of the terms. Shapes: L terms."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,79 +18,106 @@ from framework.recipe import Recipe
 from framework.recipe.schema import WeightSchedule
 
 
-class Step(NamedTuple):
-    """What an update was made of, over all processes. Where `loss` or `norm` is not finite, nothing was updated."""
+class StepOutput(NamedTuple):
+    """One update over all processes, as tensors on the device: reading a value waits for the device.
 
-    terms_L: Tensor  # the mean of each
-    weights_L: Tensor  # the recipe's, times the factors that are learned
-    loss: float  # what was minimized
-    norm: float  # of the gradient
-    told: dict[str, float]  # what losses tell beside their terms, the mean of each, as LOSS/WHAT
-
-
-def train_step(strategy: Strategy, group: list[Batch], weights_L: Tensor) -> Step:
-    """One update from the micro-batches of a step.
-
-    The divisor of each term is known before the first backward, so sums over micro-batches and processes add up to
-    the gradient of one large batch.
+    Attributes:
+        loss: the objective, weighted. 0-dim
+        grad_norm: norm of the gradient before clipping. 0-dim
+        terms_L: the mean of each term.
+        weights_L: the recipe's weights times the learned factors.
+        metrics: LOSS/METRIC -> mean over the items that the loss counts. 0-dim each
+        finite: whether loss and gradient are finite; if not, no weight changed. 0-dim bool
     """
-    accelerator = strategy.accelerator
+
+    loss: Tensor
+    grad_norm: Tensor
+    terms_L: Tensor
+    weights_L: Tensor
+    metrics: dict[str, Tensor]
+    finite: Tensor
+
+
+def train_step(
+    strategy: Strategy,
+    micro_batches: Sequence[Batch],
+    weights_L: Tensor,
+    augment: Callable[[Batch], Batch] | None = None,
+) -> StepOutput:
+    """Updates the weights once from the micro-batches of a step.
+
+    The divisor of each term is known before the first backward pass, so sums over micro-batches and processes add up to
+    the gradient of one large batch.
+
+    Args:
+        micro_batches: of this process, on the host; each is moved to the device when it is used.
+        augment: changes a micro-batch on the device; see `batch_augment`.
+    """
+    accelerator, task = strategy.accelerator, strategy.task
     strategy.begin_step()
     weights_L = weights_L.to(accelerator.device)
-    group = [batch.to(accelerator.device) for batch in group]
-    counts_L = torch.stack([strategy.task.counts(batch) for batch in group]).sum(0)
+    # Counts need no images, which stay on the host until their micro-batch is used.
+    micro_batches = [batch.to(accelerator.device, images=False) for batch in micro_batches]
+    counts_L = torch.stack([task.counts(batch) for batch in micro_batches]).sum(0)
     counts_L = accelerator.reduce(counts_L, "sum").clamp(min=1)
-    sums_2L = torch.zeros(2, len(weights_L), device=accelerator.device)
+    sums_2L = torch.zeros(2, len(weights_L), device=accelerator.device)  # objective and terms
     means_2L, factors_L = sums_2L, weights_L
-    told: dict[tuple[str, str], Tensor] = {}
-    for number, batch in enumerate(group, 1):
-        last = number == len(group)
+    metrics: dict[str, Tensor] = {}
+    for number, batch in enumerate(micro_batches, 1):
+        last = number == len(micro_batches)
+        batch = batch.to(accelerator.device)
+        if augment is not None:
+            batch = augment(batch)
         with strategy.accumulating(last=last):
-            of_batch_3L = strategy(batch)
-            factors_L = of_batch_3L[2].detach()
-            sums_2L = sums_2L + of_batch_3L[:2].detach()
-            told = {key: told.get(key, 0) + value.detach().float() for key, value in strategy.task.told().items()}
-            # Wrappers average gradients over processes, and here they are to be added.
-            loss = (of_batch_3L[0] / counts_L * weights_L).sum() * accelerator.num_processes
+            output = strategy(batch)
+            factors_L = output.factors_L
+            sums_2L = sums_2L + torch.stack([output.objective_L.detach(), output.term_sums_L])
+            metrics = {name: metrics.get(name, 0) + value for name, value in output.metrics.items()}
+            # Wrappers average gradients over processes; here they add up.
+            loss = (output.objective_L / counts_L * weights_L).sum() * accelerator.num_processes
             if last:
                 means_2L = accelerator.reduce(sums_2L, "sum") / counts_L
-                if not bool(torch.isfinite(means_2L).all()):
-                    loss = loss * math.nan  # so that the gradient tells on every process, whatever it was
+                # A loss that is not finite on one process makes the gradient NaN on all.
+                loss = loss * torch.where(torch.isfinite(means_2L).all(), 1.0, math.nan)
             strategy.backward(loss)
-    minimized_L, terms_L = means_2L
-    loss_value, norm = float((minimized_L * weights_L).sum()), strategy.step()
-    return Step(terms_L, weights_L * factors_L, loss_value, norm, _means(strategy, told, counts_L))
+    objective_L, terms_L = means_2L
+    loss, grad_norm = (objective_L * weights_L).sum(), strategy.step()
+    finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
+    strategy.update_ema(finite)
+    return StepOutput(loss, grad_norm, terms_L, weights_L * factors_L, _means(strategy, metrics, counts_L), finite)
 
 
-def _means(strategy: Strategy, told: Mapping[tuple[str, str], Tensor], counts_L: Tensor) -> dict[str, float]:
-    """Over all processes, whose losses tell the same things in the same order; for each item that the loss counts."""
-    if not told:
+def _means(strategy: Strategy, sums: dict[str, Tensor], counts_L: Tensor) -> dict[str, Tensor]:
+    """Means over all processes, whose losses return the same metrics in the same order."""
+    if not sums:
         return {}
-    values = [value.to(counts_L.device) for value in told.values()]
+    values = [value.to(counts_L.device) for value in sums.values()]
     sums_K = strategy.accelerator.reduce(torch.stack(values), "sum")
     count = dict(zip(strategy.task.losses, counts_L))
-    return {f"{loss}/{what}": float(value / count[loss]) for (loss, what), value in zip(told, sums_K)}
+    return {name: value / count[name.split("/")[0]] for name, value in zip(sums, sums_K)}
 
 
 def set_seed(seed: int) -> None:
-    """Begins every source of random numbers that a plugin may use."""
+    """Seeds every source of random numbers that a plugin may use."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
 
-def augmented(batch: Batch, augment: Any | None, seed: int, epoch: int, device: torch.device) -> Batch:
-    """The batch on a device, its images changed there, each exam's by numbers of its own; unless `augment` is None."""
-    batch = batch.to(device)
-    if augment is not None:
-        seeds = [exam_seed(seed, epoch, exam_id) for exam_id in batch.exam_ids]
-        batch.image_BVCHW = augment(batch.image_BVCHW, seeds)
-    return batch
+def batch_augment(plugin: Any | None, seed: int, epoch: int) -> Callable[[Batch], Batch]:
+    """A function that augments a batch by an augment plugin, each exam with a seed of its own; None changes nothing."""
+
+    def augment(batch: Batch) -> Batch:
+        if plugin is not None:
+            seeds = [exam_seed(seed, epoch, exam_id) for exam_id in batch.exam_ids]
+            batch.image_BVCHW = plugin(batch.image_BVCHW, seeds)
+        return batch
+
+    return augment
 
 
 def weights_at(recipe: Recipe, step: int, steps: int) -> Tensor:
-    """The recipe's weights at a step of a run, [L], in the order of its losses: from the step alone, so that a resumed
-    run has the same.
+    """The recipe's weights at a step, [L], in the order of its losses. They depend on the step alone.
 
     Args:
         step: from 0 to steps - 1.
@@ -100,20 +127,20 @@ def weights_at(recipe: Recipe, step: int, steps: int) -> Tensor:
 
 
 def weight_at(weight: float | WeightSchedule, done: float) -> float:
-    """A weight where this share of the run is done: 0 at its first step, 1 at its last."""
+    """A weight after a share `done` of the run: 0 at its first step, 1 at its last."""
     if not isinstance(weight, WeightSchedule):
         return weight
     if done >= weight.end:
         return weight.to
     if done <= weight.begin:
         return weight.start
-    way = (done - weight.begin) / (weight.end - weight.begin)
+    share = (done - weight.begin) / (weight.end - weight.begin)
     if weight.shape == "cosine":
-        way = (1 - math.cos(math.pi * way)) / 2
-    return weight.start + way * (weight.to - weight.start)
+        share = (1 - math.cos(math.pi * share)) / 2
+    return weight.start + share * (weight.to - weight.start)
 
 
-def weights_move(recipe: Recipe) -> bool:
-    """Whether a weight is another at another step, and so is worth a record."""
-    moves = any(isinstance(loss.weight, WeightSchedule) for loss in recipe.active_losses.values())
-    return moves or recipe.train.weighting != "fixed"
+def weights_change(recipe: Recipe) -> bool:
+    """Whether the weights differ between steps, so that they are worth a record."""
+    scheduled = any(isinstance(loss.weight, WeightSchedule) for loss in recipe.active_losses.values())
+    return scheduled or recipe.train.weighting != "fixed"

@@ -1,15 +1,15 @@
-"""Checkpoints that are whole or not there: written under another name, listed with their hashes, renamed, then pruned.
+"""Checkpoints, written atomically: under a temporary name, with a manifest of hashes, then renamed, then pruned.
 
     checkpoints/
       step-N/
         manifest.json         size and SHA-256 of every other file
-        trainer.json          how far the run was, and under which recipe
-        training.safetensors  weights, running average, buffers and optimizer state, whole, by the names of the task
+        trainer.json          the TrainState
+        training.safetensors  full weights, EMA, buffers and optimizer state, by their names in the task
         model/                what `predict` needs: weights, tokenizer, recipe
       latest  best            the name of one of them
 
-One form for every strategy and any number of processes, without pickles, which could carry code. Random numbers are not
-in it: they are drawn anew in every step, from the seed, the step and the process.
+One format serves every strategy and any number of processes. It has no pickles, which can carry code. It holds no
+random state: each step is seeded from the recipe's seed, the step and the process.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from framework.checkpoint.export import ModelTexts, publish_model, write_model
+from framework.runtime.errors import Problem, UserError
 from framework.runtime.files import atomic_write, digest, sync_file, sync_folder
 
-# safetensors' names of number formats.
-FORMATS = {
+FORMAT = 3  # increases when older checkpoints can no longer be read
+# safetensors' names of dtypes.
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -42,43 +44,47 @@ FORMATS = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-FORM = 2  # raise it when a checkpoint of before can no longer be read
+RETRAIN = "Copy the checkpoint again, resume from another one, or start over with resume=never."
 
 
 @dataclass
 class TrainState:
-    """How far a run is, and what it has reached. Everything that resuming needs beside the tensors."""
+    """How far a run is: everything that resuming needs beside the tensors."""
 
-    step: int = 0  # updates tried
+    step: int = 0
     epoch: int = 0
     step_in_epoch: int = 0
-    updates: int = 0  # updates made, which are fewer where steps were skipped
-    skipped: int = 0  # steps whose loss or gradient was not finite
-    best: float | None = None
+    skipped_steps: int = 0  # whose loss or gradient was not finite
+    best_score: float | None = None  # of the monitor
     best_step: int | None = None
-    worse: int = 0  # validations since the best one
-    kept: dict[str, float] = field(default_factory=dict)  # checkpoint name -> monitored value
-    recipe: dict[str, Any] = field(default_factory=dict)  # what may change the result, see recipe.result_tree
+    validations_since_best: int = 0
+    val_scores: dict[str, float] = field(default_factory=dict)  # checkpoint name -> monitor
+    recipe: dict[str, Any] = field(default_factory=dict)  # the keys that can change the result, see recipe.result_tree
     launch: dict[str, Any] = field(default_factory=dict)  # processes, strategy, precision
     scaler: dict[str, float] = field(default_factory=dict)  # of fp16
 
+    @property
+    def position(self) -> tuple[int, int, int]:
+        """Where the run is. An epoch that is not validated yet does not count."""
+        return self.step, self.epoch, self.step_in_epoch
 
-class CheckpointError(ValueError):
+
+class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, or of another recipe."""
 
 
 @dataclass(frozen=True)
 class RetentionPolicy:
-    """Which checkpoints stay."""
+    """Which checkpoints are kept: the newest, and those with the best monitor."""
 
-    last: int
-    best: int
-    best_is_higher: bool
+    keep_last: int
+    keep_best: int
+    higher_is_better: bool
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a checkpoint is written from; nothing of it changes any more."""
+    """What a checkpoint is written from. Nothing in it changes while it is written."""
 
     train_state: TrainState
     state: dict[str, Tensor]
@@ -86,8 +92,8 @@ class Snapshot:
     texts: ModelTexts
 
 
-def write_checkpoint(folder: Path, snapshot: Snapshot, keep: RetentionPolicy) -> Path:
-    """Writes `folder/step-N`, moves the pointers, publishes the model if it is the best, and only then prunes."""
+def write_checkpoint(folder: Path, snapshot: Snapshot, policy: RetentionPolicy) -> Path:
+    """Writes `folder/step-N`, updates the pointers, publishes the model if it is the best, and then prunes."""
     train_state = snapshot.train_state
     final = folder / f"step-{train_state.step}"
     part = folder / f".{final.name}.part"
@@ -95,8 +101,8 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep: RetentionPolicy) ->
     part.mkdir(parents=True)
     save_file(snapshot.state, part / "training.safetensors")
     write_model(part / "model", snapshot.weights, snapshot.texts)
-    told = {"form": FORM, **asdict(train_state)}
-    (part / "trainer.json").write_text(json.dumps(told, ensure_ascii=False, indent=1), encoding="utf-8")
+    content = {"format": FORMAT, **asdict(train_state)}
+    (part / "trainer.json").write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
     files = [path for path in sorted(part.rglob("*")) if path.is_file()]
     manifest = {path.relative_to(part).as_posix(): [path.stat().st_size, digest(path)] for path in files}
     (part / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -104,7 +110,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep: RetentionPolicy) ->
         sync_file(path)
     for inner in (part / "model", part):
         sync_folder(inner)
-    if final.exists():  # it was damaged, or is of before a validation
+    if final.exists():  # damaged, or written before the validation of the same step
         before = folder / f".{final.name}.before"
         shutil.rmtree(before, ignore_errors=True)
         final.replace(before)
@@ -117,12 +123,12 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep: RetentionPolicy) ->
     if train_state.best_step == train_state.step:
         atomic_write(folder / "best", final.name + "\n")
         publish_model(final / "model", folder.parent / "model")
-    _prune(folder, train_state, keep)
+    _prune(folder, train_state, policy)
     return final
 
 
 def checkpoints_of(folder: Path) -> list[Path]:
-    """Those that were finished, the newest first; their bytes are not looked at."""
+    """Checkpoints that were written to the end, the newest first. Their files are not verified."""
     named = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
     return sorted((path for path in named if (path / "manifest.json").is_file()), key=step_of, reverse=True)
 
@@ -131,83 +137,91 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def ranked(train_state: TrainState, best_is_higher: bool) -> list[str]:
-    """The checkpoints that were validated, the best first; of equals the earlier."""
-    return sorted(train_state.kept, key=lambda name: train_state.kept[name], reverse=best_is_higher)
+def ranked(train_state: TrainState, higher_is_better: bool) -> list[str]:
+    """The names of validated checkpoints, the best first; of equals the earlier."""
+    scores = train_state.val_scores
+    return sorted(scores, key=lambda name: scores[name], reverse=higher_is_better)
 
 
-def _prune(folder: Path, train_state: TrainState, keep: RetentionPolicy) -> None:
+def _prune(folder: Path, train_state: TrainState, policy: RetentionPolicy) -> None:
     found = checkpoints_of(folder)
-    there = {path.name for path in found}  # not so a better one that went while fewer were kept
-    best = [name for name in ranked(train_state, keep.best_is_higher) if name in there]
-    stay = {path.name for path in found[: keep.last]} | set(best[: keep.best])
+    names = {path.name for path in found}  # a better one may be gone, if the policy kept fewer before
+    best = [name for name in ranked(train_state, policy.higher_is_better) if name in names]
+    kept = {path.name for path in found[: policy.keep_last]} | set(best[: policy.keep_best])
     for path in found:
-        if path.name not in stay:
-            gone = path.with_name(f".{path.name}.part")  # under its name it is whole, or not there
-            shutil.rmtree(gone, ignore_errors=True)
-            path.replace(gone)
-            shutil.rmtree(gone)
+        if path.name not in kept:
+            removed = path.with_name(f".{path.name}.part")  # a checkpoint is complete or has another name
+            shutil.rmtree(removed, ignore_errors=True)
+            path.replace(removed)
+            shutil.rmtree(removed)
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Removes what saves that broke off have left. Nobody else may be writing here."""
+    """Removes the remains of interrupted saves. No other process may be writing to the folder."""
     for before in folder.glob(".step-*.before"):
         final = folder / before.name.removeprefix(".").removesuffix(".before")
         if not final.exists():
-            before.replace(final)  # broken off between two renames: it is whole, and may be the only one
+            before.replace(final)  # interrupted between two renames: it is complete, and may be the only one
     beside = folder.parent / ".model.part", folder.parent / ".model.before"
-    for left in [*folder.glob(".step-*.part"), *folder.glob(".step-*.before"), *beside]:
-        shutil.rmtree(left, ignore_errors=True)
+    for path in [*folder.glob(".step-*.part"), *folder.glob(".step-*.before"), *beside]:
+        shutil.rmtree(path, ignore_errors=True)
     for file in folder.glob(".*.part"):  # of a pointer
         file.unlink()
 
 
-def verify_checkpoint(checkpoint: Path) -> str | None:
+def verify_checkpoint(checkpoint: Path) -> Problem | None:
     """What is wrong with a checkpoint's files; None if every byte is as it was written."""
-    listed = checkpoint / "manifest.json"
+    manifest_file = checkpoint / "manifest.json"
+
+    def damaged(path: Path, found: str) -> Problem:
+        return Problem("damaged-checkpoint", found, str(path), hint=RETRAIN)
+
     try:
-        manifest = json.loads(listed.read_text(encoding="utf-8"))
-        expected = [(checkpoint / name, int(size), str(known)) for name, (size, known) in manifest.items()]
+        manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
+        expected = [(checkpoint / name, int(size), str(sha256)) for name, (size, sha256) in manifest.items()]
     except FileNotFoundError:
-        return f"{listed}: missing"
+        return damaged(manifest_file, "no such file")
     except (ValueError, TypeError, AttributeError) as error:
-        return f"{listed}: damaged, not the list of files that was written ({error})"
+        return damaged(manifest_file, f"not a manifest ({error})")
     inside = checkpoint.resolve()
-    for path, size, known in expected:
+    for path, size, sha256 in expected:
         if not path.resolve().is_relative_to(inside):
-            return f"{listed}: damaged, it names a file outside ({path})"
+            return damaged(manifest_file, f"it names a file outside of the checkpoint, {path}")
         if not path.is_file():
-            return f"{path}: missing"
+            return damaged(path, "no such file")
         if path.stat().st_size != size:
-            return f"{path}: damaged, {path.stat().st_size} bytes of {size}"
-        if digest(path) != known:
-            return f"{path}: damaged, its SHA-256 is not the manifest's"
+            return damaged(path, f"{path.stat().st_size} bytes instead of {size}")
+        if digest(path) != sha256:
+            return damaged(path, "its SHA-256 differs from the manifest's")
     if not {"trainer.json", "training.safetensors"} <= set(manifest):
-        return f"{listed}: not of this version of Sonoscribe; start anew with resume=never"
+        return Problem("wrong-version", "not a checkpoint of this version of Sonoscribe", str(checkpoint), hint=RETRAIN)
     return None
 
 
 def read_train_state(checkpoint: Path) -> TrainState:
-    """How far the run of a checkpoint was. Its files must be verified."""
-    told = json.loads((checkpoint / "trainer.json").read_text(encoding="utf-8"))
-    form, known = told.pop("form", None), {item.name for item in fields(TrainState)}
-    if form != FORM or set(told) != known:
+    """The train state of a verified checkpoint.
+
+    Raises:
+        CheckpointError: another version of Sonoscribe wrote it.
+    """
+    content = json.loads((checkpoint / "trainer.json").read_text(encoding="utf-8"))
+    version, known = content.pop("format", None), {item.name for item in fields(TrainState)}
+    if version != FORMAT or set(content) != known:
         raise CheckpointError(
-            f"{checkpoint}: written by another version of Sonoscribe (form {form}, this one reads {FORM}); "
-            "start anew with resume=never"
+            "wrong-version", f"format {version}", place=str(checkpoint), expected=f"format {FORMAT}", hint=RETRAIN
         )
-    return TrainState(**told)
+    return TrainState(**content)
 
 
 class SavedState(Mapping[str, Tensor]):
-    """The tensors of a checkpoint by name, each read when it is asked for. Its files must be verified."""
+    """The tensors of a verified checkpoint by name, each read when it is asked for."""
 
     def __init__(self, checkpoint: Path) -> None:
         path = checkpoint / "training.safetensors"
         try:
             self.file = safe_open(path, framework="pt")
         except SafetensorError as error:
-            raise CheckpointError(f"{path}: not what was written, though its manifest says so ({error})") from None
+            raise CheckpointError("damaged-checkpoint", str(error), place=str(path), hint=RETRAIN) from None
         self.names = list(self.file.keys())
 
     def __getitem__(self, name: str) -> Tensor:
@@ -220,9 +234,9 @@ class SavedState(Mapping[str, Tensor]):
         return len(self.names)
 
     def meta_tensors(self) -> dict[str, Tensor]:
-        """What each tensor is like: of its shape and number format, without values."""
+        """Shape and dtype of every tensor, without values."""
         found = {}
         for name in self.names:
-            kept = self.file.get_slice(name)
-            found[name] = torch.empty(kept.get_shape(), dtype=FORMATS[kept.get_dtype()], device="meta")
+            view = self.file.get_slice(name)
+            found[name] = torch.empty(view.get_shape(), dtype=DTYPES[view.get_dtype()], device="meta")
         return found

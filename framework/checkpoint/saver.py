@@ -1,15 +1,11 @@
-"""Writes checkpoints while training goes on."""
+"""Writes checkpoints in the background while training continues."""
 
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from framework.checkpoint.format import RetentionPolicy, Snapshot, clear_unfinished, write_checkpoint
-
-
-class SaveError(ValueError):
-    """A checkpoint that could not be written; those before it are as they were."""
+from framework.checkpoint.format import CheckpointError, RetentionPolicy, Snapshot, clear_unfinished, write_checkpoint
 
 
 class AsyncCheckpointer:
@@ -19,16 +15,16 @@ class AsyncCheckpointer:
         background: False writes while the caller waits.
     """
 
-    def __init__(self, folder: Path, keep: RetentionPolicy, background: bool) -> None:
-        self.folder, self.keep, self.background = folder, keep, background
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
+    def __init__(self, folder: Path, policy: RetentionPolicy, background: bool) -> None:
+        self.folder, self.policy, self.background = folder, policy, background
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.writing: Future[None] | None = None
 
     def save(self, snapshot: Snapshot) -> None:
-        """Starts to write. The one before must be finished, or it is waited for.
+        """Starts to write, after the checkpoint before is on disk.
 
         Raises:
-            SaveError: the one before could not be written, or this one, in the foreground.
+            CheckpointError: the checkpoint before could not be written, or this one in the foreground.
         """
         self.finish()
         self.writing = self.thread.submit(self._write, snapshot)
@@ -37,7 +33,7 @@ class AsyncCheckpointer:
 
     def _write(self, snapshot: Snapshot) -> None:
         try:
-            write_checkpoint(self.folder, snapshot, self.keep)
+            write_checkpoint(self.folder, snapshot, self.policy)
         except Exception:
             clear_unfinished(self.folder)  # half a checkpoint would keep a full disk full
             raise
@@ -47,18 +43,24 @@ class AsyncCheckpointer:
         return self.writing is not None and self.writing.done() and self.writing.exception() is not None
 
     def finish(self) -> None:
-        """Waits until everything is on the disk. Raises SaveError if something is not."""
+        """Waits until everything is on disk.
+
+        Raises:
+            CheckpointError: a checkpoint could not be written; the ones before are unchanged.
+        """
         if self.writing is None:
             return
         writing, self.writing = self.writing, None
         try:
             writing.result()
         except Exception as error:
-            raise SaveError(
-                f"{self.folder}: a checkpoint could not be written ({error}). Those before it are whole: mend that, "
-                "and go on with resume=auto"
+            raise CheckpointError(
+                "cannot-write",
+                f"a checkpoint could not be written ({error}); the ones before are complete",
+                place=str(self.folder),
+                hint="Fix the cause, and resume with resume=auto.",
             ) from error
 
     def close(self) -> None:
-        """Lets the thread end, whatever it says: for a run that ends by another error."""
+        """Ends the thread and ignores its errors: the run ends for another reason."""
         self.thread.shutdown(wait=True)

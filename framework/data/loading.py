@@ -1,19 +1,19 @@
-"""From exams to batches: which exams make up a step, whatever the number of processes, and how they are padded."""
+"""From exams to batches: which exams a step has, whatever the number of processes, and how they are padded."""
 
 from __future__ import annotations
 
 import hashlib
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from framework.data.image_cache import ImageCache
 from framework.exam import PAD, Batch, Exam
-from framework.recipe import RecipeError
+from framework.runtime.errors import UserError
 from framework.runtime.signals import SIGNALS
 
 
@@ -79,28 +79,28 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def epoch_order(exams: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of exams: from (seed, epoch) alone, so that neither processes nor resuming can change it."""
+    """The order of exams. It depends on (seed, epoch) alone, not on processes or on resuming."""
     return np.random.default_rng([seed, epoch]).permutation(exams)
 
 
 def exam_seed(seed: int, epoch: int, exam_id: str) -> int:
-    """What an exam's augmentation is drawn from in this epoch, on whatever process."""
-    return _drawn_from(seed, epoch, exam_id)
+    """Seed of an exam's augmentation in this epoch, on any process."""
+    return _hashed_seed(seed, epoch, exam_id)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """What dropout is drawn from in this step."""
-    return _drawn_from("step", seed, step, rank)
+    """Seed of dropout in this step."""
+    return _hashed_seed("step", seed, step, rank)
 
 
-def _drawn_from(*parts: str | int) -> int:
+def _hashed_seed(*parts: str | int) -> int:
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a global batch is cut: over the processes, then into micro-batches that are accumulated."""
+    """How a global batch is divided: over the processes, then into micro-batches that are accumulated."""
 
     batch_size: int
     micro_batch_size: int
@@ -109,19 +109,24 @@ class BatchPlan:
 
     @classmethod
     def plan(cls, batch_size: int, micro_batch_size: int | None, rank: int, processes: int) -> BatchPlan:
-        """`micro_batch_size` None takes a process's whole share at once.
+        """The plan of this process.
+
+        Args:
+            micro_batch_size: None is all exams of a process at once.
 
         Raises:
-            RecipeError: batch_size is not micro_batch_size x processes x a whole number; names the nearest that is.
+            UserError: batch_size is not micro_batch_size x processes x a whole number.
         """
         micro = micro_batch_size or batch_size // processes
         unit = micro * processes
         if micro < 1 or batch_size % unit:
             unit = unit if micro_batch_size else processes
             fits = sorted({max(1, batch_size // unit) * unit, (batch_size // unit + 1) * unit})
-            raise RecipeError(
-                f"train.batch_size: {batch_size} exams do not divide into {processes} processes x micro-batches of "
-                f"{max(1, micro)}. The nearest sizes that do: {', '.join(map(str, fits))}"
+            raise UserError(
+                "does-not-divide",
+                f"{batch_size} exams do not divide into {processes} processes x micro-batches of {max(1, micro)}",
+                place="train.batch_size",
+                expected=" or ".join(map(str, fits)),
             )
         return cls(batch_size, micro, rank, processes)
 
@@ -130,11 +135,11 @@ class BatchPlan:
         return self.batch_size // (self.micro_batch_size * self.processes)
 
     def steps(self, exams: int) -> int:
-        """Steps of an epoch. Exams that do not fill a last batch wait for the next epoch, which orders them anew."""
+        """Steps of an epoch. Exams that do not fill the last batch are left out; the next epoch shuffles again."""
         return exams // self.batch_size
 
     def epoch(self, exams: int, seed: int, epoch: int, done: int = 0) -> list[list[int]]:
-        """This process's micro-batches (exam numbers) of an epoch, after the first `done` steps."""
+        """Micro-batches (exam numbers) of this process in an epoch, after the first `done` steps."""
         order = epoch_order(exams, seed, epoch)
         share = self.batch_size // self.processes
         micro_batches = []
@@ -145,31 +150,62 @@ class BatchPlan:
         return micro_batches
 
 
-def load_batches(exams: ExamSet, batches: list[list[int]], workers: int) -> DataLoader[Sample]:
+class EpochSampler(Sampler[list[int]]):
+    """Micro-batches (exam numbers) of one epoch of this process, so that one DataLoader serves all epochs.
+
+    `set_epoch` chooses the epoch before the loader is iterated.
+    """
+
+    def __init__(self, exams: int, batch_plan: BatchPlan, seed: int) -> None:
+        self.exams, self.batch_plan, self.seed = exams, batch_plan, seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, steps_done: int = 0) -> None:
+        self.micro_batches = self.batch_plan.epoch(self.exams, self.seed, epoch, steps_done)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.micro_batches)
+
+    def __len__(self) -> int:
+        return len(self.micro_batches)
+
+
+def build_loader(exams: ExamSet, batches: Iterable[list[int]], num_workers: int, *, pin: bool = False) -> DataLoader:
+    """A loader of the batches whose workers live as long as it does.
+
+    Args:
+        pin: copies batches to page-locked memory, for a GPU.
+    """
     return DataLoader(
-        exams, batch_sampler=batches, collate_fn=collate, num_workers=workers, worker_init_fn=_hear_no_signals
+        exams,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=pin,
+        worker_init_fn=_ignore_signals,
     )
 
 
-def _hear_no_signals(worker: int) -> None:
-    """Slurm and terminals signal every process. A worker that ended by it would take the run along before it saved."""
+def _ignore_signals(worker: int) -> None:
+    """Slurm and terminals signal every process. A worker that ended by a signal would end the run before it saves."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def steps_of(loader: DataLoader[Sample], accumulation: int) -> Iterator[list[Batch]]:
-    """Groups micro-batches by the step they belong to."""
+def grouped(micro_batches: Iterable[Batch], accumulation: int) -> Iterator[list[Batch]]:
+    """The micro-batches of each step."""
     group: list[Batch] = []
-    for batch in loader:
+    for batch in micro_batches:
         group.append(batch)
         if len(group) == accumulation:
             yield group
             group = []
-    assert not group, "an epoch is whole steps"
+    assert not group, "an epoch is a whole number of steps"
 
 
 def hardest_sample(exams: ExamSet) -> Sample:
-    """As many views and as long a report as any exam has; what the views show costs nothing."""
+    """A sample with as many views and as long a report as any exam has; its pixels do not matter."""
     views = max(len(exam.views) for exam in exams.exams)
     tokens = max(exams.tokens, key=len)
     first = exams[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from framework.distributed.strategy import Shard, Strategy, scalars_for
 from framework.exam import Batch
+from framework.task import TaskOutput
 
 
 class DataParallel(Strategy):
@@ -27,7 +27,7 @@ class DataParallel(Strategy):
         self.optimizer = build_optimizer(self.task)
         self.wrapped, self.prepared = self.accelerator.prepare(self.task, self.optimizer)
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch) -> TaskOutput:
         return self.wrapped(batch)  # never .forward: wrappers hook the call
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
@@ -37,11 +37,13 @@ class DataParallel(Strategy):
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
-    def step(self) -> float:
-        norm = float(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.max_grad_norm))  # unscales first
+    def step(self) -> Tensor:
+        norm: Any = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.max_grad_norm)  # unscales first
         self.clip_values(weight.grad for weight in self.task.parameters() if weight.grad is not None)
-        if math.isfinite(norm) or self.accelerator.scaler is not None:
-            self.prepared.step()  # a scaler skips what overflowed, and lowers its scale
+        if self.accelerator.scaler is not None:
+            self.prepared.step()  # the scaler skips an overflow and lowers its scale
+        else:
+            self.update_if_finite(self.prepared, norm)
         self.prepared.zero_grad()
         return norm
 

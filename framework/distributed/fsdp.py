@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from framework.distributed.strategy import Shard, Strategy, scalars_for
 from framework.exam import Batch
 from framework.models.blocks import blocks_of_task
+from framework.task import TaskOutput
 
 
 class FullyShardedDataParallel(Strategy):
@@ -40,18 +41,18 @@ class FullyShardedDataParallel(Strategy):
             buffer.data = buffer.data.to(device)
         self.optimizer = build_optimizer(task)
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch) -> TaskOutput:
         with self.accelerator.autocast():
             return self.task(batch)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()  # each micro-batch is exchanged, as whole gradients would have to be kept until the last
 
-    def step(self) -> float:
+    def step(self) -> Tensor:
         found: Any = nn.utils.clip_grad_norm_(self.task.parameters(), self.max_grad_norm)
-        norm = float(found.full_tensor() if isinstance(found, DTensor) else found)
+        norm = found.full_tensor() if isinstance(found, DTensor) else found
         self.clip_values(_local(weight.grad) for weight in self.task.parameters() if weight.grad is not None)
-        if math.isfinite(norm):
+        if bool(torch.isfinite(norm)):
             self.optimizer.step()
         self.optimizer.zero_grad()
         return norm

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from framework.data.loading import BatchPlan, ExamSet, Sample, collate, hardest_sample
 from framework.distributed.collectives import all_reduce_max
@@ -76,8 +75,8 @@ def _fits(accelerator: Accelerator, task: Any, hardest: Sample, size: int) -> bo
     with contextlib.suppress(torch.OutOfMemoryError), no_gather():  # what fits here may not fit there
         batch = collate([hardest] * size).to(device)
         with accelerator.autocast():
-            sums_3L: Tensor = task(batch)
-        sums_3L[0].sum().backward()
+            output = task(batch)
+        output.objective_L.sum().backward()
         total = torch.cuda.get_device_properties(device).total_memory
         return torch.cuda.max_memory_allocated(device) + beside < USABLE * total
     del batch

@@ -28,7 +28,7 @@ from framework.exam import Batch
 from framework.models.blocks import blocks_of_task, enable_activation_checkpointing
 from framework.models.external_weights import unsaved_names
 from framework.recipe import Recipe, RecipeError
-from framework.task import ReportTask
+from framework.task import ReportTask, TaskOutput
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Strategy(ABC):
         self.aliases = _aliases(task)
         self.unsaved = unsaved_names(task)
         self.decay = recipe.train.ema_decay
-        self.updates = 0
+        self.steps = 0  # calls of update_ema
         self._plain: ReportTask | None = None if self._evaluates_in_place else _without_weights(task)
         if recipe.distributed.activation_checkpointing:
             blocks = blocks_of_task(task)
@@ -103,8 +103,8 @@ class Strategy(ABC):
         """Spreads `self.task`, and sets `self.optimizer`."""
 
     @abstractmethod
-    def __call__(self, batch: Batch) -> Tensor:
-        """What the task gives of a micro-batch, [3, L]: see ReportTask.forward."""
+    def __call__(self, batch: Batch) -> TaskOutput:
+        """The task's output for a micro-batch."""
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of a micro-batch: by the `last` one of a step, gradients must be exchanged."""
@@ -115,8 +115,12 @@ class Strategy(ABC):
         """Adds to the gradients, which come to be averaged over the processes."""
 
     @abstractmethod
-    def step(self) -> float:
-        """Clips, updates and clears the gradients. Returns their norm; where it is not finite, nothing is updated."""
+    def step(self) -> Tensor:
+        """Clips the gradient, updates the weights, and clears the gradient.
+
+        Returns:
+            the norm of the gradient before clipping, 0-dim on the device. If it is not finite, no weight changes.
+        """
 
     @abstractmethod
     def local_shards(self) -> Iterator[tuple[str, Shard]]:
@@ -152,20 +156,37 @@ class Strategy(ABC):
         """Batch statistics that are not synchronized are the main process's, on every process."""
         broadcast(self.accelerator, self._shared_buffers)
 
-    def after_update(self) -> None:
-        """Moves the running average on. It starts quickly, as young averages are of weights that learned little.
+    def update_if_finite(self, optimizer: Any, norm: Tensor) -> None:
+        """Calls `optimizer.step()` unless the norm of the gradient is not finite.
+
+        A fused optimizer skips the update on the device; for any other the host waits for the norm.
+        """
+        inner: Any = self.optimizer
+        if norm.device.type != "cpu" and getattr(inner, "_step_supports_amp_scaling", False):
+            inner.found_inf = (~torch.isfinite(norm)).float()  # as GradScaler does
+            optimizer.step()
+            del inner.found_inf
+        elif bool(torch.isfinite(norm)):
+            optimizer.step()
+
+    def update_ema(self, finite: Tensor) -> None:
+        """Moves the exponential moving average toward the weights, unless the step was skipped. The decay starts low.
+
+        Args:
+            finite: whether the weights were updated, 0-dim bool.
 
         Source:
-            Polyak and Juditsky 1992; decay and its start, min(decay, (1 + t) / (10 + t)): tf.train's
+            Polyak and Juditsky 1992; the decay of step t, min(decay, (1 + t) / (10 + t)), is that of tf.train's
             ExponentialMovingAverage.
         """
-        self.updates += 1
+        self.steps += 1
         if self.decay is None:
             return
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        weight = torch.where(finite, 1 - decay, 0.0)
         for name, shard in self.local_shards():
             if name in self.average:
-                self.average[name].lerp_(shard.weights, 1 - decay)
+                self.average[name].lerp_(shard.weights, weight.to(shard.weights))
 
     @contextmanager
     def full_params_model(self) -> Iterator[ReportTask]:
@@ -222,14 +243,14 @@ class Strategy(ABC):
         return found
 
     @torch.no_grad()
-    def load(self, saved: SavedState | None, updates: int) -> None:
+    def load(self, saved: SavedState | None, step: int) -> None:
         """Puts a saved state in place, under whatever strategy and on however many processes it was made.
 
         Args:
             saved: on the main process; the others take it from there.
         """
         forms = on_main(self.accelerator, lambda: {} if saved is None else saved.meta_tensors())
-        self.updates = updates
+        self.steps = step
 
         def received(key: str) -> Tensor:
             value = saved[key] if saved is not None else torch.empty_like(forms[key], device="cpu")

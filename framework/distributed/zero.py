@@ -22,7 +22,7 @@ from framework.distributed.resolve import strategy_of
 from framework.distributed.strategy import Shard, Strategy
 from framework.exam import Batch
 from framework.recipe import Recipe
-from framework.task import ReportTask
+from framework.task import ReportTask, TaskOutput
 
 
 class Zero(Strategy):
@@ -74,7 +74,7 @@ class Zero(Strategy):
         if self.stage < 3:
             self.groups = {id(weight): row for row, group in enumerate(self.cut.bit16_groups) for weight in group}
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch) -> TaskOutput:
         return self.engine(batch)
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
@@ -84,9 +84,10 @@ class Zero(Strategy):
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self) -> float:
+    def step(self) -> Tensor:
         self.engine.step()  # skips what is not finite, and gives an infinite norm
-        return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else math.inf
+        norm = self.engine.get_global_grad_norm() if self.engine.was_step_applied() else math.inf
+        return torch.as_tensor(norm, dtype=torch.float64, device=self.accelerator.device)
 
     def effective_config(self) -> dict[str, Any]:
         return {"deepspeed": self.config}

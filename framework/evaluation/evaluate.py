@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from framework.build import Parts, build_parts, run_recipe
 from framework.data.leakage import require_unseen
-from framework.data.loading import ExamSet, load_batches
+from framework.data.loading import ExamSet, build_loader
 from framework.distributed.collectives import gather, on_main
 from framework.distributed.launch import start_accelerator
 from framework.distributed.micro_batch import OutOfGpuMemoryError
@@ -59,7 +59,7 @@ def generate_reports(
     batches = [mine[i : i + settings.batch_size] for i in range(0, len(mine), settings.batch_size)]
     rounds = math.ceil(len(all_shares[0]) / settings.batch_size)
     written: list[tuple[str, str]] = []
-    loader = iter(load_batches(exams, batches, recipe.data.num_workers))
+    loader = iter(build_loader(exams, batches, recipe.data.num_workers))
     for _ in progress_bar(range(rounds), total=rounds, text="reports", shown=bar):
         if between is not None:
             between()

@@ -103,7 +103,7 @@ def best_checkpoints(run: Path, count: int, option: str) -> dict[Path, float]:
         raise ValueError(f"{option}: {run} has no checkpoints, which this needs; its model alone is not enough")
     newest = found[0]
     if problem := verify_checkpoint(newest):
-        raise CheckpointError(f"{option}: {problem}")
+        raise CheckpointError.of([problem])
     recipe = load_recipe(newest / "model" / "recipe.yaml")
     train_state = read_train_state(newest)
     known = {path.name: path for path in found}
@@ -120,8 +120,8 @@ def best_checkpoints(run: Path, count: int, option: str) -> dict[Path, float]:
         )
     for path in best[:count]:
         if problem := verify_checkpoint(path):
-            raise CheckpointError(f"{option}: {problem}")
-    return {path: train_state.kept[path.name] for path in best[:count]}
+            raise CheckpointError.of([problem])
+    return {path: train_state.val_scores[path.name] for path in best[:count]}
 
 
 def _higher_is_better(recipe: Recipe, model: Path) -> bool:

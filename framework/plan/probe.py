@@ -26,7 +26,7 @@ from framework.plan.whole import Plan, batch_plan_of
 from framework.recipe import Recipe
 from framework.runtime.console import progress_bar
 from framework.text.lsa import USUAL_DIMENSIONS, ReportSpace
-from framework.train_step import augmented, train_step, weights_at
+from framework.train_step import batch_augment, train_step, weights_at
 
 WARM_UP, STEPS = 2, 20
 STEPS_S, REPORTS_S = 14.0, 5.0  # seconds to stop after, give or take a step or a few words
@@ -108,7 +108,8 @@ def probe(recipe: Recipe, plan: Plan) -> Probe:
 def time_steps(strategy: Strategy, recipe: Recipe, plan: Plan, material: Material) -> list[float]:
     """Seconds of real steps on the first exams of training: their views and tokens, in their order, random pixels."""
     batch_plan = batch_plan_of(recipe, plan.steps.processes)
-    augment = None if recipe.data.augment is None else build_plugin(recipe, "augment", recipe.data.augment)
+    plugin = None if recipe.data.augment is None else build_plugin(recipe, "augment", recipe.data.augment)
+    augment = batch_augment(plugin, recipe.train.seed, epoch=0)
     weights_L = weights_at(recipe, 0, plan.steps.total)
     exams = material.splits["train"]
     topics = itertools.cycle(range(plan.topics)) if plan.topics else itertools.repeat(None)
@@ -125,9 +126,8 @@ def time_steps(strategy: Strategy, recipe: Recipe, plan: Plan, material: Materia
             for _ in range(batch_plan.accumulation)
         ]
         started = time.monotonic()
-        device = strategy.accelerator.device
-        group = [augmented(collate(rows), augment, recipe.train.seed, 0, device) for rows in samples]
-        train_step(strategy, group, weights_L)
+        group = [collate(rows) for rows in samples]
+        float(train_step(strategy, group, weights_L, augment).loss)  # waits for the device
         times.append(time.monotonic() - started)
         if len(times) > 1 and time.monotonic() - began > STEPS_S:
             break

@@ -1,19 +1,28 @@
-"""What a run writes down as it goes: metrics.jsonl, TensorBoard, and the run's own files."""
+"""What a run records: metrics.jsonl, TensorBoard, throughput, skipped steps, and its environment."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
 import platform
+import resource
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from accelerate import Accelerator
 
+from framework.distributed.collectives import gather
+from framework.runtime.console import print0
+from framework.runtime.errors import UserError
 from framework.runtime.files import atomic_write
+
+T = TypeVar("T")
 
 PACKAGES = (
     "torch",
@@ -29,25 +38,31 @@ PACKAGES = (
 )
 
 
-RECORDS = "metrics.jsonl"  # one value a line
-BAD_STEPS = "non_finite.jsonl"  # steps that were skipped, and their exams
-COST = "cost.json"  # parameters, and the most memory that a process held; a run that has come to its end has it
+RECORDS = "metrics.jsonl"  # one value per line
+NON_FINITE = "non_finite.jsonl"  # skipped steps and their exams
+COST = "cost.json"  # parameters and peak memory; written at the end of a run
 
 
 class Tracker:
-    """One line a record in metrics.jsonl, and the same in TensorBoard. Only the main process has one that writes."""
+    """Writes scalars to metrics.jsonl and TensorBoard, on the main process only.
 
-    def __init__(self, run: Path, *, writes: bool, done: int, again: tuple[str, ...]) -> None:
+    Args:
+        run: the run's folder.
+        writes: whether this is the main process.
+        done: the step that the run resumes from; records of later steps are removed.
+        rewritten: prefixes of names whose records of step `done` are removed too.
+    """
+
+    def __init__(self, run: Path, *, writes: bool, done: int, rewritten: tuple[str, ...]) -> None:
         self.run, self.writes = run, writes
         if not writes:
             return
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = run / RECORDS
-        # What is done again would stand twice: later steps (all of them, where a run died before its first checkpoint),
-        # and of this step what begins so.
-        for path in (self.path, run / BAD_STEPS):
-            keep_lines(path, lambda row: row["step"] < done or (row["step"] == done and not _is_again(row, again)))
+        # Records that will be written again: of later steps, and of this step those with a name that starts so.
+        for path in (self.path, run / NON_FINITE):
+            keep_lines(path, lambda row: row["step"] < done or (row["step"] == done and not _starts(row, rewritten)))
         self.file = self.path.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(run), purge_step=done + 1 if done else None)
 
@@ -79,19 +94,99 @@ class Tracker:
             self.board.close()
 
 
+class Throughput:
+    """Exams per second, time of a step, time that it waits for data, and peak memory, since the last record."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.start()
+
+    def start(self) -> None:
+        """Starts to measure; called when training continues after something else."""
+        self.started, self.steps, self.waited = time.perf_counter(), 0, 0.0
+
+    def timed(self, steps: Iterator[T]) -> Iterator[T]:
+        """The items of `steps`; the time until each is ready counts as waiting for data."""
+        while True:
+            asked = time.perf_counter()
+            item = next(steps, None)
+            self.waited += time.perf_counter() - asked
+            if item is None:
+                return
+            self.steps += 1
+            yield item
+
+    def since_last(self, batch_size: int) -> dict[str, float]:
+        """Values by name; seconds are per step. Measuring starts again."""
+        seconds = (time.perf_counter() - self.started) / max(1, self.steps)
+        values = {
+            "exams_per_s": batch_size / seconds,
+            "step_s": seconds,
+            "data_wait_s": self.waited / max(1, self.steps),
+            "memory_gib": peak_memory_gib(self.device),
+        }
+        self.start()
+        return values
+
+
+class NonFiniteSteps:
+    """Records skipped steps with their exams, and refuses more of them than the recipe allows.
+
+    Args:
+        allowed: `train.skip_non_finite`.
+    """
+
+    def __init__(self, accelerator: Accelerator, run: Path, allowed: int) -> None:
+        self.accelerator, self.path, self.allowed = accelerator, run / NON_FINITE, allowed
+
+    def add(self, step: int, values: Mapping[str, Any], exam_ids: list[str], count: int) -> None:
+        """Records a step. Called on every process with its own exams.
+
+        Args:
+            values: loss, terms and gradient norm.
+            count: skipped steps so far, this one included.
+
+        Raises:
+            UserError: more than `allowed`.
+        """
+        exams = gather(self.accelerator, exam_ids)
+        if self.accelerator.is_main_process:
+            row = {"step": step, **values, "exams": exams}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        what = f"loss {values['loss']} and gradient norm {values['gradient_norm']} are not both finite"
+        if count > self.allowed:
+            raise UserError(
+                "non-finite",
+                f"{what}; {count} such steps, and train.skip_non_finite is {self.allowed}",
+                place=f"step {step}",
+                hint=f"Exams: {', '.join(exams[:8])}{' ...' if len(exams) > 8 else ''}, all in {self.path}. Lower "
+                "optimizer.lr, set train.max_grad_norm, or raise train.skip_non_finite.",
+            )
+        print0(f"warning: step {step}: {what}; skipped ({count} of at most {self.allowed})")
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory of this process: of tensors on a GPU, else of the process on the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
 def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Takes records out of a file of JSON lines, and a last line that was broken off. No file has none."""
+    """Keeps the records of a JSON-lines file that `keep` accepts, and drops a last line without its end."""
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         atomic_write(path, "".join(line for line in lines if line.endswith("\n") and keep(json.loads(line))))
 
 
-def _is_again(row: dict[str, Any], again: tuple[str, ...]) -> bool:
-    return row.get("name", "").startswith(again)
+def _starts(row: dict[str, Any], prefixes: tuple[str, ...]) -> bool:
+    return row.get("name", "").startswith(prefixes)
 
 
 def write_environment(run: Path, launch: dict[str, Any]) -> None:
-    """Versions, git state and launch of a run, in environment.json."""
+    """Writes versions, git state and launch of a run to environment.json."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -112,7 +207,7 @@ def write_environment(run: Path, launch: dict[str, Any]) -> None:
 
 
 def _git_state() -> str | None:
-    """The commit of the code that runs, marked where files differ from it; None outside a checkout."""
+    """The commit of the running code, with `-dirty` if files differ from it; None outside a checkout."""
     here = Path(__file__).resolve().parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
@@ -122,5 +217,5 @@ def _git_state() -> str | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
+    """Writes a value as JSON, atomically."""
     atomic_write(path, json.dumps(value, ensure_ascii=False, indent=1))

@@ -93,8 +93,29 @@ CODES: dict[str, tuple[str, str]] = {
         "Install it with the command in the message.",
     ),
     # Runs and checkpoints
+    "cannot-write": ("A file could not be written.", "Fix the cause that the message gives, such as a full disk."),
+    "damaged-checkpoint": (
+        "A file of a checkpoint is missing or changed.",
+        "Copy the checkpoint again, resume from another one, or start over with resume=never.",
+    ),
+    "in-use": ("Another process is writing to the same folder.", "Stop it, or wait until it ends."),
+    "no-checkpoint": ("There is no checkpoint to resume from.", "Name a run with checkpoints, or use resume=never."),
+    "no-model": ("There is no model to load.", "Name a run that has validated at least once."),
+    "non-finite": (
+        "A loss or gradient is NaN or infinite.",
+        "Look at the exams that the message names; lower optimizer.lr, or set train.max_grad_norm.",
+    ),
     "out-of-memory": (
         "The GPU cannot hold the micro-batch.",
         "Set what the message names: a smaller micro-batch, activation checkpointing, smaller images, or fsdp.",
     ),
+    "recipe-differs": (
+        "A run is resumed with other values than it was trained with.",
+        "Restore the values, start over with resume=never, or list the keys in resume_ignore.",
+    ),
+    "topics-differ": (
+        "The topics of the training reports changed since the run started.",
+        "Restore data.cache_dir or the library versions, or set resume_ignore=[distiller].",
+    ),
+    "wrong-version": ("Another version of Sonoscribe wrote the file.", "Use that version, or train again."),
 }

@@ -75,10 +75,11 @@ class StopSignals:
             (self.folder / "SAVE").unlink(missing_ok=True)
             print0("saved, as asked for by the file SAVE")
 
-    def leave_word(self) -> None:
-        """Lets the launcher's next attempt, if it restarts what ends, see that this run was to stop."""
+    def why(self) -> str:
+        """The reason to stop. Leaves a file STOP for a launcher that restarts processes, so that it does not resume."""
         if self.folder is not None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
             (self.folder / "STOP").touch()
+        return self.reason or "a signal to another process"
 
 
 def _watcher_is_gone() -> bool:

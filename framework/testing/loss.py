@@ -1,8 +1,8 @@
-"""What a loss promises. Shapes: B batch, N patches, D width, T tokens, W words in the vocabulary, K topics.
+"""The contract of a loss. Shapes: B batch, N patches, D width, T tokens, W words in the vocabulary, K topics.
 
-Two class attributes take a loss out of what it cannot keep: `mixes_exams = True`, that its term of an exam depends on
-the other exams of the micro-batch, so that sums over cuts do not add up; `draws = True`, that it draws random numbers
-outside of training as well, so that it is held to seeded results, and cuts to their counts.
+Two class attributes relax it: `mixes_exams = True` says that the term of an exam depends on the other exams of the
+micro-batch, so that sums over parts do not add up; `draws = True` says that the loss draws random numbers outside of
+training as well, so that only seeded results and counts are compared.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from framework.exam import BOS, EOS, PAD, Batch, Features, Outputs
+from framework.exam import BOS, EOS, PAD, Batch, Features, Outputs, Term
 from framework.registry.signature import GIVERS
 from framework.testing.modules import Untouchable, check_gradients, check_module, check_seeds, drawn, same, seeded
 from framework.testing.promise import Make, hold, made, promised
@@ -30,14 +30,14 @@ CUTS = ((slice(0, 1), slice(1, 4), slice(4, 6)), (slice(0, 3), slice(3, 6)))
 
 
 def check_loss(make: Make) -> None:
-    """Holds a loss to its contract.
+    """Checks a loss against its contract.
 
     Args:
-        make: The class, or what makes one; gets `vocabulary_size`, `vocabulary`, `feature_width`, `topic_count` and
-            `word_vectors_WD`, `max_length` and `make_reward`.
+        make: The class, or a function that builds one; receives `vocabulary_size`, `vocabulary`, `feature_width`,
+            `topic_count`, `word_vectors_WD`, `max_length` and `make_reward`.
 
     Raises:
-        BrokenPromise: the first promise that it does not keep.
+        BrokenPromise: the first part of the contract that it breaks.
     """
 
     def build() -> Any:
@@ -62,7 +62,7 @@ def check_loss(make: Make) -> None:
     check_seeds(build, use)
     with torch.no_grad():
         _cuts(loss)
-        _told(loss)
+        _metrics(loss)
         _padding(loss)
         _left_alone(loss)
         _half_precision(loss)
@@ -75,20 +75,24 @@ def _flag(loss: Any, name: str) -> bool:
 
 
 def _adds_up(loss: Any) -> bool:
-    """Whether its sums over parts of a batch are to add up to that of the batch."""
+    """Whether sums over parts of a batch must add up to the sum of the batch."""
     return not _flag(loss, "mixes_exams") and not _flag(loss, "draws")
 
 
-def _total(loss: Any, batch: Batch, outputs: Outputs) -> Tensor:
-    """The sum; of a loss that says that it draws, by the same numbers each time."""
+def _term(loss: Any, batch: Batch, outputs: Outputs) -> Term:
+    """The term and its metrics; a loss with `draws` is seeded, so that each call draws the same."""
     if _flag(loss, "draws"):
         torch.manual_seed(7)
-    total: Tensor = loss(batch, outputs)
-    return total
+    term = loss(batch, outputs)
+    return term if isinstance(term, Term) else Term(term, {})
+
+
+def _total(loss: Any, batch: Batch, outputs: Outputs) -> Tensor:
+    return _term(loss, batch, outputs).total
 
 
 def _make_reward(weights: dict[str, float]) -> Callable[[list[str], list[list[int]]], np.ndarray]:
-    """Worth by the words of a report, other for each exam."""
+    """Rewards that depend on words and exam."""
     assert weights
 
     def worth(exam_ids: list[str], reports: list[list[int]]) -> np.ndarray:
@@ -98,7 +102,7 @@ def _make_reward(weights: dict[str, float]) -> Callable[[list[str], list[list[in
 
 
 class Pen(nn.Module):
-    """A decoder without weights: the next word goes by the one before and by the image."""
+    """A decoder without weights: the next word depends on the last word and the image."""
 
     def forward(self, features: Features, tokens_BT: Tensor) -> Tensor:
         image_B1W = self._image(features)[:, None]
@@ -107,8 +111,8 @@ class Pen(nn.Module):
     def init_cache(self, features: Features) -> dict[str, Tensor]:
         return {"image": self._image(features)}
 
-    def step(self, tokens_B: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return state["image"] + one_hot(tokens_B, WORDS), state
+    def step(self, tokens_B: Tensor, cache: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return cache["image"] + one_hot(tokens_B, WORDS), cache
 
     @staticmethod
     def _image(features: Features) -> Tensor:
@@ -146,11 +150,11 @@ def _batch(loss: Any, place: Callable[[Tensor], Tensor] = lambda t: t) -> Batch:
 
 
 def _outputs(loss: Any, place: Callable[[Tensor], Tensor] = lambda t: t) -> Outputs:
-    """Random ones; what the loss does not declare may not be touched."""
+    """Random outputs; a field that `needs` does not declare raises when it is touched."""
     needs = _needs(loss)
 
     def drawn_if(word: str, name: str, value: Tensor) -> Any:
-        # A loss that writes with the decoder hands the features on to it, all that there are.
+        # A loss that generates with the decoder passes all features on to it.
         here = word in needs or ("decoder" in needs and GIVERS[word] == "encoder")
         return place(value) if here else Untouchable(f"{name} (not in `needs`)")
 
@@ -183,7 +187,7 @@ def _scalars(loss: Any) -> None:
 
 
 def _cut(batch: Batch, outputs: Outputs, exams: slice, *, trim: bool) -> tuple[Batch, Outputs]:
-    """Some exams of a batch, padded as before or only as far as they need."""
+    """Some exams of a batch, with all padding or only as much as they need."""
     end = int((batch.report_BT[exams] != PAD).sum(1).max()) if trim else batch.report_BT.shape[1]
     own = Batch(
         batch.exam_ids[exams],
@@ -205,7 +209,7 @@ def _cuts(loss: Any) -> None:
     total, count = _total(loss, batch, outputs).float(), loss.count(batch).float()
     with promised("a loss takes a batch of one exam", expected="a sum", fix="give 0 where there is none to compare"):
         # Also where sums of parts need not add up, so that none are asked for: a micro-batch may hold a single exam.
-        loss(*_cut(batch, outputs, CUTS[0][0], trim=True))
+        _total(loss, *_cut(batch, outputs, CUTS[0][0], trim=True))
     for cut in CUTS:
         for trim in (False, True):
             parts = [_cut(batch, outputs, exams, trim=trim) for exams in cut]
@@ -219,60 +223,56 @@ def _cuts(loss: Any) -> None:
             )
             if not _adds_up(loss):
                 continue
-            sums = torch.stack([loss(*part).float() for part in parts]).sum()
+            sums = torch.stack([_total(loss, *part).float() for part in parts]).sum()
             same(
                 [sums],
                 [total],
                 f"sums {name} add up to that of the batch",
-                "give the sum over items, never a mean, from each exam alone: the engine divides by the count; a loss "
+                "give the sum over items, never a mean, from each exam alone: train_step divides by the count; a loss "
                 "that compares exams with one another says mixes_exams = True",
             )
 
 
-def _told(loss: Any) -> None:
-    """Of a loss that tells more than its term, after each batch, for the log."""
-    if not hasattr(loss, "told"):
-        return
+def _metrics(loss: Any) -> None:
+    """Metrics are sums of the same items as the term, with the same names for every batch."""
     batch, outputs = _batch(loss), _outputs(loss)
-    _total(loss, batch, outputs)
-    whole = dict(loss.told())
+    whole = dict(_term(loss, batch, outputs).metrics)
     for name, value in whole.items():
         hold(
             isinstance(value, Tensor) and value.dim() == 0 and bool(torch.isfinite(value)),
-            "told() gives one number for each name",
+            "a metric is one number",
             found=f"{name}: {value}",
             expected="a finite tensor without dimensions",
             fix="sum over the items that count(batch) counts",
         )
     sums = dict.fromkeys(whole, torch.zeros(()))
     for exams in CUTS[0]:
-        _total(loss, *_cut(batch, outputs, exams, trim=True))
-        told = loss.told()
+        part = _term(loss, *_cut(batch, outputs, exams, trim=True)).metrics
         hold(
-            list(told) == list(whole),
-            "told() gives the same names of every batch",
-            found=list(told),
+            list(part) == list(whole),
+            "metrics have the same names for every batch",
+            found=list(part),
             expected=list(whole),
-            fix="tell 0 where there is nothing: processes add up what they tell in this order",
+            fix="return 0 for a metric without items: processes add metrics up in this order",
         )
-        sums = {name: sums[name] + told[name] for name in whole}
+        sums = {name: sums[name] + part[name] for name in whole}
     if _adds_up(loss):
         same(
             list(sums.values()),
             list(whole.values()),
-            "what is told of parts adds up to that of the batch",
-            "give the sum over the items of the last batch alone, never a mean",
+            "metrics of parts add up to those of the batch",
+            "return the sum over items, never a mean",
         )
 
 
 def _padding(loss: Any) -> None:
     batch, outputs = _batch(loss), _outputs(loss)
-    total = loss(batch, outputs)
+    total = _total(loss, batch, outputs)
     if "logits" in _needs(loss):
         other = outputs.logits_BTW.clone()
         other[batch.report_BT[:, 1:] == PAD] = 20 * drawn(WORDS, seed=8)
         same(
-            [loss(batch, replace(outputs, logits_BTW=other))],
+            [_total(loss, batch, replace(outputs, logits_BTW=other))],
             [total],
             "what is written after the end of a report changes nothing",
             "leave out where report_BT[:, 1:] == PAD (ignore_index=PAD, or multiply by the mask)",
@@ -280,7 +280,7 @@ def _padding(loss: Any) -> None:
     if "patches" in _needs(loss):
         patches = outputs.features.patches_BND.masked_fill(~outputs.features.patch_mask_BN[..., None], 9.0)
         same(
-            [loss(batch, replace(outputs, features=outputs.features._replace(patches_BND=patches)))],
+            [_total(loss, batch, replace(outputs, features=outputs.features._replace(patches_BND=patches)))],
             [total],
             "masked patches change nothing",
             "leave out where patch_mask_BN is False",
@@ -310,7 +310,7 @@ def _half_precision(loss: Any) -> None:
     with promised(promise, expected="a sum", fix=fix), torch.autocast("cpu", dtype=torch.bfloat16):
         total = _total(loss, batch, rounded)
     if not _flag(loss, "draws"):  # what is drawn from rounded numbers may be something else
-        same([total.float()], [loss(batch, plain).float()], promise, fix, 0.02)
+        same([total.float()], [_total(loss, batch, plain).float()], promise, fix, 0.02)
     hold(total.dtype == torch.float32, promise, found=total.dtype, expected=torch.float32, fix=fix)
 
 

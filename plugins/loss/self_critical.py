@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from framework.exam import Batch, Features, Outputs
+from framework.exam import Batch, Features, Outputs, Term
 from framework.models.generation import generate
 from framework.models.sampling import evaluating, report_logp, sample, words_of
 from framework.registry import register
@@ -77,18 +76,16 @@ class SelfCritical(nn.Module):
             )
         self.reward, self.max_length = make_reward(dict(reward)), max_length
         self.samples, self.baseline = samples, baseline
-        self._told: dict[str, Tensor] = {}
 
     def count(self, batch: Batch) -> Tensor:
         """The number of exams: 0-dim float."""
         return batch.report_BT.new_tensor(len(batch.exam_ids)).float()
 
-    def told(self) -> dict[str, Tensor]:
-        """Rewards of the last batch, summed over its exams: of drawn reports, and of greedy ones if any."""
-        return self._told
+    def forward(self, batch: Batch, outputs: Outputs) -> Term:
+        """-(r - b) log p, a mean over samples, summed over exams: 0-dim float32.
 
-    def forward(self, batch: Batch, outputs: Outputs) -> Tensor:
-        """-(r - b) log p, a mean over samples, summed over exams: 0-dim float32."""
+        Metrics: the reward of drawn reports, and of greedy reports if they are the baseline.
+        """
         decoder = outputs.decoder
         features = Features(
             *(None if each is None else each.repeat_interleave(self.samples, dim=0) for each in outputs.features)
@@ -97,19 +94,13 @@ class SelfCritical(nn.Module):
         with evaluating(decoder):
             drawn_ST = sample(decoder, features, max_length=self.max_length)  # an exam's samples one after the other
             worth_BS = self.reward(exam_ids, words_of(drawn_ST)).reshape(-1, self.samples)
-            advantage_BS = worth_BS - self._baseline(worth_BS, batch, outputs)
-            advantage_S = torch.from_numpy(advantage_BS.ravel()).to(drawn_ST.device, torch.float32)
-            self._tell("drawn", worth_BS.mean(1), drawn_ST.device)
-            return -(advantage_S * report_logp(decoder, features, drawn_ST)).sum() / self.samples
-
-    def _baseline(self, worth_BS: np.ndarray, batch: Batch, outputs: Outputs) -> np.ndarray:
-        """[B, S], or [B, 1] where it is the same for all samples."""
-        if self.baseline == "mean":
-            return (worth_BS.sum(1, keepdims=True) - worth_BS) / (self.samples - 1)
-        greedy = generate(outputs.decoder, outputs.features, max_length=self.max_length)
-        worth_B = self.reward(batch.exam_ids, greedy)
-        self._tell("greedy", worth_B, batch.report_BT.device)
-        return worth_B[:, None]
-
-    def _tell(self, what: str, worth_B: np.ndarray, device: torch.device) -> None:
-        self._told[what] = torch.tensor(worth_B.sum(), dtype=torch.float32, device=device)
+            rewards = {"drawn": worth_BS.mean(1)}
+            if self.baseline == "mean":
+                baseline_BS = (worth_BS.sum(1, keepdims=True) - worth_BS) / (self.samples - 1)
+            else:
+                greedy = generate(decoder, outputs.features, max_length=self.max_length)
+                rewards["greedy"] = self.reward(batch.exam_ids, greedy)
+                baseline_BS = rewards["greedy"][:, None]
+            advantage_S = torch.from_numpy((worth_BS - baseline_BS).ravel()).to(drawn_ST.device, torch.float32)
+            total = -(advantage_S * report_logp(decoder, features, drawn_ST)).sum() / self.samples
+            return Term(total, {name: total.new_tensor(worth_B.sum()) for name, worth_B in rewards.items()})

@@ -27,7 +27,7 @@ class MyLoss(nn.Module):
         self.scale = scale
 
     def count(self, batch: Batch) -> Tensor:
-        """The number of exams, which the engine divides by: 0-dim."""
+        """The number of exams, which train_step divides by: 0-dim."""
         return batch.report_BT.new_tensor(len(batch.exam_ids))
 
     def forward(self, batch: Batch, outputs: Outputs) -> Tensor:

@@ -237,7 +237,7 @@ def test_tied_weights_are_one_while_training_and_two_in_the_exported_model(tmp_p
     steps(trained, parts, 0, 1)
     state = trained.state()
     assert f"weights/{read}" in state and not [name for name in state if name.endswith(write)]
-    exported = trained.exported(state)
+    exported = trained.export_weights(state)
     assert torch.equal(exported[read], state[f"average/{read}"]) and torch.equal(exported[write], exported[read])
     with trained.full_params_model() as task:
         assert task.decoder.write.weight is task.decoder.embed.weight
