@@ -94,7 +94,7 @@ def _means(strategy: Strategy, sums: dict[str, Tensor], counts_L: Tensor) -> dic
     values = [value.to(counts_L.device) for value in sums.values()]
     sums_K = strategy.accelerator.reduce(torch.stack(values), "sum")
     count = dict(zip(strategy.task.losses, counts_L))
-    return {name: value / count[name.split("/")[0]] for name, value in zip(sums, sums_K)}
+    return {name: value / count[name.rpartition("/")[0]] for name, value in zip(sums, sums_K)}
 
 
 def set_seed(seed: int) -> None:

@@ -48,7 +48,6 @@ def steps(strategy: Strategy, parts: Parts, count: int) -> None:
     strategy.task.train()
     for _ in range(count):
         train_step(strategy, [batch], torch.ones(len(parts.task.losses)))
-        strategy.after_update()
 
 
 def values(strategy: Strategy) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,14 +19,14 @@ from framework.checkpoint.format import SavedState
 from framework.data.loading import BatchPlan, collate
 from framework.distributed.launch import start_accelerator
 from framework.distributed.prepare import prepare
-from framework.exam import PAD, Batch, Features, Outputs
+from framework.exam import PAD, Batch, Features, Outputs, Term
 from framework.optim import parameter_groups
 from framework.recipe import Recipe, RecipeError, load_recipe, recipe_hash, save
 from framework.recipe.explain import explain_rows
 from framework.recipe.schema import WeightSchedule
 from framework.task import ReportTask, Uncertainty
 from framework.testing.elsewhere import PLACE, Elsewhere, There, TwoDevicesError
-from framework.train_step import train_step, weight_at, weights_at, weights_move
+from framework.train_step import train_step, weight_at, weights_at, weights_change
 
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 TINY = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "distiller.topics=2"]
@@ -69,8 +70,8 @@ def test_a_run_begins_at_from_and_its_last_step_is_at_to() -> None:
     torch.testing.assert_close(weights[:, place], torch.linspace(0, 0.3, 7))
     assert (
         len(set(weights[:, 1 - place].tolist())) == 1
-        and weights_move(recipe)
-        and not weights_move(load_recipe("smoke"))
+        and weights_change(recipe)
+        and not weights_change(load_recipe("smoke"))
     )
     assert weights_at(recipe, 0, 1)[place] == 0, "a run of one step"
 
@@ -175,7 +176,7 @@ def test_learned_factors_are_the_same_however_a_step_is_cut() -> None:
         ends = torch.tensor(cut).cumsum(0).tolist()
         group = [batch_of(rows[end - size : end]) for size, end in zip(cut, ends)]
         counts = torch.stack([task.counts(batch) for batch in group]).sum(0)
-        loss = sum((task(batch)[0] / counts).sum() for batch in group)
+        loss = sum((task(batch).objective_L / counts).sum() for batch in group)
         loss.backward()
         found.append(torch.stack([loss.detach(), task.decoder.scale.grad, *task.weighting.log_variance_L.grad]))
     for other in found[1:]:
@@ -203,13 +204,13 @@ def test_learned_factors_are_optimized_without_decay_saved_and_loaded(tmp_path: 
     first = train_step(strategy, [batch], weights_at(recipe, 0, 9))
     names = list(recipe.active_losses)
     torch.testing.assert_close(first.weights_L, torch.tensor([recipe.losses[name].weight for name in names]))
-    assert first.loss == pytest.approx(float((first.terms_L * first.weights_L).sum())), "log 1 is 0"
+    assert float(first.loss) == pytest.approx(float((first.terms_L * first.weights_L).sum())), "log 1 is 0"
     before = learned.detach().clone()
     assert (before != 0).all() and (before.sign() == (2 * first.terms_L - 1).sign()).all(), "toward log 2 T"
     second = train_step(strategy, [other], weights_at(recipe, 1, 9))
     torch.testing.assert_close(second.weights_L, first.weights_L * torch.exp(-before))
     extra = (first.weights_L * before / 2).sum()
-    assert second.loss == pytest.approx(float((second.terms_L * second.weights_L).sum() + extra), rel=1e-5)
+    assert float(second.loss) == pytest.approx(float((second.terms_L * second.weights_L).sum() + extra), rel=1e-5)
     state = strategy.state()
     assert torch.equal(state["weights/weighting.log_variance_L"], learned)
     fresh, _, _ = built(tmp_path, "train.weighting=uncertainty", "losses.topic.weight=0.2")
@@ -223,35 +224,67 @@ def test_learned_factors_are_optimized_without_decay_saved_and_loaded(tmp_path: 
 def test_fixed_weights_leave_a_task_as_it_was(tmp_path: Path) -> None:
     strategy, recipe, (batch, _) = built(tmp_path)
     assert not [name for name, _ in strategy.task.named_parameters() if name.startswith("weighting")]
-    sums = strategy.task.eval()(batch)
-    assert torch.equal(sums[0], sums[1]) and (sums[2] == 1).all()
+    output = strategy.task.eval()(batch)
+    assert torch.equal(output.objective_L, output.term_sums_L) and (output.factors_L == 1).all()
     taken = train_step(strategy, [batch], weights_at(recipe, 0, 9))
     assert torch.equal(taken.weights_L, weights_at(recipe, 0, 9))
-    assert taken.loss == float((taken.terms_L * taken.weights_L).sum())
+    assert float(taken.loss) == float((taken.terms_L * taken.weights_L).sum())
 
 
-class Telling(nn.Module):
-    """Counts two items an exam, and tells their number and how long reports are."""
+class WithMetrics(nn.Module):
+    """Counts two items an exam; its metrics are the number of exams and of tokens."""
 
     def count(self, batch: Batch) -> Tensor:
         return torch.tensor(2.0 * len(batch.exam_ids))
 
-    def forward(self, batch: Batch, outputs: Outputs) -> Tensor:
-        self.exams, self.tokens = len(batch.exam_ids), float((batch.report_BT != PAD).sum())
-        return outputs.logits_BTW.sum()
-
-    def told(self) -> dict[str, Tensor]:
-        return {"exams": torch.tensor(float(self.exams)), "tokens": torch.tensor(self.tokens)}
+    def forward(self, batch: Batch, outputs: Outputs) -> Term:
+        tokens = (batch.report_BT != PAD).sum().float()
+        return Term(outputs.logits_BTW.sum(), {"exams": torch.tensor(float(len(batch.exam_ids))), "tokens": tokens})
 
 
-def test_what_a_loss_tells_beside_its_term_is_a_mean_over_all_micro_batches_of_a_step(tmp_path: Path) -> None:
+def test_metrics_of_a_loss_are_means_over_all_micro_batches_of_a_step(tmp_path: Path) -> None:
     strategy, recipe, (batch, other) = built(tmp_path)
-    assert train_step(strategy, [batch], weights_at(recipe, 0, 9)).told == {}
-    strategy.task.losses["my/telling"] = Telling()
+    assert train_step(strategy, [batch], weights_at(recipe, 0, 9)).metrics == {}
+    strategy.task.losses["my/metrics"] = WithMetrics()
     weights = torch.cat([weights_at(recipe, 0, 9), torch.ones(1)])
     tokens = sum(float((each.report_BT != PAD).sum()) for each in (batch, other))
-    taken = train_step(strategy, [batch, other], weights)
-    assert taken.told == {"my/telling/exams": 0.5, "my/telling/tokens": pytest.approx(tokens / 32)}
+    output = train_step(strategy, [batch, other], weights)
+    found = {name: float(value) for name, value in output.metrics.items()}
+    assert found == {"my/metrics/exams": 0.5, "my/metrics/tokens": pytest.approx(tokens / 32)}
+
+
+class NotFinite(nn.Module):
+    """A loss that is NaN for batches of one size."""
+
+    def count(self, batch: Batch) -> Tensor:
+        return torch.tensor(float(len(batch.exam_ids)))
+
+    def forward(self, batch: Batch, outputs: Outputs) -> Tensor:
+        return outputs.logits_BTW.sum() * (math.nan if len(batch.exam_ids) == 8 else 0.0)
+
+
+def test_a_step_that_is_not_finite_changes_neither_weights_nor_ema(tmp_path: Path) -> None:
+    strategy, recipe, (batch, _) = built(tmp_path, "train.ema_decay=0.9")
+    weights = weights_at(recipe, 0, 9)
+    assert bool(train_step(strategy, [batch], weights).finite)
+    strategy.task.losses["bad"] = NotFinite()
+    before = {name: value.clone() for name, value in strategy.state().items()}
+    output = train_step(strategy, [batch], torch.cat([weights, torch.ones(1)]))
+    assert not bool(output.finite) and math.isnan(float(output.loss))
+    after = strategy.state()
+    assert not [name for name, value in before.items() if not torch.equal(value, after[name])]
+
+
+def test_a_fused_optimizer_skips_an_update_without_waiting_for_the_norm(tmp_path: Path) -> None:
+    """What `update_if_finite` does on a GPU, on a CPU whose AdamW is fused."""
+    weight = nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    optimizer: Any = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    for bad, expected in ((1.0, True), (0.0, False)):
+        optimizer.found_inf = torch.tensor(bad)
+        optimizer.step()
+        assert torch.equal(weight.detach(), torch.ones(3)) == expected
+    assert float(optimizer.state[weight]["step"]) == 1
 
 
 @long
@@ -283,29 +316,31 @@ def test_learned_factors_are_the_same_however_a_run_is_spread(
         assert first.keys() == second.keys() and max(abs(first[step] - second[step]) for step in first) < 1e-5
 
 
-def test_all_is_counted_on_the_device_that_the_step_computes_on(
+def test_counts_are_taken_on_the_device_before_the_images_arrive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = ReportTask(Encoder(), Decoder(), {"exams": Sums(False), "my/telling": Telling()})
+    task = ReportTask(Encoder(), Decoder(), {"exams": Sums(False), "my/metrics": WithMetrics()})
     batch = batch_of([[4, 5, 0], [6, 0, 0]])
     there = Batch(**{name: There(part) if isinstance(part, Tensor) else part for name, part in vars(batch).items()})
     with Elsewhere():
         assert task.counts(there).device == PLACE, "though a loss makes its number on the CPU"
         with pytest.raises(TwoDevicesError, match="'stack'"):
             torch.stack([torch.tensor(1.0), There(torch.tensor(1.0))])  # where no device lets single numbers mix
-    strategy, recipe, (batch, _) = built(tmp_path)
-    moved: list[Batch] = []
+    strategy, recipe, batches = built(tmp_path)
+    calls: list[str] = []
     real, count = Batch.to, type(strategy.task.losses["next_token"]).count
 
-    def move(batch: Batch, device: torch.device) -> Batch:
-        moved.append(real(batch, device))
-        return moved[-1]
+    def move(batch: Batch, device: torch.device, *, images: bool = True) -> Batch:
+        calls.append("images" if images else "reports")
+        return real(batch, device, images=images)
 
     def look(loss: nn.Module, batch: Batch) -> Tensor:
-        assert any(batch is each for each in moved), "counted where the loader left it"
+        calls.append("count")
         return count(loss, batch)
 
     monkeypatch.setattr(Batch, "to", move)
     monkeypatch.setattr(type(strategy.task.losses["next_token"]), "count", look)
-    train_step(strategy, [batch], weights_at(recipe, 0, 9))
-    assert len(moved) == 1
+    train_step(strategy, batches, weights_at(recipe, 0, 9))
+    assert calls == ["reports", "reports", "count", "count", "images", "images"], (
+        "each micro-batch moves when it is used"
+    )

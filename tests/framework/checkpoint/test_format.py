@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import ROOT
+from harness import ROOT, problem
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -32,7 +32,7 @@ from framework.distributed.strategy import Strategy
 from framework.recipe import load_recipe
 from framework.train_step import train_step
 
-KEEP = RetentionPolicy(last=2, best=1, best_is_higher=True)
+KEEP = RetentionPolicy(keep_last=2, keep_best=1, higher_is_better=True)
 
 
 class Tokenizer:
@@ -45,14 +45,14 @@ class Tokenizer:
 def save(folder: Path, step: int, kept: dict[str, float] | None = None, best: int | None = None) -> Path:
     weights = {"encoder.weight": torch.full((3,), float(step)), "losses.head": torch.ones(2)}
     state = {f"weights/{name}": value for name, value in weights.items()}
-    train_state = TrainState(step=step, kept=kept or {}, best_step=best)
+    train_state = TrainState(step=step, val_scores=kept or {}, best_step=best)
     return write_checkpoint(folder, Snapshot(train_state, state, weights, ModelTexts(Tokenizer(), "name: x\n")), KEEP)
 
 
 def test_a_checkpoint_gives_back_what_was_written(tmp_path: Path) -> None:
     path = save(tmp_path / "checkpoints", 3, {"step-3": 0.25}, best=3)
     assert verify_checkpoint(path) is None
-    assert read_train_state(path) == TrainState(step=3, kept={"step-3": 0.25}, best_step=3)
+    assert read_train_state(path) == TrainState(step=3, val_scores={"step-3": 0.25}, best_step=3)
     state = SavedState(path)
     assert sorted(state) == ["weights/encoder.weight", "weights/losses.head"] and len(state) == 2
     assert torch.equal(state["weights/encoder.weight"], torch.full((3,), 3.0))
@@ -71,11 +71,17 @@ def test_the_last_and_the_best_are_kept_and_the_best_model_is_published(tmp_path
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_a_step_that_is_saved_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
+def test_a_step_that_is_saved_again_replaces_the_first(tmp_path: Path) -> None:
     save(tmp_path / "checkpoints", 2)
     path = save(tmp_path / "checkpoints", 2, {"step-2": 0.5}, best=2)
-    assert verify_checkpoint(path) is None and read_train_state(path).kept == {"step-2": 0.5}
+    assert verify_checkpoint(path) is None and read_train_state(path).val_scores == {"step-2": 0.5}
     assert checkpoints_of(tmp_path / "checkpoints") == [path]
+
+
+def faults(checkpoint: Path) -> tuple[str, str] | None:
+    """Code and place of what is wrong with a checkpoint."""
+    found = verify_checkpoint(checkpoint)
+    return None if found is None else (found.code, found.place)
 
 
 FILES = ["training.safetensors", "trainer.json", "model/model.safetensors", "model/tokenizer.json", "model/recipe.yaml"]
@@ -86,11 +92,11 @@ def test_a_flipped_byte_a_lost_end_and_a_lost_file_are_found(tmp_path: Path, nam
     path = save(tmp_path, 1)
     whole = (path / name).read_bytes()
     (path / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert verify_checkpoint(path) == f"{path / name}: damaged, its SHA-256 is not the manifest's"
+    assert faults(path) == ("damaged-checkpoint", str(path / name))
     (path / name).write_bytes(whole[:-1])
-    assert verify_checkpoint(path) == f"{path / name}: damaged, {len(whole) - 1} bytes of {len(whole)}"
+    assert faults(path) == ("damaged-checkpoint", str(path / name))
     (path / name).unlink()
-    assert verify_checkpoint(path) == f"{path / name}: missing"
+    assert faults(path) == ("damaged-checkpoint", str(path / name))
     (path / name).write_bytes(whole)
     assert verify_checkpoint(path) is None
 
@@ -99,7 +105,7 @@ def test_a_flipped_byte_a_lost_end_and_a_lost_file_are_found(tmp_path: Path, nam
 def test_a_damaged_manifest_names_itself(tmp_path: Path, content: str) -> None:
     path = save(tmp_path, 1)
     (path / "manifest.json").write_bytes(content.encode("latin-1"))
-    assert str(verify_checkpoint(path)).startswith(f"{path / 'manifest.json'}: damaged, not the list of files")
+    assert faults(path) == ("damaged-checkpoint", str(path / "manifest.json"))
 
 
 def test_a_manifest_that_points_outside_is_damaged(tmp_path: Path) -> None:
@@ -107,27 +113,27 @@ def test_a_manifest_that_points_outside_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     listed = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**listed, "../../secret": [1, "0"]}))
-    assert "names a file outside" in str(verify_checkpoint(path))
+    assert faults(path) == ("damaged-checkpoint", str(path / "manifest.json"))
 
 
-def test_a_manifest_that_leaves_out_the_state_is_not_one_of_ours(tmp_path: Path) -> None:
+def test_a_manifest_without_the_state_is_of_another_version(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     listed = json.loads((path / "manifest.json").read_text())
     del listed["training.safetensors"]
     (path / "manifest.json").write_text(json.dumps(listed))
-    assert "start anew with resume=never" in str(verify_checkpoint(path))
+    assert faults(path) == ("wrong-version", str(path))
 
 
-@pytest.mark.parametrize("changed", [{"form": 1}, {"more": 1}])
+@pytest.mark.parametrize("changed", [{"format": 1}, {"more": 1}])
 def test_a_checkpoint_of_another_version_says_so(tmp_path: Path, changed: dict[str, int]) -> None:
     path = save(tmp_path, 1)
-    told = json.loads((path / "trainer.json").read_text())
-    (path / "trainer.json").write_text(json.dumps({**told, **changed}))
-    with pytest.raises(CheckpointError, match=r"written by another version of Sonoscribe .*resume=never"):
+    content = json.loads((path / "trainer.json").read_text())
+    (path / "trainer.json").write_text(json.dumps({**content, **changed}))
+    with problem("wrong-version", str(path), CheckpointError):
         read_train_state(path)
 
 
-def test_a_save_that_broke_off_is_no_checkpoint_and_is_cleared_away(tmp_path: Path) -> None:
+def test_an_interrupted_save_is_no_checkpoint_and_is_removed(tmp_path: Path) -> None:
     save(tmp_path, 1)
     (tmp_path / ".step-2.part" / "model").mkdir(parents=True)
     (tmp_path / ".step-1.before").mkdir()
@@ -139,7 +145,7 @@ def test_a_save_that_broke_off_is_no_checkpoint_and_is_cleared_away(tmp_path: Pa
 
 def test_a_damaged_model_names_itself(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ModelError, match=r"model\.safetensors: damaged"):
+    with problem("damaged-file", "model.safetensors", ModelError):
         load_weights(tmp_path, nn.Linear(3, 2))
 
 
@@ -158,7 +164,7 @@ def made(folder: Path, *keys: str, tied: bool = False) -> tuple[Strategy, Parts]
     accelerator = start_accelerator(recipe)
     parts = build_parts(recipe, accelerator, run=folder)
     if tied:
-        parts.task.decoder.write.weight = parts.task.decoder.embed.weight
+        parts.task.decoder.lm_head.weight = parts.task.decoder.embed_tokens.weight
     batch_plan = BatchPlan.plan(8, None, 0, 1)
     return prepare(accelerator, recipe, parts.task, batch_plan, lambda task: build_optimizer(recipe, task)), parts
 
@@ -171,33 +177,32 @@ def steps(strategy: Strategy, parts: Parts, *numbers: int) -> Tensor:
         torch.manual_seed(number)
         strategy.set_lr(1 / (1 + number))
         batch = collate([parts.exams["train"][place] for place in range(4 * (number % 3), 4 * (number % 3) + 4)])
-        losses.append(train_step(strategy, [batch], weights)[0])
-        strategy.after_update()
+        losses.append(train_step(strategy, [batch], weights).terms_L)
     return torch.stack(losses)
 
 
 def saved(strategy: Strategy, parts: Parts, folder: Path) -> Path:
     state, texts = strategy.state(), ModelTexts(parts.tokenizer, "name: x\n")
-    train_state = TrainState(step=strategy.updates, updates=strategy.updates)
+    train_state = TrainState(step=strategy.steps)
     return write_checkpoint(folder, Snapshot(train_state, state, strategy.export_weights(state), texts), KEEP)
 
 
 @pytest.mark.parametrize("extra", ["optimizer.amsgrad=false", "optimizer.amsgrad=true", "optimizer.encoder_lr=0"])
-def test_a_loaded_checkpoint_goes_on_like_the_saved_one(tmp_path: Path, extra: str) -> None:
+def test_a_loaded_checkpoint_trains_like_the_saved_one(tmp_path: Path, extra: str) -> None:
     keys = [extra, "model.decoder.dropout=0.2"]
     strategy, parts = made(tmp_path, *keys)
     steps(strategy, parts, 0, 1, 2)
     path = saved(strategy, parts, tmp_path / "run")
     other, other_parts = made(tmp_path, *keys)
-    other.load(SavedState(path), read_train_state(path).updates)
+    other.load(SavedState(path), read_train_state(path).step)
     assert torch.equal(steps(strategy, parts, 3, 4), steps(other, other_parts, 3, 4))
     one, two = strategy.state(), other.state()
     assert one.keys() == two.keys() and {name.split("/")[0] for name in one} >= {"weights", "average", "optimizer"}
     assert not [name for name in one if not torch.equal(one[name], two[name])]
-    assert not torch.equal(one["average/decoder.embed.weight"], one["weights/decoder.embed.weight"])
+    assert not torch.equal(one["average/decoder.embed_tokens.weight"], one["weights/decoder.embed_tokens.weight"])
 
 
-def test_a_state_is_a_copy_that_training_does_not_touch(tmp_path: Path) -> None:
+def test_a_state_is_a_copy(tmp_path: Path) -> None:
     strategy, parts = made(tmp_path)
     steps(strategy, parts, 0)
     state = strategy.state()
@@ -206,7 +211,7 @@ def test_a_state_is_a_copy_that_training_does_not_touch(tmp_path: Path) -> None:
     assert not [name for name in state if not torch.equal(state[name], before[name])]
 
 
-def test_the_exported_model_is_the_average_and_the_validated_one(tmp_path: Path) -> None:
+def test_the_exported_model_is_the_ema_and_equals_the_validated_one(tmp_path: Path) -> None:
     strategy, parts = made(tmp_path)
     steps(strategy, parts, 0, 1)
     state = strategy.state()
@@ -214,15 +219,15 @@ def test_the_exported_model_is_the_average_and_the_validated_one(tmp_path: Path)
     with strategy.full_params_model() as task:
         for name, weight in task.state_dict().items():
             assert torch.equal(exported[name], weight), name
-    learned = "decoder.embed.weight"
+    learned = "decoder.embed_tokens.weight"
     assert torch.equal(exported[learned], state[f"average/{learned}"])
 
 
-def test_an_average_that_a_run_did_not_have_begins_at_its_weights(tmp_path: Path) -> None:
+def test_an_ema_that_a_run_did_not_have_starts_at_its_weights(tmp_path: Path) -> None:
     strategy, parts = made(tmp_path, "train.ema_decay=null")
     steps(strategy, parts, 0, 1)
     other, _ = made(tmp_path)
-    other.load(SavedState(saved(strategy, parts, tmp_path / "run")), strategy.updates)
+    other.load(SavedState(saved(strategy, parts, tmp_path / "run")), strategy.steps)
     state = other.state()
     averages = [name for name in state if name.startswith("average/")]
     assert averages
@@ -231,7 +236,7 @@ def test_an_average_that_a_run_did_not_have_begins_at_its_weights(tmp_path: Path
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2", "fsdp"])
 def test_tied_weights_are_one_while_training_and_two_in_the_exported_model(tmp_path: Path, strategy: str) -> None:
-    read, write = "decoder.embed.weight", "decoder.write.weight"
+    read, write = "decoder.embed_tokens.weight", "decoder.lm_head.weight"
     keys = [f"distributed.strategy={strategy}"]
     trained, parts = made(tmp_path, *keys, tied=True)
     steps(trained, parts, 0, 1)
@@ -240,16 +245,16 @@ def test_tied_weights_are_one_while_training_and_two_in_the_exported_model(tmp_p
     exported = trained.export_weights(state)
     assert torch.equal(exported[read], state[f"average/{read}"]) and torch.equal(exported[write], exported[read])
     with trained.full_params_model() as task:
-        assert task.decoder.write.weight is task.decoder.embed.weight
-        assert torch.equal(task.decoder.embed.weight, exported[read])
+        assert task.decoder.lm_head.weight is task.decoder.embed_tokens.weight
+        assert torch.equal(task.decoder.embed_tokens.weight, exported[read])
     write_model(tmp_path / "model", exported, ModelTexts(parts.tokenizer, "name: x\n"))
     _, fresh = made(tmp_path, tied=True)
-    assert not torch.equal(fresh.task.decoder.embed.weight, exported[read])
+    assert not torch.equal(fresh.task.decoder.embed_tokens.weight, exported[read])
     load_weights(tmp_path / "model", fresh.task)
-    assert fresh.task.decoder.write.weight is fresh.task.decoder.embed.weight
-    assert torch.equal(fresh.task.decoder.embed.weight, exported[read])
+    assert fresh.task.decoder.lm_head.weight is fresh.task.decoder.embed_tokens.weight
+    assert torch.equal(fresh.task.decoder.embed_tokens.weight, exported[read])
 
     path = saved(trained, parts, tmp_path / "run")
     other, other_parts = made(tmp_path, *keys, tied=True)
-    other.load(SavedState(path), trained.updates)
+    other.load(SavedState(path), trained.steps)
     assert torch.equal(steps(trained, parts, 2, 3), steps(other, other_parts, 2, 3))

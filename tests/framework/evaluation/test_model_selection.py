@@ -52,7 +52,7 @@ def make_run(folder: Path, *keys: str, scores: dict[int, float] = SCORES, seed: 
         }
         for value in weights.values():
             value *= 2.5  # at its first weights a decoder finds all words alike, which would test nothing
-        train_state = TrainState(step=step, kept=dict(kept), best_step=int(best.removeprefix("step-")))
+        train_state = TrainState(step=step, val_scores=dict(kept), best_step=int(best.removeprefix("step-")))
         snapshot = Snapshot(train_state, weights, weights, ModelTexts(tokenizer, save(recipe)))
         write_checkpoint(
             folder / "checkpoints", snapshot, RetentionPolicy(2, recipe.checkpoint.keep_best, best_is_higher=True)
@@ -104,7 +104,7 @@ def test_a_run_that_goes_on_and_keeps_more_keeps_the_best_that_are_left(tmp_path
         kept[f"step-{step}"] = value
         weights = load_file(model_file(folder / "step-1"))
         texts = ModelTexts(build_tokenizer(recipe, [], folder.parent / "model"), save(more))
-        train_state = TrainState(step=step, kept=dict(kept), best_step=1)
+        train_state = TrainState(step=step, val_scores=dict(kept), best_step=1)
         write_checkpoint(
             folder, Snapshot(train_state, weights, weights, texts), RetentionPolicy(2, 3, best_is_higher=True)
         )

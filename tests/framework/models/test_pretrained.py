@@ -80,15 +80,14 @@ def steps(strategy: Strategy, parts: Parts, *numbers: int) -> list[float]:
     for number in numbers:
         torch.manual_seed(number)
         batch = collate([parts.exams["train"][place] for place in range(4 * number, 4 * number + 4)])
-        losses.append(train_step(strategy, [batch], torch.ones(1)).loss)
-        strategy.after_update()
+        losses.append(float(train_step(strategy, [batch], torch.ones(1)).loss))
     return losses
 
 
 def saved(recipe: Recipe, strategy: Strategy, parts: Parts, folder: Path) -> Path:
     state = strategy.state()
     texts = ModelTexts(parts.tokenizer, save(recipe), model_metadata(strategy.task))
-    progress = TrainState(step=strategy.updates, updates=strategy.updates)
+    progress = TrainState(step=strategy.steps)
     keep = RetentionPolicy(last=1, best=0, best_is_higher=True)
     return write_checkpoint(
         folder / "checkpoints", Snapshot(progress, state, strategy.export_weights(state), texts), keep
@@ -121,7 +120,7 @@ def test_external_weights_are_not_saved_and_training_resumes_exactly(
 
     _, other, other_parts = made(folder, *keys)
     require_same_weights(path / "model", other.task)
-    other.load(SavedState(path), strategy.updates)
+    other.load(SavedState(path), strategy.steps)
     assert steps(strategy, parts, 2, 3) == steps(other, other_parts, 2, 3)
 
     tokenizer = build_tokenizer(recipe, [], path / "model")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import ROOT, launch, records
+from harness import ROOT, launch, problem, records
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,6 +26,7 @@ from framework.distributed.launch import start_accelerator
 from framework.exam import Batch
 from framework.recipe import Choice, Recipe, RecipeError, load_recipe, save
 from framework.run.init_from import find_source, load_initial_weights
+from framework.runtime.errors import Problem, UserError
 
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 FEW = ["data.dataset.exams=8", "data.dataset.val_exams=1", "data.dataset.test_exams=1", "distiller.topics=2"]
@@ -71,7 +72,7 @@ def source(made: Callable[..., Made], tmp_path_factory: pytest.TempPathFactory) 
             if value.is_floating_point():
                 value.add_(torch.rand_like(value) / 4)
     state = {name: value.clone().contiguous() for name, value in source.parts.task.state_dict().items()}
-    train_state = TrainState(step=7, best=0.25, best_step=7, kept={"step-7": 0.25})
+    train_state = TrainState(step=7, best_score=0.25, best_step=7, val_scores={"step-7": 0.25})
     notes = {NOTES: patients_seen(source.recipe, source.parts.exams, None)}
     texts = ModelTexts(source.parts.tokenizer, save(source.recipe), notes)
     write_checkpoint(run / "checkpoints", Snapshot(train_state, {}, state, texts), RetentionPolicy(1, 1, True))
@@ -79,7 +80,7 @@ def source(made: Callable[..., Made], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.parametrize("inner", ["", "checkpoints/step-7"])
-def test_it_writes_what_the_source_writes_and_tells_what_was_taken(
+def test_the_model_generates_what_the_source_generates_and_the_origin_is_stored(
     made: Callable[..., Made], source: tuple[Made, Path], inner: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     theirs, run = source
@@ -101,8 +102,8 @@ def test_it_writes_what_the_source_writes_and_tells_what_was_taken(
         "tensors": len(load_file(model)),
         "parameters": sum(weight.numel() for part in parts for weight in part.parameters()),
     }
-    said = capsys.readouterr().out
-    assert f"begins with {model.parent} of step 7 (val/bleu_4 0.2500): {told['tensors']} tensors, 0." in said
+    printed = capsys.readouterr().out
+    assert f"initial weights: {model.parent}, step 7 (val/bleu_4 0.2500), {told['tensors']} tensors, 0." in printed
 
 
 def test_a_model_without_its_checkpoints_is_enough(
@@ -115,7 +116,7 @@ def test_a_model_without_its_checkpoints_is_enough(
     assert (told["step"], told["score"]) == (None, None) and torch.equal(ours.logits(), theirs.logits())
 
 
-def test_parts_that_are_skipped_begin_anew_and_may_be_other_ones(
+def test_excluded_parts_keep_random_weights_and_may_differ(
     made: Callable[..., Made], source: tuple[Made, Path]
 ) -> None:
     theirs, run = source
@@ -129,19 +130,19 @@ def test_parts_that_are_skipped_begin_anew_and_may_be_other_ones(
         ]
 
 
-def test_keys_that_change_no_shape_are_told(
+def test_keys_that_change_no_shape_are_printed(
     made: Callable[..., Made], source: tuple[Made, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     theirs, run = source
     heads = theirs.recipe.model.decoder.keys["heads"]
     made("model.decoder.heads=1").begin(run)
     said = capsys.readouterr().out
-    assert f"was trained with other keys: model.decoder.heads ({heads} there, 1 here). See to it" in said and heads > 1
+    assert f"model.decoder.heads was {heads}, now 1" in said and heads > 1
     made("model.decoder.heads=1", "init_exclude=[decoder]", f"init_from={run}").begin(run)
     assert "notice:" not in capsys.readouterr().out
 
 
-def test_a_weight_of_two_names_is_skipped_by_either(
+def test_a_tied_weight_is_excluded_by_either_name(
     made: Callable[..., Made], source: tuple[Made, Path], tmp_path: Path
 ) -> None:
     """Else it would be brought by the one that was not named."""
@@ -149,79 +150,76 @@ def test_a_weight_of_two_names_is_skipped_by_either(
     shutil.copytree(source[1] / "model", run / "model")
     (file := run / "model" / "model.safetensors").unlink()  # the same bytes as those of its source
     weights = load_file(source[1] / "model" / "model.safetensors")
-    save_file(weights | {"decoder.write.weight": weights["decoder.embed.weight"].clone()}, file)
-    for part in ("embed", "write"):
+    save_file(weights | {"decoder.lm_head.weight": weights["decoder.embed_tokens.weight"].clone()}, file)
+    for part in ("embed_tokens", "lm_head"):
         ours = made(f"init_exclude=[decoder.{part}]", f"init_from={run}")
         decoder = ours.parts.task.decoder
-        decoder.write.weight = decoder.embed.weight
-        before = decoder.embed.weight.clone()
+        decoder.lm_head.weight = decoder.embed_tokens.weight
+        before = decoder.embed_tokens.weight.clone()
         ours.begin(run)
-        assert torch.equal(decoder.embed.weight, before)
+        assert torch.equal(decoder.embed_tokens.weight, before)
 
 
-def complaint(made: Callable[..., Made], run: Path, *keys: str, **asked: Any) -> str:
+def complaint(made: Callable[..., Made], run: Path, *keys: str, **asked: Any) -> Problem:
     ours = made(*keys, **asked)
     before = {name: value.clone() for name, value in ours.parts.task.state_dict().items()}
-    with pytest.raises(ValueError, match="init_") as raised:
+    with pytest.raises(UserError) as raised:
         ours.begin(run)
     after = ours.parts.task.state_dict()
-    assert not [name for name in before if not torch.equal(before[name], after[name])], "all fits, or nothing is taken"
-    return str(raised.value)
+    assert not [name for name in before if not torch.equal(before[name], after[name])], "all fits, or nothing is loaded"
+    (problem,) = raised.value.problems
+    return problem
 
 
-def test_everything_that_does_not_fit_is_told_at_once_with_the_way_out(
-    made: Callable[..., Made], source: tuple[Made, Path]
-) -> None:
+def test_all_misfits_are_reported_at_once_with_a_way_out(made: Callable[..., Made], source: tuple[Made, Path]) -> None:
     _, run = source
     keys = ["model.decoder.feedforward=32", "model.decoder.layers=2"]
-    text = complaint(made, run, *keys, encoder=())
-    assert f"init_from: {run / 'model'} does not fit this run. Of its tensors\n" in text
-    shapes = r"  3 have other shapes: decoder\.layers\.0\.feedforward\.0\.weight \(64 x 64 there, 32 x 64 here\), "
-    assert re.search(shapes, text), text
-    assert re.search(r"  \d+ are missing there: encoder\.layers\.0\.weight, ", text)
-    assert re.search(r"  \d+ are unknown here: encoder\.backbone\.", text)
-    (skip,) = re.findall(r"'(init_exclude=\[.*\])'$", text)
+    misfit = complaint(made, run, *keys, encoder=())
+    assert (misfit.code, misfit.place) == ("does-not-fit", "init_from") and str(run / "model") in misfit.found
+    shapes = r"3 have other shapes: decoder\.layers\.0\.feedforward\.0\.weight \(64 x 64 there, 32 x 64 here\), "
+    assert re.search(shapes, misfit.found), misfit.found
+    assert re.search(r"\d+ are missing there: encoder\.layers\.0\.weight, ", misfit.found)
+    assert re.search(r"\d+ are unknown here: encoder\.backbone\.", misfit.found)
+    (skip,) = re.findall(r"'(init_exclude=\[.*\])'", misfit.hint)
     assert "decoder.layers.1" in skip and "decoder.layers.0.feedforward.0" in skip and "encoder.backbone" in skip
     made(*keys, skip, f"init_from={run}", encoder=()).begin(run)  # the way out is one
 
 
-def test_other_words_take_no_places_of_words_also_where_they_are_as_many(
+def test_weights_of_other_words_are_refused_even_of_the_same_shape(
     made: Callable[..., Made], source: tuple[Made, Path]
 ) -> None:
     theirs, run = source
-    text = complaint(made, run, "data.dataset.organ=thyroid")
+    misfit = complaint(made, run, "data.dataset.organ=thyroid")
     other = made("data.dataset.organ=thyroid").parts.tokenizer.vocabulary
     mine = theirs.parts.tokenizer.vocabulary
-    said = f"{len(mine)} there and {len(other)} here, {len(set(mine) ^ set(other))} of them in one alone"
-    assert f"stand for other words (the tokenizer has {said}): decoder.embed.weight, " in text
-    (skip,) = re.findall(r"'(init_exclude=\[decoder.embed, decoder.write\])'$", text)
+    said = f"{len(mine)} there and {len(other)} here, {len(set(mine) ^ set(other))} words are in one only"
+    assert f"belong to other words (vocabularies of {said}): decoder.embed_tokens.weight, " in misfit.found
+    (skip,) = re.findall(r"'(init_exclude=\[decoder.embed_tokens, decoder.lm_head\])'", misfit.hint)
     ours = made("data.dataset.organ=thyroid", skip, f"init_from={run}")
     ours.begin(run)  # the way out is one
     one, two = (m.parts.task.decoder.state_dict()["layers.0.feedforward.0.weight"] for m in (ours, theirs))
     assert torch.equal(one, two), "all but the words is taken"
-    turned = made("init_exclude=[decoder.embed]", f"init_from={run}")
+    turned = made("init_exclude=[decoder.embed_tokens]", f"init_from={run}")
     turned.parts.tokenizer.vocabulary[-2:] = turned.parts.tokenizer.vocabulary[:-3:-1]
-    with pytest.raises(
-        ValueError, match=r"2 stand for other words .*in another order\): decoder\.write\.weight"
-    ) as told:
+    with problem("does-not-fit", "init_from") as found:
         turned.begin(run)
-    assert str(told.value).endswith("'init_exclude=[decoder.write]'")
+    assert "in another order): decoder.lm_head.weight" in found[0].found
+    assert "'init_exclude=[decoder.lm_head]'" in found[0].hint
 
 
 @pytest.mark.parametrize(
-    ("key", "message"),
-    [
-        ("init_exclude=[decoder.embeds]", "that begin with 'decoder.embeds'. Did you mean 'decoder.embed'?"),
-        ("init_exclude=[encoder, decoder]", "init_exclude leaves nothing of "),
-    ],
+    ("key", "code"),
+    [("init_exclude=[decoder.embed_token]", "unknown-name"), ("init_exclude=[encoder, decoder]", "ignored-setting")],
 )
-def test_a_part_to_skip_is_one_and_leaves_others(
-    made: Callable[..., Made], source: tuple[Made, Path], key: str, message: str
+def test_a_part_to_exclude_exists_and_leaves_others(
+    made: Callable[..., Made], source: tuple[Made, Path], key: str, code: str
 ) -> None:
-    assert message in complaint(made, source[1], key, f"init_from={source[1]}")
+    found = complaint(made, source[1], key, f"init_from={source[1]}")
+    assert (found.code, found.place) == (code, "init_exclude")
+    assert code != "unknown-name" or "decoder.embed_tokens" in found.hint
 
 
-def test_patients_that_are_scored_were_not_seen_before_also_two_stages_ago(
+def test_patients_of_scored_splits_were_not_seen_also_two_stages_ago(
     made: Callable[..., Made], source: tuple[Made, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = source[1]
@@ -256,7 +254,7 @@ def test_patients_that_are_scored_were_not_seen_before_also_two_stages_ago(
     assert f"notice: init_from: {second} does not tell its patients, so they are not" in capsys.readouterr().out
 
 
-def test_no_patient_is_told_by_name(source: tuple[Made, Path]) -> None:
+def test_patients_are_stored_as_hashes(source: tuple[Made, Path]) -> None:
     theirs, run = source
     told = json.loads((run / "model" / "patients.json").read_text())
     patients = {split: {exam.patient for exam in theirs.parts.exams[split].exams} for split in ("train", "val")}
@@ -270,7 +268,7 @@ def sha256_of(dataset: str, patient: str) -> str:
     return hashlib.sha256(f'["{dataset}", "{patient}"]'.encode()).hexdigest()
 
 
-def test_checkpoints_of_another_form_only_cost_what_is_told_of_the_model(
+def test_checkpoints_of_another_format_only_lose_step_and_score(
     made: Callable[..., Made], source: tuple[Made, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(source[1], tmp_path / "run")
@@ -280,16 +278,16 @@ def test_checkpoints_of_another_form_only_cost_what_is_told_of_the_model(
     monkeypatch.undo()
     checkpoint = tmp_path / "run" / "checkpoints" / "step-7"
     told = json.loads((checkpoint / "trainer.json").read_text())
-    for text in (json.dumps(told | {"form": 1}), "[]", "{", None):
+    for text in (json.dumps(told | {"format": 1}), "[]", "{", None):
         (checkpoint / "trainer.json").write_text(text) if text else (checkpoint / "trainer.json").unlink()
         begun = made().begin(tmp_path / "run")
         assert (begun["step"], begun["score"]) == (None, None)
-    (checkpoint / "trainer.json").write_text(json.dumps(told | {"form": 1}))
+    (checkpoint / "trainer.json").write_text(json.dumps(told | {"format": 1}))
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     data = (checkpoint / "trainer.json").read_bytes()
     manifest["trainer.json"] = [len(data), hashlib.sha256(data).hexdigest()]
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"^init_from: .*step-7: written by another version of Sonoscribe"):
+    with problem("wrong-version", "step-7"):
         find_source(str(checkpoint))
 
 
@@ -303,19 +301,19 @@ def test_checkpoints_of_another_form_only_cost_what_is_told_of_the_model(
         ),
     ],
 )
-def test_a_recipe_skips_only_what_is_brought(keys: list[str], message: str) -> None:
+def test_a_recipe_excludes_only_parts_that_are_loaded(keys: list[str], message: str) -> None:
     with pytest.raises(RecipeError) as raised:
         load_recipe("smoke", keys)
     assert message in "\n".join(raised.value.lines)
 
 
-def test_a_source_that_is_none_or_damaged_is_told(source: tuple[Made, Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"init_from: .* is no run with a model and no checkpoint; expected RUN, such"):
+def test_a_source_that_is_missing_or_damaged_is_refused(source: tuple[Made, Path], tmp_path: Path) -> None:
+    with problem("no-model", "init_from"):
         find_source(str(tmp_path))
     broken = tmp_path / "checkpoints" / "step-7"
     shutil.copytree(source[1] / "checkpoints" / "step-7", broken)
     (broken / "model" / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"init_from: .*model\.safetensors: damaged"):
+    with problem("damaged-checkpoint", "model.safetensors"):
         find_source(str(broken))
 
 
@@ -325,7 +323,7 @@ PLAIN = ["distiller=none", "~losses.topic", "~losses.global_semantic", "train.ep
 
 @pytest.mark.long
 @pytest.mark.parametrize(("strategy", "processes"), [("ddp", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2), ("fsdp", 2)])
-def test_a_run_that_began_with_another_goes_on_without_it(
+def test_a_run_with_initial_weights_resumes_without_its_source(
     smoke_run: Path, work: Path, strategy: str, processes: int
 ) -> None:
     """Not stopped, and stopped with its source gone: the same. And the same on all processes, under every strategy."""
@@ -334,7 +332,7 @@ def test_a_run_that_began_with_another_goes_on_without_it(
     keys = [*PLAIN, f"init_from={there.name}", "train.freeze=[encoder]", f"distributed.strategy={strategy}"]
     name = f"from-{strategy}-{processes}"
     done = launch(SMOKE, *keys, f"run.name={name}", cwd=work, processes=processes)
-    assert "begins with " in done.stdout and done.stdout.count("begins with ") == 1
+    assert done.stdout.count("initial weights: ") == 1
     run = work / "runs" / "smoke" / name
     first = records(run, "train/loss")
     assert first[1] < records(smoke_run, "train/next_token")[3], "it begins where the other ended"
@@ -349,13 +347,13 @@ def test_a_run_that_began_with_another_goes_on_without_it(
     for step in sorted(int(path.name[5:]) for path in (run / "checkpoints").glob("step-*"))[1:]:
         shutil.rmtree(run / "checkpoints" / f"step-{step}")
     done = launch(SMOKE, *keys, f"resume={run}", cwd=work, processes=processes)
-    assert "resumed from" in done.stdout and "begins with" not in done.stdout
+    assert "resumed from" in done.stdout and "initial weights" not in done.stdout
     again = records(run, "train/loss")
     assert again.keys() == first.keys() and max(abs(first[step] - again[step]) for step in first) < 1e-6
     assert json.loads((run / "environment.json").read_text())["launch"]["init_from"] == noted
 
 
 @pytest.mark.long
-def test_a_source_that_is_not_there_stops_a_run_before_it_begins(work: Path) -> None:
+def test_a_missing_source_stops_a_run_before_it_starts(work: Path) -> None:
     done = launch(SMOKE, "init_from=runs/smoke/nowhere", "run.name=lost", cwd=work, check=False)
-    assert done.returncode == 2 and "is no run with a model" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "[no-model]" in done.stderr and "Traceback" not in done.stderr

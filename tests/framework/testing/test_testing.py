@@ -18,7 +18,7 @@ import torch
 from harness import ROOT
 from torch import nn
 
-from framework.exam import EOS, PAD, Features
+from framework.exam import EOS, PAD, Features, Term
 from framework.grid.executor import Job
 from framework.registry import KINDS, PluginError
 from framework.testing import CHECKS, BrokenPromise, check, check_encoder, plugin
@@ -337,37 +337,36 @@ class WritesIntoLogits(Loss):
         return super().forward(batch, outputs)
 
 
-class Tells(Loss):
-    """Keeps the promise of what is told beside the term, with a sum over the batch's exams."""
+class WithMetrics(Loss):
+    """Keeps the contract of metrics: a sum over the exams of the batch."""
+
+    def metrics(self, batch):
+        return {"words": (batch.report_BT != PAD).sum().float()}
 
     def forward(self, batch, outputs):
-        self.words = (batch.report_BT != PAD).sum().float()
-        return super().forward(batch, outputs)
-
-    def told(self):
-        return {"words": self.words}
+        return Term(super().forward(batch, outputs), self.metrics(batch))
 
 
-@breaks("loss", "told() gives one number for each name")
-class TellsRows(Tells):
-    def told(self):
-        return {"words": self.words.expand(2)}
+@breaks("loss", "a metric is one number")
+class MetricOfRows(WithMetrics):
+    def metrics(self, batch):
+        return {"words": (batch.report_BT != PAD).sum(1).float()}
 
 
-@breaks("loss", "told() gives the same names of every batch")
-class TellsNowAndThen(Tells):
-    def told(self):
-        return super().told() if self.words > 20 else {}
+@breaks("loss", "metrics have the same names for every batch")
+class MetricNowAndThen(WithMetrics):
+    def metrics(self, batch):
+        found = super().metrics(batch)
+        return found if found["words"] > 20 else {}
 
 
-@breaks("loss", "what is told of parts adds up to that of the batch")
-class TellsOfAllBefore(Tells):
+@breaks("loss", "metrics of parts add up to those of the batch")
+class MetricOfAllBefore(WithMetrics):
     total = 0
 
-    def forward(self, batch, outputs):
-        total = super().forward(batch, outputs)
-        self.total = self.words = self.words + self.total
-        return total
+    def metrics(self, batch):
+        self.total = super().metrics(batch)["words"] + self.total
+        return {"words": self.total}
 
 
 @breaks("loss", "half precision keeps the sum")
@@ -929,7 +928,7 @@ def test_a_metric_of_chinese_reports_is_told_their_language() -> None:
 
 
 def test_a_loss_that_tells_more_than_its_term_passes() -> None:
-    check("loss", Tells)
+    check("loss", WithMetrics)
 
 
 def test_every_kind_has_a_check_and_some_mutants() -> None:

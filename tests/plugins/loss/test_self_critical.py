@@ -188,7 +188,7 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(
     for drawn in itertools.product(range(len(reports)), repeat=samples):
         written = torch.tensor([reports[number] for number in drawn])
         monkeypatch.setattr(self_critical, "sample", lambda *_, written=written, **__: written)
-        total = loss(batch("e0"), Outputs(seen, None, decoder))
+        total = loss(batch("e0"), Outputs(seen, None, decoder)).total
         probability = float(torch.stack([chances[number] for number in drawn]).prod().detach())
         each = torch.autograd.grad(total, list(decoder.parameters()), allow_unused=True)
         found = [one if two is None else one + probability * two for one, two in zip(found, each)]
@@ -211,11 +211,11 @@ def test_the_baseline_of_a_sample_is_the_mean_of_the_others_and_nothing_is_decod
         return np.array([value for row in values.values() for value in row])
 
     loss = SelfCritical(make_reward=lambda weights: worth, max_length=2, samples=3, baseline="mean")
-    total = loss(batch("e0", "e1"), Outputs(seen, None, decoder))
+    total, metrics = loss(batch("e0", "e1"), Outputs(seen, None, decoder))
     better = torch.tensor([1 - 4, 2 - 3.5, 6 - 1.5, 0 - 1.5, 3 - 0, 0 - 1.5])
     twice = Features(*(value.repeat_interleave(3, 0) for value in seen))
     torch.testing.assert_close(total, -(better * report_logp(decoder, twice, drawn)).sum() / 3)
-    assert {name: float(value) for name, value in loss.told().items()} == {"drawn": 4.0}
+    assert {name: float(value) for name, value in metrics.items()} == {"drawn": 4.0}
 
 
 def test_a_mean_of_no_other_sample_is_refused() -> None:
@@ -240,10 +240,10 @@ def test_the_term_is_minus_the_advantage_times_the_log_probability(monkeypatch: 
     assert better[0] > 0 > better[1]
     given = batch("e0", "e1")
     expected = -(torch.tensor(better) * report_logp(decoder, seen, drawn)).sum()
-    torch.testing.assert_close(loss(given, Outputs(seen, None, decoder)), expected)
+    total, metrics = loss(given, Outputs(seen, None, decoder))
+    torch.testing.assert_close(total, expected)
     assert loss.count(given) == 2
-    told = {name: float(value) for name, value in loss.told().items()}
-    assert told == pytest.approx(
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
         {
             "drawn": 2 * (score("a b c a", REPORTS["e0"]) + score("c", REPORTS["e1"])),
             "greedy": 2 * (score("b", REPORTS["e0"]) + score("c c b", REPORTS["e1"])),
@@ -256,10 +256,10 @@ def test_the_decoder_writes_without_dropout_and_trains_on() -> None:
     decoder, seen = Decoder(dropout=0.9).train(), features(3)
     loss = SelfCritical(make_reward=lambda weights: reward(**weights), max_length=5).train()
     torch.manual_seed(5)
-    one = loss(batch("e0", "e1", "e2"), Outputs(seen, None, decoder))
+    one = loss(batch("e0", "e1", "e2"), Outputs(seen, None, decoder)).total
     assert decoder.training and decoder.dropout.training
     torch.manual_seed(5)
-    assert torch.equal(one, loss(batch("e0", "e1", "e2"), Outputs(seen, None, decoder.eval())))
+    assert torch.equal(one, loss(batch("e0", "e1", "e2"), Outputs(seen, None, decoder.eval())).total)
 
 
 def test_it_alone_teaches_a_decoder_to_write_what_is_rewarded() -> None:
@@ -283,7 +283,7 @@ def test_it_alone_teaches_a_decoder_to_write_what_is_rewarded() -> None:
     before = score()
     for _ in range(40):
         optimizer.zero_grad()
-        (loss(given, Outputs(seen, None, decoder)) / loss.count(given)).backward()
+        (loss(given, Outputs(seen, None, decoder)).total / loss.count(given)).backward()
         optimizer.step()
     assert score() > before + 0.3, (before, score())
 
