@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from harness import problem
 
 from framework.build import load_exams
 from framework.data.image_cache import build_image_cache, fit
