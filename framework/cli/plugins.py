@@ -47,7 +47,7 @@ def ls(
         print_json([dict(zip(("kind", "name", "summary", "origin", "where"), row)) for row in rows])
     elif sys.stdout.isatty():
         for group, members in groupby(rows, key=lambda row: row[0]):
-            gives = FILES_GIVE[group] if group in FILES_GIVE else KINDS[group].gives
+            gives = FILES_GIVE[group] if group in FILES_GIVE else KINDS[group].summary
             print_table(headers[1:], [row[1:] for row in members], f"{group}: {gives}")
     else:
         print_table(headers, rows)

@@ -30,25 +30,26 @@ def validate(
 ) -> None:
     """Check recipes without running anything: every wrong key, type and misfit, with file, line and column."""
     from framework.recipe import RecipeError, recipe_hash
+    from framework.runtime.errors import Problem
 
     named = [word for word in words if not is_override(word)]
     overrides = [word for word in words if is_override(word)]
     if not named:
         raise typer.BadParameter("name at least one recipe")
-    problems: list[str] = []
+    problems: list[Problem] = []
     for name in named:
         try:
             recipe = load(name, overrides)
             notices = list(recipe.notices)
             _look_for_sides(recipe, notices)
         except RecipeError as error:
-            problems += error.lines
+            problems += error.problems
             continue
-        print(f"{name}: good ({recipe_hash(recipe)})")
+        print(f"{name}: OK ({recipe_hash(recipe)})")
         for notice in notices:
             print(f"  notice: {notice}")
     if problems:
-        raise RecipeError(*dict.fromkeys(problems))
+        raise RecipeError.of(problems)
 
 
 def _look_for_sides(recipe: Recipe, notices: list[str]) -> None:

@@ -11,7 +11,7 @@ from framework.grid.executor import Executor
 from framework.grid.file import ReadGrid
 from framework.recipe import RecipeError
 from framework.recipe.check import explain
-from framework.registry import Plugin, find, load
+from framework.registry import Plugin, PluginError, find, load
 from framework.registry.signature import injected_params, model_of
 
 KIND = "executor"
@@ -39,9 +39,9 @@ def choose_executor(read: ReadGrid, named: str | None = None) -> tuple[Plugin, d
     except ValidationError as error:
         names = [str(field.alias) for field in model_of(plugin).model_fields.values()]
         found = explain(error, said, (), lambda place: names if place == () else [])
-        raise RecipeError(*[f"{at}.{'.'.join(map(str, key))}: {problem}" for key, problem in found]) from None
-    except ValueError as error:
-        raise RecipeError(f"{at}: {error}") from None
+        raise RecipeError.of([problem.at(f"{at}.{'.'.join(map(str, key))}") for key, problem in found]) from None
+    except PluginError as error:
+        raise RecipeError.of([problem.at(at) for problem in error.problems]) from None
     return plugin, keys
 
 
