@@ -26,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # brackets in help texts are not markup
-    help="Trains report generation for ultrasound from a recipe. Without a verb: launch.py RECIPE [key=value ...].",
+    help="Report generation for ultrasound: launch.py RECIPE [key=value ...] trains, or one of the verbs below.",
 )
 VERBS = (
     runs.train,
@@ -45,11 +45,11 @@ VERBS = (
 )
 for _verb in VERBS:
     app.command()(_verb)
-data_app = typer.Typer(no_args_is_help=True, help="Data sets: check one, or write one out.")
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: check one, or export one.")
 data_app.command()(data.check)
 data_app.command()(data.make)
 app.add_typer(data_app, name="data")
-grid_app = typer.Typer(no_args_is_help=True, help="Ablations: train all cells of a grid, watch them, show their table.")
+grid_app = typer.Typer(no_args_is_help=True, help="Ablations: train the cells of a grid, watch them, show their table.")
 grid_app.command()(grids.run)
 grid_app.command()(grids.status)
 grid_app.command()(grids.report)

@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from framework.cli.words import Json
+from framework.cli.options import Json
 from framework.runtime.console import print_json, print_table
+from framework.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from framework.grid.make import Grid
 
-LOOKS_S = 2.0  # between two looks of `grid status` at the cells
+POLL_S = 2.0  # between two updates of `grid status`
 
 GridArgument = Annotated[str, typer.Argument(metavar="GRID", help="A grid file, or the name of a shipped grid.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="On top of the grid's recipe, in every cell; say the same each time."
+        metavar="[KEY=VALUE]...", help="Overrides of the grid's recipe; the same for run, status, report and cancel."
     ),
 ]
 
@@ -32,37 +33,35 @@ Overrides = Annotated[
 def run(
     grid: GridArgument,
     overrides: Overrides = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Cells at once; else as the executor can.")] = None,
-    executor: Annotated[str | None, typer.Option(help="local, slurm, ray or a plugin; else the grid's.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list all cells; start none.")] = False,
-    retry: Annotated[
-        str | None, typer.Option(metavar="failed", help="Start cells again that have failed (or: pruned).")
-    ] = None,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End all when a cell fails.")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Cells at once; default: the executor's.")] = None,
+    executor: Annotated[str | None, typer.Option(help="local, slurm, ray or a plugin; default: the grid's.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list all cells without starting them.")] = False,
+    retry: Annotated[str | None, typer.Option(metavar="failed", help="Restart cells that failed (or: pruned).")] = None,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop all cells when one fails.")] = False,
     only: Annotated[
-        str | None, typer.Option(metavar="LABEL", help="The row of this label, or rows whose labels hold it.")
+        str | None, typer.Option(metavar="LABEL", help="The row with this label, or all rows whose labels contain it.")
     ] = None,
 ) -> None:
-    """Train every cell that is not done yet, then show the table."""
+    """Train all unfinished cells, then show the table."""
     made = _load(grid, overrides)
     from framework.grid.run import RETRIED, dry_rows, run_grid
 
     if retry not in (None, *RETRIED):
-        raise ValueError(f"--retry: found {retry!r}, expected {' or '.join(RETRIED)}")
+        raise UserError("unknown-name", f"found {retry!r}", place="--retry", expected=" or ".join(RETRIED))
     if dry_run:
         print_table(*dry_rows(made, only, executor))
         _notices(made.notices)
         return
     _notices(made.notices)
-    good = run_grid(made, executor=executor, jobs=jobs, retry=retry, fail_fast=fail_fast, only=only)
+    succeeded = run_grid(made, executor=executor, jobs=jobs, retry=retry, fail_fast=fail_fast, only=only)
     if only is None:
         _report(made)
-    if not good:
+    if not succeeded:
         raise typer.Exit(1)
 
 
 def status(grid: GridArgument, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Show how the cells stand; on a terminal, until all are settled or Ctrl-C."""
+    """Show the status of the cells; on a terminal, until all have ended or Ctrl-C."""
     made = _load(grid, overrides)
     from framework.grid.run import cells_of
     from framework.grid.status import HEADER, counts, status_rows
@@ -82,11 +81,11 @@ def report(
     grid: GridArgument,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where to write it, to be handed on without the runs.")
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write a copy that does not link to the runs.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the table of what is done so far, and write it as CSV, Markdown, LaTeX and one page."""
+    """Show the table of the finished cells, and write it as CSV, Markdown, LaTeX and HTML."""
     made = _load(grid, overrides)
     if as_json:
         from framework.grid.report import grid_result
@@ -97,7 +96,7 @@ def report(
 
 
 def cancel(grid: GridArgument, overrides: Overrides = None) -> None:
-    """Let every cell that runs save and end, wherever it runs; `grid run` goes on with them."""
+    """Ask every running cell to save and end. `grid run` resumes them."""
     made = _load(grid, overrides)
     from framework.grid.run import cancel_grid
 
@@ -154,9 +153,9 @@ def _watch(made: Grid) -> None:
         return len(rows) < source.total or any(row[3] in ("running", "queued") for row in rows)
 
     rows = status_rows(source.cells())
-    # Ctrl-C is how people end watching.
+    # Ctrl-C ends watching.
     with contextlib.suppress(KeyboardInterrupt), Live(drawn(rows), auto_refresh=False) as live:
         while open_(rows):
-            time.sleep(LOOKS_S)
+            time.sleep(POLL_S)
             rows = status_rows(source.cells())
             live.update(drawn(rows), refresh=True)

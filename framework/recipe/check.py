@@ -406,8 +406,8 @@ def check_recipe(merged: Merged, path: Path) -> Recipe:
     """The recipe of a merged tree. Raises RecipeError with all problems."""
     check = Check(merged, short(path))
     check.found += resolve(merged)
-    if problems := check.problems():
-        raise RecipeError.of(problems)  # the other checks would report values and plugins that are not read
+    if check.found or not all(file.is_file() for file in merged.plugin_files):
+        raise RecipeError.of(check.problems())  # other checks would report unresolved values and unread plugins
     try:
         catalogue(merged.plugin_files)
     except PluginError as error:
