@@ -186,7 +186,7 @@ class Distributed(Section):
     """Distribution over processes. Changes speed and memory; results change only through batch-norm statistics."""
 
     strategy: Literal["auto", "ddp", "zero1", "zero2", "zero3", "fsdp"] = "auto"
-    """What is sharded. auto, ddp: nothing, zero1: optimizer state, zero2: gradients as well, zero3, fsdp: weights too."""
+    """What is sharded. auto, ddp: nothing, zero1: optimizer state, zero2: also gradients, zero3, fsdp: also weights."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """What is offloaded to CPU memory: the optimizer (zero1 to zero3), or weights as well (all: zero3, fsdp)."""
     activation_checkpointing: bool = False
