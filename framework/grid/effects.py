@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,12 +10,11 @@ from statistics import fmean
 
 from framework.grid.results import CellResult, GridResult, Row
 from framework.grid.wording import axis_names, lacks_of, one_line
+from framework.pages.records import read_records
 from framework.runtime.errors import UserError
 
-SHOWN_STEPS = 240  # points of a curve; of more, stretches of steps are averaged
-
-
-MOST_LABELS = 24  # beside one another in a plot
+SHOWN_STEPS = 240  # points of a curve; in a longer one, neighbours are averaged
+MOST_LABELS = 24  # of an axis in a plot
 
 
 @dataclass(frozen=True)
@@ -24,9 +22,9 @@ class Effect:
     """A metric at one label of an axis, over all settings of the other axes."""
 
     label: str
-    mean: float | None  # of the rows' means, so that a row that lacks seeds weighs as much as any; None: no score
-    cells: tuple[tuple[CellResult, float], ...]  # each by itself
-    lacks: tuple[str, ...]  # what the mean should be over and is not, in words
+    mean: float | None  # of the means of the rows: a row without all its seeds has the same weight; None: no score
+    cells: tuple[tuple[CellResult, float], ...]  # the single scores
+    lacks: tuple[str, ...]  # cells and settings that the mean should include and does not
 
 
 @dataclass(frozen=True)
@@ -48,13 +46,13 @@ class Curves:
 
 
 def labels_of(result: GridResult, axis: str) -> list[str]:
-    """In the order of the file; labels that only rows have come last."""
+    """Labels of an axis in the order of the grid file; labels that only rows have come last."""
     own = [row.settings[axis] for row in result.rows if axis in row.settings]
     return list(dict.fromkeys([*result.axes.get(axis, ()), *own]))
 
 
 def varied(result: GridResult) -> list[str]:
-    """Axes whose effect can be seen: of the grid file, with two labels at least, and not as many as a search draws."""
+    """Axes of the grid file that have an effect to plot: with 2 to `MOST_LABELS` labels."""
     return [axis for axis in result.axes if 1 < len(labels_of(result, axis)) <= MOST_LABELS]
 
 
@@ -63,7 +61,7 @@ def main_effects(result: GridResult, axis: str, metric: str) -> list[Effect]:
 
 
 def interactions(result: GridResult, axis: str, other: str, metric: str) -> dict[str, list[Effect]]:
-    """By label of `other`: the effects of `axis` there."""
+    """The effects of `axis` at each label of `other`."""
     return {
         line: [_effect(result, {axis: label, other: line}, metric) for label in labels_of(result, axis)]
         for line in labels_of(result, other)
@@ -71,7 +69,7 @@ def interactions(result: GridResult, axis: str, other: str, metric: str) -> dict
 
 
 def crossed_pairs(result: GridResult) -> list[tuple[str, str]]:
-    """Pairs of axes of which one was changed while the other stayed, at two of its labels at least."""
+    """Pairs of axes of which the first varies at two or more labels of the second."""
     pairs = []
     for axis, other in combinations(varied(result), 2):
         seen: dict[str, set[str]] = {}
@@ -121,9 +119,9 @@ def _settings(row: Row, axes: Sequence[str]) -> tuple[str, ...]:
 
 
 def pareto_front(points: Sequence[tuple[float, float]], higher_is_better: bool) -> list[int]:
-    """Indices of the points (cost, score) that no other beats in one and equals in the other, by rising cost."""
+    """Indices of the points (cost, score) that no other point dominates, in the order of their cost."""
     sign = 1 if higher_is_better else -1
-    worth = [(cost, -sign * score) for cost, score in points]  # of both, less is better
+    worth = [(cost, -sign * score) for cost, score in points]  # lower is better in both
     front = [
         index
         for index, (cost, loss) in enumerate(worth)
@@ -133,8 +131,8 @@ def pareto_front(points: Sequence[tuple[float, float]], higher_is_better: bool) 
 
 
 def read_curves(result: GridResult) -> Curves:
-    """The curves of all cells, of the first metric on the validation split if a cell has recorded it, or else of the
-    training loss.
+    """Reads the curves of all cells: of the first metric on the validation split, or of the training loss if no cell has
+    recorded that.
     """
     wanted = [f"val/{result.metrics[0].split('/', 1)[-1]}"] if result.metrics else []
     broken: dict[str, str] = {}
@@ -144,9 +142,10 @@ def read_curves(result: GridResult) -> Curves:
             for number, cell in enumerate(row.cells):
                 place = f"{one_line(row.label)}, seed {cell.seed}"
                 try:
-                    points = _points(cell, name)
+                    path = cell.run / "metrics.jsonl"
+                    points = [(float(r.step), r.value) for r in read_records(path, name)] if path.is_file() else []
                 except UserError as error:
-                    broken.setdefault(place, f"{place}: {one_line(str(error))}")
+                    broken.setdefault(place, f"{place}: its curve is left out: {one_line(str(error))}")
                     continue
                 if points:
                     curves.append(Curve(index, number, tuple(points)))
@@ -164,40 +163,13 @@ def read_curves(result: GridResult) -> Curves:
     return Curves(name, tuple(curves), tuple(notes))
 
 
-def _points(cell: CellResult, name: str) -> list[tuple[float, float]]:
-    """The records of one name; a last line that is still being written is none.
-
-    Raises:
-        UserError: a record is damaged.
-    """
-    path = cell.run / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    word, points = json.dumps(name), []  # most lines are of other names, and need no parsing
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), 1):
-        if word not in line or not line.endswith("\n"):
-            continue
-        try:
-            record = json.loads(line)
-            if record["name"] == name and math.isfinite(record["value"]):
-                points.append((float(record["step"]), float(record["value"])))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                "damaged-file",
-                f"not a record ({error})",
-                place=f"metrics.jsonl:{number}",
-                hint="Its curve is left out.",
-            ) from None
-    return points
-
-
 def _thinned(points: Sequence[tuple[float, float]], size: int) -> tuple[tuple[float, float], ...]:
     stretches = [points[start : start + size] for start in range(0, len(points), size)]
     return tuple((stretch[-1][0], fmean(value for _, value in stretch)) for stretch in stretches)
 
 
 def mean_curve(curves: Sequence[Curve]) -> list[tuple[float, float]]:
-    """Over the seeds of a row, at the steps that all of them have come to."""
+    """The mean over the seeds of a row, at the steps that all of them have."""
     by_step = [dict(curve.points) for curve in curves]
     steps = sorted(set.intersection(*map(set, by_step))) if by_step else []
     return [(step, fmean(values[step] for values in by_step)) for step in steps]

@@ -13,7 +13,7 @@ from framework.pages.plot import Figure, Key, Plot, span
 
 LOG_FROM = 8  # a cost that differs by more than this factor has a logarithmic axis
 MANY = 8  # labels that stand closer
-CURVE_MARKS = 5  # of a mean curve, which tell its series apart without colour
+CURVE_MARKS = 5  # of a mean curve, which distinguish its series without colour
 
 
 def main_effect_figure(result: GridResult, axis: str, metric: str) -> Figure:
@@ -48,10 +48,10 @@ def interaction_figure(result: GridResult, axis: str, other: str, metric: str) -
     step = min(0.12, 0.7 / len(lines))  # equal means do not hide one another
     for series, effects in enumerate(lines.values()):
         _means(plot, effects, series, step * (series - (len(lines) - 1) / 2), places, joined=True)
-    told = [f"{one_line(other)} {one_line(label)}: {_described(e, places)}" for label, e in lines.items()]
+    described = [f"{one_line(other)} {one_line(label)}: {_described(e, places)}" for label, e in lines.items()]
     return Figure(
         f"{one_line(axis)} × {one_line(other)}",
-        plot.svg(f"Mean {one_line(metric)} by {one_line(axis)} at each {one_line(other)}. {'. '.join(told)}"),
+        plot.svg(f"Mean {one_line(metric)} by {one_line(axis)} at each {one_line(other)}. {'. '.join(described)}"),
         legend=one_line(other),
         keys=[Key(series, one_line(label)) for series, label in enumerate(lines)],
         notes=_lacks([effect for effects in lines.values() for effect in effects]),

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from framework.pages.plot import Figure, Key, Plot
+from framework.pages.records import read_records
 from framework.pages.render import render
 from framework.runtime.files import atomic_write
 from framework.scoring.table import HIGH, LOW, MEANING, Scores, legend, score_table
@@ -84,16 +85,15 @@ def read_curves(path: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
     differ only in a number, such as those of BLEU, share one. Scores of single attributes have a table instead.
     """
     found: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        split, *names = record["name"].split("/")
-        if split == "train" and record["name"] not in ("train/lr", "train/gradient_norm"):
+    for name, step, value in read_records(path):
+        split, *names = name.split("/")
+        if split == "train" and name not in ("train/lr", "train/gradient_norm"):
             panel, label = "/".join([split, *names[:-1]]), names[-1]
         elif split == "val" and len(names) == 1:
-            panel, label = re.sub(r"_\d+$", "", record["name"]), names[0]
+            panel, label = re.sub(r"_\d+$", "", name), names[0]
         else:
             continue
-        found.setdefault(panel, {}).setdefault(label, []).append((record["step"], record["value"]))
+        found.setdefault(panel, {}).setdefault(label, []).append((step, value))
     return found
 
 

@@ -236,15 +236,6 @@ def test_curves_are_of_the_loss_if_no_metric_was_recorded(tmp_path: Path) -> Non
     assert curves.notes[-1] == "Each point is the mean of 5 values in a row."
 
 
-def test_a_record_that_is_still_being_written_is_ignored(tmp_path: Path) -> None:
-    grid = two_axes(tmp_path)
-    run = grid.rows[0].cells[0].run
-    write_curve(run, "val/bleu_4", [(1, 0.1)])
-    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"step": 2, "name": "val/bleu_4", "val')
-    assert [curve.points for curve in read_curves(grid).lines] == [((1.0, 0.1),)]
-
-
 def test_a_damaged_record_leaves_its_curve_out_and_is_noted(tmp_path: Path) -> None:
     grid = two_axes(tmp_path)
     for one in grid.rows[0].cells[:2]:
@@ -253,7 +244,7 @@ def test_a_damaged_record_leaves_its_curve_out_and_is_noted(tmp_path: Path) -> N
         file.write('{"step": 2, "name": "val/bleu_4"}\n')
     curves = read_curves(grid)
     assert [(curve.row, curve.cell) for curve in curves.lines] == [(0, 1)]
-    assert curves.notes[0].startswith("distiller=none, weight=0, seed 1: metrics.jsonl:2: ")
+    assert curves.notes[0].startswith("distiller=none, weight=0, seed 1: its curve is left out: metrics.jsonl:2: ")
     assert curves.notes[0].endswith("[damaged-file]")
 
 

@@ -30,7 +30,7 @@ def a_run(home: Path, text: str = "plain") -> tuple[Path, Any]:
     (run / "scores.json").write_text(json.dumps({"segmentation": text, "test": test, "val": test}), "utf-8")
     records = [(f"train/{name}", step, step / 3) for name in ("loss", text) for step in (1, 2, 3)]
     lines = [json.dumps({"name": name, "step": step, "value": value}) for name, step, value in records]
-    (run / "metrics.jsonl").write_text("\n".join(lines), "utf-8")
+    (run / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")
     (run / "topics.png").write_bytes(b"PNG")
     rows = [{"id": text, "reference": text, "prediction": text}, {"id": "b", "reference": "c", "prediction": "d"}]
     (run / "predictions" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
@@ -83,7 +83,7 @@ def test_each_validation_score_has_an_axis_of_its_own(tmp_path: Path) -> None:
     names = ["train/loss", "train/topic", "train/lr", "train/self_critical/drawn", "train/self_critical/greedy"]
     names += ["val/bleu_1", "val/bleu_4", "val/cider", "val/my_metric", "val/findings_f1/margin", "final/test/cider"]
     lines = [json.dumps({"name": name, "step": step, "value": step / 2}) for step in (1, 2) for name in names]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
     panels = read_curves(tmp_path / "metrics.jsonl")
     assert {panel: list(drawn) for panel, drawn in panels.items()} == {
         "train": ["loss", "topic"],
