@@ -131,8 +131,8 @@ def pareto_front(points: Sequence[tuple[float, float]], higher_is_better: bool) 
 
 
 def read_curves(result: GridResult) -> Curves:
-    """Reads the curves of all cells: of the first metric on the validation split, or of the training loss if no cell has
-    recorded that.
+    """Reads the curves of all cells: of the first metric on the validation split, or, without one, of the training
+    loss.
     """
     wanted = [f"val/{result.metrics[0].split('/', 1)[-1]}"] if result.metrics else []
     broken: dict[str, str] = {}

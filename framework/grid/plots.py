@@ -21,7 +21,7 @@ def main_effect_figure(result: GridResult, axis: str, metric: str) -> Figure:
     effects, places = main_effects(result, axis, metric), decimals(result, metric)
     plot = Plot(_name(result, metric), height=_height(len(effects)))
     plot.y_labels([one_line(effect.label) for effect in effects])
-    plot.x_range(*_range(result, metric))
+    plot.axes.set_xlim(*_range(result, metric))
     baseline = next((row.values.get(metric) for row in result.rows if row.label == result.baseline), None)
     if baseline is not None and math.isfinite(baseline.mean):
         plot.level(baseline.mean, "baseline")
@@ -44,7 +44,7 @@ def interaction_figure(result: GridResult, axis: str, other: str, metric: str) -
     means = [e.mean for effects in lines.values() for e in effects if e.mean is not None]
     plot = Plot(_name(result, metric), height=_height(len(labels), len(lines)))
     plot.y_labels(labels)
-    plot.x_range(*span(means or [0.0]))
+    plot.axes.set_xlim(*span(means or [0.0]))
     step = min(0.12, 0.7 / len(lines))  # equal means do not hide one another
     for series, effects in enumerate(lines.values()):
         _means(plot, effects, series, step * (series - (len(lines) - 1) / 2), places, joined=True)
@@ -82,8 +82,10 @@ def cost_figure(result: GridResult, metric: str, cost: str) -> Figure:
     spans = [spent / size for _, _, spent, _ in shown] + [spent for _, spent, _ in dots]
     log = min(spans) > 0 and max(spans) / min(spans) > LOG_FROM
     plot = Plot(f"{name} [{unit}]{', logarithmic' if log else ''}", _name(result, metric))
-    plot.x_range(*((min(spans) / 1.3, max(spans) * 1.3) if log else span(spans)), log=log)
-    plot.y_range(*_range(result, metric))
+    if log:
+        plot.log_x()
+    plot.axes.set_xlim(*((min(spans) / 1.3, max(spans) * 1.3) if log else span(spans)))
+    plot.axes.set_ylim(*_range(result, metric))
     front = pareto_front([(spent, score) for _, _, spent, score in shown], result.higher_is_better[metric])
     plot.front([(shown[at][2] / size, shown[at][3]) for at in front], [shown[at][0] for at in front])
     for i, spent, score in dots:
@@ -109,8 +111,8 @@ def curves_figure(result: GridResult, curves: Curves) -> Figure:
         return Figure("", nothing="No cell has recorded a curve yet.", notes=curves.notes)
     steps = [step for curve in curves.lines for step, _ in curve.points]
     plot = Plot("step", width=960, height=380)
-    plot.y_range(*span([value for curve in curves.lines for _, value in curve.points]))
-    plot.x_range(min(0.0, *steps), max([*steps, 1.0]))
+    plot.axes.set_ylim(*span([value for curve in curves.lines for _, value in curve.points]))
+    plot.axes.set_xlim(min(0.0, *steps), max([*steps, 1.0]))
     for index, row in enumerate(result.rows):
         own = [curve for curve in curves.lines if curve.row == index]
         for curve in own:

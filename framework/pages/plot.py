@@ -60,11 +60,10 @@ class Key:
 
     series: int
     label: str
-    line: bool = True
 
     @property
     def mark(self) -> Markup:
-        return key_mark(self.series, line=self.line)
+        return key_mark(self.series)
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Plot:
         """
         self.width, self.height, self.right = width, height, 18.0
         self.canvas = _canvas(width, height)
-        self.axes = self.canvas.add_axes((0, 0, 1, 1))
+        self.axes = self.canvas.subplots()
         self.axes.patch.set_visible(False)
         self.notes: dict[str, tuple[str, str, str]] = {}  # id of an element -> class, key, title
         for axis in (self.axes.xaxis, self.axes.yaxis):
@@ -100,16 +99,13 @@ class Plot:
         self.axes.set_xlabel(x_name)
         self.canvas.text(8 / width, 1 - 8 / height, y_name, va="top", color=INK["ink"])
 
-    def x_range(self, low: float, high: float, *, log: bool = False) -> None:
-        if log:
-            self.axes.set_xscale("log")
-            self.axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            self.axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.12g}"))
-            self.axes.xaxis.set_minor_locator(NullLocator())
-        self.axes.set_xlim(low, high)
-
-    def y_range(self, low: float, high: float) -> None:
-        self.axes.set_ylim(low, high)
+    def log_x(self) -> None:
+        self.axes.set_xscale("log")
+        self.axes.xaxis.set(
+            major_locator=LogLocator(subs=(1, 2, 5)),
+            major_formatter=FuncFormatter(lambda value, _: f"{value:.12g}"),
+            minor_locator=NullLocator(),
+        )
 
     @STYLED
     def y_labels(self, labels: Sequence[str]) -> None:
@@ -165,13 +161,8 @@ class Plot:
         texts = [text.get_text() for text in self.axes.get_yticklabels()]
         left = 16 + CHARACTER * max(map(columns, texts), default=0)
         top, bottom = 28, 46
-        self.axes.set_position(
-            (
-                left / self.width,
-                bottom / self.height,
-                (self.width - left - self.right) / self.width,
-                (self.height - top - bottom) / self.height,
-            )
+        self.canvas.subplots_adjust(
+            left / self.width, bottom / self.height, 1 - self.right / self.width, 1 - top / self.height
         )
         return _inline(self.canvas, self.notes, {"role": "img", "aria-label": description})
 
@@ -238,7 +229,7 @@ def _marker(series: int, size: float) -> dict[str, Any]:
 
 SVG = "{http://www.w3.org/2000/svg}"
 LINK = "{http://www.w3.org/1999/xlink}href"
-NAMES = {colour: f"var(--{name})" for name, colour in INK.items()}
+VARIABLES = {colour: f"var(--{name})" for name, colour in INK.items()}
 
 
 def _inline(canvas: Canvas, notes: dict[str, tuple[str, str, str]], attributes: dict[str, str]) -> Markup:
@@ -256,41 +247,38 @@ def _inline(canvas: Canvas, notes: dict[str, tuple[str, str, str]], attributes: 
 def _cleaned(
     element: ElementTree.Element, shapes: dict[str, ElementTree.Element], notes: dict[str, tuple[str, str, str]]
 ) -> list[ElementTree.Element]:
-    """An element of matplotlib for use within HTML: no ids, which must differ between the plots of a page, no fonts of
-    its own, the page's colours, and the notes of `Plot`.
+    """Converts an element of matplotlib for use within HTML: without ids, which would recur in the next plot, and
+    fonts, with the colours of the page and with the notes of `Plot`.
     """
-    tag = element.tag.removeprefix(SVG)
-    inside = [part for child in element for part in _cleaned(child, shapes, notes)]
+    tag, given = element.tag.removeprefix(SVG), dict(element.attrib)
     if tag in ("metadata", "defs"):
         return []
-    if tag == "g" and element.get("id") not in notes:
-        return inside
-    made = ElementTree.Element("path" if tag == "use" else tag)
-    made.text, style = element.text, element.get("style", "")
-    if tag == "use":  # a marker: a shape that is defined once
-        shape = shapes[element.get(LINK, "")[1:]]
-        made.set("d", _short(shape.get("d", "")))
-        made.set("transform", _short(f"translate({element.get('x')} {element.get('y')})"))
-        style = f"{shape.get('style', '')}; {style}"
-    elif tag == "g":
-        kind, key, title = notes[element.get("id", "")]
-        for name, value in (("class", kind), ("data-key", key)):
-            if value:
-                made.set(name, value)
+    inside = [part for child in element for part in _cleaned(child, shapes, notes)]
+    if tag == "g":
+        if given.get("id") not in notes:
+            return inside
+        kind, key, title = notes[given["id"]]
+        given = {"class": kind, "data-key": key}
         if title:
-            ElementTree.SubElement(made, "title").text = title
-    for name in ("d", "x", "y", "transform"):
-        if value := element.get(name, ""):
-            made.set(name, _short(value))
-    style = re.sub(r"font-family: [^;]*;? ?", "", style)
-    if style := re.sub("#[0-9a-f]{6}", lambda colour: NAMES.get(colour[0], colour[0]), style):
-        made.set("style", style)
+            inside.insert(0, ElementTree.Element("title"))
+            inside[0].text = title
+    elif tag == "use":  # a marker: a shape that is defined once
+        shape = shapes[given[LINK][1:]]
+        given = {
+            "d": shape.get("d", ""),
+            "transform": f"translate({given['x']} {given['y']})",
+            "style": f"{shape.get('style', '')}; {given['style']}",
+        }
+    made = ElementTree.Element("path" if tag == "use" else tag)
+    made.text = element.text
+    for name in ("class", "data-key", "d", "x", "y", "transform", "style"):
+        value = given.get(name, "")
+        if name == "style":
+            value = re.sub(r"font-family: [^;]*;? ?", "", value)
+            value = re.sub("#[0-9a-f]{6}", lambda colour: VARIABLES.get(colour[0], colour[0]), value)
+        elif name not in ("class", "data-key"):  # numbers, of which two digits after the point are enough
+            value = re.sub(r"(\.\d\d)\d+", r"\1", " ".join(value.split()))
+        if value and not value.startswith("rotate(-0"):
+            made.set(name, value)
     made.extend(inside)
     return [made]
-
-
-def _short(numbers: str) -> str:
-    """Numbers of a path with two digits after the point."""
-    return re.sub(
-        r"-?\d+\.\d+", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), " ".join(numbers.split())
-    )

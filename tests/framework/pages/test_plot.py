@@ -13,7 +13,7 @@ EVIL = "<script>alert(1)</script> $x$ #000001 url(x) 乳腺"
 def a_plot(label: str = "a") -> str:
     plot = Plot(label, label)
     plot.y_labels([label, "b"])
-    plot.x_range(0.0, 1.0)
+    plot.axes.set_xlim(0.0, 1.0)
     plot.line([(0.1, 0), (0.9, 1)], 1, "thin", label)
     plot.mark(0.1, 0, 1, hollow=True, title=label)
     plot.dot(0.5, 1, 9)
@@ -50,7 +50,8 @@ def test_marks_carry_class_series_and_title() -> None:
 
 def test_a_logarithmic_axis_has_plain_numbers() -> None:
     plot = Plot("cost", "score")
-    plot.x_range(0.8, 300, log=True)
+    plot.log_x()
+    plot.axes.set_xlim(0.8, 300)
     texts = [element.text for element in ElementTree.fromstring(plot.svg("")).iter("text")]
     assert [text for text in texts if text in ("1", "2", "5", "10", "20", "50", "100", "200")] == [
         "1", "2", "5", "10", "20", "50", "100", "200",
