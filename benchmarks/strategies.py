@@ -1,4 +1,4 @@
-"""Measures memory and time of a step under every strategy: `python -m benchmarks.strategies`.
+"""Memory and time of a step under every strategy, side by side in one run: `python -m benchmarks.strategies`.
 
 Trains on random exams with torchrun, on the GPUs of this machine or else on its CPU. Prints a table, and with
 `--out FILE` writes it as JSON with machine, versions and date.
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.table import report
+from benchmarks.table import tell
 
 ROOT = Path(__file__).resolve().parent.parent
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp")
@@ -37,7 +37,7 @@ VIEWS, TOKENS, WORDS = 2, 60, 1000
 
 
 def measure(strategy: str, batch_size: int, words: list[str]) -> None:
-    """Trains a few steps as one of several processes, and prints the measurements as JSON."""
+    """One process of several: trains some steps and prints what it saw as JSON."""
     from framework.build import build_optimizer, build_task
     from framework.data.loading import BatchPlan
     from framework.distributed.collectives import gather
@@ -72,9 +72,9 @@ def measure(strategy: str, batch_size: int, words: list[str]) -> None:
         if on_gpu:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
-    shards = [shard for _, shard in held.local_shards()]
-    kept = sum(p.weights.nbytes + sum(state.nbytes for state in p.states.values()) for p in shards)
-    if strategy in ("zero1", "zero2"):  # the optimizer works on shards of its own
+    pieces = [piece for _, piece in held.pieces()]
+    kept = sum(p.weights.nbytes + sum(state.nbytes for state in p.states.values()) for p in pieces)
+    if strategy in ("zero1", "zero2"):  # beside the shares that the optimizer works on
         kept += sum(weight.nbytes for weight in held.task.parameters())
     peak = torch.cuda.max_memory_allocated() if on_gpu else _resident() - before
     seen = gather(accelerator, [[statistics.median(times[WARM_UP:]), peak, kept]])
@@ -82,18 +82,18 @@ def measure(strategy: str, batch_size: int, words: list[str]) -> None:
         worst = [max(column) for column in zip(*seen)]
         device = torch.cuda.get_device_name() if on_gpu else "CPU"
         parameters = sum(shape.numel() for shape in held.shapes.values())
-        measured = dict(zip(("step", "peak", "kept"), worst)) | {"device": device, "parameters": parameters}
-        print("measured " + json.dumps(measured), flush=True)
+        told = dict(zip(("step", "peak", "kept"), worst)) | {"device": device, "parameters": parameters}
+        print("measured " + json.dumps(told), flush=True)
     accelerator.end_training()
 
 
 def _resident() -> int:
-    """Peak resident memory of this process, in bytes."""
+    """Most bytes that this process has had in memory so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class _Words:
-    """The part of a tokenizer that building a task needs."""
+    """As much of a tokenizer as a task is built from."""
 
     vocabulary = tuple(f"word{number}" for number in range(WORDS))
 
@@ -102,7 +102,7 @@ class _Words:
 
 
 class _Space:
-    """A report space that no loss of this benchmark uses."""
+    """No loss here compares reports in a space."""
 
     def word_vectors(self, words: Any) -> Any:
         return torch.zeros(len(words), 2).numpy()
@@ -130,8 +130,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--processes", type=int, default=max(2, torch.cuda.device_count()))
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--measure", choices=STRATEGIES, help="Measures as one of the processes; for torchrun.")
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=f"Size of the model; default: {' '.join(SIZES)}")
+    parser.add_argument("--measure", choices=STRATEGIES, help="Be one of the processes; torchrun says which.")
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=f"What the model is; else {' '.join(SIZES)}")
     options = parser.parse_args()
     words = options.words or SIZES
     if options.measure:
@@ -144,10 +144,10 @@ def main() -> None:
         device, parameters = found["device"], found["parameters"]
         rows.append((f"{strategy}: a step of {options.batch_size} exams", "s", round(found["step"], 3)))
         rows.append((f"{strategy}: weights and optimizer state of a process", "MiB", round(found["kept"] / 2**20)))
-        rows.append((f"{strategy}: peak memory of a process", "MiB", round(found["peak"] / 2**20)))
+        rows.append((f"{strategy}: most memory of a process", "MiB", round(found["peak"] / 2**20)))
     cores = len(os.sched_getaffinity(0))
     machine = f"{platform.machine()}, {cores} cores, {device}, {options.processes} processes, torch {torch.__version__}"
-    report(f"{machine}, {parameters / 1e6:.1f} M parameters", rows, options.out)
+    tell(f"{machine}, {parameters / 1e6:.1f} M parameters", rows, options.out)
 
 
 if __name__ == "__main__":

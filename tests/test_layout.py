@@ -8,8 +8,7 @@ from harness import ROOT
 
 # From the bottom up. Entries of one level do not import one another.
 LEVELS = (
-    ("runtime",),
-    ("exam", "registry"),
+    ("exam", "registry", "runtime"),
     ("recipe", "models"),
     ("data", "text", "checkpoint", "task", "optim"),
     ("topics", "scoring", "distributed"),

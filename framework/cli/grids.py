@@ -1,4 +1,4 @@
-"""The verbs of grids: run, status, report, cancel."""
+"""The grid commands: run, status, report, cancel."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from framework.cli.options import Json
+from framework.cli.words import Json
 from framework.runtime.console import print_json, print_table
-from framework.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from framework.grid.make import Grid
 
-POLL_S = 2.0  # between two updates of `grid status`
+POLL_S = 2.0  # of `grid status` on a terminal
 
 GridArgument = Annotated[str, typer.Argument(metavar="GRID", help="A grid file, or the name of a shipped grid.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="Overrides of the grid's recipe; the same for run, status, report and cancel."
+        metavar="[KEY=VALUE]...",
+        help="Overrides of the recipe in every cell. They make other cells, so repeat them with each command.",
     ),
 ]
 
@@ -33,38 +33,46 @@ Overrides = Annotated[
 def run(
     grid: GridArgument,
     overrides: Overrides = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Cells at once; default: the executor's.")] = None,
-    executor: Annotated[str | None, typer.Option(help="local, slurm, ray or a plugin; default: the grid's.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list all cells without starting them.")] = False,
-    retry: Annotated[str | None, typer.Option(metavar="failed", help="Restart cells that failed (or: pruned).")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Maximum number of cells at once. Default: as many as fit."),
+    ] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="local, slurm, ray or a plugin. Default: that of the grid file.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list all cells without starting any.")] = False,
+    retry: Annotated[
+        str | None, typer.Option(metavar="STATUS", help="Start cells with this status again: failed or pruned.")
+    ] = None,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop all cells when one fails.")] = False,
     only: Annotated[
-        str | None, typer.Option(metavar="LABEL", help="The row with this label, or all rows whose labels contain it.")
+        str | None, typer.Option(metavar="LABEL", help="Only the row with this label, or rows whose labels contain it.")
     ] = None,
 ) -> None:
-    """Train all unfinished cells, then show the table."""
+    """Train every cell that is not done, then show the table."""
     made = _load(grid, overrides)
-    from framework.grid.run import RETRIED, dry_rows, run_grid
+    from framework.grid.commands import RETRIED, dry_rows, run_grid
+    from framework.runtime.errors import UserError
 
     if retry not in (None, *RETRIED):
         raise UserError("unknown-name", f"found {retry!r}", place="--retry", expected=" or ".join(RETRIED))
     if dry_run:
         print_table(*dry_rows(made, only, executor))
-        _notices(made.notices)
+    for notice in made.notices:
+        print(f"notice: {notice}")
+    if dry_run:
         return
-    _notices(made.notices)
-    succeeded = run_grid(made, executor=executor, jobs=jobs, retry=retry, fail_fast=fail_fast, only=only)
+    is_complete = run_grid(made, executor=executor, jobs=jobs, retry=retry, fail_fast=fail_fast, only=only)
     if only is None:
         _report(made)
-    if not succeeded:
+    if not is_complete:
         raise typer.Exit(1)
 
 
 def status(grid: GridArgument, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Show the status of the cells; on a terminal, until all have ended or Ctrl-C."""
+    """Show the status of each cell; on a terminal, update it until all are settled or Ctrl-C."""
     made = _load(grid, overrides)
-    from framework.grid.run import cells_of
-    from framework.grid.status import HEADER, counts, status_rows
+    from framework.grid.commands import STATUS_HEADER, cells_of, status_counts, status_rows
 
     rows = status_rows(cells_of(made))
     if as_json:
@@ -73,19 +81,19 @@ def status(grid: GridArgument, overrides: Overrides = None, as_json: Json = Fals
     if sys.stdout.isatty() and any(row[3] in ("running", "queued") for row in rows):
         _watch(made)
         return
-    print_table(HEADER, rows)
-    print(counts(rows))
+    print_table(STATUS_HEADER, rows)
+    print(status_counts(rows))
 
 
 def report(
     grid: GridArgument,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where to write a copy that does not link to the runs.")
+        Path | None, typer.Option(metavar="FOLDER", help="Write the table there, to share it without the runs.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the table of the finished cells, and write it as CSV, Markdown, LaTeX and HTML."""
+    """Show the table of the cells that are done, and write it as CSV, Markdown, LaTeX and HTML."""
     made = _load(grid, overrides)
     if as_json:
         from framework.grid.report import grid_result
@@ -96,12 +104,12 @@ def report(
 
 
 def cancel(grid: GridArgument, overrides: Overrides = None) -> None:
-    """Ask every running cell to save and end. `grid run` resumes them."""
+    """Let every running cell save and end, on any machine. `grid run` resumes them."""
     made = _load(grid, overrides)
-    from framework.grid.run import cancel_grid
+    from framework.grid.commands import cancel_grid
 
-    asked = cancel_grid(made)
-    print(f"asked {asked} running cell{'s' * (asked != 1)} to save and end")
+    count = cancel_grid(made)
+    print(f"asked {count} running cell{'s' * (count != 1)} to save and end")
 
 
 def _load(named: str, overrides: Sequence[str] | None) -> Grid:
@@ -111,19 +119,13 @@ def _load(named: str, overrides: Sequence[str] | None) -> Grid:
     return make_grid(read_grid(find_grid(named)), overrides or ())
 
 
-def _notices(notices: Sequence[str]) -> None:
-    for notice in notices:
-        print(f"notice: {notice}")
-
-
 def _report(made: Grid, out: Path | None = None) -> None:
     from framework.grid.report import grid_result, write_report
     from framework.grid.table import header_and_rows
     from framework.grid.wording import notes_below
 
     result = grid_result(made)
-    header, rows = header_and_rows(result)
-    print_table(header, rows, result.name)
+    print_table(*header_and_rows(result), result.name)
     for note in notes_below(result):
         print(note)
     print()
@@ -138,24 +140,19 @@ def _watch(made: Grid) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from framework.grid.run import source_of
-    from framework.grid.status import HEADER, counts, status_rows
+    from framework.grid.commands import STATUS_HEADER, source_of, status_counts, status_rows
 
     source = source_of(made)
 
-    def drawn(rows: Sequence[Sequence[str]]) -> Any:
-        table = Table(*HEADER, box=box.SIMPLE_HEAD)
+    def draw(rows: Sequence[Sequence[str]]) -> Any:
+        table = Table(*STATUS_HEADER, box=box.SIMPLE_HEAD)
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        return Group(Text(counts(rows)), table)  # a long table is cut at its end
-
-    def open_(rows: Sequence[Sequence[str]]) -> bool:
-        return len(rows) < source.total or any(row[3] in ("running", "queued") for row in rows)
+            table.add_row(*map(Text, row))
+        return Group(Text(status_counts(rows)), table)  # Live cuts off the end of a long table
 
     rows = status_rows(source.cells())
-    # Ctrl-C ends watching.
-    with contextlib.suppress(KeyboardInterrupt), Live(drawn(rows), auto_refresh=False) as live:
-        while open_(rows):
+    with contextlib.suppress(KeyboardInterrupt), Live(draw(rows), auto_refresh=False) as live:
+        while len(rows) < source.total or any(row[3] in ("running", "queued") for row in rows):
             time.sleep(POLL_S)
             rows = status_rows(source.cells())
-            live.update(drawn(rows), refresh=True)
+            live.update(draw(rows), refresh=True)

@@ -7,14 +7,13 @@ from typing import Annotated
 
 import typer
 
-from framework.cli.options import Average, Ensemble, Overrides, RecipeArgument, RunArgument, With, load, must_exist
+from framework.cli.words import Average, Ensemble, Overrides, RecipeArgument, RunArgument, With, load, must_exist
 from framework.runtime.console import print_table
-from framework.runtime.errors import UserError
 
 
 def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Train, evaluate and write the report page. `train` may be omitted."""
-    loaded = load(recipe, overrides)  # before the slow import, so that mistakes show at once
+    """Train, evaluate and report. The verb may be left out."""
+    loaded = load(recipe, overrides)  # before the heavy import: a mistake in a recipe shows at once
     from framework.trainer import train as run_training
 
     run_training(loaded)
@@ -25,14 +24,13 @@ def distill(
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where to write topics.json and topics.png; default: nowhere."),
+        typer.Option(metavar="FOLDER", help="Where to write topics.json and topics.png."),
     ] = None,
 ) -> None:
-    """Find topics without training: their words, sizes and quality."""
+    """Find topics alone: their words, sizes and quality."""
     loaded = load(recipe, overrides)
     if not loaded.has_topics:
-        hint = "Add distiller=faiss_kmeans, or see `ls distiller`."
-        raise UserError("missing-input", "distiller is none", place=recipe, hint=hint)
+        raise ValueError(f"{recipe}: its distiller is none; add distiller=faiss_kmeans, or see `ls distiller`")
     from framework.build import build_dataset, build_tokenizer, build_topics, load_exams
     from framework.topics.count import choice_rows
 
@@ -44,11 +42,11 @@ def distill(
         print_table(("topics tried", "silhouette", "stability", "score"), choice_rows(topics.choice))
         print()
     print_table(("topic", "training reports", "words"), rows)
-    quality = {name: value for name, value in topics.quality.items() if value is not None}
+    told = {name: value for name, value in topics.quality.items() if value is not None}
     print(
         "  ".join(
             f"{name} {value:.0f}" if name.startswith("reports") else f"{name} {value:.3f}"
-            for name, value in quality.items()
+            for name, value in told.items()
         )
     )
 
@@ -60,7 +58,7 @@ def evaluate(
     ensemble: Ensemble = None,
     others: With = None,
 ) -> None:
-    """Score a run's best model on a split, or an average or ensemble of models, whose scores get a separate file."""
+    """Score a run's best model on a split; or other writers, whose scores get a file of their own."""
     for each in (run, *(others or [])):
         must_exist(each, "run folder")
     from framework.evaluation.evaluate import evaluate_run
@@ -72,12 +70,12 @@ def evaluate(
 def predict(
     run: RunArgument,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="The views of one exam.")],
-    num_beams: Annotated[int | None, typer.Option(min=1, help="Beam width; default: the recipe's.")] = None,
+    num_beams: Annotated[int | None, typer.Option(min=1, help="Beam width; else the recipe's.")] = None,
     average: Average = None,
     ensemble: Ensemble = None,
     others: With = None,
 ) -> None:
-    """Generate the report of one exam. For research only; not a medical device."""
+    """Write the report of one exam. Research only, no medical device."""
     for each in (run, *(others or [])):
         must_exist(each, "run folder")
     for image in images:

@@ -1,4 +1,4 @@
-"""The combinations that a grid file states: what is multiplied, zipped, ablated, excluded and included."""
+"""The combinations of a grid file: `axes`, `zip`, `ablate`, `exclude`, `include` and `report.baseline`."""
 
 from __future__ import annotations
 
@@ -9,235 +9,216 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from framework.grid.cells import Change, Option, changes_of
-from framework.grid.file import BASELINE, LABEL, ReadGrid
-from framework.grid.labels import labels_of, names_of
-from framework.recipe import Recipe, RecipeError
-from framework.recipe.source import Key, dotted
+from framework.grid.cells import Change, Combination, Option, changes_of, short_names, value_labels
+from framework.grid.file import BASELINE, LABEL, ParsedGrid
+from framework.recipe import Recipe
+from framework.recipe.source import Key
 from framework.registry import did_you_mean, short
+from framework.runtime.errors import Problem, UserError
 
-ABLATE = "ablate"  # the axis of `ablate`
-INCLUDE = "include"  # the axis of rows that stand beside the combinations
-MOST_CELLS = 10_000
-
-Combination = tuple[str, Sequence[Option]]  # label of the row, and what it changes
+ABLATE = "ablate"  # name of the axis of `ablate`
+INCLUDE = "include"  # name of the axis of included rows
+MAX_CELLS = 10_000
 
 
 @dataclass(frozen=True)
-class Stated:
-    """What a grid file states, before any recipe is made of it."""
+class Axes:
+    """The rows of a grid, before a recipe is made of each."""
 
     combinations: list[Combination]
-    axes: dict[str, tuple[str, ...]]  # axis -> labels, in the order of the file
+    labels: dict[str, tuple[str, ...]]  # axis -> labels, in the order of the file
     baseline: str | None  # label of the row that the others are compared with
 
 
-def read_axes(read: ReadGrid) -> Stated:
-    """The combinations of a grid file.
+def read_axes(grid: ParsedGrid) -> Axes:
+    """Returns the combinations of a grid file.
 
     Raises:
-        RecipeError: it names axes or values that it does not have, or leaves no combination.
+        UserError: it names an unknown axis or value, or leaves no combination.
     """
-    names = _axis_names(read)
-    problems: list[str] = []
-    dimensions = list(_dimensions(read, names, problems))
-    if problems:
-        raise RecipeError(*problems)
-    count = math.prod(len(options) for options in dimensions) * max(1, len(read.said.seeds))
-    if count > MOST_CELLS:
-        raise RecipeError(
-            f"{short(read.path)}: {count:,} cells, expected at most {MOST_CELLS:,}; take values out, or use search"
-        )
-    combinations: list[Combination] = [
-        (_row_label(options, read), options) for options in itertools.product(*dimensions)
-    ]
-    axes = {
-        axis: tuple(dict.fromkeys(option.labels[axis] for option in options))
-        for options in dimensions
-        for axis in options[0].labels
-    }
-    combinations = _without_excluded(read, names, combinations, axes)
-    combinations += _included(read, names, dimensions)
-    _labels_stand_once(read, combinations)
-    return Stated(combinations, axes, _baseline(read, names, combinations, axes))
+    return _AxesReader(grid).read()
 
 
-def _axis_names(read: ReadGrid) -> dict[str, str]:
-    """What each axis is called, by what it is written as."""
-    names = names_of([*read.said.axes, *read.said.zip])
-    return {**names, ABLATE: ABLATE} if read.said.ablate else names
+class _AxesReader:
+    def __init__(self, grid: ParsedGrid) -> None:
+        self.grid, self.spec = grid, grid.spec
+        self.problems: list[Problem] = []
+        names = short_names([*grid.spec.axes, *grid.spec.zip])
+        self.names = {**names, ABLATE: ABLATE} if grid.spec.ablate else names  # key in the file -> name of the axis
+        self.labels: dict[str, tuple[str, ...]] = {}
 
-
-def _dimensions(read: ReadGrid, names: dict[str, str], problems: list[str]) -> Iterator[list[Option]]:
-    """What is combined with what: each axis; what is zipped, as one; what is ablated, as one."""
-    said = read.said
-    for both in said.axes.keys() & said.zip.keys():
-        problems.append(f"{read.where(('zip', both))}: zip.{both}: stands in axes as well; it can be in one alone")
-    for key, values in said.axes.items():
-        if options := _options(read, ("axes", key), names[key], values, problems):
-            yield options
-    zipped = [_options(read, ("zip", key), names[key], values, problems) for key, values in said.zip.items()]
-    if all(zipped) and len({len(options) for options in zipped}) > 1:
-        lengths = ", ".join(f"{len(options)} of {key}" for key, options in zip(said.zip, zipped))
-        problems.append(f"{read.where(('zip',))}: zip: found {lengths}; expected as many values of each")
-    elif zipped:
-        yield [_joined(options) for options in zip(*zipped)]
-    if said.ablate:
-        alone = frozenset({ABLATE})
-        whole = Option({ABLATE: BASELINE}, (), named=alone)
-        if BASELINE in said.ablate:
-            problems.append(
-                f"{read.where((ABLATE, BASELINE))}: ablate.{BASELINE}: that is the recipe as it is; take it out"
+    def read(self) -> Axes:
+        file = short(self.grid.path)
+        dimensions = list(self._dimensions())
+        self._raise_problems()
+        count = math.prod(len(options) for options in dimensions) * max(1, len(self.spec.seeds))
+        if count > MAX_CELLS:
+            hint = "Remove values, or use search."
+            raise UserError(
+                "out-of-range", f"{count:,} cells", place=file, expected=f"at most {MAX_CELLS:,}", hint=hint
             )
-        changed = [
-            Option({ABLATE: label}, tuple(changes_of(values, (ABLATE, label))), named=alone)
-            for label, values in said.ablate.items()
+        combinations: list[Combination] = [
+            (self._row_label(options), options) for options in itertools.product(*dimensions)
         ]
-        yield [whole, *changed]
-
-
-def _joined(options: Sequence[Option]) -> Option:
-    labels = {axis: label for option in options for axis, label in option.labels.items()}
-    values = {axis: value for option in options for axis, value in option.values.items()}
-    named = frozenset(axis for option in options for axis in option.named)
-    return Option(labels, tuple(change for option in options for change in option.changes), values, named)
-
-
-def _options(read: ReadGrid, at: Key, axis: str, values: Any, problems: list[str]) -> list[Option]:
-    """The values of one axis, under their labels."""
-    key = str(at[-1])
-    where = f"{read.where(at)}: {dotted(at)}"
-    if not values:
-        problems.append(f"{where}: found no values, expected a list of them, or labels and values")
-        return []
-    if key.split(".")[0] not in Recipe.model_fields:  # an axis under a name of its own
-        if not (isinstance(values, dict) and all(isinstance(value, dict) for value in values.values())):
-            guess = did_you_mean(key, Recipe.model_fields)
-            problems.append(
-                f"{where}: no key of a recipe.{guess} Under a name of its own, an axis has labels, and what keys each "
-                "sets: {label: {distiller.topics: 5, ...}}"
-            )
-            return []
-        return [
-            Option({axis: label}, tuple(changes_of(value, (*at, label))), named=frozenset({axis}))
-            for label, value in values.items()
-        ]
-    if isinstance(values, dict):
-        labels, parts, named = tuple(values), list(values), frozenset({axis})
-    else:
-        labels, parts, named = labels_of(values), list(range(len(values))), frozenset()
-    for label, times in Counter(labels).items():
-        if times > 1:
-            problems.append(f"{where}: {label} stands {times} times")
-    return [
-        Option({axis: label}, (Change(key, value, (*at, part)),), {axis: value}, named)
-        for label, part, value in zip(labels, parts, values.values() if isinstance(values, dict) else values)
-    ]
-
-
-def _row_label(options: Sequence[Option], read: ReadGrid) -> str:
-    """`distiller=lda, weight=0.3`; labels that the author has chosen stand alone."""
-    parts = [
-        name if axis in option.named else f"{axis}={name}" for option in options for axis, name in option.labels.items()
-    ]
-    return ", ".join(parts) or read.recipe.stem
-
-
-def _without_excluded(
-    read: ReadGrid, names: dict[str, str], combinations: list[Combination], axes: dict[str, tuple[str, ...]]
-) -> list[Combination]:
-    problems: list[str] = []
-    for index, excluded in enumerate(read.said.exclude):
-        at: Key = ("exclude", index)
-        wanted = _by_axis(read, names, axes, excluded, at, problems)
-        kept = [one for one in combinations if not _stands_at(one[1], wanted)]
-        if wanted and len(kept) == len(combinations) and not problems:
-            problems.append(f"{read.where(at)}: {dotted(at)}: no combination is like that; take it out, or mend it")
-        combinations = kept
-    if problems:
-        raise RecipeError(*problems)
-    return combinations
-
-
-def _stands_at(options: Sequence[Option], wanted: dict[str, Any]) -> bool:
-    return bool(wanted) and all(any(option.has(axis, value) for option in options) for axis, value in wanted.items())
-
-
-def _by_axis(
-    read: ReadGrid,
-    names: dict[str, str],
-    axes: dict[str, tuple[str, ...]],
-    said: dict[str, Any],
-    at: Key,
-    problems: list[str],
-) -> dict[str, Any]:
-    """{axis as it is called: label or value}. An axis may be named by its whole key."""
-    found = {}
-    for key, value in said.items():
-        axis = names.get(key, key)
-        if axis not in axes:
-            guess = did_you_mean(key, [*axes, *names])
-            problems.append(
-                f"{read.where((*at, key))}: {dotted((*at, key))}: no axis of this grid.{guess} "
-                f"Its axes: {', '.join(axes) or 'none'}"
-            )
-            continue
-        found[axis] = value
-    return found
-
-
-def _included(read: ReadGrid, names: dict[str, str], dimensions: Sequence[Sequence[Option]]) -> list[Combination]:
-    combinations: list[Combination] = []
-    problems: list[str] = []
-    for index, values in enumerate(read.said.include):
-        at: Key = ("include", index)
-        label = values.get(LABEL)
-        if not isinstance(label, str) or not label.strip():
-            problems.append(f"{read.where(at)}: {dotted(at)}: needs {LABEL}: a text that its row is called by")
-            continue
-        changes = [change for change in changes_of(values, at) if change.key != LABEL]
-        labels = {
-            axis: option.labels[axis]
-            for change in changes
+        self.labels = {
+            axis: tuple(dict.fromkeys(option.labels[axis] for option in options))
             for options in dimensions
-            for option in options
-            for axis in option.labels
-            if axis == names.get(change.key) and option.has(axis, change.value)
+            for axis in options[0].labels
         }
-        combinations.append((label, [Option({**labels, INCLUDE: label}, tuple(changes))]))
-    if problems:
-        raise RecipeError(*problems)
-    return combinations
+        combinations = self._without_excluded(combinations) + self._included(dimensions)
+        self._raise_problems()
+        for label, times in Counter(label for label, _ in combinations).items():
+            if times > 1:
+                raise UserError("duplicate-id", f"two rows have the label {label!r}", place=file, hint="Add labels.")
+        if not combinations:
+            raise UserError("conflicting-settings", "every combination is excluded, so no cell is left", place=file)
+        return Axes(combinations, self.labels, self._baseline(combinations))
+
+    def _note(self, code: str, key: Key, found: str, expected: str = "", hint: str = "") -> None:
+        self.problems.append(Problem(code, found, self.grid.place(key), expected, hint.strip()))
+
+    def _raise_problems(self) -> None:
+        if self.problems:
+            raise UserError.of(self.problems)
+
+    def _dimensions(self) -> Iterator[list[Option]]:
+        """The lists of options that are multiplied: one per axis, one for `zip`, one for `ablate`."""
+        spec = self.spec
+        for both in spec.axes.keys() & spec.zip.keys():
+            self._note("conflicting-settings", ("zip", both), "the key is also in axes", hint="Remove one of the two.")
+        for key, values in spec.axes.items():
+            if options := self._options(("axes", key), values):
+                yield options
+        zipped = [self._options(("zip", key), values) for key, values in spec.zip.items()]
+        if all(zipped) and len({len(options) for options in zipped}) > 1:
+            lengths = ", ".join(f"{len(options)} of {key}" for key, options in zip(spec.zip, zipped))
+            self._note("does-not-fit", ("zip",), f"found {lengths}", "the same number of values for each")
+        elif zipped:
+            yield [_join(options) for options in zip(*zipped)]
+        if spec.ablate:
+            named = frozenset({ABLATE})
+            if BASELINE in spec.ablate:
+                found = "the label is that of the unchanged recipe"
+                self._note("duplicate-id", (ABLATE, BASELINE), found, hint="Remove it or choose another label.")
+            yield [
+                Option({ABLATE: BASELINE}, (), named=named),
+                *(
+                    Option({ABLATE: label}, tuple(changes_of(values, (ABLATE, label))), named=named)
+                    for label, values in spec.ablate.items()
+                ),
+            ]
+
+    def _options(self, at: Key, values: Any) -> list[Option]:
+        """The labelled values of one axis."""
+        key = str(at[-1])
+        axis = self.names[key]
+        if not values:
+            self._note("missing-key", at, "found no values", "a list of them, or labels and values")
+            return []
+        if key.split(".")[0] not in Recipe.model_fields:  # an axis that sets several keys
+            if not (isinstance(values, dict) and all(isinstance(value, dict) for value in values.values())):
+                hint = "An axis that is not a key has labels and the keys that each sets: {label: {train.epochs: 5}}"
+                found = f"the recipe has no key {key!r}"
+                self._note(
+                    "unknown-key", at, found, hint=f"{did_you_mean(key, Recipe.model_fields).strip()} {hint}".strip()
+                )
+                return []
+            return [
+                Option({axis: label}, tuple(changes_of(value, (*at, label))), named=frozenset({axis}))
+                for label, value in values.items()
+            ]
+        if isinstance(values, dict):
+            labels, parts, named = tuple(values), list(values), frozenset({axis})
+        else:
+            labels, parts, named = value_labels(values), list(range(len(values))), frozenset()
+        for label, times in Counter(labels).items():
+            if times > 1:
+                self._note("duplicate-id", at, f"the value {label} is listed {times} times")
+        return [
+            Option({axis: label}, (Change(key, value, (*at, part)),), {axis: value}, named)
+            for label, part, value in zip(labels, parts, values.values() if isinstance(values, dict) else values)
+        ]
+
+    def _row_label(self, options: Sequence[Option]) -> str:
+        """`distiller=lda, weight=0.3`; labels from the file are shown without their axis."""
+        parts = [
+            label if axis in option.named else f"{axis}={label}"
+            for option in options
+            for axis, label in option.labels.items()
+        ]
+        return ", ".join(parts) or self.grid.recipe.stem
+
+    def _without_excluded(self, combinations: list[Combination]) -> list[Combination]:
+        for index, excluded in enumerate(self.spec.exclude):
+            at: Key = ("exclude", index)
+            wanted = self._by_axis(excluded, at)
+            kept = [combination for combination in combinations if not _matches(combination[1], wanted)]
+            if wanted and len(kept) == len(combinations) and not self.problems:
+                self._note("ignored-setting", at, "no combination matches", hint="Correct or remove it.")
+            combinations = kept
+        return combinations
+
+    def _by_axis(self, values: dict[str, Any], at: Key) -> dict[str, Any]:
+        """{name of the axis: label or value}. The file may name an axis by its whole key."""
+        found = {}
+        for key, value in values.items():
+            axis = self.names.get(key, key)
+            if axis in self.labels:
+                found[axis] = value
+                continue
+            hint = f"{did_you_mean(key, [*self.labels, *self.names])} Its axes: {', '.join(self.labels) or 'none'}"
+            self._note("unknown-name", (*at, key), f"the grid has no axis {key!r}", hint=hint)
+        return found
+
+    def _included(self, dimensions: Sequence[Sequence[Option]]) -> list[Combination]:
+        combinations: list[Combination] = []
+        for index, values in enumerate(self.spec.include):
+            at: Key = ("include", index)
+            label = values.get(LABEL)
+            if not isinstance(label, str) or not label.strip():
+                self._note("missing-key", at, "found no label", f"{LABEL}: the name of the row")
+                continue
+            changes = [change for change in changes_of(values, at) if change.key != LABEL]
+            labels = {
+                axis: option.labels[axis]
+                for change in changes
+                for options in dimensions
+                for option in options
+                for axis in option.labels
+                if axis == self.names.get(change.key) and option.has(axis, change.value)
+            }
+            combinations.append((label, [Option({**labels, INCLUDE: label}, tuple(changes))]))
+        return combinations
+
+    def _baseline(self, combinations: Sequence[Combination]) -> str | None:
+        """The label of the row that the others are compared with."""
+        wanted, labels, at = self.spec.report.baseline, [label for label, _ in combinations], ("report", "baseline")
+        if wanted is None:
+            return labels[0] if len(labels) > 1 else None
+        rows = f"Rows: {'; '.join(labels)}"
+        if isinstance(wanted, str):
+            if wanted not in labels:
+                hint = f"{did_you_mean(wanted, labels)} {rows}"
+                self._note("unknown-name", at, f"the grid has no row {wanted!r}", hint=hint)
+            self._raise_problems()
+            return wanted
+        by_axis = self._by_axis(wanted, at)
+        found = [label for label, options in combinations if _matches(options, by_axis)]
+        if not self.problems and len(found) != 1:
+            self._note("unknown-name", at, f"matches {'; '.join(found) or 'no row'}", "exactly one row", rows)
+        self._raise_problems()
+        return found[0]
 
 
-def _labels_stand_once(read: ReadGrid, combinations: Sequence[Combination]) -> None:
-    twice = [label for label, times in Counter(label for label, _ in combinations).items() if times > 1]
-    if twice:
-        raise RecipeError(f"{short(read.path)}: two rows are called {', '.join(map(repr, twice))}; give them labels")
-    if not combinations:
-        raise RecipeError(f"{short(read.path)}: every combination is excluded, so no cell is left")
+def _join(options: Sequence[Option]) -> Option:
+    """One option of several axes that go together."""
+    return Option(
+        {axis: label for option in options for axis, label in option.labels.items()},
+        tuple(change for option in options for change in option.changes),
+        {axis: value for option in options for axis, value in option.values.items()},
+        frozenset(axis for option in options for axis in option.named),
+    )
 
 
-def _baseline(
-    read: ReadGrid, names: dict[str, str], combinations: Sequence[Combination], axes: dict[str, tuple[str, ...]]
-) -> str | None:
-    """The label of the row that others are compared with."""
-    said, labels, at = read.said.report.baseline, [label for label, _ in combinations], ("report", "baseline")
-    where = f"{read.where(at)}: report.baseline"
-    if said is None:
-        return labels[0] if len(labels) > 1 else None
-    if isinstance(said, str):
-        if said not in labels:
-            raise RecipeError(
-                f"{where}: no row is called {said!r}.{did_you_mean(said, labels)} Rows: {'; '.join(labels)}"
-            )
-        return said
-    problems: list[str] = []
-    wanted = _by_axis(read, names, axes, said, at, problems)
-    found = [label for label, options in combinations if _stands_at(options, wanted)]
-    if not problems and len(found) != 1:
-        told = "; ".join(found) if found else "none"
-        problems.append(f"{where}: expected one row that is like that, found {told}. Rows: {'; '.join(labels)}")
-    if problems:
-        raise RecipeError(*problems)
-    return found[0]
+def _matches(options: Sequence[Option], wanted: dict[str, Any]) -> bool:
+    return bool(wanted) and all(any(option.has(axis, value) for option in options) for axis, value in wanted.items())

@@ -1,4 +1,4 @@
-"""A cell on the disk: its recipe, its run, and how it stands. Whoever looks, on whatever machine, reads it here."""
+"""The folder of a cell: recipe, run and state. All processes on all machines read the state of a cell from here."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ from framework.grid.results import CellResult
 from framework.recipe import Recipe, save
 from framework.recipe.schema import Run
 from framework.run.tracking import COST, RECORDS, write_json
+from framework.runtime.errors import UserError
 from framework.runtime.files import atomic_write
 
-CELLS = "cells"  # in run.root, shared by all grids: what one has trained, another need not
+CELLS = "cells"  # folder in run.root that all grids share, so that a common cell is trained once
 RUN = "run"
 Status = Literal["queued", "running", "done", "failed", "stopped", "pruned"]
-PRUNED: Status = "pruned"  # given up by a search
-TAIL_BYTES = 65_536  # of the records, which hold the latest step
-SETTLED = ("done", "failed", "pruned")  # what no `grid run` goes on with unless told
+PRUNED: Status = "pruned"  # stopped early by a search
+TAIL_BYTES = 65_536  # at the end of a file, for its last lines
+SETTLED = ("done", "failed", "pruned")  # `grid run` resumes none of these without --retry
 
 
 @dataclass(frozen=True)
 class CellState:
-    """What is known of a cell's trainings so far, in state.json."""
+    """The contents of state.json."""
 
     status: Status = "queued"
     attempts: int = 0  # trainings that were started
-    deaths: int = 0  # of those, ones that were killed or lost a process, since the last one that got any further
-    saved_step: int = 0  # of the newest checkpoint when the last one began
-    seconds: float = 0.0  # that they took together
-    reason: str | None = None  # why the last one did not finish
-    host: str | None = None  # where the last one ran
+    crashes: int = 0  # attempts that were killed or lost a process, since the last one that saved a new checkpoint
+    saved_step: int = 0  # of the newest checkpoint when the last attempt started
+    seconds: float = 0.0  # of all attempts
+    reason: str | None = None  # why the last attempt did not finish
+    host: str | None = None  # of the last attempt
 
 
 @dataclass(frozen=True)
 class CellProgress:
     step: int
     steps: int
-    seconds_left: float | None  # None until this attempt has made a step
+    seconds_left: float | None  # None before the first step of this attempt
 
 
 class Outcome(NamedTuple):
@@ -51,7 +52,7 @@ class Outcome(NamedTuple):
 
 
 class CellFolder:
-    """`cells/HASH/`, with `cells/HASH.yaml` beside it."""
+    """`cells/HASH/`, next to `cells/HASH.yaml`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,64 +71,64 @@ class CellFolder:
 
     @property
     def log(self) -> Path:
-        """What its trainings printed."""
+        """The output of all attempts."""
         return self.path / "log.txt"
 
     @property
     def outcome(self) -> Path:
-        """How a training ended, by its own words; there is none of one that was killed."""
+        """Written by a training that ended by itself; missing after one that was killed."""
         return self.path / "outcome.json"
 
     @property
     def stop_file(self) -> Path:
         return self.path / "CANCEL"
 
-    def ask_to_stop(self, status: Status) -> None:
-        """Asks whoever trains the cell, on whatever machine, to save and stop.
+    def request_stop(self, status: Status) -> None:
+        """Asks the process that trains the cell, on any machine, to save and stop.
 
         Args:
-            status: what the cell then has: stopped or pruned.
+            status: of the cell afterwards: stopped or pruned.
         """
         atomic_write(self.stop_file, status)
 
-    def asked_to_stop(self) -> str | None:
-        """The status that the cell shall have; None where nobody asked."""
+    def stop_request(self) -> str | None:
+        """The requested status; None without a request."""
         try:
             return self.stop_file.read_text(encoding="utf-8").strip() or "stopped"
         except OSError:
-            return None  # none, or a disk that is away for a moment
+            return None  # no file, or a disk that does not answer for a moment
 
     @property
-    def was_asked_to_stop(self) -> bool:
-        """Whether it was, by `grid cancel` or as any run; not so where its machine was taken away."""
+    def has_stop_request(self) -> bool:
+        """Whether a user asked it to stop, by `grid cancel` or by the run's STOP file; False after preemption."""
         return self.stop_file.exists() or (self.run / "STOP").exists()
 
-    def last_words(self) -> str:
-        """The end of what its trainings printed."""
+    def last_log_line(self) -> str:
         try:
             lines = self.log.read_text(encoding="utf-8", errors="replace")[-TAIL_BYTES:].splitlines()
         except OSError:
             return "nothing"
         return next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
 
-    def told(self) -> Outcome | None:
-        """How a training ended, by its own words; None of one that was killed."""
+    def read_outcome(self) -> Outcome | None:
+        """How the last attempt ended; None if it was killed."""
         try:
-            told = _read(self.outcome)
+            found = _read(self.outcome)
         except ValueError:
-            return None  # broken off
-        if not told:
+            return None  # written in part
+        if not found:
             return None
-        said = next((line for line in told["reason"].splitlines() if line.strip()), "it did not say why")
-        return Outcome(told["code"], said)
+        return Outcome(
+            found["code"], next((line for line in found["reason"].splitlines() if line.strip()), "no reason")
+        )
 
-    def begin(self) -> None:
-        """Notes that a training begins: what was recorded before is not its own."""
+    def mark_attempt(self) -> None:
+        """Stores where the records of the attempt that starts now begin."""
         records = self.run / RECORDS
         write_json(self.path / "begin.json", {"bytes": records.stat().st_size if records.is_file() else 0})
 
     def prepare(self, recipe: Recipe) -> None:
-        """Writes the recipe that is trained here, so that its run lies in this folder."""
+        """Writes the recipe with this folder as its run folder."""
         self.path.mkdir(parents=True, exist_ok=True)
         own = recipe.model_copy(update={"run": Run(root=str(self.path.parent), name=RUN), "resume": "auto"})
         text = save(own)
@@ -146,30 +147,30 @@ class CellFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has come to its end; the note of its cost is what it writes last."""
+        """Whether the run is complete; its cost is the last file that it writes."""
         return (self.run / COST).is_file() and "test" in _read(self.run / "scores.json")
 
     def status(self) -> Status:
         return "running" if self.holder() is not None else self.status_at_rest()
 
     def status_at_rest(self) -> Status:
-        """The status of a cell that nobody else trains."""
+        """The status if no other process trains the cell."""
         status = self.state().status
         if status == "done" and not self.is_finished:
-            return "queued"  # its run was taken away
-        return "queued" if status == "running" else status  # whoever was training it is dead
+            return "queued"  # the run folder was removed
+        return "queued" if status == "running" else status  # the process that trained it is dead
 
     def holder(self) -> Holder | None:
-        """Who trains it now."""
+        """The process that trains the cell now."""
         return holder_of(self.path)
 
     def saved_step(self) -> int:
-        """Of the newest checkpoint; 0: there is none."""
+        """Step of the newest checkpoint; 0 without one."""
         whole = (self.run / "checkpoints").glob("step-*/manifest.json")
         return max((int(path.parent.name.removeprefix("step-")) for path in whole), default=0)
 
     def progress(self) -> CellProgress | None:
-        """How far the training is; None before its first step."""
+        """Step and remaining time; None before the first step."""
         steps = _read(self.run / "environment.json").get("launch", {}).get("steps")
         records = self.run / RECORDS
         if steps is None or not records.is_file():
@@ -187,7 +188,7 @@ class CellFolder:
         return CellProgress(last, steps, left)
 
     def result(self, cell: Cell) -> CellResult:
-        """The cell as tables show it."""
+        """The cell as the result table shows it."""
         state, cost = self.state(), _read(self.run / COST)
         status = self.status()
         done = status == "done"
@@ -213,7 +214,7 @@ class CellFolder:
 
 
 def _step(records: Path, begin: int, end: int, *, first: bool) -> int | None:
-    """The first or the last step of training that is recorded between two places of the file; None: there is none."""
+    """The first or the last recorded training step between two positions of the file; None without one."""
     with records.open("rb") as file:
         file.seek(begin)
         lines = file.read(end - begin).splitlines()
@@ -222,16 +223,16 @@ def _step(records: Path, begin: int, end: int, *, first: bool) -> int | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON file of ours; {} where there is none yet.
+    """A JSON file; {} if it does not exist.
 
     Raises:
-        ValueError: it is damaged.
+        UserError: it is damaged.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ValueError(f"{path}: damaged ({error}); take it away") from None
+        raise UserError("damaged-file", str(error), place=path, hint="Delete the file.") from None
     assert isinstance(found, dict), path
     return found

@@ -1,46 +1,81 @@
-"""Cells: recipes that a grid makes of its own, each known by the hash of what it computes."""
+"""Cells: the recipes that a grid makes, each identified by the hash of what it computes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from framework.grid.file import ReadGrid
-from framework.grid.labels import as_label, fingerprint
-from framework.recipe import NO_TOPICS, Recipe, RecipeError, recipe_hash
+from framework.grid.file import ParsedGrid
+from framework.recipe import NO_TOPICS, Recipe, recipe_hash
 from framework.recipe.check import check_recipe
+from framework.recipe.describe import as_yaml
 from framework.recipe.merge import Merged, merge
 from framework.recipe.override import override_layers
 from framework.recipe.source import GROUPS, Key, Layer, nested, read_group, read_layers
 from framework.registry import PluginError, find
 from framework.registry.signature import needs
+from framework.runtime.errors import UserError
 
-THE_GRIDS_OWN = ("run", "resume", "resume_ignore", "plugins", "_base_")  # keys that no cell may change
+FIXED_KEYS = ("run", "resume", "resume_ignore", "plugins", "_base_")  # the grid sets them; no cell may
+
+
+def as_label(value: Any) -> str:
+    """A value as a recipe would contain it."""
+    return value if isinstance(value, str) else as_yaml(value)
+
+
+def value_labels(values: Sequence[Any]) -> tuple[str, ...]:
+    """Labels of unlabelled values; of plugins their names, with the keys in which plugins of one name differ."""
+    labels = []
+    for value in values:
+        if not (isinstance(value, dict) and isinstance(value.get("name"), str)):
+            labels.append(as_label(value))
+            continue
+        namesakes = [other for other in values if isinstance(other, dict) and other.get("name") == value["name"]]
+        differing = [key for key in value if any(other.get(key, ...) != value[key] for other in namesakes)]
+        labels.append(" ".join([value["name"], *(f"{key}={as_label(value[key])}" for key in differing)]))
+    return tuple(labels)
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """The display name of each dotted key: `encoder.width` for model.encoder.width, or the whole key where two would
+    have the same short name.
+    """
+    short = {key: key.split(".", 1)[-1] for key in keys}
+    count = Counter(short.values())
+    return {key: name if count[name] == 1 else key for key, name in short.items()}
+
+
+def fingerprint(value: Any) -> str:
+    """A text that is the same for equal values only: 1, 1.0 and true differ."""
+    return json.dumps(value, sort_keys=True)
 
 
 @dataclass(frozen=True)
 class Change:
-    """One key of the recipe and its value in some cells."""
+    """One recipe key and its value in some cells."""
 
     key: str  # dotted
     value: Any
-    at: Key  # where the value stands in the grid file
+    at: Key  # of the value in the grid file
 
 
 @dataclass(frozen=True)
 class Option:
-    """One value of an axis, or of several that go together."""
+    """One value of an axis, or of several zipped axes."""
 
     labels: dict[str, str]  # axis -> label
     changes: tuple[Change, ...]
-    values: dict[str, Any] = field(default_factory=dict)  # axis -> value as it was written, where it is a single one
-    named: frozenset[str] = frozenset()  # axes whose labels the author has chosen, so that they stand alone
+    values: dict[str, Any] = field(default_factory=dict)  # axis -> value, for axes over one key
+    named: frozenset[str] = frozenset()  # axes with labels from the grid file, which are shown without the axis name
 
     def has(self, axis: str, wanted: Any) -> bool:
-        """Whether the axis stands at a label or value, or at one of a list of them."""
+        """Whether the axis has this label or value, or one of a list of them."""
         if axis not in self.labels:
             return False
         if axis in self.values and fingerprint(wanted) == fingerprint(self.values[axis]):
@@ -48,6 +83,9 @@ class Option:
         if isinstance(wanted, list):
             return any(self.has(axis, one) for one in wanted)
         return as_label(wanted) == self.labels[axis]
+
+
+Combination = tuple[str, Sequence[Option]]  # label of a row, and its changes
 
 
 @dataclass(frozen=True)
@@ -62,7 +100,7 @@ class Cell:
 
     @cached_property
     def digest(self) -> str:
-        """What the cell is known by, whatever the grid is called and in whatever order its cells stand."""
+        """Identifies the cell, whatever the name of the grid and the order of its cells."""
         return recipe_hash(self.recipe)
 
     @property
@@ -71,62 +109,63 @@ class Cell:
 
 
 class CellMaker:
-    """Makes cells of the combinations of a grid."""
+    """Makes cells from the combinations of a grid."""
 
-    def __init__(self, grid: ReadGrid, overrides: Sequence[str] = ()) -> None:
+    def __init__(self, grid: ParsedGrid, overrides: Sequence[str] = ()) -> None:
         """
         Args:
-            overrides: words typed behind the grid, for every cell.
+            overrides: from the command line, for every cell.
 
         Raises:
-            RecipeError: the recipe of the grid, or what is the same in all its cells, does not read.
+            UserError: the grid's recipe, or `set`, cannot be read.
         """
         self.grid, self.overrides = grid, tuple(overrides)
-        self.base = [*read_layers(grid.recipe), *self._layers(changes_of(grid.said.set, ("set",)))]
-        self.typed = override_layers(overrides, grid.recipe)
+        self.base = [*read_layers(grid.recipe), *self._layers(changes_of(grid.spec.set, ("set",)))]
+        self.override_layers = override_layers(overrides, grid.recipe)
 
     def base_recipe(self) -> Recipe:
-        """The recipe that is the same in all cells.
+        """The recipe without the changes of any cell.
 
         Raises:
             RecipeError: it has mistakes.
         """
-        return check_recipe(merge([*self.base, *self.typed]), self.grid.recipe)
+        return check_recipe(merge([*self.base, *self.override_layers]), self.grid.recipe)
 
     def cells(self, label: str, options: Sequence[Option], seeds: Sequence[int]) -> list[Cell]:
-        """A combination under each seed; the recipe's own where there are none.
+        """A combination under each seed; without seeds, under the recipe's own.
 
         Raises:
-            RecipeError: the recipe that comes out has mistakes.
+            UserError: the resulting recipe has mistakes.
         """
         settings = {axis: name for option in options for axis, name in option.labels.items()}
         changed = self._layers([change for option in options for change in option.changes])
         cells = []
         for seed in seeds or (None,):
-            layers = [*self.base, *self.typed, *changed]
+            layers = [*self.base, *self.override_layers, *changed]
             if seed is not None:
-                at = self.grid.where(("seeds",))
+                at = self.grid.line(("seeds",))
                 layers.append(Layer({"train": {"seed": seed}}, {("train",): at, ("train", "seed"): at}))
             merged = merge(layers)
-            notices = _drop_what_needs_topics(merged, changed)
+            notices = _disable_topic_losses(merged, changed)
             recipe = check_recipe(merged, self.grid.recipe)
             cells.append(Cell(label, settings, recipe.train.seed, recipe, notices))
         return cells
 
     def _layers(self, changes: Sequence[Change]) -> list[Layer]:
-        """Changes as layers of a recipe, which tell the grid file's lines."""
+        """Changes as recipe layers whose origins are lines of the grid file."""
         layers: list[Layer] = []
         for change in changes:
             key: Key = tuple(change.key.split("."))
-            at = self.grid.where(change.at)
+            at = self.grid.line(change.at)
+            place = f"{at}: {change.key}"
             if not all(key):
-                raise RecipeError(
-                    f"{at}: {change.key!r}: expected a dotted key of the recipe, such as distiller.topics"
-                )
-            if key[0] in THE_GRIDS_OWN:
-                raise RecipeError(f"{at}: {change.key}: a grid's cells do not differ in {key[0]}; set it in the recipe")
+                expected = "a dotted key of the recipe, such as distiller.topics"
+                raise UserError("unknown-key", f"found {change.key!r}", place=place, expected=expected)
+            if key[0] in FIXED_KEYS:
+                found = f"the cells of a grid cannot differ in {key[0]}"
+                raise UserError("unsupported", found, place=place, hint="Set it in the recipe.")
             if len(key) == 1 and key[0] in GROUPS and isinstance(change.value, str):
-                layers += read_group(str(key[0]), change.value, self.grid.recipe, f"{at}: {change.key}")
+                layers += read_group(str(key[0]), change.value, self.grid.recipe, place)
                 continue
             inside = {
                 (*key, *place[len(change.at) :]): text
@@ -137,23 +176,27 @@ class CellMaker:
         return layers
 
 
-def _drop_what_needs_topics(merged: Merged, changed: Sequence[Layer]) -> tuple[str, ...]:
-    """A cell whose distiller the grid takes away loses the terms that teach topics, unless the cell asks for them."""
+def _disable_topic_losses(merged: Merged, changed: Sequence[Layer]) -> tuple[str, ...]:
+    """Sets the weight of losses that need topics to 0 in a cell without a distiller, unless the cell sets them itself.
+
+    Returns:
+        A notice per loss.
+    """
     distiller, losses = merged.tree.get("distiller"), merged.tree.get("losses")
-    taken_away = any("distiller" in layer.tree for layer in changed)
+    is_removed = any("distiller" in layer.tree for layer in changed)
     if not (
-        taken_away and isinstance(distiller, dict) and distiller.get("name") == NO_TOPICS and isinstance(losses, dict)
+        is_removed and isinstance(distiller, dict) and distiller.get("name") == NO_TOPICS and isinstance(losses, dict)
     ):
         return ()
-    asked = {name for layer in changed for name in layer.tree.get("losses", ())}
+    set_by_cell = {name for layer in changed for name in layer.tree.get("losses", ())}
     notices = []
     for name, block in losses.items():
-        if name in asked or not isinstance(block, dict) or block.get("weight") == 0:
+        if name in set_by_cell or not isinstance(block, dict) or block.get("weight") == 0:
             continue
         try:
             needed = needs(find("loss", name, merged.plugin_files))
         except PluginError:
-            continue  # told when the recipe is checked
+            continue  # reported by check_recipe
         if "topics" in needed:
             block["weight"] = 0
             notices.append(f"losses.{name} is off where the distiller is {NO_TOPICS}: it needs topics")
@@ -161,12 +204,12 @@ def _drop_what_needs_topics(merged: Merged, changed: Sequence[Layer]) -> tuple[s
 
 
 def changes_of(values: dict[str, Any], at: Key) -> list[Change]:
-    """Dotted keys and their values, as they stand at a place of the grid file."""
+    """The changes in a mapping from dotted keys to values at a place of the grid file."""
     return [Change(key, value, (*at, key)) for key, value in values.items()]
 
 
-def rows_of(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
-    """Label -> cells, one a seed."""
+def cells_by_row(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """Label -> cells, one per seed."""
     rows: dict[str, list[Cell]] = {}
     for cell in cells:
         rows.setdefault(cell.label, []).append(cell)

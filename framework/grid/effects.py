@@ -13,8 +13,8 @@ from framework.grid.wording import axis_names, lacks_of, one_line
 from framework.pages.records import read_records
 from framework.runtime.errors import UserError
 
-SHOWN_STEPS = 240  # points of a curve; in a longer one, neighbours are averaged
-MOST_LABELS = 24  # of an axis in a plot
+MAX_POINTS = 240  # points of a curve; in a longer one, neighbours are averaged
+MAX_LABELS = 24  # of an axis in a plot
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def labels_of(result: GridResult, axis: str) -> list[str]:
 
 
 def varied(result: GridResult) -> list[str]:
-    """Axes of the grid file that have an effect to plot: with 2 to `MOST_LABELS` labels."""
-    return [axis for axis in result.axes if 1 < len(labels_of(result, axis)) <= MOST_LABELS]
+    """Axes of the grid file that have an effect to plot: with 2 to `MAX_LABELS` labels."""
+    return [axis for axis in result.axes if 1 < len(labels_of(result, axis)) <= MAX_LABELS]
 
 
 def main_effects(result: GridResult, axis: str, metric: str) -> list[Effect]:
@@ -89,13 +89,13 @@ def _effect(result: GridResult, fixed: dict[str, str], metric: str) -> Effect:
         scored = [(cell, cell.scores[metric]) for cell in row.cells if metric in cell.scores]
         finite = [(cell, value) for cell, value in scored if math.isfinite(value)]
         cells += finite
-        said = [text for cell in row.cells for text in lacks_of(cell, (metric,), with_error=False)]
+        missing = [text for cell in row.cells for text in lacks_of(cell, (metric,), with_error=False)]
         if len(finite) < len(scored):
-            said.append("a score is no number")
-        elif spread is None and not said:
-            said.append("no score")
-        if said:
-            lacks.append(f"{one_line(row.label)}: {'; '.join(said)}")
+            missing.append("a score is not finite")
+        elif spread is None and not missing:
+            missing.append("no score")
+        if missing:
+            lacks.append(f"{one_line(row.label)}: {'; '.join(missing)}")
         if spread is not None and math.isfinite(spread.mean):
             means.append(spread.mean)
     at = ", ".join(f"{one_line(axis)}={one_line(label)}" for axis, label in fixed.items())
@@ -156,9 +156,9 @@ def read_curves(result: GridResult) -> Curves:
     notes = list(broken.values())
     if curves and without:
         notes.append(f"Without {one_line(name)}: {'; '.join(without)}")
-    size = math.ceil(max((len(curve.points) for curve in curves), default=1) / SHOWN_STEPS)
+    size = math.ceil(max((len(curve.points) for curve in curves), default=1) / MAX_POINTS)
     if size > 1:
-        notes.append(f"Each point is the mean of {size} values in a row.")
+        notes.append(f"Each point is the mean of {size} consecutive values.")
         curves = [replace(curve, points=_thinned(curve.points, size)) for curve in curves]
     return Curves(name, tuple(curves), tuple(notes))
 

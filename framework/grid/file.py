@@ -1,8 +1,8 @@
-"""Reads a grid file: what it may say, and where each value stands, so that a complaint can name its line."""
+"""Reads a grid file: its schema, and the place of each value, so that an error can name its line."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,89 +25,87 @@ from framework.recipe.source import (
     read_text,
 )
 from framework.registry import did_you_mean, short
-from framework.runtime.errors import Problem
 
-LABEL = "label"  # of an included cell, beside its keys
-BASELINE = "baseline"  # of `ablate`: the recipe as it is
+LABEL = "label"  # key of an included cell
+BASELINE = "baseline"  # label of the unchanged recipe in `ablate`
 
-Values = dict[str, Any]  # dotted recipe keys, and what they are set to
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Prune(Section):
-    """When a trial of a search is given up."""
+    """When a trial of a search is stopped early."""
 
     after_epochs: PositiveInt = 1
-    """Validations that a trial has in any case."""
+    """Number of validations before a trial can be pruned."""
 
 
 class Search(Section):
-    """Trials in place of all combinations."""
+    """Trials instead of all combinations."""
 
     method: Literal["random", "tpe"] = "random"
-    """random: drawn beforehand; tpe: each from what the ones before scored (Optuna)."""
+    """random: all drawn in advance; tpe: each proposed from the scores of earlier trials (Optuna)."""
     trials: PositiveInt
-    """How many."""
+    """Number of trials."""
     seed: Seed = 0
-    """Where the draws begin."""
+    """Random seed of the search."""
     monitor: str | None = None
-    """The score on val that is searched for; null: the recipe's evaluate.monitor."""
+    """Score on val to optimize; null: the recipe's evaluate.monitor."""
     keys: dict[str, Any]
     """A range {low, high, log, step} or choices, for each dotted key of the recipe."""
     prune: Prune | None = None
-    """Gives up trials that are worse than half of the others at the same validation; null: none. With tpe."""
+    """Stops trials that are worse than the median of the others at the same validation; null disables. With tpe."""
 
 
 class Report(Section):
-    """What the table shows."""
+    """The result table."""
 
     metrics: tuple[str, ...] = ()
-    """Scores such as test/bleu_4, in the order of the columns; none: the recipe's monitor, on test."""
+    """Scores such as test/bleu_4, in the order of the columns; empty: the recipe's monitor, on test."""
     baseline: str | dict[str, Any] | None = None
-    """The row that others are compared with: its label, or {axis: value}; null: the first row."""
+    """Row that the others are compared with: its label, or {axis: value}; null: the first row."""
     compare: Literal["paired_bootstrap", "none"] = "paired_bootstrap"
-    """How a difference to the baseline is judged."""
+    """Significance test of differences to the baseline."""
 
 
 class GridFile(Section):
-    """An ablation: a recipe, what is changed in it, and what is shown in the end."""
+    """An ablation: a recipe, the changes to it, and the result table."""
 
     recipe: str
-    """The recipe of every cell: a file, relative to this one, or shipped:NAME."""
+    """Recipe of every cell: a file, relative to this one, or shipped:NAME."""
     set: dict[str, Any] = Field(default_factory=dict)
-    """Dotted keys of the recipe that are the same in every cell."""
+    """Dotted recipe keys with the same value in every cell."""
     axes: dict[str, list[Any] | dict[str, Any]] = Field(default_factory=dict)
-    """All combinations: for each dotted key its values, or labels and values; under any other name, labels and what
-    keys each sets.
+    """All combinations. A dotted recipe key has a list of values, or labels and values; an axis with any other name has
+    labels and the keys that each sets.
     """
     zip: dict[str, list[Any] | dict[str, Any]] = Field(default_factory=dict)
-    """As axes, but the first value of each with the first of the others, and so on."""
+    """Like axes, but the first value of each goes with the first value of the others, and so on."""
     ablate: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Labels, and what keys each sets: one change at a time, beside the recipe as it is."""
+    """Labels and the keys that each sets: one change at a time, next to the unchanged recipe."""
     exclude: tuple[dict[str, Any], ...] = ()
-    """Combinations that are left out: {axis: label or value, or a list of them}."""
+    """Combinations to leave out: {axis: label or value, or a list of them}."""
     include: tuple[dict[str, Any], ...] = ()
-    """Cells beside the combinations: {label: a text, and dotted keys}."""
+    """Additional cells: {label: a text, and dotted keys}."""
     seeds: tuple[Seed, ...] = ()
-    """train.seed of the cells: each combination is trained with each; none: the recipe's."""
+    """Values of train.seed; each combination is trained with each. Empty: the recipe's seed."""
     search: Search | None = None
-    """Trials in place of axes."""
+    """Trials instead of axes."""
     report: Report = Report()
     plugins: tuple[str, ...] = ()
-    """Python files with executors of your own, relative to this one. Other plugins stand in the recipe."""
+    """Python files with your own executors, relative to this one. The recipe names other plugins."""
     executor: dict[str, Any] = Field(default_factory=lambda: {"name": "local"})
-    """The plugin that starts the cells, and its keys."""
+    """Plugin that starts the cells, and its keys."""
     attempts: PositiveInt = 3
-    """How often a cell may die (killed, out of memory, machine lost) before it counts as failed."""
+    """How often a cell may crash (killed, out of memory, machine lost) before it counts as failed."""
 
 
 @dataclass(frozen=True)
-class ReadGrid:
-    """A grid file that says what it may."""
+class ParsedGrid:
+    """A grid file that matches the schema."""
 
     path: Path
     recipe: Path
-    said: GridFile
+    spec: GridFile
     origins: dict[Key, str] = field(default_factory=dict)  # "file:line:column" of every key and item
 
     @property
@@ -116,24 +114,28 @@ class ReadGrid:
 
     @property
     def plugin_files(self) -> tuple[Path, ...]:
-        return tuple((self.path.parent / file).resolve() for file in self.said.plugins)
+        return tuple((self.path.parent / file).resolve() for file in self.spec.plugins)
 
-    def where(self, key: Key) -> str:
-        """Where a key stands, or else what it would stand in."""
-        return where(self.origins, key, short(self.path))
+    def line(self, key: Key) -> str:
+        """`file:line:column` of a key, or of the closest key that contains it."""
+        return line(self.origins, key, short(self.path))
+
+    def place(self, key: Key) -> str:
+        """`file:line:column: dotted.key`"""
+        return f"{self.line(key)}: {dotted(key)}"
 
 
-def where(origins: dict[Key, str], key: Key, otherwise: str) -> str:
+def line(origins: dict[Key, str], key: Key, otherwise: str) -> str:
     return next((origins[key[:end]] for end in range(len(key), 0, -1) if key[:end] in origins), otherwise)
 
 
 def shipped_grids() -> dict[str, Path]:
-    """The grids that come with the package, by name."""
+    """Shipped grids by name."""
     return {file.stem: file for file in sorted((RECIPES / GRIDS).glob("*.yaml"))}
 
 
 def find_grid(named: str) -> Path:
-    """The file of a grid, by path or by its name among the shipped ones."""
+    """Finds a grid file by path, or by the name of a shipped grid."""
     path = Path(named)
     if path.is_file():
         return path
@@ -145,11 +147,11 @@ def find_grid(named: str) -> Path:
     raise RecipeError(f"{named}: no such grid file.{guess} Shipped: {', '.join(shipped)}")
 
 
-def read_grid(path: Path) -> ReadGrid:
-    """Reads a grid file, untrusted as recipes are.
+def read_grid(path: Path) -> ParsedGrid:
+    """Reads a grid file, which is as untrusted as a recipe.
 
     Raises:
-        RecipeError: everything that is wrong with its form, one line a mistake.
+        RecipeError: with every violation of the schema.
     """
     name = short(path)
     node = parse(read_text(path), name)
@@ -157,27 +159,26 @@ def read_grid(path: Path) -> ReadGrid:
         at = name if node is None else place(node, name)
         raise RecipeError(f"{at}: expected a grid: recipe: ..., and axes, zip, ablate, include or search")
     origins: dict[Key, str] = {}
-    problems: list[Problem] = []
+    problems: list[str] = []
     tree = read_node(node, (), name, origins, problems)
     try:
-        said = GridFile.model_validate(_with_tuples(tree), strict=True)
+        spec = GridFile.model_validate(_with_tuples(tree), strict=True)
     except ValidationError as error:
         for key, problem in explain(error, tree, (), _known_keys):
-            if problem.code == "unknown-key" and _of_recipe(key):
-                problem = replace(problem, hint="A key of the recipe stands in axes or set.")
-            problems.append(problem.at(f"{where(origins, key, name)}: {dotted(key)}"))
+            homes = [home for home in ("axes", "set") if problem.startswith("unknown key") and _of_recipe(key)]
+            advice = f". A key of the recipe stands in {' or '.join(homes)}" if homes else ""
+            problems.append(f"{line(origins, key, name)}: {dotted(key)}: {problem}{advice}")
     if problems:
-        raise RecipeError.of(problems)
+        raise RecipeError(*problems)
     try:
-        recipe = _recipe(said.recipe, path)
+        recipe = _recipe(spec.recipe, path)
     except RecipeError as error:
-        at = f"{where(origins, ('recipe',), name)}: recipe"
-        raise RecipeError.of([problem.at(at) for problem in error.problems]) from None
-    return ReadGrid(path, recipe, said, origins)
+        raise RecipeError(f"{line(origins, ('recipe',), name)}: recipe: {error}") from None
+    return ParsedGrid(path, recipe, spec, origins)
 
 
 def _with_tuples(tree: dict[str, Any]) -> dict[str, Any]:
-    """Lists as the schema wants them."""
+    """Strict validation takes only tuples where the schema has tuples."""
     lists = ("exclude", "include", "seeds", "plugins")
     tree = {key: tuple(value) if key in lists and isinstance(value, list) else value for key, value in tree.items()}
     report = tree.get("report")

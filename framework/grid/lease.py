@@ -1,7 +1,12 @@
-"""Who trains a cell: one process at a time, whichever of several machines it is on, and only while it lives.
+"""The lease of a cell: one process on one machine trains it, and another may take over once that process is dead.
 
-A lease is a file `lease-N` in the cell's folder, which its holder touches now and then. Whoever finds the newest one
-dead makes `lease-N+1`, which the file system lets only one process do; so nobody deletes a lease that is not his own.
+A lease is a file `lease-N` in the cell's folder that its holder touches every `BEAT_S` seconds. A process that finds
+the newest lease dead creates `lease-N+1`, which the file system allows only one process to do, so no process deletes
+the lease of another.
+
+`filelock.SoftFileLease` (4.2.12) is no replacement. On NFS, which cannot exchange two names, it never takes over from a
+dead machine. It notices a killed holder that is a zombie only after the whole lease duration, this file at once. It has
+no public way to read who holds the lease, which `grid status` shows.
 """
 
 from __future__ import annotations
@@ -19,8 +24,8 @@ from pathlib import Path
 
 from framework.runtime.processes import process_start_time
 
-BEAT_S = 10.0  # from one touch to the next
-DEAD_S = 90.0  # without one: the holder, on a machine that cannot be asked, is taken for dead
+BEAT_S = 10.0  # between two heartbeats
+DEAD_S = 90.0  # without a heartbeat after which a holder on another machine counts as dead
 NAME = re.compile(r"lease-(\d+)")
 
 
@@ -29,16 +34,16 @@ class Holder:
     """The process that trains a cell."""
 
     machine: str
-    host: str  # for people
+    host: str
     pid: int
-    born: float  # see framework.runtime.processes
-    since: str  # local time, when the lease was taken
+    start_time: float  # see framework.runtime.processes
+    since: str  # local time at which the lease was taken
 
 
 def this_machine() -> str:
-    """Tells machines apart, and containers that call their processes by the same numbers."""
+    """Identifies a machine, or a container with process ids of its own."""
     parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):  # neither is there but on Linux
+    with contextlib.suppress(OSError):  # Linux only
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(str(Path("/proc/self/ns/pid").stat().st_ino))
     return "/".join(parts)
@@ -52,11 +57,11 @@ class Lease:
         self.path = _path(folder, number)
 
     def beat(self) -> bool:
-        """Tells that the holder lives. False: another process has taken the cell over."""
+        """Renews the lease. Returns False if another process has taken the cell over."""
         try:
             numbers = _numbers(self.folder)
         except OSError:
-            return True  # a disk that is away for a moment; the next beat tells
+            return True  # the disk does not answer for a moment; the next beat decides
         if self.number not in numbers or max(numbers) > self.number:
             return False
         with contextlib.suppress(OSError):
@@ -70,44 +75,46 @@ class Lease:
 
 
 def take(folder: Path) -> Lease | None:
-    """The lease of a cell; None where a living process holds it."""
+    """Takes the lease of a cell; None if a living process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     while True:
         number = max(_numbers(folder), default=0)
         try:
-            if number and _lives(_path(folder, number)):
+            if number and _is_alive(_path(folder, number)):
                 return None
         except FileNotFoundError:
-            continue  # released meanwhile: look again
+            continue  # released in the meantime
         lease = Lease(folder, number + 1)
         if not _write(lease.path):
             return None
-        # While this process looked at a dead lease, all may have been released, and another have begun at 1 again.
-        if any(_lives_still(_path(folder, other)) for other in _numbers(folder) if other != lease.number):
-            lease.path.unlink(missing_ok=True)
-            return None
+        # While this process read a dead lease, all may have been released and another process may have taken number 1.
+        for other in _numbers(folder):
+            with contextlib.suppress(FileNotFoundError):
+                if other != lease.number and _is_alive(_path(folder, other)):
+                    lease.path.unlink(missing_ok=True)
+                    return None
         return lease
 
 
 def take_when_dead(folder: Path) -> Lease | None:
-    """As `take`, but where the holder may have died on another machine, waits until its heart has stood still for long
-    enough; a queue that starts a cell elsewhere is quicker than that.
+    """Like `take`, but waits while the holder may have died on another machine: a queue may start the cell here sooner
+    than `DEAD_S` after the other machine is lost.
     """
     while (lease := take(folder)) is None:
         newest = _path(folder, max(_numbers(folder), default=0))
         try:
-            if _read(newest).machine == this_machine() or _beats(newest):
+            if _read(newest).machine == this_machine() or _is_renewed(newest):
                 return None
         except FileNotFoundError:
-            continue  # released meanwhile
+            continue  # released in the meantime
     return lease
 
 
 def holder_of(folder: Path) -> Holder | None:
-    """Who trains the cell now; None: nobody, or one that is dead."""
+    """The living process that trains the cell; None without one."""
     try:
         newest = _path(folder, max(_numbers(folder)))
-        return _read(newest) if _lives(newest) else None
+        return _read(newest) if _is_alive(newest) else None
     except (ValueError, FileNotFoundError):
         return None
 
@@ -121,11 +128,11 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def _write(path: Path) -> bool:
-    """Makes a lease, whole at once; False where there is one of this name."""
-    born = process_start_time(os.getpid())
-    assert born is not None, "this process lives"
+    """Creates a lease file atomically; False if it exists."""
+    start_time = process_start_time(os.getpid())
+    assert start_time is not None, "this process is alive"
     since = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
-    holder = Holder(this_machine(), socket.gethostname(), os.getpid(), born, since)
+    holder = Holder(this_machine(), socket.gethostname(), os.getpid(), start_time, since)
     descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=".lease-")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -142,12 +149,12 @@ def _read(path: Path) -> Holder:
     return Holder(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def _lives(path: Path) -> bool:
-    """Raises FileNotFoundError where the lease is gone. One that cannot be read for another reason counts as alive."""
+def _is_alive(path: Path) -> bool:
+    """Whether the holder is alive; True if the file cannot be read. Raises FileNotFoundError without a file."""
     try:
         holder = _read(path)
         if holder.machine == this_machine():
-            return process_start_time(holder.pid) == holder.born
+            return process_start_time(holder.pid) == holder.start_time
         return _disk_time(path.parent) - path.stat().st_mtime < DEAD_S
     except FileNotFoundError:
         raise
@@ -155,24 +162,17 @@ def _lives(path: Path) -> bool:
         return True
 
 
-def _lives_still(path: Path) -> bool:
-    try:
-        return _lives(path)
-    except FileNotFoundError:
-        return False
-
-
-def _beats(path: Path) -> bool:
-    """Whether a lease is touched within the time of two beats. Raises FileNotFoundError where it is released."""
+def _is_renewed(path: Path) -> bool:
+    """Whether the lease is renewed within two heartbeats. Raises FileNotFoundError if it is released."""
     before = path.stat().st_mtime
     time.sleep(2 * BEAT_S)
     return path.stat().st_mtime != before
 
 
 def _disk_time(folder: Path) -> float:
-    """Now, by the clock that stamps the leases: that of the disk's server, and not of this machine."""
+    """The time on the clock that stamps the leases, which is the file server's and not this machine's."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as file:
             return os.fstat(file.fileno()).st_mtime
-    except PermissionError:  # who may only look
+    except PermissionError:  # a read-only user
         return time.time()

@@ -1,38 +1,38 @@
-"""Ends a grid: its table, in every form that a paper or a reader may want."""
+"""The result of a grid, and its table as CSV, Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from framework.grid.cell_folder import CellFolder
-from framework.grid.cells import rows_of
+from framework.grid.cells import cells_by_row
+from framework.grid.commands import cells_of
 from framework.grid.make import Grid
 from framework.grid.page import PageData, draw_page
 from framework.grid.results import GridResult
 from framework.grid.rows import grid_rows
-from framework.grid.run import cells_of
 from framework.grid.scores import higher_is_better
 from framework.grid.table import as_csv, as_latex, as_markdown, cells_csv
 from framework.runtime.files import atomic_write
 
 
 def grid_result(grid: Grid) -> GridResult:
-    """What the cells of a grid have come to so far.
+    """The results of a grid so far.
 
     Raises:
-        ValueError: the report asks for a score that no cell has.
+        UserError: the report names a score that no cell has.
     """
-    recipe, asked, cells = grid.base, grid.read.said.report, cells_of(grid)
+    recipe, spec, cells = grid.base, grid.file.spec, cells_of(grid)
     evaluate = recipe.evaluate
-    metrics = asked.metrics or tuple(f"test/{name}" for name in evaluate.weights or [evaluate.monitored])
-    if grid.read.said.search is not None and not asked.metrics:  # what is best is not chosen on test
-        metrics = (grid.read.said.search.monitor or f"val/{evaluate.monitored}", *metrics)
-    baseline = None if asked.compare == "none" else grid.baseline
+    metrics = spec.report.metrics or tuple(f"test/{name}" for name in evaluate.weights or [evaluate.monitored])
+    if spec.search is not None and not spec.report.metrics:  # the best trial is chosen on val, not on test
+        metrics = (spec.search.monitor or f"val/{evaluate.monitored}", *metrics)
+    baseline = None if spec.report.compare == "none" else grid.baseline
     groups = [
         (label, row[0].settings, [CellFolder.of(cell).result(cell) for cell in row])
-        for label, row in rows_of(cells).items()
+        for label, row in cells_by_row(cells).items()
     ]
-    rows, exams, notices = grid_rows(groups, metrics, baseline=baseline, compare=asked.compare)
+    rows, exams, notices = grid_rows(groups, metrics, baseline=baseline, compare=spec.report.compare)
     recipes = [recipe, *(cell.recipe for cell in cells)]
     return GridResult(
         name=grid.name,
@@ -49,10 +49,10 @@ def grid_result(grid: Grid) -> GridResult:
 
 
 def write_report(result: GridResult, folder: Path, *, linked: bool = True) -> list[Path]:
-    """Writes all forms of a table into a folder.
+    """Writes the table in all formats.
 
     Args:
-        linked: whether its page leads to the reports of the cells, which a folder that is handed on does not have.
+        linked: whether the page links to the reports of the cells; False for a folder that is shared without the runs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     data, page = PageData.collect(result), folder / "index.html"

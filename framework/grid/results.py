@@ -1,4 +1,4 @@
-"""What a grid came to: its cells as they stand on the disk, and its rows over seeds."""
+"""Results of a grid: its cells, and its rows with means over seeds."""
 
 from __future__ import annotations
 
@@ -8,49 +8,49 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class CellResult:
-    """One cell as it stands."""
+    """One cell."""
 
-    digest: str  # hash of what its recipe computes; names its folder
-    settings: dict[str, str]  # axis -> label of its value there
+    digest: str  # hash of the recipe, and name of the folder
+    settings: dict[str, str]  # axis -> label
     seed: int
     status: str  # queued, running, done, failed, stopped or pruned
-    run: Path  # the run's folder, which has report.html when done; it may not exist yet
+    run: Path  # run folder, which has report.html once done; it may not exist yet
     scores: dict[str, float] = field(default_factory=dict)  # "test/bleu_4" -> value; empty unless done
-    seconds: float | None = None  # from its start to its end, over all attempts
-    memory_gib: float | None = None  # the most that one process held: on the GPU, or else of the host
+    seconds: float | None = None  # of all attempts
+    memory_gib: float | None = None  # peak of one process: GPU memory, or host memory without a GPU
     parameters: int | None = None
-    error: str | None = None  # what went wrong, in a line
+    error: str | None = None  # one line
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A value over the seeds that are done."""
+    """Mean and standard deviation over the seeds that are done."""
 
     mean: float
-    deviation: float | None  # sample standard deviation (n - 1); None of a single seed
-    count: int  # seeds that are in it
+    deviation: float | None  # sample standard deviation (n - 1); None for one seed
+    count: int  # of seeds
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row against the baseline, over the same test exams."""
+    """Difference of a row to the baseline, on the same test exams."""
 
-    difference: float  # of the means over seeds: this row minus the baseline
+    difference: float  # of the means over seeds: row minus baseline
     low: float  # 95 % interval of the difference
     high: float
     p: float  # two-sided
-    p_corrected: float  # by Holm, over all comparisons of this metric in the table
+    p_corrected: float  # by Holm, over all comparisons of the metric in the table
 
 
 @dataclass(frozen=True)
 class Row:
-    """One setting, over its seeds."""
+    """One setting and its seeds."""
 
     label: str  # "distiller=lda, weight=0.3"
     settings: dict[str, str]
-    cells: tuple[CellResult, ...]  # one a seed, whatever their status
+    cells: tuple[CellResult, ...]  # one per seed, with any status
     values: dict[str, Spread | None]  # by metric; None: no seed is done
-    versus: dict[str, Comparison | None]  # by metric; None: the baseline itself, or nothing to compare
+    versus: dict[str, Comparison | None]  # by metric; None for the baseline and for rows that are not compared
     seconds: Spread | None
     memory_gib: Spread | None
     parameters: int | None
@@ -69,5 +69,5 @@ class GridResult:
     axes: dict[str, tuple[str, ...]]  # axis -> labels, in the order of the file
     baseline: str | None  # label of a row
     rows: tuple[Row, ...]
-    exams: int | None  # that the comparisons are over
-    notices: tuple[str, ...] = ()  # what a reader must know: seeds that are missing, rows that do not compare
+    exams: int | None  # number of exams in the comparisons
+    notices: tuple[str, ...] = ()  # missing seeds, rows that are not compared

@@ -1,4 +1,4 @@
-"""The rows of a grid's table: each setting over its seeds, and against the baseline on resampled exams.
+"""Rows of a result table: means over seeds, and differences to the baseline on resampled exams.
 
 Shapes: E exams, R resamples of them.
 """
@@ -11,12 +11,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from framework.grid.rescoring import NotComparableError, Written
+from framework.grid.rescoring import NotComparableError, WrittenReports
 from framework.grid.results import CellResult, Comparison, Row
 from framework.grid.statistics import RESAMPLES, Difference, bootstrap_differences, holm, spread
 from framework.registry import did_you_mean
+from framework.runtime.errors import UserError
 
-SLOW_RESAMPLES = 500  # of a metric that is called anew on each, which takes milliseconds
+SLOW_RESAMPLES = 500  # for a metric without statistics per exam, which takes milliseconds per resample
 
 
 class Group(NamedTuple):
@@ -39,24 +40,24 @@ def grid_rows(
     compare: Literal["paired_bootstrap", "none"] = "paired_bootstrap",
     seed: int = 0,
 ) -> tuple[tuple[Row, ...], int | None, tuple[str, ...]]:
-    """Rows in the order given, the number of exams that they are compared over, and what a reader must know.
+    """Returns the rows in the given order, the number of exams in the comparisons, and notices.
 
-    A value is a mean over the seeds that are done. A difference is that of two such means, each over all seeds that its
-    own row has done, so that it is the difference of the numbers in the table. Exams are resampled, seeds are not: p
-    and interval tell whether another choice of exams might turn the difference around, not whether other seeds might;
-    the deviation tells of those. Holm's correction is over all rows that are compared, apart for each metric.
+    A value is the mean over the seeds that are done, and a difference is the difference of two such means. Exams are
+    resampled, seeds are not: p value and interval describe the choice of exams, the deviation describes the choice of
+    seeds. Holm's correction is over all compared rows, separately for each metric.
 
     Args:
-        groups: label, axis -> label of its value, and cells (one a seed), for each row.
+        groups: for each row, its label, its settings (axis -> label), and its cells, one per seed.
         metrics: such as test/bleu_4, val/cider, test/findings_f1/margin, test/bleu_4_char.
-        baseline: a label; None: nothing is compared.
+        baseline: label of a row; None disables comparisons.
 
     Raises:
-        ValueError: no row has this label, or no cell that is done has this score.
+        UserError: all cells are done, and none has one of the scores.
     """
     rows = [Group(*group) for group in groups]
-    _check(rows, metrics, baseline)
-    notices = [notice for group in rows for notice in _told(group, metrics)]
+    assert baseline is None or baseline in [group.label for group in rows], baseline
+    _check_metrics(rows, metrics)
+    notices = [notice for group in rows for notice in _missing_notices(group, metrics)]
     versus: dict[tuple[str, str], Comparison] = {}
     exams: dict[str, int] = {}
     if compare == "paired_bootstrap" and baseline is not None:
@@ -65,9 +66,9 @@ def grid_rows(
             split, _, score = metric.partition("/")
             scores.setdefault(split, []).append(score)
         for split, wanted in scores.items():
-            found, over, told = _versus(rows, baseline, split, wanted, seed)
+            found, over, reasons = _compare(rows, baseline, split, wanted, seed)
             versus |= {(label, f"{split}/{score}"): comparison for (label, score), comparison in found.items()}
-            notices += told
+            notices += reasons
             if found:
                 exams[split] = over
     first = next(iter(exams), "")
@@ -77,26 +78,18 @@ def grid_rows(
     return tuple(_row(group, metrics, versus) for group in rows), exams.get(first), tuple(notices)
 
 
-def _check(rows: Sequence[Group], metrics: Sequence[str], baseline: str | None) -> None:
-    labels = [group.label for group in rows]
-    if twice := [label for number, label in enumerate(labels) if label in labels[:number]]:
-        raise ValueError(f"two rows are called '{twice[0]}'; expected a label for each")
-    if baseline is not None and baseline not in labels:
-        guess = did_you_mean(baseline, labels)
-        raise ValueError(f"report.baseline: no row is called '{baseline}'.{guess} Rows: {', '.join(labels)}")
+def _check_metrics(rows: Sequence[Group], metrics: Sequence[str]) -> None:
     known = {name: None for group in rows for cell in group.done for name in cell.scores}
-    all_done = all(cell.status == "done" for group in rows for cell in group.cells)
+    if not known or any(cell.status != "done" for group in rows for cell in group.cells):
+        return  # a cell that is not done yet may produce the score
     for metric in metrics:
-        if known and metric not in known and all_done:  # until then, a cell that gives it may still be to come
+        if metric not in known:
             whole = [name for name in known if name.count("/") == 1]
-            raise ValueError(
-                f"report.metrics: no cell has a score '{metric}'.{did_you_mean(metric, known)} "
-                f"Known: {', '.join(whole)}, and parts of them such as test/findings_f1/margin"
-            )
+            hint = f"{did_you_mean(metric, known)} Known: {', '.join(whole)}, and their parts".strip()
+            raise UserError("unknown-name", f"no cell has the score '{metric}'", place="report.metrics", hint=hint)
 
 
-def _told(group: Group, metrics: Sequence[str]) -> list[str]:
-    """What is missing in a row."""
+def _missing_notices(group: Group, metrics: Sequence[str]) -> list[str]:
     done, notices = group.done, []
     missing = [cell for cell in group.cells if cell.status != "done"]
     if missing:
@@ -129,10 +122,10 @@ def _row(group: Group, metrics: Sequence[str], versus: Mapping[tuple[str, str], 
     )
 
 
-def _versus(
+def _compare(
     rows: Sequence[Group], baseline: str, split: str, scores: Sequence[str], seed: int
 ) -> tuple[dict[tuple[str, str], Comparison], int, list[str]]:
-    """What compares with the baseline on a split, by label and score; over how many exams; and why the rest does not.
+    """Returns the comparisons on a split by label and score, the number of exams, and notices on what is not compared.
 
     Args:
         scores: without the split.
@@ -141,22 +134,22 @@ def _versus(
     if not base.done:
         return {}, 0, [f"nothing is compared on {split}: no seed of the baseline, {baseline}, is done"]
     try:
-        first = Written(base.done[0], split)
-        opened = {baseline: _opened(base, first)}
+        first = WrittenReports(base.done[0], split)
+        reports = {baseline: _read_reports(base, first)}
         exams = len(first.references)
         if exams < 2:
-            raise NotComparableError(f"{exams} exam, of which there is only one resample")
+            raise NotComparableError(f"{exams} exam, and resampling needs two")
     except NotComparableError as error:
         return {}, 0, [f"nothing is compared on {split}, because of the baseline, {baseline}: {error}"]
     notices: list[str] = []
     for group in rows:
         if group is not base and group.done:
             try:
-                opened[group.label] = _opened(group, first)
+                reports[group.label] = _read_reports(group, first)
             except NotComparableError as error:
                 notices.append(f"{group.label}: not compared on {split}: {error}")
-    compared = [key for score in scores for key in _comparable(opened, baseline, score, notices)]
-    found = _found(opened, baseline, compared, seed, notices)
+    compared = [key for score in scores for key in _comparable(reports, baseline, score, notices)]
+    found = _differences_of(reports, baseline, compared, seed, notices)
     corrected: dict[tuple[str, str], float] = {}
     for score in scores:
         chosen = [key for key in found if key[1] == score]
@@ -169,40 +162,40 @@ def _versus(
 
 
 def _comparable(
-    opened: Mapping[str, Sequence[Written]], baseline: str, score: str, notices: list[str]
+    reports: Mapping[str, Sequence[WrittenReports]], baseline: str, score: str, notices: list[str]
 ) -> list[tuple[str, str]]:
-    """(label, score) of the rows whose score compares with the baseline's; notes why of the others."""
-    first, compared = opened[baseline][0], []
-    for label, written in opened.items():
+    """(label, score) of the rows whose score can be compared; adds a notice for each other row."""
+    first, compared = reports[baseline][0], []
+    for label, written in reports.items():
         try:
             for one in written:
                 one.check(score, first)
         except NotComparableError as error:
             notices.append(f"{label}: {first.split}/{score} is not compared: {error}")
             if label == baseline:
-                return []  # and so no other row is; the baseline comes first
+                return []  # the baseline comes first, and no other row is compared without it
         else:
             compared += [(label, score)] if label != baseline else []
     return compared
 
 
-def _found(
-    opened: Mapping[str, Sequence[Written]],
+def _differences_of(
+    reports: Mapping[str, Sequence[WrittenReports]],
     baseline: str,
     compared: Sequence[tuple[str, str]],
     seed: int,
     notices: list[str],
 ) -> dict[tuple[str, str], Difference]:
-    """The difference of each (label, score) that has one on every resample; notes of the others why."""
-    first = opened[baseline][0]
+    """The difference of each (label, score) that is finite on every resample; adds a notice for each other one."""
+    first = reports[baseline][0]
     split, exams = first.split, len(first.references)
-    quick = [key for key in compared if first.has_sums(key[1])]
-    found = dict(zip(quick, _differences(opened, baseline, quick, exams, seed, RESAMPLES))) if quick else {}
+    fast = [key for key in compared if first.has_sums(key[1])]
+    found = dict(zip(fast, _bootstrap(reports, baseline, fast, exams, seed, RESAMPLES))) if fast else {}
     slow = list(dict.fromkeys(score for _, score in compared if not first.has_sums(score)))
-    for score in slow:  # each by itself: a metric of somebody's own may fail on a resample
+    for score in slow:  # one at a time: a user's metric may fail on a resample
         keys = [key for key in compared if key[1] == score]
         try:
-            found |= zip(keys, _differences(opened, baseline, keys, exams, seed, SLOW_RESAMPLES))
+            found |= zip(keys, _bootstrap(reports, baseline, keys, exams, seed, SLOW_RESAMPLES))
         except NotComparableError as error:
             notices.append(f"{split}/{score} is not compared: {error}")
     if slow:
@@ -213,30 +206,30 @@ def _found(
         )
     for label, score in [key for key, one in found.items() if not math.isfinite(one.low + one.high)]:
         del found[label, score]
-        notices.append(f"{label}: {split}/{score} is not compared: it is no number on some resamples")
+        notices.append(f"{label}: {split}/{score} is not compared: it is not finite on some resamples")
     return found
 
 
-def _opened(group: Group, like: Written) -> list[Written]:
-    return [like if cell is like.cell else Written(cell, like.split, like) for cell in group.done]
+def _read_reports(group: Group, like: WrittenReports) -> list[WrittenReports]:
+    return [like if cell is like.cell else WrittenReports(cell, like.split, like) for cell in group.done]
 
 
-def _differences(
-    opened: Mapping[str, Sequence[Written]],
+def _bootstrap(
+    reports: Mapping[str, Sequence[WrittenReports]],
     baseline: str,
     chosen: Sequence[tuple[str, str]],
     exams: int,
     seed: int,
     bootstrap_samples: int,
 ) -> list[Difference]:
-    """Of each (label, score): its mean over seeds minus the baseline's."""
+    """The difference of each (label, score): its mean over seeds minus the baseline's."""
     wanted = {label: [score for name, score in chosen if name == label] for label, _ in chosen}
     wanted[baseline] = list(dict.fromkeys(score for _, score in chosen))
 
     def differences(counts_RE: np.ndarray) -> np.ndarray:
         means: dict[tuple[str, str], np.ndarray] = {}
         for label, scores in wanted.items():
-            of_seeds = [one.values(scores, counts_RE) for one in opened[label]]
+            of_seeds = [one.values(scores, counts_RE) for one in reports[label]]
             means |= {(label, score): np.mean([values[score] for values in of_seeds], axis=0) for score in scores}
         return np.stack([means[label, score] - means[baseline, score] for label, score in chosen])
 

@@ -1,6 +1,6 @@
-"""Starts the cells of a grid through an executor until all are settled. Several may work on one grid at once.
+"""Starts the cells of a grid through an executor until all are settled. Several schedulers may share a grid.
 
-What it knows it reads from the cells' folders: killed at any moment, another goes on where it stood.
+Its state is in the folders of the cells: if it is killed at any moment, another scheduler continues.
 """
 
 from __future__ import annotations
@@ -25,55 +25,48 @@ from framework.grid.executor import Executor, Handle, Job
 from framework.runtime.console import print0, progress_bar
 
 NOT_IN_NAMES = re.compile(r"[^\w.-]+")
-LOOKS_S = 1.0  # between two looks at the cells
-ENDS_S = 400.0  # that cells may take to save and end
+POLL_S = 1.0
+END_S = 400.0  # that cells may take to save and end
 
 
 def this_code() -> tuple[str, ...]:
-    """Python that imports the code running here, not another installed copy or a package in the working folder."""
-    python = (sys.executable, "-P")
+    """Python, with the code that runs here: left to itself it takes what is installed, also where a clone's runs."""
     root = Path(framework.__file__).parents[1]
     if root == Path(sysconfig.get_path("purelib")):
-        return python
+        return (sys.executable,)
     before = os.environ.get("PYTHONPATH")
-    return "env", f"PYTHONPATH={root}{os.pathsep + before if before else ''}", *python
+    return "env", f"PYTHONPATH={root}{os.pathsep + before if before else ''}", sys.executable
 
 
 class Source(Protocol):
     """Where a scheduler gets its cells from."""
 
+    total: int  # number of cells in the end
+
     def cells(self) -> Sequence[Cell]:
-        """Those that are known."""
+        """All cells so far."""
 
     def more(self) -> Cell | None:
-        """One more, that is chosen by what the others scored; None: there are no more, or not now."""
+        """Proposes one more cell from the scores so far; None if there is none at the moment."""
 
-    def look(self, statuses: dict[str, Status]) -> None:
-        """Heeds what has become of the cells since."""
-
-    @property
-    def total(self) -> int:
-        """How many there are going to be."""
+    def update(self, statuses: dict[str, Status]) -> None:
+        """Receives the current status of each cell."""
 
 
-@dataclass
-class Fixed:
-    """Cells that are all known beforehand."""
+class FixedCells:
+    """Cells that are all known in advance."""
 
-    known: Sequence[Cell]
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self._cells, self.total = cells, len(cells)
 
     def cells(self) -> Sequence[Cell]:
-        return self.known
+        return self._cells
 
     def more(self) -> Cell | None:
         return None
 
-    def look(self, statuses: dict[str, Status]) -> None:
-        """Nothing depends on it."""
-
-    @property
-    def total(self) -> int:
-        return len(self.known)
+    def update(self, statuses: dict[str, Status]) -> None:
+        pass
 
 
 @dataclass
@@ -83,41 +76,41 @@ class Scheduler:
     name: str  # of the grid
     source: Source
     executor: Executor
-    attempts: int  # deaths of a cell that count as its failure
-    cancel_file: Path  # touched while this one works, it ends
+    attempts: int  # crashes after which a cell counts as failed
+    cancel_file: Path  # touching it ends the scheduler
     fail_fast: bool = False
-    handles: dict[str, Handle] = field(default_factory=dict)  # by digest: what this scheduler has started
+    handles: dict[str, Handle] = field(default_factory=dict)  # by digest, of the cells that this scheduler started
     statuses: dict[str, Status] = field(default_factory=dict)
-    not_again: set[str] = field(default_factory=set)  # asked to stop, or beyond help, since this scheduler began
-    tried: dict[str, int] = field(default_factory=dict)  # attempts that a cell had when it was started last
-    fruitless: dict[str, int] = field(default_factory=dict)  # starts in a row that did not even begin an attempt
-    exhausted: bool = False  # the source has no more cells for now
-    cancelled_before: int | None = None  # when the file was touched last, as this one began
-    failed: bool = False  # a cell, since this scheduler began
-    interrupted: int = 0
+    given_up: set[str] = field(default_factory=set)  # stopped on request, or unable to start, under this scheduler
+    attempts_at_start: dict[str, int] = field(default_factory=dict)  # attempts of a cell at its latest start
+    failed_starts: dict[str, int] = field(default_factory=dict)  # consecutive starts without an attempt
+    is_exhausted: bool = False  # the source has no more cells at the moment
+    cancel_time: int | None = None  # of the cancel file when this scheduler started
+    has_failure: bool = False  # under this scheduler
+    interrupts: int = 0
 
     def run(self) -> bool:
-        """Works until every cell is settled or stopped. True: there are some, and all are done or pruned."""
-        self.cancelled_before = _touched(self.cancel_file)
-        with _interrupts(self), progress_bar((), total=self.source.total, text=self.name) as bar:
+        """Runs until every cell is settled or stopped. Returns whether there are cells and all are done or pruned."""
+        self.cancel_time = _modified(self.cancel_file)
+        with _counting_interrupts(self), progress_bar((), total=self.source.total, text=self.name) as bar:
             try:
                 while True:
-                    self._look()
+                    self._update()
                     bar.set_postfix_str(self._counts(), refresh=False)
                     bar.update(sum(status in SETTLED for status in self.statuses.values()) - bar.n)
-                    if why := self._why_to_end():
-                        self._end(why)
+                    if reason := self._end_reason():
+                        self._end(reason)
                         break
                     self._start()
-                    if not self._open():
+                    if not self._has_work():
                         break
-                    time.sleep(LOOKS_S)
+                    time.sleep(POLL_S)
             finally:
                 self.executor.close()
         return bool(self.statuses) and all(status in ("done", PRUNED) for status in self.statuses.values())
 
-    def _look(self) -> None:
-        """What has become of the cells; says what has changed."""
+    def _update(self) -> None:
+        """Reads the status of each cell and prints changes."""
         for cell in self.source.cells():
             digest, folder = cell.digest, CellFolder.of(cell)
             before = self.statuses.get(digest)
@@ -125,31 +118,32 @@ class Scheduler:
             handle = self.handles.get(digest)
             if handle is not None and handle.state() == "gone":
                 del self.handles[digest]
-                now = folder.status()  # it may have ended between the two questions
-                self._note_fruitless(cell, folder, now)
+                now = folder.status()  # it may have ended in between
+                self._count_failed_start(cell, folder, now)
             elif handle is not None and now == "stopped":
-                continue  # a queue that took the machine away starts it again
-            if now == "stopped" and before not in (None, "stopped") and folder.was_asked_to_stop:
-                self.not_again.add(digest)
+                continue  # preempted: the queue starts it again
+            if now == "stopped" and before not in (None, "stopped") and folder.has_stop_request:
+                self.given_up.add(digest)
             if now == "failed" and before not in (None, "failed"):
-                self.failed = True
+                self.has_failure = True
             if now != before:
                 self.statuses[digest] = now
-                self._tell(cell, folder, before, now)
-        self.source.look(self.statuses)
+                self._print(cell, folder, before, now)
+        self.source.update(self.statuses)
 
-    def _note_fruitless(self, cell: Cell, folder: CellFolder, now: Status) -> None:
-        """Counts jobs that ended before they could write anything down, as where the disk is full or Python missing."""
+    def _count_failed_start(self, cell: Cell, folder: CellFolder, now: Status) -> None:
+        """Counts jobs that ended before an attempt, for example because the disk is full or Python is missing."""
         digest = cell.digest
-        if now not in ("queued", "stopped") or folder.state().attempts != self.tried[digest]:
-            self.fruitless.pop(digest, None)
+        if now not in ("queued", "stopped") or folder.state().attempts != self.attempts_at_start[digest]:
+            self.failed_starts.pop(digest, None)
             return
-        self.fruitless[digest] = self.fruitless.get(digest, 0) + 1
-        if self.fruitless[digest] >= self.attempts and not folder.was_asked_to_stop:
-            self.not_again.add(digest)
-            print0(f"given up {cell.title}: it does not even begin; {folder.log} ends with: {folder.last_words()}")
+        self.failed_starts[digest] = self.failed_starts.get(digest, 0) + 1
+        if self.failed_starts[digest] >= self.attempts and not folder.has_stop_request:
+            self.given_up.add(digest)
+            end = f"{folder.log} ends with: {folder.last_log_line()}"
+            print0(f"given up {cell.title}: its process does not start; {end}")
 
-    def _tell(self, cell: Cell, folder: CellFolder, before: Status | None, now: Status) -> None:
+    def _print(self, cell: Cell, folder: CellFolder, before: Status | None, now: Status) -> None:
         if now == "running":
             holder = folder.holder()
             print0(f"running  {cell.title}   {folder.path}" + (f" on {holder.host}" if holder else ""))
@@ -161,13 +155,13 @@ class Scheduler:
             print0(f"{now:8} {cell.title}: {folder.state().reason}   {folder.log}")
 
     def _start(self) -> None:
-        """As many cells as there is room for."""
+        """Starts as many cells as there is room for."""
         room = self.executor.room()
         waiting = [cell for cell in self.source.cells() if self._may_start(cell)][: max(0, room)]
-        self.exhausted = False
-        while len(waiting) < room and not self.exhausted:
+        self.is_exhausted = False
+        while len(waiting) < room and not self.is_exhausted:
             cell = self.source.more()
-            self.exhausted = cell is None
+            self.is_exhausted = cell is None
             if cell is not None and self._may_start(cell):
                 waiting.append(cell)
         jobs = []
@@ -175,7 +169,7 @@ class Scheduler:
             folder = CellFolder.of(cell)
             folder.prepare(cell.recipe)
             folder.stop_file.unlink(missing_ok=True)
-            self.tried[cell.digest] = folder.state().attempts
+            self.attempts_at_start[cell.digest] = folder.state().attempts
             self.statuses.setdefault(cell.digest, "queued")
             command = (
                 *this_code(), "-m", "framework.grid.cell_process", str(folder.path),
@@ -187,46 +181,46 @@ class Scheduler:
 
     def _may_start(self, cell: Cell) -> bool:
         digest, status = cell.digest, self.statuses.get(cell.digest, "queued")
-        return digest not in self.handles and digest not in self.not_again and status in ("queued", "stopped")
+        return digest not in self.handles and digest not in self.given_up and status in ("queued", "stopped")
 
-    def _open(self) -> bool:
-        """Whether there is a cell that something may still become of, or may be one that is not known yet."""
-        if not self.exhausted and len(self.source.cells()) < self.source.total:
+    def _has_work(self) -> bool:
+        """Whether a cell runs or may start, or the source may have more."""
+        if not self.is_exhausted and len(self.source.cells()) < self.source.total:
             return True
         statuses = [(cell, self.statuses.get(cell.digest, "queued")) for cell in self.source.cells()]
         return any(
             cell.digest in self.handles or status == "running" or self._may_start(cell) for cell, status in statuses
         )
 
-    def _why_to_end(self) -> str | None:
-        if self.interrupted:
-            return "interrupted; once more leaves at once, and the cells save and end by themselves"
-        if _touched(self.cancel_file) != self.cancelled_before:
+    def _end_reason(self) -> str | None:
+        if self.interrupts:
+            return "interrupted; a second Ctrl-C leaves at once, and the cells save and end by themselves"
+        if _modified(self.cancel_file) != self.cancel_time:
             return "the grid was cancelled"
-        if self.fail_fast and self.failed:
+        if self.fail_fast and self.has_failure:
             return "a cell has failed"
         return None
 
-    def _end(self, why: str) -> None:
-        """Ends what this scheduler has started, and waits until it has saved."""
-        print0(f"ending: {why}")
+    def _end(self, reason: str) -> None:
+        """Ends the cells that this scheduler started, and waits until they have saved."""
+        print0(f"ending: {reason}")
         for handle in self.handles.values():
             handle.cancel()
-        patience = time.monotonic() + ENDS_S
-        while self.interrupted < 2 and time.monotonic() < patience:
-            self._look()
+        deadline = time.monotonic() + END_S
+        while self.interrupts < 2 and time.monotonic() < deadline:
+            self._update()
             if not self.handles:
                 break
-            time.sleep(LOOKS_S)
+            time.sleep(POLL_S)
         if self.handles:
-            print0(f"{len(self.handles)} cells have not ended yet; `grid status` tells when they have")
+            print0(f"{len(self.handles)} cells have not ended yet; see `grid status`")
 
     def _counts(self) -> str:
         found = list(self.statuses.values())
         return ", ".join(f"{found.count(status)} {status}" for status in dict.fromkeys(found))
 
 
-def _touched(path: Path) -> int | None:
+def _modified(path: Path) -> int | None:
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
@@ -234,13 +228,13 @@ def _touched(path: Path) -> int | None:
 
 
 @contextmanager
-def _interrupts(scheduler: Scheduler) -> Iterator[None]:
-    """Counts Ctrl-C and SIGTERM, which a scheduler heeds at its next look."""
+def _counting_interrupts(scheduler: Scheduler) -> Iterator[None]:
+    """Counts Ctrl-C and SIGTERM for the scheduler, which reads the count in its loop."""
 
-    def heard(number: int, frame: FrameType | None) -> None:
-        scheduler.interrupted += 1
+    def count(number: int, frame: FrameType | None) -> None:
+        scheduler.interrupts += 1
 
-    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -248,12 +242,12 @@ def _interrupts(scheduler: Scheduler) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def forget(cells: Iterable[Cell], statuses: Sequence[Status]) -> list[Cell]:
-    """Lets cells of these statuses be started again; gives those that it has changed."""
+def requeue(cells: Iterable[Cell], statuses: Sequence[Status]) -> list[Cell]:
+    """Queues the cells that have one of these statuses, and returns them."""
     changed = []
     for cell in cells:
         folder = CellFolder.of(cell)
         if folder.status() in statuses:
-            folder.change(status="queued", deaths=0, reason=None)
+            folder.change(status="queued", crashes=0, reason=None)
             changed.append(cell)
     return changed

@@ -1,4 +1,4 @@
-"""Scores that a grid names, such as test/bleu_4: whether its recipe's metrics give them, and which way is better."""
+"""Scores that a grid names, such as test/bleu_4: whether the recipe's metrics produce them, and which way is better."""
 
 from __future__ import annotations
 
@@ -8,56 +8,57 @@ from typing import Any
 
 from framework.recipe import Choice, Recipe
 from framework.recipe.schema import WEIGHTED_SUM
-from framework.recipe.score_names import higher_is_better as by_names
+from framework.recipe.score_names import higher_is_better as higher_is_better_in
 from framework.registry import did_you_mean, find
 from framework.registry.signature import class_texts
-
-SPLITS = ("test", "val")
-
-
-def score_of(metric: str) -> str:
-    """The score that a metric gives by this name: `findings_f1` of test/findings_f1/margin, `bleu_4` of
-    test/bleu_4_char.
-    """
-    return metric.partition("/")[2].split("/")[0].removesuffix("_char")
+from framework.runtime.errors import Problem, UserError
 
 
-def problem_with(metric: str, recipes: Sequence[Recipe], splits: Sequence[str] = SPLITS) -> str | None:
-    """What is wrong with the name of a score; None where a recipe may give it."""
-    split, _, score = metric.partition("/")
+def base_score(name: str) -> str:
+    """The metric's own name of a score: `findings_f1` for test/findings_f1/margin, `bleu_4` for test/bleu_4_char."""
+    return name.partition("/")[2].split("/")[0].removesuffix("_char")
+
+
+def check_score(
+    name: str, recipes: Sequence[Recipe], place: str = "", splits: Sequence[str] = ("test", "val")
+) -> Problem | None:
+    """The problem with the name of a score; None if a recipe may produce it."""
+    split, _, score = name.partition("/")
     if split not in splits or not score:
-        return f"found {metric!r}, expected {' or '.join(f'{split}/<score>' for split in splits)}"
+        expected = " or ".join(f"{split}/<score>" for split in splits)
+        return Problem("unknown-name", f"found {name!r}", place, expected)
     known: dict[str, None] = {}
     for recipe in recipes:
         for chosen in recipe.evaluate.metrics:
             names = class_texts(find("metric", chosen.name, recipe.plugin_files), "names")
             if names is None:
-                return None  # it names its scores at run time
+                return None  # the metric names its scores at run time
             known |= dict.fromkeys(names)
         if recipe.evaluate.weights:
             known[WEIGHTED_SUM] = None
-    if score_of(metric) in known or score.split("/")[0] in known:
+    if base_score(name) in known or score.split("/")[0] in known:
         return None
-    all_known = ", ".join(f"{split}/{name}" for name in known)
-    return f"no metric of the recipe gives '{score}'.{did_you_mean(score, known)} Known: {all_known}"
+    hint = f"{did_you_mean(score, known)} Known: {', '.join(f'{split}/{name}' for name in known)}".strip()
+    return Problem("unknown-name", f"no metric of the recipe produces {score!r}", place, hint=hint)
 
 
-def higher_is_better(metric: str, recipes: Sequence[Recipe]) -> bool:
-    """Whether more of a score is better, by the metric that gives it.
+def higher_is_better(name: str, recipes: Sequence[Recipe]) -> bool:
+    """Whether a higher value of a score is better, as its metric declares.
 
     Raises:
-        ValueError: none of the recipes' metrics does.
+        UserError: no metric of the recipes produces it.
     """
-    scores = metric.partition("/")[2].split("/")[0], score_of(metric)
+    scores = name.partition("/")[2].split("/")[0], base_score(name)
     for recipe in recipes:
-        if (found := by_names(recipe, scores, partial(_unfitted, recipe))) is not None:
+        if (found := higher_is_better_in(recipe, scores, partial(_build_metric, recipe))) is not None:
             return found
-    raise ValueError(problem_with(metric, recipes) or f"no metric gives {metric}")
+    problem = check_score(name, recipes) or Problem("unknown-name", f"no metric produces {name!r}")
+    raise UserError.of([problem])
 
 
-def _unfitted(recipe: Recipe, choice: Choice) -> Any:
-    """A metric that is only asked for its names. Its language is what the tokenizer is told, as no report is read."""
+def _build_metric(recipe: Recipe, choice: Choice) -> Any:
+    """A metric that is only asked for its names, so the language is that of the recipe's tokenizer, or English."""
     from framework.build import build_plugin  # torch takes seconds to import
 
-    told = recipe.data.tokenizer.keys.get("language")
-    return build_plugin(recipe, "metric", choice, language=told if told in ("en", "zh") else "en")
+    language = recipe.data.tokenizer.keys.get("language")
+    return build_plugin(recipe, "metric", choice, language=language if language in ("en", "zh") else "en")

@@ -1,4 +1,8 @@
-"""The table of a grid: for a terminal, for a spreadsheet, for a web page in Markdown, for a paper in LaTeX."""
+"""The table of a grid for a terminal, as CSV, Markdown and LaTeX.
+
+The writers are ours: tabulate does not escape `|` in Markdown and escapes bold and math in LaTeX, pandas is 84 MB, and
+neither has footnotes or rows of two lines.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +32,9 @@ from framework.grid.wording import (
     spread_text,
 )
 
-# Both CommonMark and Python-Markdown read these as the signs themselves; the second knows no backslash before < | $ ~.
+# CommonMark and Python-Markdown show these as the characters; the latter has no backslash escape for < | $ ~.
 MARKDOWN = {sign: f"\\{sign}" for sign in "\\`*_{}[]"} | {sign: f"&#{ord(sign)};" for sign in "&<>|$~"}
-# Braces round [ and *: after \\ they would be read as its argument; round `: no ligature.
+# Braces around [ and *, which would be an argument after \\, and around `, which would form a ligature.
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}", "*": "{*}",
@@ -39,11 +43,11 @@ LATEX = {
     "β": r"$\beta$", "γ": r"$\gamma$", "λ": r"$\lambda$", "μ": r"$\mu$", "σ": r"$\sigma$", "τ": r"$\tau$",
     "–": "--", "—": "---", "…": r"\ldots{}", "“": "``", "”": "''", "‘": "`", "’": "'",
 } | {sign: f"\\{sign}" for sign in "{}$&#_%"}  # fmt: skip
-NO_FONT = "% Labels hold signs that pdflatex has no font for: use xelatex or lualatex, with a package such as ctex.\n"
+NO_FONT = "% pdflatex has no font for some characters: use xelatex or lualatex, with a package such as ctex.\n"
 
 
 def header_and_rows(result: GridResult) -> tuple[list[str], list[list[str]]]:
-    """The table for a terminal. What it cannot hold stands in `wording.notes_below`, which belongs beneath it."""
+    """The table for a terminal; `wording.notes_below` belongs below it."""
     header = [*setting_headers(result), "seeds"]
     for metric in result.metrics:
         header.append(f"{metric} {arrow(result, metric)}")
@@ -82,7 +86,7 @@ def as_csv(result: GridResult) -> str:
 
 
 def cells_csv(result: GridResult) -> str:
-    """One line a cell: every seed by itself, whatever its status."""
+    """One line per cell, with any status."""
     axes = axis_names(result)
     header = ["row", *axes, "seed", "digest", "status", *result.metrics]
     header += ["seconds", "memory_gib", "parameters", "run", "error"]
@@ -97,7 +101,7 @@ def cells_csv(result: GridResult) -> str:
 
 
 def as_markdown(result: GridResult) -> str:
-    """A table with its notes. Bold: the best mean of a metric."""
+    """A table and its notes, with the best mean of a metric in bold."""
     header = [*map(markdown, setting_headers(result)), "seeds"]
     for metric in result.metrics:
         header.append(f"{markdown(metric)} {arrow(result, metric)}")
@@ -117,17 +121,17 @@ def as_markdown(result: GridResult) -> str:
             if result.baseline is not None:
                 line.append(_versus(result, row, metric).replace("*", r"\*").replace("<", "&lt;"))
         lines.append([*line, *cost_texts(row)])
-    said = [markdown(text) for text in [*legend(result), *result.notices]]
-    said += [rf"\[{n.mark}\] {markdown(n.row.label)}: {markdown(n.text)}" for n in notes.values()]
+    below = [markdown(text) for text in [*legend(result), *result.notices]]
+    below += [rf"\[{n.mark}\] {markdown(n.row.label)}: {markdown(n.text)}" for n in notes.values()]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return table + "\n\n" + "\n".join(f"- {text}" for text in said) + "\n"
+    return table + "\n\n" + "\n".join(f"- {text}" for text in below) + "\n"
 
 
 def as_latex(result: GridResult) -> str:
-    r"""A `table` with its notes; needs `\usepackage{booktabs}` and no more. Bold: the best mean of a metric.
+    r"""A `table` and its notes, with the best mean of a metric in bold; needs only `\usepackage{booktabs}`.
 
-    A row has two lines, so that the table gets no wider than it must: scores, and beneath them their difference to the
-    baseline with its mark and interval. p is in the other formats.
+    To save width a row has two lines: the scores, and below them the difference to the baseline with its interval and
+    mark. p values are in the other formats.
     """
     headers = setting_headers(result)
     top = [*[""] * len(headers), "", *(latex(f"{m} {arrow(result, m)}") for m in result.metrics), "time", "memory"]
@@ -145,8 +149,8 @@ def as_latex(result: GridResult) -> str:
         versus = [_latex_versus(result, row, metric) for metric in result.metrics]
         if any(versus):
             lines.append(_latex_line([*[""] * len(headers), r"\scriptsize $\Delta$", *versus, "", "", ""]))
-    said = [latex(text) for text in [*legend(result), *result.notices]]
-    said += [rf"\textsuperscript{{{n.mark}}} {latex(n.row.label)}: {latex(n.text)}" for n in notes.values()]
+    below = [latex(text) for text in [*legend(result), *result.notices]]
+    below += [rf"\textsuperscript{{{n.mark}}} {latex(n.row.label)}: {latex(n.text)}" for n in notes.values()]
     parts = [
         r"\begin{table}", r"\centering", r"\setlength{\belowcaptionskip}{6pt}",
         rf"\caption{{{latex(result.name)}}}", r"\footnotesize", r"\setlength{\tabcolsep}{4pt}",
@@ -154,7 +158,7 @@ def as_latex(result: GridResult) -> str:
         r"\toprule", _latex_line([*top, "parameters"]), _latex_line(units), r"\midrule",
         *lines, r"\bottomrule", r"\end{tabular}", "",
         r"\smallskip", r"\begin{minipage}{\linewidth}", r"\footnotesize", r"\raggedright",
-        " \\\\\n".join(said), r"\end{minipage}", r"\end{table}",
+        " \\\\\n".join(below), r"\end{minipage}", r"\end{table}",
     ]  # fmt: skip
     text = "\n".join(parts) + "\n"
     return (NO_FONT if any(sign > "ſ" for sign in text) else "") + text
@@ -170,7 +174,7 @@ def latex(text: str) -> str:
 
 
 def _versus(result: GridResult, row: Row, metric: str) -> str:
-    """`+0.012 [+0.003, +0.021] p=0.012 *`; nothing of the baseline itself, `-` where there is nothing to compare."""
+    """`+0.012 [+0.003, +0.021] p=0.012 *`; empty for the baseline, `-` for a row that is not compared."""
     versus = row.versus.get(metric)
     if versus is None:
         return "" if row.label == result.baseline else "-"

@@ -1,4 +1,4 @@
-"""What the table and the page of a grid say in words: numbers, seeds that are missing, and the notes beneath."""
+"""Texts of the table and the page of a grid: formatted numbers, missing seeds, legend and footnotes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from framework.grid.results import CellResult, Comparison, GridResult, Row, Spread
 
 SIGNIFICANT = 0.05  # a corrected p below it is marked
-COSTS = ("time", "memory [GiB]", "parameters [M]")  # what `cost_texts` gives
+COSTS = ("time", "memory [GiB]", "parameters [M]")  # columns of `cost_texts`
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,17 @@ class Note:
 
 
 def one_line(text: str) -> str:
-    """Labels and error texts come from files: whatever they hold, they stay in their line."""
+    """Replaces line breaks and unprintable characters, which labels and errors from files may contain."""
     return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
 
 
 def axis_names(result: GridResult) -> list[str]:
-    """Axes that the rows have settings of, in the order of the file; what a row was given beside them comes last."""
+    """Axes in the order of the file, then settings that only some rows have."""
     return list(dict.fromkeys([*result.axes, *(axis for row in result.rows for axis in row.settings)]))
 
 
 def settings_of(result: GridResult, row: Row) -> list[str]:
-    """The cells of a row under `setting_headers`."""
+    """The values of a row under `setting_headers`."""
     axes = axis_names(result)
     return [one_line(row.settings.get(axis, "-")) for axis in axes] if axes else [one_line(row.label)]
 
@@ -46,7 +46,7 @@ def arrow(result: GridResult, metric: str) -> str:
 
 
 def decimals(result: GridResult, metric: str) -> int:
-    """Places after the point that every number of a metric is written with: three figures of its largest mean."""
+    """Decimal places of a metric: three significant digits of its largest mean."""
     means = [abs(spread.mean) for row in result.rows if (spread := row.values.get(metric)) is not None]
     largest = max((mean for mean in means if math.isfinite(mean)), default=0.0)
     if largest == 0:
@@ -59,7 +59,7 @@ def mean_text(spread: Spread, places: int) -> str:
 
 
 def spread_text(spread: Spread | None, places: int) -> str:
-    """`0.312 ± 0.004`; of a single seed the mean alone."""
+    """`0.312 ± 0.004`; only the mean for one seed."""
     if spread is None:
         return "-"
     beside = "" if spread.deviation is None else f" ± {spread.deviation:.{places}f}"
@@ -67,7 +67,7 @@ def spread_text(spread: Spread | None, places: int) -> str:
 
 
 def difference_texts(versus: Comparison, places: int) -> tuple[str, str, str]:
-    """A difference and the ends of its interval, with their signs: `+0.012`, `+0.003`, `+0.021`."""
+    """A difference and the ends of its interval with signs: `+0.012`, `+0.003`, `+0.021`."""
     return f"{versus.difference:+.{places}f}", f"{versus.low:+.{places}f}", f"{versus.high:+.{places}f}"
 
 
@@ -80,7 +80,7 @@ def is_significant(comparison: Comparison | None) -> bool:
 
 
 def best_rows(result: GridResult, metric: str) -> set[int]:
-    """Indices of the rows with the best mean; several where they read the same."""
+    """Indices of the rows with the best mean; several if their means round to the same text."""
     places = decimals(result, metric)
     means = {
         index: spread.mean
@@ -117,7 +117,7 @@ def parameters_text(count: int | None) -> str:
 
 
 def cost_texts(row: Row) -> list[str]:
-    """The cells of a row under `COSTS`."""
+    """The values of a row under `COSTS`."""
     seconds, memory = row.seconds, row.memory_gib
     return [
         time_text(seconds.mean if seconds else None),
@@ -136,44 +136,44 @@ def seeds_text(row: Row) -> str:
 
 
 def footnotes(result: GridResult) -> dict[int, Note]:
-    """By index of the row: a note on each row that lacks a score of a seed."""
+    """By index of the row, a note on each row without some scores of a seed."""
     notes: dict[int, Note] = {}
     for index, row in enumerate(result.rows):
-        said = [text for cell in row.cells for text in lacks_of(cell, result.metrics)]
+        texts = [text for cell in row.cells for text in lacks_of(cell, result.metrics)]
         if not row.cells:
-            said = ["it has no cell"]
-        if said:
-            notes[index] = Note(str(len(notes) + 1), row, "; ".join(said))
+            texts = ["it has no cell"]
+        if texts:
+            notes[index] = Note(str(len(notes) + 1), row, "; ".join(texts))
     return notes
 
 
 def lacks_of(cell: CellResult, metrics: tuple[str, ...], *, with_error: bool = True) -> Iterator[str]:
-    """Why scores of a cell are not there."""
+    """The reasons why a cell has no scores."""
     if cell.status != "done":
         error = f": {one_line(cell.error)}" if cell.error and with_error else ""
         yield f"seed {cell.seed} {one_line(cell.status)}{error}"
         return
     for metric in metrics:
         if metric not in cell.scores:
-            yield f"seed {cell.seed} done, but without {one_line(metric)}"
+            yield f"seed {cell.seed} is done, but has no {one_line(metric)}"
 
 
 def legend(result: GridResult) -> list[str]:
-    """What the numbers and marks of the table mean, a sentence each."""
-    said = ["Mean ± standard deviation (n - 1) over the seeds that are done; ↑ higher is better, ↓ lower is better."]
+    """Explains the numbers and marks of the table, one sentence each."""
+    texts = ["Mean ± standard deviation (n - 1) over the seeds that are done; ↑ higher is better, ↓ lower is better."]
     if any(spread.deviation is None for row in result.rows for spread in row.values.values() if spread is not None):
-        said.append("A mean without ± is of one seed.")
+        texts.append("A mean without ± is of one seed.")
     if result.baseline is not None:
         over = "" if result.exams is None else f" over the same {result.exams} exams"
-        said.append(
+        texts.append(
             f"Δ: difference to the baseline ({one_line(result.baseline)}) with its 95 % interval{over}, not corrected; "
             f"p two-sided, corrected by Holm over all comparisons of a metric; * p < {SIGNIFICANT}. "
-            "Exams are resampled, seeds are not: p says nothing of other seeds."
+            "Exams are resampled, seeds are not: p does not cover other seeds."
         )
-    return said
+    return texts
 
 
 def notes_below(result: GridResult) -> list[str]:
-    """All that has to stand under a table in plain text: legend, notices, footnotes."""
+    """Legend, notices and footnotes for a plain-text table."""
     marked = [f"[{note.mark}] {one_line(note.row.label)}: {note.text}" for note in footnotes(result).values()]
     return [*legend(result), *(one_line(notice) for notice in result.notices), *marked]

@@ -1,6 +1,7 @@
-"""The schema of recipes without the keys of plugins: sections, types and defaults.
+"""What a recipe may say, beside the keys of plugins: sections, types, and every default, once.
 
-The docstring of each field gives its meaning and unit; json_schema.py and the reference read it from this file.
+The text under a field says what it means and its unit; json_schema.py and the reference read it from this file, which
+costs the other verbs no time.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from pydantic import (
 
 from framework.registry.types import Fraction
 
-NO_TOPICS = "none"  # the distiller that finds no topics
-WEIGHTED_SUM = "monitor"  # the name of the weighted sum of scores in evaluate.monitor
+NO_TOPICS = "none"  # the distiller that finds none
+WEIGHTED_SUM = "monitor"  # the score that is the sum of several, as evaluate.monitor weighs them
 
-# The places of plugins in a recipe; `*` is every key, or every item of a list.
+# Where plugins stand in a recipe; `*` is every key, or every item of a list.
 SLOTS: dict[tuple[str | int, ...], str] = {
     ("data", "dataset"): "dataset",
     ("data", "tokenizer"): "tokenizer",
@@ -41,7 +42,7 @@ SLOTS: dict[tuple[str | int, ...], str] = {
     ("evaluate", "metrics", "*"): "metric",
 }
 
-# Default plugins.
+# The plugins of a recipe that does not choose.
 CHOICES: dict[str, Any] = {
     "data": {"tokenizer": {"name": "words"}},
     "distiller": {"name": NO_TOPICS},
@@ -56,147 +57,147 @@ class Section(BaseModel):
 
     @classmethod
     def words(cls) -> dict[str, str]:
-        """Recipe key -> field name. They differ where the key is a Python keyword."""
+        """The keys as a recipe writes them, each with its field, which cannot be called as a word of Python's."""
         return {field.alias or name: name for name, field in cls.model_fields.items()}
 
 
 def section_in(annotation: Any) -> type[Section] | None:
-    """The section in the type of a field; None if it has only plain values."""
+    """The section that a field of this type holds, or may hold; None where it holds plain values."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     return next(filter(None, map(section_in, get_args(annotation))), None)
 
 
 class Choice(Section):
-    """A plugin by name, with all its keys."""
+    """A plugin by name, and all its keys, defaults filled in."""
 
     name: str
-    """Name of the plugin."""
+    """Which plugin of the kind that stands here."""
     keys: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of the plugin."""
+    """What the plugin is built with."""
 
 
 class WeightSchedule(Section):
-    """A loss weight that changes over the run."""
+    """A weight that moves over the run."""
 
     start: NonNegativeFloat = Field(0.0, alias="from")
-    """Weight until `begin`."""
+    """The weight until `begin`."""
     to: NonNegativeFloat
-    """Weight from `end` on."""
+    """The weight from `end` on."""
     begin: Fraction = 0.0
-    """Start of the change, as a fraction of the run: 0 is the first step, 1 the last."""
+    """Where the weight begins to move: 0 is the first step of the run, 1 its last."""
     end: Fraction = 1.0
-    """End of the change, as a fraction of the run."""
+    """Where the weight has arrived."""
     shape: Literal["linear", "cosine"] = "linear"
-    """Shape of the change: linear, or half a cosine."""
+    """The way there: a line, or half a cosine, which leaves and arrives slowly."""
 
 
 Weight = Annotated[
     Union[Annotated[NonNegativeFloat, Tag("number")], Annotated[WeightSchedule, Tag("schedule")]],  # noqa: UP007
-    # Decided before validation, so that a mistake in one is not reported for both.
+    # Told apart before they are read, so that a mistake in one is not told as a mistake in both.
     Discriminator(lambda value: "schedule" if isinstance(value, (dict, WeightSchedule)) else "number"),
 ]
 
 
 class Loss(Choice):
     weight: Weight = 1.0
-    """Loss weight, or its schedule over the run. A weight of 0 disables the loss: it is not built."""
+    """Factor of the term, or how it moves over the run. 0 throughout turns the term off: it is not built."""
 
     @property
     def highest(self) -> float:
-        """The largest weight over the run."""
+        """The most that the term ever weighs."""
         return max(self.weight.start, self.weight.to) if isinstance(self.weight, WeightSchedule) else self.weight
 
 
 class Optimizer(Choice):
     lr: PositiveFloat = 1e-3
-    """Peak learning rate."""
+    """Learning rate where the schedule is at its top."""
     encoder_lr: NonNegativeFloat | None = None
-    """Peak learning rate of the encoder; null: lr, 0: freezes the encoder."""
+    """The same for the encoder; null: as lr, 0: the encoder is frozen."""
     group_lrs: dict[str, NonNegativeFloat] = Field(default_factory=dict)
-    """Peak learning rates by parameter-name prefix, such as losses.topic or decoder.embed_tokens; the longest match
-    wins, and 0 freezes."""
+    """The same for parts of the model, each named as its parameters begin: losses.topic, decoder.embed; the longest
+    name that fits counts. A part with 0 is frozen."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor between the learning rates of an encoder stage and the stage after it; the last stage has encoder_lr."""
+    """Factor of the encoder's rate from each of its stages to the one before; the last learns at encoder_lr."""
 
 
 class Data(Section):
-    """Exams and their preprocessing."""
+    """What is read, and how it is prepared."""
 
     dataset: Choice
-    """Source of exams."""
+    """The source of exams."""
     image_size: Annotated[int, Field(ge=8, le=4096)] = 128
-    """Height and width of the images, in pixels; views are padded to a square."""
+    """Side of the square that every view is fitted into, in pixels."""
     channels: Literal[1, 3] = 1
-    """Image channels: 1 for grayscale, 3 for color."""
+    """Channels of an image: 1 for grey, 3 for color."""
     tokenizer: Choice
-    """Tokenizer of reports."""
+    """What cuts reports into tokens."""
     augment: Choice | None = None
-    """Augmentation of training images; null: none."""
+    """What changes the images while training, each epoch anew; null: nothing."""
     num_workers: NonNegativeInt = 0
-    """Data-loading processes per training process; 0: loads in the training process."""
+    """Processes that load exams, of each training process; 0: it loads them itself."""
     cache_dir: str = ".cache/sonoscribe"
-    """Folder of preprocessed images and topics, which later runs reuse."""
+    """Folder for prepared images and topics, which later runs use again."""
     on_broken: Literal["stop", "skip"] = "stop"
-    """What to do with an unreadable exam: stop the run, or skip the exam with a warning."""
+    """What an exam that cannot be read does to the run: stop it, or be left out with a warning."""
 
 
 class Model(Section):
-    """Encoder and decoder."""
+    """From views to words."""
 
     encoder: Choice
-    """Image encoder: views to features."""
+    """What turns views into features."""
     decoder: Choice
-    """Report decoder: features to tokens."""
+    """What turns features into a report."""
 
 
 class Train(Section):
-    """Training loop: length, batches, precision and clipping."""
+    """How long, how much at a time, how exactly."""
 
     epochs: PositiveInt = 10
-    """Number of passes over the training exams."""
+    """Passes over the training exams."""
     batch_size: PositiveInt = 16
-    """Global batch size: exams per step over all processes."""
+    """Exams in one step, over all processes."""
     micro_batch_size: PositiveInt | Literal["auto"] = "auto"
-    """Exams per forward pass of one process, a divisor of batch_size; auto: all, or on a GPU as many as fit."""
+    """Exams that one process takes at a time, a divisor of batch_size; auto: its whole share."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision of training; auto: the best of the device."""
+    """Number format of the training arithmetic; auto: what the device does best."""
     max_grad_norm: PositiveFloat | None = 1.0
-    """Gradient clipping threshold; null disables clipping."""
+    """Limit of the gradient; null: none."""
     clip_by: Literal["norm", "value"] = "norm"
-    """What max_grad_norm limits: the global norm of the gradient, or the absolute value of each element."""
+    """What max_grad_norm limits; norm: the norm of the whole gradient, which is scaled down, value: each element."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 9233
-    """Random seed."""
+    """Where every random number begins."""
     log_every: PositiveInt = 10
     """Steps between two records of training metrics."""
     early_stopping_patience: PositiveInt | None = None
-    """Validations without improvement of the monitor before the run stops; null disables early stopping."""
+    """Validations without a better monitor that end the run; null: all epochs are trained."""
     freeze: list[str] = Field(default_factory=list)
-    """Frozen parameters by name prefix, such as encoder or decoder.embed_tokens. Frozen modules are in eval mode: no
-    dropout, fixed batch-norm statistics."""
+    """Parts that stay as they are, whatever their rate, each named as its parameters begin: encoder, decoder.embed.
+    Batch normalization in them keeps its statistics, and they have no dropout."""
     weighting: Literal["fixed", "uncertainty"] = "fixed"
-    """Weights of the loss terms: fixed, or multiplied by a learned factor of each (uncertainty)."""
+    """What the terms weigh: fixed, as in losses; uncertainty: that times a factor of each, which is learned."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """EMA decay; null disables EMA. With EMA, the averaged weights are validated and exported."""
+    """Memory of the running average of the weights, which is what is validated and kept; null: the last weights are."""
     skip_non_finite: NonNegativeInt = 0
-    """Maximum number of NaN/Inf steps to skip; the next one stops the run."""
+    """Steps with a loss or gradient that is no number that are skipped; one more stops the run."""
 
 
 class Distributed(Section):
-    """Distribution over processes. Changes speed and memory; results change only through batch-norm statistics."""
+    """How processes share the work. Changes speed and memory; of results, what batch normalization sees alone."""
 
     strategy: Literal["auto", "ddp", "zero1", "zero2", "zero3", "fsdp"] = "auto"
-    """What is sharded. auto, ddp: nothing, zero1: optimizer state, zero2: also gradients, zero3, fsdp: also weights."""
+    """What is cut over the processes; ddp, auto: nothing, zero1: optimizer state, zero2: gradients too, others: all."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """What is offloaded to CPU memory: the optimizer (zero1 to zero3), or weights as well (all: zero3, fsdp)."""
+    """What waits in the host's memory: optimizer (zero1 to zero3), or weights as well (all: zero3, fsdp)."""
     activation_checkpointing: bool = False
-    """Recomputes activations in the backward pass instead of storing them: less memory, more time."""
+    """Computes activations again in the backward pass instead of keeping them: less memory, more time."""
     sync_batch_norm: Literal["auto", "never"] = "auto"
-    """Synchronizes batch-norm statistics over processes; auto: on GPUs."""
+    """Batch normalization over the exams of all processes; auto: where they have GPUs."""
     timeout: PositiveFloat = 120.0
-    """Time-out of collective operations, in minutes."""
+    """Minutes that a process waits for the others before the run ends."""
     deepspeed_config: str | None = None
-    """DeepSpeed JSON file (zero1 to zero3) for settings that the recipe does not have; null: none."""
+    """A JSON file for DeepSpeed (zero1 to zero3), for what the recipe does not say; null: none is needed."""
 
 
 Monitor = Annotated[
@@ -206,43 +207,43 @@ Monitor = Annotated[
 
 
 class Evaluate(Section):
-    """Generation, scores, and the choice of the best checkpoint."""
+    """How reports are written and scored, and which model is kept."""
 
     metrics: tuple[Choice, ...]
-    """Metrics, in the order of the tables."""
+    """The scores to compute, in the order of the tables."""
     monitor: Monitor = "val/bleu_4"
-    """Score that selects the best checkpoint: val/<score>, or several with their weights in a sum."""
+    """What the kept model is chosen by: val/ and a score of a metric; or several, each with its weight in a sum."""
     every_epochs: PositiveInt = 1
-    """Epochs between validations."""
+    """Epochs from one validation to the next."""
     num_beams: PositiveInt = 1
-    """Beam width of the final evaluation on val and test; 1: greedy."""
+    """Beams of the search at the end, on val and test; 1: greedy."""
     val_num_beams: PositiveInt = 1
-    """Beam width of validation during training; 1: greedy."""
+    """Beams of the search while training, on val; 1: greedy."""
     length_penalty: float = 1.0
-    """Exponent of the length by which a report's log-probability is divided; above 1 favors long reports."""
+    """Power of the length that a report's log-probability is divided by; more than 1 favors long reports."""
     no_repeat_ngram_size: NonNegativeInt = 0
-    """Length of token n-grams that may not repeat in a report; 0: no limit."""
+    """Length in tokens of the sequences that may not come twice in a report; 0: all may."""
     max_length: Annotated[int, Field(ge=3)] = 150
-    """Maximum length of a report in tokens, including BOS and EOS."""
+    """Longest report in tokens, begin and end included."""
     batch_size: PositiveInt = 32
-    """Exams per process that are generated at once."""
+    """Exams that one process writes reports of at a time."""
     bootstrap_samples: NonNegativeInt = 1000
-    """Bootstrap samples of patients for the 95 % confidence intervals of the final scores; 0: no intervals."""
+    """Draws of patients that the 95 % intervals of the final scores come from; 0: no intervals."""
 
     @property
     def monitored(self) -> str:
-        """The name of the monitored score, without its split."""
+        """The name of the score that the kept model is chosen by, without its split."""
         return WEIGHTED_SUM if isinstance(self.monitor, dict) else self.monitor.split("/", 1)[1]
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weights of the monitored sum by score, without the split; empty if a single score is monitored."""
-        weights = self.monitor if isinstance(self.monitor, dict) else {}
-        return {name.split("/", 1)[1]: weight for name, weight in weights.items()}
+        """The scores whose sum is monitored, without their split, and what each weighs; none: a single score is."""
+        summed = self.monitor if isinstance(self.monitor, dict) else {}
+        return {name.split("/", 1)[1]: weight for name, weight in summed.items()}
 
     @property
     def monitor_words(self) -> str:
-        """The monitor as text: val/bleu_4, or val/bleu_4 + 0.5 val/cider."""
+        """What is monitored, for people: val/bleu_4, or val/bleu_4 + 0.5 val/cider."""
         if isinstance(self.monitor, str):
             return self.monitor
         terms = [name if weight == 1 else f"{weight:g} {name}" for name, weight in self.monitor.items()]
@@ -250,56 +251,56 @@ class Evaluate(Section):
 
 
 class Checkpoint(Section):
-    """When checkpoints are saved, and how many are kept."""
+    """When the state of the run is saved, and how much of it is kept."""
 
     every_steps: PositiveInt | None = None
-    """Steps between checkpoints, in addition to one at the end of each epoch; null: only at the end of epochs."""
+    """Steps from one checkpoint to the next, beside the one at each epoch's end; null: that one alone."""
     keep_last: PositiveInt = 2
-    """Number of newest checkpoints to keep."""
+    """Newest checkpoints that are kept."""
     keep_best: NonNegativeInt = 1
-    """Number of checkpoints with the best monitor to keep."""
+    """Checkpoints with the best monitor that are kept."""
     background: bool = True
-    """Writes checkpoints while training continues, from a copy in CPU memory."""
+    """Writes while training goes on, from a copy in the host's memory."""
 
 
 class Run(Section):
-    """The folder of the results."""
+    """Where the results lie."""
 
     root: str = "runs"
-    """Folder of all runs."""
-    # A single folder name, which cannot leave the root.
+    """Folder that all runs are in."""
+    # One folder name: no way out of the root.
     name: Annotated[str, StringConstraints(pattern=r"^\w[\w.+-]{0,99}$")] = "auto"
-    """Folder of this run; auto: time and hash."""
+    """Folder of this run; auto: its time and hash."""
 
 
 class Recipe(Section):
-    """A complete run. Equal recipes give equal results, wherever their values are written."""
+    """A whole run. Equal recipes train alike, wherever their values were written."""
 
     plugins: tuple[Path, ...] = ()
-    """Plugin files, relative to the recipe."""
+    """Python files with plugins of your own, relative to the recipe."""
     data: Data
     distiller: Choice
-    """Finds topics in the training reports; none: no topics."""
+    """What finds topics in the training reports; none: no topics."""
     model: Model
     losses: dict[str, Loss]
-    """Loss terms by plugin name; null removes a term of the base."""
+    """The terms of the loss, by plugin name. null takes out a term of the base."""
     optimizer: Optimizer
-    """Optimizer and learning rates."""
+    """What turns gradients into steps."""
     schedule: Choice
-    """Learning-rate schedule, as a factor of the peak learning rate."""
+    """The learning rate over the steps, as a share of lr."""
     train: Train = Train()
     distributed: Distributed = Distributed()
     evaluate: Evaluate
     checkpoint: Checkpoint = Checkpoint()
     run: Run = Run()
     init_from: str | None = None
-    """Folder of a run or checkpoint whose encoder and decoder weights initialize the model; null: none."""
+    """A run's folder, or that of one of its checkpoints, whose encoder and decoder training begins with; null: none."""
     init_exclude: list[str] = Field(default_factory=list)
-    """Parameters that init_from does not initialize, by name prefix, such as decoder or encoder.position_VD."""
+    """Parts that begin anew all the same, each named as its parameters begin: decoder, encoder.position_VD."""
     resume: str = "never"
-    """never: new run; auto: resumes the unfinished run of this recipe, if there is one; or the folder of a run."""
+    """never: a new run; auto: this recipe's unfinished run, if there is one; or the folder of a run to go on with."""
     resume_ignore: tuple[str, ...] = ()
-    """Keys that may differ from the resumed run."""
+    """Keys that may differ from those the run was trained with so far."""
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
     _chains: dict[tuple[str | int, ...], tuple[tuple[Any, str], ...]] = PrivateAttr(default_factory=dict)
@@ -309,32 +310,32 @@ class Recipe(Section):
 
     @property
     def plugin_files(self) -> tuple[Path, ...]:
-        """Absolute paths of the plugin files, as `registry.find` takes them."""
+        """Python files outside the package, absolute, as `registry.find` takes them."""
         return self.plugins
 
     @property
     def origins(self) -> dict[str, str]:
-        """Dotted key -> "file:line:column" or "override: key=value". Other keys have their default."""
+        """Dotted key -> "file:line:column" or "override: key=value". What is not in it is a default."""
         return self._origins
 
     @property
     def chains(self) -> dict[tuple[str | int, ...], tuple[tuple[Any, str], ...]]:
-        """Key -> every value that files and overrides set, in order, with its origin."""
+        """Every value that files and overrides gave a key, in their order, each with its origin."""
         return self._chains
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """The overrides of the command line."""
+        """What was typed behind the recipe."""
         return self._overrides
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Notices of loading, for the log."""
+        """What loading did that its author may not expect, for the log."""
         return self._notices
 
     @property
     def path(self) -> Path:
-        """The recipe file; its stem is the name of the folder of its runs."""
+        """The file it was loaded from; its stem names the folder of its runs."""
         return self._path
 
     @property

@@ -214,8 +214,8 @@ def check_grid(text: str, whole: bool, path: Path) -> None:
     """Checks a grid file, or a part of one: its cells, and the keys of its executor."""
     path.write_text(text if whole else f"recipe: shipped:smoke\n{text}", encoding="utf-8")
     grid = make_grid(read_grid(path))
-    executor = dict(grid.read.said.executor)
-    plugin = find("executor", executor.pop("name"), grid.read.plugin_files)
+    executor = dict(grid.file.spec.executor)
+    plugin = find("executor", executor.pop("name"), grid.file.plugin_files)
     model_of(plugin).model_validate(executor, strict=True)  # not built: its cluster is not here
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from harness import ROOT
 
-from framework.grid.executors import build_executor
+from framework.grid.executor import build_executor
 from framework.grid.file import read_grid
 from framework.grid.make import make_grid
 from framework.recipe import load_recipe
@@ -85,10 +85,10 @@ def test_the_grid_file_of_the_executors_section_loads_with_its_plugin(tmp_path: 
     (block,) = blocks("yaml", SECTIONS["executor"])
     (tmp_path / "mine.yaml").write_text(block, encoding="utf-8")
     grid = make_grid(read_grid(tmp_path / "mine.yaml"))
-    assert grid.read.plugin_files == (path,)
-    executor: Any = build_executor(grid.read, grid.folder, None, 3)
+    assert grid.file.plugin_files == (path,)
+    executor: Any = build_executor(grid.file, grid.folder, None, 3)
     assert (type(executor).__name__, executor.jobs) == ("MyExecutor", 3)
-    assert executor.niceness == grid.read.said.executor["niceness"]
+    assert executor.niceness == grid.file.spec.executor["niceness"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

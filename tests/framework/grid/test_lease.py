@@ -34,8 +34,8 @@ def cell(tmp_path: Path) -> Path:
 
 def elsewhere(path: Path, age: float) -> None:
     """Turns a lease into one of another machine, last touched so long ago."""
-    told = json.loads(path.read_text())
-    path.write_text(json.dumps({**told, "machine": "other"}))
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "machine": "other"}))
     os.utime(path, (time.time() - age, time.time() - age))
 
 
@@ -76,8 +76,8 @@ def test_the_lease_of_a_dead_process_is_taken_over(tmp_path, cell):
 
 def test_a_process_number_that_came_again_is_not_the_holder(cell):
     held = take(cell)
-    told = json.loads(held.path.read_text())
-    held.path.write_text(json.dumps({**told, "born": told["born"] - 100}))
+    fields = json.loads(held.path.read_text())
+    held.path.write_text(json.dumps({**fields, "start_time": fields["start_time"] - 100}))
     assert holder_of(cell) is None
 
 
@@ -89,7 +89,7 @@ def test_a_holder_on_another_machine_is_dead_when_its_heart_has_stopped(cell):
     assert holder_of(cell) is None and take(cell) is not None
 
 
-def test_a_heartbeat_keeps_it_and_tells_when_it_is_lost(cell):
+def test_a_heartbeat_keeps_it_and_returns_false_when_it_is_lost(cell):
     held = take(cell)
     elsewhere(held.path, age=DEAD_S + 30)
     assert held.beat()

@@ -102,7 +102,7 @@ def test_numbers_of_a_plot_are_finite_even_if_a_score_is_not(tmp_path: Path) -> 
     page = page_of(grids(tmp_path)["no number"], tmp_path)
     drawn = [value for tag, at in page.elements if tag in ("path", "text", "svg", "i") for value in at.values()]
     assert drawn and [value for value in drawn if re.search(r"\bnan|\binf", value or "")] == []
-    assert "no mark: nan: a score is no number" in page.text
+    assert "no mark: nan: a score is not finite" in page.text
     assert not any((at.get("data-value") or "") == "nan" for _, at in page.elements if at.get("data-value") != "y")
 
 
@@ -233,7 +233,7 @@ def test_curves_are_of_the_loss_if_no_metric_was_recorded(tmp_path: Path) -> Non
     (curve,) = curves.lines
     assert curves.name == "train/loss" and len(curve.points) == 200
     assert curve.points[0] == (5.0, pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) / 5))
-    assert curves.notes[-1] == "Each point is the mean of 5 values in a row."
+    assert curves.notes[-1] == "Each point is the mean of 5 consecutive values."
 
 
 def test_a_damaged_record_leaves_its_curve_out_and_is_noted(tmp_path: Path) -> None:

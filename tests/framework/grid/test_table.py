@@ -86,7 +86,7 @@ def test_a_done_cell_that_lacks_a_metric_is_told(tmp_path: Path) -> None:
     half = cell(tmp_path / "x", 4, {}, 0.3)
     half = replace(half, scores={BLEU: 0.3})
     grid = result([row("r", {}, [half])], {})
-    assert f"seed 4 done, but without {LOSS}" in notes_below(grid)[-1]
+    assert f"seed 4 is done, but has no {LOSS}" in notes_below(grid)[-1]
 
 
 def test_a_row_without_cells_is_told(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_latex_has_deviation_interval_mark_and_its_meaning(tmp_path: Path) -> No
 
 
 def test_latex_says_when_pdflatex_lacks_a_font(tmp_path: Path) -> None:
-    assert as_latex(evil_grid(tmp_path)).startswith("% Labels hold signs that pdflatex has no font for")
+    assert as_latex(evil_grid(tmp_path)).startswith("% pdflatex has no font for")
     assert as_latex(two_axes(tmp_path)).startswith(r"\begin{table}")
 
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness import ROOT, problem
+from harness import ROOT
 from torch import nn
 
 from framework.exam import EOS, PAD, Features, Term
 from framework.grid.executor import Job
-from framework.registry import KINDS
+from framework.registry import KINDS, PluginError
 from framework.testing import CHECKS, BrokenPromise, check, check_encoder, plugin
 from framework.testing.promise import made
 from framework.testing.scaffold import TEMPLATES
@@ -846,8 +846,8 @@ class NoLog(Otherwise):
 
 @breaks("executor", "there is a handle for each job")
 class FirstOnly(Executor):
-    def init_cache(self, jobs):
-        return super().init_cache(jobs[:1])
+    def start(self, jobs):
+        return super().start(jobs[:1])
 
 
 @breaks("executor", "a command that has ended is gone", patience_s=1)
@@ -937,8 +937,8 @@ def test_every_kind_has_a_check_and_some_mutants() -> None:
     assert all(broken.count(kind) >= 3 for kind in KINDS)
 
 
-def test_an_unknown_kind_is_refused() -> None:
-    with problem("unknown-name"):
+def test_an_unknown_kind_is_told() -> None:
+    with pytest.raises(PluginError, match=r"Unknown kind 'encoders'\. Did you mean 'encoder'"):
         check("encoders", Encoder)
 
 

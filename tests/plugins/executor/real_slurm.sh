@@ -110,5 +110,5 @@ done
 see "Slurm $(sinfo --version | cut -d' ' -f2) is up, with $(nproc) real cores"
 
 export OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true
-"$python" -m pytest -p no:cacheprovider --durations=20 --basetemp="$work/tests" "$root/tests/framework/grid/real_slurm.py" "$@"
+"$python" -m pytest -p no:cacheprovider --durations=20 --basetemp="$work/tests" "$root/tests/plugins/executor/real_slurm.py" "$@"
 see "all seen"
