@@ -66,6 +66,14 @@ CODES: dict[str, tuple[str, str]] = {
         "Choose another name or folder, or delete the file first.",
     ),
     # Data
+    "empty-split": (
+        "A split has no exams.",
+        "Give each split at least one exam.",
+    ),
+    "empty-report": (
+        "An exam has no report.",
+        "Write its report, or leave the exam out.",
+    ),
     "duplicate-id": (
         "Two items have the same id.",
         "Give each its own id, or remove the copy.",
@@ -88,6 +96,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Change one of the two as the message says.",
     ),
     # Installation
+    "external-program": (
+        "A program that is not part of Sonoscribe failed or did not answer.",
+        "Run it by hand to see why; the message names it.",
+    ),
     "missing-package": (
         "An optional package is not installed.",
         "Install it with the command in the message.",

@@ -1,4 +1,4 @@
-"""Any image backbone of transformers as an encoder: ConvNeXt, Swin, DINOv2 and others, from scratch or from weights.
+"""Any image backbone of transformers as encoder: ConvNeXt, Swin, DINOv2 and others, from scratch or pretrained.
 
 Shapes: B batch, V views, C channels, H W image, M views of all exams, D width, h w of a feature map.
 """
@@ -40,21 +40,22 @@ from framework.models.pretrained import (
 from framework.models.views import encode_views, view_pooling, view_positions
 from framework.registry import register
 from framework.registry.types import Fraction
+from framework.runtime.errors import UserError
 
 KEY = "model.encoder"
-# timm's networks are others' code, in a package of its own.
+# timm's networks need another package.
 ARCHITECTURES = {name: cls for name, cls in MODEL_FOR_BACKBONE_MAPPING_NAMES.items() if name != "timm_backbone"}
-# Of a configuration: what the recipe's data and we decide.
-OURS = ("num_channels", "out_features", "out_indices", "reshape_hidden_states")
-PLAIN = (ValueError, RuntimeError, AssertionError)  # how networks refuse the size of an image
+# Configuration values that the recipe's data determine.
+DERIVED = ("num_channels", "out_features", "out_indices", "reshape_hidden_states")
+SIZE_ERRORS = (ValueError, RuntimeError, AssertionError)  # raised by networks for a wrong image size
 
 
 @register("encoder", "backbone")
 class Backbone(nn.Module):
-    """Last feature map of a transformers backbone, normalized where the backbone has a norm for it.
+    """Last feature map of a transformers backbone, normalized if the backbone has a norm for it.
 
-    Weights of colour networks take grey images by the sum of the stem's filters, which is the same as three equal
-    channels. Images are standardized by the folder's `preprocessor_config.json`, and padded with black at the right and
+    For grayscale images, the first filters of RGB weights are summed over the colours, which equals three identical
+    channels. Images are standardized by the folder's `preprocessor_config.json` and padded with black at the right and
     bottom to a multiple of the patch size.
 
     Source:
@@ -63,17 +64,17 @@ class Backbone(nn.Module):
         Hu et al. 2021, arXiv 2106.09685 (LoRA).
 
     Args:
-        architecture: A transformers backbone such as convnext, swin, dinov2 or dinov3_vit, trained from scratch. Of
-            plain ViTs transformers has none but vitdet.
-        config: Values of its configuration, such as depths; with `weights`, those that leave shapes alone.
-        weights: A backbone to start from, in place of `architecture`: a folder, or a name on the model hub.
-        frozen_stages: Stages that stay as they are, with the stem before them; 0 trains all. [stages]
-        lora_rank: Width of the trained matrices beside frozen weights; 0 trains the weights. [channels]
-        lora_alpha: Factor of what those matrices add, times the rank.
-        lora_dropout: Share of units dropped before them. [share]
-        lora_targets: Names of the linear maps that get them, such as q_proj; null: those usual for the architecture.
-        fusion: `concatenate` lays the patches of all views side by side; `attention` weighs views at each place.
-        max_views: The most views an exam may have; 0: any number, and their order means nothing. [views]
+        architecture: Backbone of transformers such as convnext, swin, dinov2 or dinov3_vit, trained from scratch. The
+            only plain ViT is vitdet.
+        config: Values of its configuration, such as depths; with `weights`, none that change shapes.
+        weights: Pretrained backbone in place of `architecture`: a folder, or a name on the model hub.
+        frozen_stages: Number of frozen stages, together with the stem; 0 trains all. [stages]
+        lora_rank: Rank of LoRA's matrices beside frozen weights; 0 trains the weights. [channels]
+        lora_alpha: LoRA scaling factor; the update is multiplied by lora_alpha / lora_rank.
+        lora_dropout: Dropout probability before LoRA's matrices. [share]
+        lora_targets: Names of the linear layers with LoRA, such as q_proj; null for peft's defaults.
+        fusion: `concatenate` concatenates the patches of all views; `attention` pools the views at each position.
+        max_views: Maximum number of views of an exam, each with its embedding; 0 for any number without order. [views]
     """
 
     backbone: Any
@@ -99,21 +100,28 @@ class Backbone(nn.Module):
         max_views: NonNegativeInt = 4,
     ) -> None:
         super().__init__()
-        require_one_source(KEY, architecture, weights, hf_config, config, OURS, "data.channels and the last stage")
+        require_one_source(KEY, architecture, weights, hf_config, config, DERIVED, "data.channels and the last stage")
         if not lora_rank and (lora_alpha, lora_dropout, lora_targets) != (16, 0.0, None):
-            raise ValueError(
-                f"{KEY}: lora_alpha, lora_dropout and lora_targets are for a lora_rank above 0; set lora_rank, or take "
-                "them out"
+            raise UserError(
+                "ignored-setting",
+                "lora_alpha, lora_dropout and lora_targets have no effect with lora_rank 0",
+                place=KEY,
+                hint="Set lora_rank, or remove them.",
             )
         if lora_rank and frozen_stages:
-            raise ValueError(f"{KEY}.frozen_stages: lora_rank freezes all stages; set one of them to 0")
+            raise UserError(
+                "conflicting-settings",
+                "lora_rank freezes all stages",
+                place=f"{KEY}.frozen_stages",
+                hint="Set one of the two to 0.",
+            )
         self.hf_config, self.external_weights = None, None
         mean: tuple[float, ...] = IMAGENET_MEAN
         std: tuple[float, ...] = IMAGENET_STD
         folder = None
         if hf_config is not None:
-            of_weights, mean, std = config_from_dict(hf_config), hf_config["mean"], hf_config["std"]
-            self.backbone, width, unused = _new(of_weights, channels)
+            mean, std = hf_config["mean"], hf_config["std"]
+            self.backbone, width, unused = _new(config_from_dict(hf_config), channels)
         elif weights is not None:
             folder = weights_folder(weights, f"{KEY}.weights")
             mean, std = _statistics(folder)
@@ -125,8 +133,8 @@ class Backbone(nn.Module):
         self.register_buffer("mean_C11", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std_C11", torch.tensor(std)[:, None, None], persistent=False)
         if hf_config is not None or weights is not None:
-            told = config_to_dict(self.backbone.config)
-            self.hf_config = {"config": told, "mean": list(mean), "std": list(std)}
+            saved = config_to_dict(self.backbone.config)
+            self.hf_config = {"config": saved, "mean": list(mean), "std": list(std)}
         for name in unused:
             self.backbone.get_parameter(name).requires_grad_(False)
         if frozen_stages:
@@ -134,7 +142,12 @@ class Backbone(nn.Module):
         freeze_stages(self.backbone, frozen_stages)
         if lora_rank:
             if folder is None and hf_config is None:
-                raise ValueError(f"{KEY}.lora_rank: LoRA adapts weights; found none. Set weights, or lora_rank: 0")
+                raise UserError(
+                    "conflicting-settings",
+                    "LoRA adapts pretrained weights",
+                    place=f"{KEY}.lora_rank",
+                    hint="Set weights, or lora_rank: 0.",
+                )
             add_lora(self.backbone, lora_rank, lora_alpha, lora_dropout, lora_targets, KEY)
         if folder is not None and (lora_rank or frozen_stages):
             self.external_weights = external_weights_of(self, "backbone", str(weights), folder)
@@ -151,7 +164,7 @@ class Backbone(nn.Module):
         """Parameters from the image to the features.
 
         Raises:
-            ValueError: the architecture keeps other things in lists than its stages, so they cannot be told apart.
+            UserError: `unsupported` if the architecture's blocks do not correspond to its stages.
         """
         self._require_stages()
         return stages_of(self, self.backbone)
@@ -162,11 +175,13 @@ class Backbone(nn.Module):
         return self
 
     def _require_stages(self) -> None:
-        told = sum(name != "stem" for name in self.backbone.config.stage_names)
-        if (found := len(blocks_of(self.backbone))) != told:
-            raise ValueError(
-                f"{KEY}: {self.backbone.config.model_type} tells of {told} stages and is built of {found} blocks, so "
-                "its stages are not known; leave out model.encoder.frozen_stages and optimizer.layer_decay"
+        stages = sum(name != "stem" for name in self.backbone.config.stage_names)
+        if (blocks := len(blocks_of(self.backbone))) != stages:
+            raise UserError(
+                "unsupported",
+                f"{self.backbone.config.model_type} has {stages} stages but {blocks} blocks, so its stages are unknown",
+                place=KEY,
+                hint="Remove model.encoder.frozen_stages and optimizer.layer_decay.",
             )
 
     def _maps(self, image_MCHW: Tensor) -> Tensor:
@@ -176,12 +191,15 @@ class Backbone(nn.Module):
             return self.backbone((padded - self.mean_C11) / self.std_C11).feature_maps[-1]
         except Exception as error:
             size = getattr(self.backbone.config, "image_size", None)
-            # Those of a subclass are of other things: too little memory, or values that were asked of fake images.
-            if type(error) not in PLAIN or size is None or _pair(size) == tuple(padded.shape[-2:]):
+            # Subclasses mean other things: out of memory, or data-dependent shapes of fake tensors.
+            if type(error) not in SIZE_ERRORS or size is None or _pair(size) == tuple(padded.shape[-2:]):
                 raise
-            raise ValueError(
-                f"{KEY}: {self.backbone.config.model_type} is built for images of {_by(_pair(size))} px, and does not "
-                f"run on {_by(padded.shape[-2:])} px ({error}). Set model.encoder.config.image_size to data.image_size"
+            raise UserError(
+                "does-not-fit",
+                f"{self.backbone.config.model_type} is built for images of {_by(_pair(size))} px and does not run on "
+                f"{_by(padded.shape[-2:])} px ({error})",
+                place=KEY,
+                hint="Set model.encoder.config.image_size to data.image_size.",
             ) from error
 
 
@@ -194,7 +212,7 @@ def _by(size: Sequence[int]) -> str:
 
 
 def _new(config: Any, channels: int) -> tuple[nn.Module, int, tuple[str, ...]]:
-    """A backbone with random weights, its width, and the names of parameters that its feature map does not use."""
+    """A backbone with random weights, its width, and the names of its unused parameters."""
     config.num_channels = channels
     _take_last_stage(config)
     width, unused = _try_out(config, channels)
@@ -209,45 +227,58 @@ def _class_of(config: Any) -> Any:
 def _take_last_stage(config: Any) -> None:
     names = getattr(config, "stage_names", None)
     if not names:
-        raise ValueError(f"{KEY}.architecture: '{config.model_type}' does not name its stages; take another")
+        raise UserError(
+            "unsupported",
+            f"'{config.model_type}' does not name its stages",
+            place=f"{KEY}.architecture",
+            hint="Take another architecture.",
+        )
     config.out_features = [names[-1]]
     if hasattr(config, "reshape_hidden_states"):
-        config.reshape_hidden_states = True  # patches as a map
+        config.reshape_hidden_states = True  # patches as a feature map
 
 
 def _try_out(config: Any, channels: int) -> tuple[int, tuple[str, ...]]:
-    """Width of the feature map, and unused parameters: mask tokens, norms of another head. Computes no numbers."""
-    return _tried(json.dumps(config_to_dict(config)), channels)
+    """Width of the feature map, and unused parameters such as mask tokens and norms of heads; on the meta device."""
+    return _try_out_json(json.dumps(config_to_dict(config)), channels)
 
 
 @cache
-def _tried(told: str, channels: int) -> tuple[int, tuple[str, ...]]:
-    config = config_from_dict({"config": json.loads(told)})
+def _try_out_json(config_json: str, channels: int) -> tuple[int, tuple[str, ...]]:
+    config = config_from_dict({"config": json.loads(config_json)})
     height, width = _pair(getattr(config, "image_size", None) or 64)
     with torch.device("meta"), torch.enable_grad():
         model = new_model(_class_of(config), config, KEY)
         names, weights = zip(*model.named_parameters())
         try:
             (map_1Dhw,) = model(torch.zeros(1, channels, height, width)).feature_maps
-        except Exception as error:  # whatever the architecture stumbles over
-            if channels == 1 and _runs_in_colour(told):
-                raise ValueError(
-                    f"{KEY}: {config.model_type} takes colour images alone; set data.channels: 3"
+        except Exception as error:  # whatever the architecture raises
+            if channels == 1 and _runs_on_rgb(config_json):
+                raise UserError(
+                    "unsupported",
+                    f"{config.model_type} takes only RGB images",
+                    place=KEY,
+                    hint="Set data.channels: 3.",
                 ) from error
-            raise ValueError(f"{KEY}: {config.model_type} does not run on {height} x {width} px ({error})") from error
+            raise UserError(
+                "does-not-fit", f"{config.model_type} does not run on {height} x {width} px ({error})", place=KEY
+            ) from error
         if map_1Dhw.dim() != 4:
-            raise ValueError(
-                f"{KEY}: the feature map of {config.model_type} has {map_1Dhw.dim()} dimensions, expected 4 (image, "
-                "channel, height, width); take another architecture"
+            raise UserError(
+                "unsupported",
+                f"the feature map of {config.model_type} has {map_1Dhw.dim()} dimensions",
+                place=KEY,
+                expected="4 (image, channel, height, width)",
+                hint="Take another architecture.",
             )
         gradients = torch.autograd.grad(map_1Dhw.sum(), weights, allow_unused=True)
     used = dict(zip(names, gradients))
     return map_1Dhw.shape[1], tuple(name for name, found in used.items() if found is None or not found.numel())
 
 
-def _runs_in_colour(told: str) -> bool:
+def _runs_on_rgb(config_json: str) -> bool:
     try:
-        _tried(json.dumps({**json.loads(told), "num_channels": 3}), 3)
+        _try_out_json(json.dumps({**json.loads(config_json), "num_channels": 3}), 3)
     except ValueError:
         return False
     return True
@@ -258,52 +289,62 @@ def _from_weights(folder: Path, values: dict[str, Any], channels: int) -> tuple[
     require_architecture(config.model_type, ARCHITECTURES, [config.model_type], f"{KEY}.weights")
     config = update_config(config, values, KEY)
     _take_last_stage(config)
-    colours = config.num_channels
-    width, unused = _try_out(config, colours)
+    pretrained_channels = config.num_channels
+    width, unused = _try_out(config, pretrained_channels)
     model, missing = load_pretrained(_class_of(config), folder, config, KEY)
-    missing = _take_norm(model, missing)
+    missing = _take_final_norm(model, missing)
     require_no_missing_weights(missing, folder, KEY)
-    if channels != colours:
-        if (channels, colours) != (1, 3):
-            raise ValueError(f"{KEY}.weights: {folder} takes {colours} channels, and data.channels is {channels}")
+    if channels != pretrained_channels:
+        if (channels, pretrained_channels) != (1, 3):
+            raise UserError(
+                "does-not-fit",
+                f"{folder} takes {pretrained_channels} channels, and data.channels is {channels}",
+                place=f"{KEY}.weights",
+                hint=f"Set data.channels: {pretrained_channels}.",
+            )
         convert_to_grayscale(model, KEY)
     return model, width, unused
 
 
-def _take_norm(model: nn.Module, missing: list[str]) -> list[str]:
-    """Gives the feature map the norm that published weights have after their last stage; what is missing then.
+def _take_final_norm(model: nn.Module, missing: list[str]) -> list[str]:
+    """Copies the final norm of published weights to the norm of the feature map; returns what is still missing.
 
-    ConvNeXt's comes after its pooling, which is another place, so there the map's norm begins as new.
+    ConvNeXt's final norm follows its pooling, which is another place, so there the map's norm stays new.
     """
     norms = {name: part for name, part in model.named_modules() if ".hidden_states_norms." in f".{name}"}
     final = {name: part for name, part in model.named_modules() if name.endswith("layernorm") and name.count(".") == 1}
-    lacking = set(missing)
+    remaining = set(missing)
     for name, norm in norms.items():
-        if not lacking & {f"{name}.weight", f"{name}.bias"}:
+        if not remaining & {f"{name}.weight", f"{name}.bias"}:
             continue
         for last in final.values():
             norm.load_state_dict(last.state_dict())
-        lacking -= {f"{name}.weight", f"{name}.bias"}
-    return sorted(lacking)
+        remaining -= {f"{name}.weight", f"{name}.bias"}
+    return sorted(remaining)
 
 
 def _statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that a folder says images were standardized with."""
+    """Mean and standard deviation from a folder's preprocessor_config.json."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return IMAGENET_MEAN, IMAGENET_STD
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if not told.get("do_normalize", True):
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if not settings.get("do_normalize", True):
             return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         mean, std = (
-            tuple(float(v) for v in told.get(key, usual))
-            for key, usual in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
+            tuple(float(v) for v in settings.get(key, default))
+            for key, default in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
         )
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error}); expected image_mean and image_std, 3 numbers each"
+        raise UserError(
+            "wrong-format", f"cannot be read ({error})", place=path, expected="image_mean and image_std, 3 numbers each"
         ) from None
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"{path}: found image_mean {mean} and image_std {std}, expected 3 numbers each, std above 0")
+        raise UserError(
+            "out-of-range",
+            f"found image_mean {mean} and image_std {std}",
+            place=path,
+            expected="3 numbers each, std above 0",
+        )
     return mean, std

@@ -1,4 +1,4 @@
-"""A small convolutional encoder for tests and first tries: group norm, so no result depends on the batch."""
+"""A small convolutional encoder for tests and first runs; with group norm, results do not depend on the batch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from framework.exam import Features
 from framework.models.views import encode_views, view_pooling, view_positions
 from framework.registry import register
+from framework.runtime.errors import UserError
 
 
 @register("encoder", "tiny_cnn")
@@ -20,9 +21,9 @@ class TinyCnn(nn.Module):
         Sonoscribe; group norm: Wu and He 2018, arXiv 1803.08494.
 
     Args:
-        width: Channels of the last layer, a multiple of 8; the first has an eighth of them. [channels]
-        fusion: `concatenate` lays the patches of all views side by side; `attention` weighs views at each place.
-        max_views: The most views an exam may have; 0: any number, and their order means nothing. [views]
+        width: Channels of the last layer, a multiple of 8; the first layer has an eighth of them. [channels]
+        fusion: `concatenate` concatenates the patches of all views; `attention` pools the views at each position.
+        max_views: Maximum number of views of an exam, each with its embedding; 0 for any number without order. [views]
     """
 
     gives = ("patches", "pooled")
@@ -37,7 +38,9 @@ class TinyCnn(nn.Module):
     ) -> None:
         super().__init__()
         if width % 8:
-            raise ValueError(f"model.encoder.width: {width} is not a multiple of 8")
+            raise UserError(
+                "does-not-divide", f"found {width}", place="model.encoder.width", expected="a multiple of 8"
+            )
         self.width = width
         layers: list[nn.Module] = []
         before = channels
@@ -52,11 +55,11 @@ class TinyCnn(nn.Module):
         return encode_views(self._maps, image_BVCHW, view_mask_BV, self.position_VD, self.pooling)
 
     def stages(self) -> list[list[nn.Parameter]]:
-        """Parameters from the image to the features: a convolution with its norm each."""
-        convolutions = [list(self.layers[at : at + 3].parameters()) for at in range(0, len(self.layers), 3)]
+        """Parameters from the image to the features, one stage per convolution and norm."""
+        stages = [list(self.layers[at : at + 3].parameters()) for at in range(0, len(self.layers), 3)]
         known = {id(weight) for weight in self.layers.parameters()}
-        convolutions[-1] += [weight for weight in self.parameters() if id(weight) not in known]
-        return convolutions
+        stages[-1] += [weight for weight in self.parameters() if id(weight) not in known]
+        return stages
 
     def _maps(self, image_MCHW: Tensor) -> Tensor:
         return self.layers(image_MCHW - 0.5)

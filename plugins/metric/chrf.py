@@ -1,9 +1,8 @@
-"""chrF and chrF++: agreement on runs of characters, so that a word in another form is not all wrong."""
+"""chrF and chrF++: F-score of character n-grams, which gives credit for words in another form."""
 
 from __future__ import annotations
 
 import string
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,9 +13,10 @@ from pydantic import NonNegativeInt
 from framework.exam import Pair
 from framework.registry import register
 from framework.scoring.counts import ngrams, share
+from framework.scoring.pairs import require_references, warn_empty_predictions
 from framework.scoring.scorer import CHARACTER
 
-CHARACTERS = 6  # the longest run of characters
+CHARACTERS = 6  # largest character n-gram
 BETA = 2.0  # recall counts twice as much as precision
 PUNCTUATION = frozenset(string.punctuation)
 
@@ -25,15 +25,15 @@ Ngram = tuple[str, ...]
 
 @register("metric", "chrf")
 class Chrf:
-    """Agreement on runs of 1 to 6 characters (chrF), and of words beside them (chrF++), over the whole split.
+    """F-score of character n-grams of 1 to 6 (chrF), and of word n-grams beside them (chrF++). 0 to 1.
 
-    Precision and recall are the means over the lengths of runs that both texts have, of hits summed over the split;
-    recall counts twice. Equal to sacrebleu's chrF divided by 100, but that a mask such as _2DS_ is one character and
-    one word. It looks at the texts, not at a tokenizer's words; large and small letters differ. 0 to 1.
+    Hits are summed over the split; precision and recall are means over the orders that both texts have; recall counts
+    twice. Equal to sacrebleu's chrF divided by 100, except that a mask such as _2DS_ is one character and one word.
+    It scores the texts, not a tokenizer's words, and is case-sensitive.
 
     Args:
-        words: Longest run of words beside those of characters; 2 is chrF++. Words are what stands between spaces,
-            without punctuation at one end, so that for Chinese it says nothing more.
+        words: Largest word n-gram beside the character n-grams; 2 is chrF++. Words are separated by spaces and lose
+            punctuation at one end, so this adds nothing for Chinese.
 
     Source:
         Popović 2015, WMT, "chrF: character n-gram F-score"; Popović 2017, WMT, "chrF++: words helping character
@@ -48,42 +48,34 @@ class Chrf:
         self.words = words
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
-        """Raises `ValueError` for no pairs, or an empty reference."""
+        """Raises `empty-split` or `empty-report`."""
         sums_S = self.per_exam_stats(pairs).sum(0)
-        empty = sum(not pair.prediction.strip() for pair in pairs)
-        if empty:
-            warnings.warn(
-                f"chrF: {empty} of {len(pairs)} predictions are empty; they count, and lower the score", stacklevel=2
-            )
+        warn_empty_predictions("chrF", pairs, by_words=False)
         return {name: float(value) for name, value in self.compute(sums_S).items()}
 
     def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
-        """Of each report, for each length of runs: runs of the prediction, of the reference, and those of both."""
-        if not pairs:
-            raise ValueError("chrF of no reports: the split is empty")
+        """Per report and n-gram order: n-grams of the prediction, of the reference, and matches."""
+        require_references("chrF", pairs, by_words=False)
         rows_ELK = np.zeros((len(pairs), CHARACTERS + self.words, 3))
         for pair, row_LK in zip(pairs, rows_ELK):
-            if not pair.reference.strip():
-                raise ValueError(f"chrF: the reference of exam {pair.exam_id} is empty")
-            told, true = _runs(pair.prediction, self.words), _runs(pair.reference, self.words)
-            for counts_K, own, theirs in zip(row_LK, told, true):
-                both = sum(min(count, theirs[run]) for run, count in own.items() if run in theirs)
-                # Runs that a reference is too short for count in neither text.
-                counts_K[:] = own.total() if theirs else 0, theirs.total(), both
+            predicted, reference = _ngrams(pair.prediction, self.words), _ngrams(pair.reference, self.words)
+            for counts_K, own, theirs in zip(row_LK, predicted, reference):
+                matches = sum(min(count, theirs[ngram]) for ngram, count in own.items() if ngram in theirs)
+                # An order for which the reference is too short counts in neither text.
+                counts_K[:] = own.total() if theirs else 0, theirs.total(), matches
         return rows_ELK.reshape(len(pairs), -1)
 
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """The value of sums over exams, [..., 3 times the lengths of runs]."""
-        told, true, both = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
-        lengths = np.maximum(((told > 0) & (true > 0)).sum(-1), 1)
-        precision, recall = (share(both, runs).sum(-1) / lengths for runs in (told, true))
-        parts = BETA**2 * precision + recall
-        return {"chrf": share((1 + BETA**2) * precision * recall, parts)}
+        """chrF from sums over exams, [..., 3 times the orders]."""
+        predicted, reference, matches = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
+        orders = np.maximum(((predicted > 0) & (reference > 0)).sum(-1), 1)
+        precision, recall = (share(matches, ngrams).sum(-1) / orders for ngrams in (predicted, reference))
+        return {"chrf": share((1 + BETA**2) * precision * recall, BETA**2 * precision + recall)}
 
 
-@lru_cache(maxsize=4096)  # the references of a split come again for every text-only floor
-def _runs(text: str, words: int) -> tuple[Counter[Ngram], ...]:
-    """How often each run stands in a text, apart for each length: characters, then words."""
+@lru_cache(maxsize=4096)  # text-only baselines score the same references again
+def _ngrams(text: str, words: int) -> tuple[Counter[Ngram], ...]:
+    """Counts of the n-grams of each order: characters, then words."""
     characters = CHARACTER.findall(text)
     counted = [Counter(ngrams(characters, length)) for length in range(1, CHARACTERS + 1)]
     if words:
@@ -93,7 +85,7 @@ def _runs(text: str, words: int) -> tuple[Counter[Ngram], ...]:
 
 
 def _without_punctuation(word: str) -> tuple[str, ...]:
-    """A word and the mark at its end, or else at its beginning."""
+    """Splits off a punctuation mark at the end of a word, or else at its start."""
     if len(word) == 1 or CHARACTER.fullmatch(word):
         return (word,)
     if word[-1] in PUNCTUATION:

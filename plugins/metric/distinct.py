@@ -1,4 +1,4 @@
-"""Distinct-1 and distinct-2: whether reports differ, or one report is written for all."""
+"""Distinct-1 and distinct-2: diversity of the generated reports."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from framework.exam import Pair
 from framework.registry import register
 from framework.scoring.counts import ngrams
+from framework.scoring.pairs import require_pairs
 
 
 @register("metric", "distinct")
 class Distinct:
-    """Different words, and different pairs of neighbouring words, over all words and pairs that are generated.
+    """Distinct words and bigrams divided by all generated words and bigrams of the split. 0 to 1.
 
-    Counted over the whole split, and the smaller the more reports there are, so that only equal splits compare. Reports
-    repeat by nature: beside each value stands that of the references, as `distinct_1/references`. A model that writes
-    one report for all falls far below it. Higher is more varied, not more right. 0 to 1.
+    The value falls with the number of reports, so only equal splits compare. Reports are repetitive by nature:
+    `distinct_1/references` and `distinct_2/references` give the values of the references. A model that generates one
+    report for all exams falls far below them. Higher means more diverse, not more correct.
 
-    No sums over exams: a word that two exams share counts once, so that sums would not be exact.
+    No per-exam sums: a word in two exams counts once, so sums would not be exact.
 
     Source:
         Li et al. 2016, arXiv 1510.03055, section 5.4.
@@ -28,15 +29,13 @@ class Distinct:
     higher_is_better = True
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
-        """Raises `ValueError` for no pairs."""
-        if not pairs:
-            raise ValueError("distinct n-grams of no reports: the split is empty")
-        told, true = [pair.prediction_words for pair in pairs], [pair.reference_words for pair in pairs]
-        values = {f"distinct_{length}": _distinct(told, length) for length in (1, 2)}
-        return values | {f"distinct_{length}/references": _distinct(true, length) for length in (1, 2)}
+        """Raises `empty-split`."""
+        require_pairs("distinct", pairs)
+        predictions, references = [pair.prediction_words for pair in pairs], [pair.reference_words for pair in pairs]
+        values = {f"distinct_{length}": _distinct(predictions, length) for length in (1, 2)}
+        return values | {f"distinct_{length}/references": _distinct(references, length) for length in (1, 2)}
 
 
 def _distinct(reports: Sequence[Sequence[str]], length: int) -> float:
-    """Different runs of this many words over all of them; 0 where there are none."""
-    runs = [run for words in reports for run in ngrams(words, length)]
-    return len(set(runs)) / max(len(runs), 1)
+    found = [ngram for words in reports for ngram in ngrams(words, length)]
+    return len(set(found)) / max(len(found), 1)

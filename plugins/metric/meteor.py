@@ -1,4 +1,4 @@
-"""METEOR: agreement of words, of their stems, synonyms and paraphrases, in order; by its authors' own program."""
+"""METEOR: matches of words, stems, synonyms and paraphrases, by the authors' Java program."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import shutil
 import subprocess
 import tempfile
 import threading
-import warnings
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -16,33 +16,34 @@ import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
+from framework.runtime.errors import UserError
 from framework.scoring.counts import share
 from framework.scoring.dependencies import package_folder, require_english
+from framework.scoring.pairs import require_references, warn_empty_predictions
 
 JAR = "meteor/meteor-1.5.jar"
-MEMORY = "-Xmx2G"  # what its table of paraphrases takes
-# The program's settings for English: Denkowski and Lavie 2014, table 1, and its documentation.
+MEMORY = "-Xmx2G"  # for its table of paraphrases
+# Settings for English: Denkowski and Lavie 2014, table 1, and its documentation.
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
-MATCHES = np.array((1.0, 0.6, 0.8, 0.6))  # worth of an exact match, a stem, a synonym, a paraphrase
-START_S = 60  # s that `java -version` may take
-ANSWER_S = 600  # s that an answer may take; the first waits for the tables, half a minute on an idle machine
-COUNTS = 23  # what the program tells of a pair: lengths, content and function words matched in each way, chunks
+MATCHES = np.array((1.0, 0.6, 0.8, 0.6))  # weights of exact, stem, synonym and paraphrase matches
+START_S = 60  # timeout of `java -version` [s]
+ANSWER_S = 600  # timeout of an answer; the first one loads tables for half a minute on an idle machine [s]
+COUNTS = 23  # numbers per pair: lengths, content and function words matched by each matcher, chunks
 
 
 @register("metric", "meteor")
 class Meteor:
-    """Agreement of words, stems, synonyms and paraphrases with the reference; less where their order differs. 0 to 1.
+    """Matches of words, stems, synonyms and paraphrases with the reference, with a penalty for word order. 0 to 1.
 
-    METEOR 1.5 for English, by the Java program in the package pycocoevalcap: equal to what the COCO captions' scorer
-    prints. The program counts what matches; the score is of counts summed over the split. It looks at the texts, with
-    words cut its own way. Starting it takes half a minute and 2 GB, so it starts with the first report and ends with
-    the run.
+    METEOR 1.5 for English, by the Java program in the package pycocoevalcap; equal to the COCO captions' scorer. The
+    program counts matches; the score is computed from counts summed over the split. It tokenizes texts itself. It takes
+    half a minute and 2 GB to start, starts with the first report, and ends with the run.
 
     Source:
         Denkowski and Lavie 2014, WMT, "Meteor Universal", section 3.
 
     Raises:
-        ValueError: Java or the package is missing, or the reports are not in English.
+        UserError: Java or the package is missing, or the reports are not in English.
     """
 
     names = ("meteor",)
@@ -54,28 +55,23 @@ class Meteor:
         self.jar = package_folder("meteor", "pycocoevalcap", "meteor") / JAR
         self.java = _java()
         if not self.jar.is_file():
-            raise ValueError(f"metric meteor: {self.jar} is missing; install pycocoevalcap anew")
+            raise UserError(
+                "missing-package", f"{self.jar} is missing", place="metric meteor", hint="Install pycocoevalcap again."
+            )
         self._program: Program | None = None
-        self._known: dict[tuple[str, str], np.ndarray] = {}  # of the last call: intervals ask for the same pairs
+        self._known: dict[tuple[str, str], np.ndarray] = {}  # of the last call: the bootstrap scores the same pairs
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
-        """Raises `ValueError` for no pairs, an empty reference, or a program that fails."""
+        """Raises `empty-split`, `empty-report`, or `external-program` if the program fails."""
         sums_S = self.per_exam_stats(pairs).sum(0)
-        if empty := sum(not pair.prediction.strip() for pair in pairs):
-            warnings.warn(
-                f"METEOR: {empty} of {len(pairs)} predictions are empty; they count, and lower the score", stacklevel=2
-            )
+        warn_empty_predictions("METEOR", pairs, by_words=False)
         return {name: float(value) for name, value in self.compute(sums_S).items()}
 
     def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
-        """Of each report: the program's counts."""
-        if not pairs:
-            raise ValueError("METEOR of no reports: the split is empty")
-        asked = []
-        for pair in pairs:
-            if not _line(pair.reference):
-                raise ValueError(f"METEOR: the reference of exam {pair.exam_id} is empty")
-            asked.append((_line(pair.prediction), _line(pair.reference)))
+        """Per report: the program's counts."""
+        lines = [replace(p, prediction=_line(p.prediction), reference=_line(p.reference)) for p in pairs]
+        require_references("METEOR", lines, by_words=False)
+        asked = [(pair.prediction, pair.reference) for pair in lines]
         self._known = {key: self._known[key] for key in set(asked) & self._known.keys()}
         for key in asked:
             if key not in self._known:
@@ -84,7 +80,7 @@ class Meteor:
         return np.stack([self._known[key] for key in asked])
 
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """The value of sums over exams, [..., 23]."""
+        """METEOR from sums over exams, [..., 23]."""
         words, true_words, function, true_function = np.moveaxis(sums[..., :4], -1, 0)
         matched = np.moveaxis(sums[..., 4:20].reshape(*sums.shape[:-1], 4, 4), -1, 0)
         content, true_content, functional, true_functional = (each @ MATCHES for each in matched)
@@ -101,35 +97,35 @@ class Meteor:
 
 
 class Program:
-    """The Java program, spoken to by lines: it ends when this object does, and no later than Python.
+    """The Java process, which reads and writes lines. It ends with this object, at the latest with Python.
 
     Args:
-        java: the command.
-        jar: the program's file; its tables lie beside it.
+        java: path of the java executable.
+        jar: the program; its tables are in the same folder.
     """
 
     def __init__(self, java: str, jar: Path) -> None:
-        self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would fill up
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - an unread pipe would fill up
         self._process = subprocess.Popen(
             [java, MEMORY, "-Dfile.encoding=UTF-8", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
         )
-        weakref.finalize(self, _end, self._process, self._said)
+        weakref.finalize(self, _end, self._process, self._stderr)
 
     def counts(self, prediction: str, reference: str) -> np.ndarray:
-        """Of a pair, each one line without `|||`.
+        """The counts of a pair; both texts are one line without `|||`.
 
         Raises:
-            ValueError: the program ended, hangs, or answers something else.
+            UserError: `external-program` if the program ended, hangs, or answers something else.
         """
         process, answer, hung = self._process, "", threading.Event()
         assert process.stdin and process.stdout
 
         def end() -> None:
             hung.set()
-            process.kill()  # so that what is waited for below ends
+            process.kill()  # unblocks readline below
 
         timer = threading.Timer(ANSWER_S, end)
         timer.daemon = True
@@ -144,43 +140,53 @@ class Program:
         finally:
             timer.cancel()
         if hung.is_set():
-            raise ValueError(f"metric meteor: its Java program gave no answer in {ANSWER_S} s, and was ended")
+            raise _failed(f"the Java program gave no answer in {ANSWER_S} s and was killed")
         if counts.shape != (COUNTS,):
-            self._said.seek(0)
-            last = self._said.read().decode("utf-8", "replace").strip().splitlines()[-1:]
-            heard = answer or "".join(last) or "it ended without a word"
-            raise ValueError(f"metric meteor: its Java program failed ({heard}). It needs 2 GB of memory")
-        # The program takes a perfect report for one without breaks when it sums.
+            self._stderr.seek(0)
+            last = self._stderr.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+            reason = answer or "".join(last) or "it ended without a message"
+            raise _failed(f"the Java program failed ({reason})")
+        # The program counts no chunk of a perfect report when it aggregates.
         perfect = counts[20] == 1 and counts[21] == counts[0] and counts[22] == counts[1]
         counts[20] = 0 if perfect else counts[20]
         return counts
 
 
-def _end(process: subprocess.Popen[bytes], said: IO[bytes]) -> None:
+def _failed(found: str) -> UserError:
+    return UserError("external-program", found, place="metric meteor", hint="It needs 2 GB of memory.")
+
+
+def _end(process: subprocess.Popen[bytes], stderr: IO[bytes]) -> None:
     process.kill()
-    process.communicate()  # waits, and closes its pipes
-    said.close()
+    process.communicate()  # waits, and closes the pipes
+    stderr.close()
 
 
 def _java() -> str:
     found = shutil.which("java")
     if found is None:
-        raise ValueError(
-            "metric meteor: no java on this machine's PATH. Install a Java runtime (such as openjdk-17-jre-headless), "
-            "or take meteor out of evaluate.metrics"
+        raise UserError(
+            "missing-package",
+            "no java on the PATH",
+            place="metric meteor",
+            hint="Install a Java runtime such as openjdk-17-jre-headless, or remove meteor from evaluate.metrics.",
         )
     try:
         tried = subprocess.run([found, "-version"], capture_output=True, timeout=START_S, check=False)
     except subprocess.TimeoutExpired:
-        raise ValueError(f"metric meteor: {found} does not run (no answer in {START_S} s)") from None
+        raise _does_not_run(found, f"no answer in {START_S} s") from None
     except OSError as error:
-        raise ValueError(f"metric meteor: {found} does not run ({error.strerror or error})") from None
+        raise _does_not_run(found, str(error.strerror or error)) from None
     if tried.returncode:
-        told = tried.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise ValueError(f"metric meteor: {found} does not run ({told[0] if told else tried.returncode})")
+        lines = tried.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise _does_not_run(found, lines[0] if lines else str(tried.returncode))
     return found
 
 
+def _does_not_run(java: str, reason: str) -> UserError:
+    return UserError("external-program", f"{java} does not run ({reason})", place="metric meteor")
+
+
 def _line(text: str) -> str:
-    """A text on one line, without the sign between texts: either would end what the program reads."""
+    """A text on one line without `|||`, the program's separator."""
     return " ".join(text.replace("|||", " ").split())

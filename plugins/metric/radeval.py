@@ -1,4 +1,4 @@
-"""RadEval: scores of radiology reports that need models of their own, such as RadGraph F1, by the package radeval."""
+"""RadEval: model-based scores of radiology reports such as RadGraph F1, by the package radeval."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
-from framework.runtime.errors import first_line
+from framework.runtime.errors import UserError, first_line
 from framework.scoring.dependencies import LastRows, imported, one_each, require_english, with_letters
 
-# What each gives of a report; the first is the score, the others stand beside it.
-GIVES = {
+# Values per report; the first is the score.
+VALUES = {
     "radgraph": ("radgraph_partial", "radgraph_simple", "radgraph_complete"),
     "radeval_bertscore": ("radeval_bertscore",),
 }
@@ -22,27 +22,24 @@ GIVES = {
 
 @register("metric", "radeval")
 class RadEval:
-    """A score of the package radeval as a mean over reports: RadGraph F1, or BERTScore by a model of radiology reports.
+    """A score of the package radeval, mean over reports: RadGraph F1, or BERTScore with a radiology model.
 
-    `radeval` is the score that is asked for; all that the package gives of it stands beside it, as
-    `radeval/radgraph_complete`. Of the package's scores those are offered that are better when higher, send no report
-    to a service, run no code of a downloaded model, and are not of chest findings alone. The package fetches its models
-    from the model hub itself, under names that it does not let one choose: without network they must lie in the hub's
-    cache (HF_HOME). It reads other files of weights than safetensors too, which this project elsewhere refuses. Reports
-    without a letter score 0 unasked.
+    `radeval` is the chosen score; all values of the package are reported too, as `radeval/radgraph_complete`. Only
+    scores are offered that are better when higher, send no report to a service, run no code of a downloaded model, and
+    are not limited to chest findings. The package downloads its own models from the model hub; without network they
+    must be in the hub's cache (HF_HOME). It also reads weight files other than safetensors, which this project
+    otherwise refuses. Reports without a letter score 0.
 
-    Written against radeval 2.2.1, and tested with a stand-in that has its interface: the package with its models was
-    not run here.
+    Written for radeval 2.2.1 and tested with a stand-in of the same interface, not with the package's models.
 
     Args:
-        score: `radgraph`, F1 of entities with what is said of them and whether they are related; or
-            `radeval_bertscore`.
+        score: `radgraph`, F1 of entities, their attributes and relations, or `radeval_bertscore`.
 
     Source:
         Xu et al. 2025, EMNLP System Demonstrations, "RadEval"; Jain et al. 2021, arXiv 2106.14463 (RadGraph).
 
     Raises:
-        ValueError: the package or a model is missing, or the reports are not in English.
+        UserError: the package or a model is missing, or the reports are not in English.
     """
 
     names = ("radeval",)
@@ -54,39 +51,41 @@ class RadEval:
         self.score = score
         package = imported("radeval", "radeval", "radeval")
         try:
-            with warnings.catch_warnings():  # it silences the warnings of all others for good
+            with warnings.catch_warnings():  # it would silence the warnings of all others
                 self._scorer = package.RadEval(metrics=[score], per_sample=True, show_progress=False)
         except (OSError, ImportError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"metric radeval: '{score}' cannot be made ({first_line(error)}). Its models come from the model hub "
-                "or the hub's cache (HF_HOME)"
+            raise UserError(
+                "external-program",
+                f"'{score}' does not start ({first_line(error)})",
+                place="metric radeval",
+                hint="Its models come from the model hub or the hub's cache (HF_HOME).",
             ) from error
         self._last = LastRows()
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
-        """Raises `ValueError` for no pairs, or a reference without words."""
+        """Raises `empty-split` or `empty-report`."""
         return {name: float(value) for name, value in self.compute(self.per_exam_stats(pairs).sum(0)).items()}
 
     def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
-        """Of each report: all that is given of it, and 1."""
+        """Per report: all values of the package, and 1."""
         return self._last.of(pairs, lambda: self._rows(pairs))
 
     def _rows(self, pairs: Sequence[Pair]) -> np.ndarray:
-        keys = GIVES[self.score]
+        keys = VALUES[self.score]
         rows = np.zeros((len(pairs), len(keys) + 1))
         rows[:, -1] = 1
         if asked := with_letters("radeval", pairs):
-            with warnings.catch_warnings():  # its scores do so too
-                told = self._scorer(
+            with warnings.catch_warnings():
+                scores = self._scorer(
                     refs=[pairs[number].reference for number in asked],
                     hyps=[pairs[number].prediction for number in asked],
                 )
             for place, key in enumerate(keys):
-                rows[asked, place] = one_each("radeval", told.get(key, ()), len(asked))
+                rows[asked, place] = one_each("radeval", scores.get(key, ()), len(asked))
         return rows
 
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """The values of sums over exams, [..., values and 1]: means."""
+        """The means from sums over exams, [..., values and 1]."""
         means = sums[..., :-1] / sums[..., -1:]
-        parts = {f"radeval/{key}": means[..., place] for place, key in enumerate(GIVES[self.score])}
+        parts = {f"radeval/{key}": means[..., place] for place, key in enumerate(VALUES[self.score])}
         return {"radeval": means[..., 0], **parts}

@@ -1,4 +1,4 @@
-"""ROUGE-L: how much of the reference a report tells in the same order, even with other words between."""
+"""ROUGE-L: F-score of the longest common subsequence with the reference."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
+from framework.scoring.pairs import require_references, warn_empty_predictions
 
 BETA = 1.2  # recall counts a little more than precision: the value of the COCO captions' scorer
 
 
 def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """Its length, with one bit for each word of `first` (Hyyrö 2004, "Bit-parallel LCS-length computation revisited").
-
-    About 60 operations on integers for two reports of 60 words, against 3600 cells of the usual table.
+    """Length of the longest common subsequence, bit-parallel (Hyyrö 2004, "Bit-parallel LCS-length computation
+    revisited"): about 60 integer operations for two reports of 60 words instead of a table of 3600 cells.
     """
     places: dict[str, int] = {}
     for place, word in enumerate(first):
         places[word] = places.get(word, 0) | 1 << place
     everywhere = (1 << len(first)) - 1
-    open_places = everywhere  # a bit falls to 0 where the subsequence grows
+    open_places = everywhere  # a bit becomes 0 where the subsequence grows
     for word in second:
         matched = open_places & places.get(word, 0)
         open_places = (open_places + matched | open_places - matched) & everywhere
@@ -31,10 +31,10 @@ def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> i
 
 @register("metric", "rouge_l")
 class RougeL:
-    """Longest common subsequence of words with the reference, as a mean over reports.
+    """F-score of the longest common subsequence of words, mean over reports. 0 to 1.
 
-    F = (1 + beta²) P R / (R + beta² P) with beta 1.2, where P and R divide the length of the
-    longest common subsequence by that of the prediction and of the reference. 0 to 1.
+    F = (1 + beta²) P R / (R + beta² P) with beta 1.2, where P and R divide the length of the longest common subsequence
+    by that of the prediction and of the reference.
 
     Source:
         Lin 2004, ACL workshop Text Summarization Branches Out, section 3.
@@ -45,27 +45,22 @@ class RougeL:
     higher_is_better = True
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
-        """Raises `ValueError` for no pairs, or a reference without words."""
+        """Raises `empty-split` or `empty-report`."""
         sums_S = self.per_exam_stats(pairs).sum(0)
-        empty = sum(not pair.prediction_words for pair in pairs)
-        if empty:
-            warnings.warn(f"ROUGE-L: {empty} of {len(pairs)} predictions are empty; each counts as 0", stacklevel=2)
+        warn_empty_predictions("ROUGE-L", pairs, by_words=True)
         if not sums_S[0]:
             warnings.warn(
-                f"ROUGE-L is 0: no prediction of {len(pairs)} shares a word with its reference. Compare the two texts' "
-                "language and segmentation",
+                f"ROUGE-L is 0: no prediction of {len(pairs)} shares a word with its reference. Compare the language "
+                "and segmentation of both texts",
                 stacklevel=2,
             )
         return {name: float(value) for name, value in self.compute(sums_S).items()}
 
     def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
-        """Of each report: its F, and 1."""
-        if not pairs:
-            raise ValueError("ROUGE-L of no reports: the split is empty")
+        """Per report: its F, and 1."""
+        require_references("ROUGE-L", pairs, by_words=True)
         rows = []
         for pair in pairs:
-            if not pair.reference_words:
-                raise ValueError(f"ROUGE-L: the reference of exam {pair.exam_id} has no words")
             common, score = longest_common_subsequence(pair.prediction_words, pair.reference_words), 0.0
             if common:
                 precision = common / len(pair.prediction_words)
@@ -75,5 +70,5 @@ class RougeL:
         return np.array(rows, dtype=np.float64)
 
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """The value of sums over exams, [..., 2]: a mean."""
+        """ROUGE-L from sums over exams, [..., 2]."""
         return {"rouge_l": sums[..., 0] / sums[..., 1]}

@@ -19,16 +19,16 @@ def adam(
     beta2: Fraction = 0.999,
     amsgrad: bool = False,
 ) -> Adam:
-    """Adam, whose weight decay is an L2 penalty: it is added to the gradient, and scaled with it.
+    """Adam with weight decay as an L2 penalty: it is added to the gradient.
 
     Source:
         Kingma and Ba 2015, arXiv 1412.6980, algorithm 1; amsgrad: Reddi et al. 2018, arXiv 1904.09237, algorithm 2.
 
     Args:
-        weight_decay: Factor of the weights in their own gradient, of matrices and filters; biases and norms have none.
-        beta1: Memory of the mean of gradients.
-        beta2: Memory of the mean of their squares.
-        amsgrad: Keep the largest of these, as the published recipes do.
+        weight_decay: L2 penalty of matrices and filters; biases and norms have none.
+        beta1: Decay rate of the first moment.
+        beta2: Decay rate of the second moment.
+        amsgrad: Uses the maximum of past second moments, as the published recipes do.
     """
     rows = [
         {"params": group.parameters, "lr": group.lr, "weight_decay": weight_decay if group.decay else 0.0}

@@ -25,10 +25,10 @@ def adamw(
         Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2; amsgrad: Reddi et al. 2018, arXiv 1904.09237.
 
     Args:
-        weight_decay: Decay of matrices and filters; biases and norms have none. [share of lr]
-        beta1: Memory of the mean of gradients.
-        beta2: Memory of the mean of their squares.
-        amsgrad: Keep the largest of these, as the published recipes do.
+        weight_decay: Weight decay of matrices and filters; biases and norms have none. [share of lr]
+        beta1: Decay rate of the first moment.
+        beta2: Decay rate of the second moment.
+        amsgrad: Uses the maximum of past second moments, as the published recipes do.
     """
     rows = [
         {"params": group.parameters, "lr": group.lr, "weight_decay": weight_decay if group.decay else 0.0}

@@ -10,14 +10,14 @@ from framework.registry.types import Fraction
 
 @register("schedule", "step")
 def step(*, steps: int, every: Fraction = 0.56, gamma: Fraction = 0.1) -> Callable[[int], float]:
-    """The rate drops by a factor at even distances.
+    """Step decay: multiplies the learning rate by `gamma` at even intervals.
 
     Source:
         The published recipes of Li et al. 2024, arXiv 2406.00644: after epoch 28 of 50, by ten.
 
     Args:
-        every: Share of all steps between two drops; 0 never drops. [share of steps]
-        gamma: What a drop multiplies the rate by.
+        every: Fraction of all steps between two decays; 0 for none. [share of steps]
+        gamma: Factor of each decay.
     """
-    distance = round(every * steps)
-    return lambda number: gamma ** (number // distance) if distance else 1.0
+    interval = round(every * steps)
+    return lambda number: gamma ** (number // interval) if interval else 1.0

@@ -1,4 +1,4 @@
-"""The tokenizer of a pretrained language model, so that its embeddings keep their meaning (decoder `hf_causal`)."""
+"""The tokenizer of a pretrained language model, with which the decoder `hf_causal` keeps its embeddings."""
 
 from __future__ import annotations
 
@@ -11,59 +11,62 @@ from framework.exam import SPECIAL_TOKENS, UNK
 from framework.models.pretrained import load_tokenizer, weights_folder
 from framework.registry import register
 from framework.runtime.console import print0
+from framework.runtime.errors import UserError
 from framework.text.segmentation import key_of, language_of, segmentation_of, split
 from framework.text.vocabulary import add_special_tokens, special_ids_of, strip_special_tokens, subwords_of
 
-FORMAT = "sonoscribe hf 1"
-LOWERCASE = True  # of words that are scored, as the tokenizer `words` has them
+FORMAT = "sonoscribe hf 2"
+LOWERCASE = True  # of scored words, as in the tokenizer `words`
 
 
 @register("tokenizer", "hf")
 class Hf:
-    """Pieces of words as a transformers tokenizer cuts them; its vocabulary is fixed, and fitting learns nothing.
+    """Subwords of a transformers tokenizer, with its fixed vocabulary.
 
-    Ids 0 to 3 are our own signs; the pieces follow in the model's order, without the model's own signs. Scores and
-    topics are found on whole words, as those of `words`: a masked measure such as `_2DS_` is one of them.
+    Ids 0 to 3 are our special tokens; the subwords follow in the model's order, without the model's special tokens.
+    Scores and topics use whole words, as with `words`: a masked measure such as `_2DS_` is one of them.
 
     Source:
-        Sonoscribe; the cut into pieces by tokenizers.
+        Sonoscribe; subwords by tokenizers.
 
     Args:
-        weights: Where the tokenizer lies, beside the model's weights: a folder, or a name on the model hub.
-        language: How words are segmented for scores; `auto` takes Chinese where over half of the letters are.
+        weights: The model whose tokenizer is used: a folder, or a name on the model hub.
+        language: Segmentation of words for scores; `auto` takes Chinese if over half of the letters are Chinese.
     """
 
     def __init__(self, *, weights: str, language: Literal["auto", "en", "zh"] = "auto") -> None:
         found = load_tokenizer(weights_folder(weights, "data.tokenizer.weights"), "data.tokenizer.weights")
         backend = getattr(found, "backend_tokenizer", None)
         if backend is None:
-            raise ValueError(
-                f"data.tokenizer.weights: the tokenizer of '{weights}' ({type(found).__name__}) has no tokenizer.json; "
-                "expected one of the package tokenizers"
+            raise UserError(
+                "unsupported",
+                f"the tokenizer of '{weights}' ({type(found).__name__}) has no tokenizer.json",
+                place="data.tokenizer.weights",
+                expected="one of the package tokenizers",
             )
-        self._adopt(backend.to_str(), special_ids_of(found), language)
+        self._set(backend.to_str(), special_ids_of(found), language)
 
-    def _adopt(self, tokenizer: str, signs: Sequence[int], language: str) -> None:
+    def _set(self, tokenizer: str, model_special_ids: Sequence[int], language: str) -> None:
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_str(tokenizer)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._signs = list(signs)  # the model's own, which no report has
+        self._model_special_ids = list(model_special_ids)  # no report has these
         self._asked_language = language
         self._language: Literal["en", "zh"] | None = None if language == "auto" else cast(Literal["en", "zh"], language)
-        self.vocabulary, self._theirs = subwords_of(self._tokenizer, signs)
-        self._ours = {id: place for place, id in enumerate(self._theirs, len(SPECIAL_TOKENS))}
+        self.vocabulary, self._model_ids = subwords_of(self._tokenizer, model_special_ids)
+        self._ids = {model_id: id for id, model_id in enumerate(self._model_ids, len(SPECIAL_TOKENS))}
 
     def fit(self, reports: Sequence[str]) -> None:
-        """Learns the language where the recipe says `auto`, and tells how many reports the pieces cannot write."""
+        """Detects the language for `auto`, and prints how many reports the subwords cannot reproduce."""
         if self._asked_language == "auto":
             self._language = language_of(reports)
         lost = [report for report in reports if self.segment(self.decode(self.encode(report))) != self.segment(report)]
         if lost:
             print0(
-                f"notice: {len(lost)} of {len(reports)} training reports do not come back from the tokenizer word for "
-                f"word, so no model can write them: {lost[0][:60]!r}"
+                f"notice: the tokenizer changes words of {len(lost)} of {len(reports)} training reports, so no model "
+                f"can generate them: {lost[0][:60]!r}"
             )
 
     def __len__(self) -> int:
@@ -71,14 +74,14 @@ class Hf:
 
     @property
     def language(self) -> Literal["en", "zh"]:
-        """Raises `RuntimeError` before `fit` where the recipe says `auto`."""
+        """The language of the reports; raises `RuntimeError` before `fit` for `auto`."""
         if self._language is None:
-            raise RuntimeError("The language is known only after fit(), since the recipe says language: auto")
+            raise RuntimeError("language: auto is known only after fit()")
         return self._language
 
     @property
     def segmentation(self) -> str:
-        """What scores depend on; the same as that of `words`, so that their scores are comparable."""
+        """Identifies the segmentation of scored words; that of `words`, so scores are comparable."""
         return segmentation_of(self.language, LOWERCASE)
 
     def segment(self, text: str) -> list[str]:
@@ -89,49 +92,54 @@ class Hf:
         """Ids from BOS to EOS; at most `max_length` of them, both included.
 
         Raises:
-            ValueError: `max_length` leaves no room for BOS and EOS.
+            ValueError: `max_length` is below 2.
         """
-        pieces = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return add_special_tokens([self._ours.get(id, UNK) for id in pieces], max_length)
+        model_ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return add_special_tokens([self._ids.get(id, UNK) for id in model_ids], max_length)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids up to the first EOS; BOS, padding and unknown pieces are left out.
+        """The text of ids up to the first EOS, without special tokens.
 
         Raises:
             ValueError: an id outside the vocabulary.
         """
-        pieces = [self._theirs[id - len(SPECIAL_TOKENS)] for id in strip_special_tokens(ids, len(self.vocabulary))]
-        return str(self._tokenizer.decode(pieces, skip_special_tokens=False))
+        kept = strip_special_tokens(ids, len(self.vocabulary))
+        model_ids = [self._model_ids[id - len(SPECIAL_TOKENS)] for id in kept]
+        return str(self._tokenizer.decode(model_ids, skip_special_tokens=False))
 
     def save(self, path: Path) -> None:
         """Writes settings and the whole tokenizer as one JSON file."""
-        known = {
+        saved = {
             "format": FORMAT,
             "asked_language": self._asked_language,
             "language": self.language,
             "segmentation": self.segmentation,
-            "signs": self._signs,
+            "model_special_ids": self._model_special_ids,
             "tokenizer": json.loads(self._tokenizer.to_str()),
         }
-        path.write_text(json.dumps(known, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(saved, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Hf:
-        """What `save` wrote; needs no folder of weights.
+        """Loads what `save` wrote; needs no folder of weights.
 
         Raises:
-            ValueError: not such a file, or a damaged one.
+            UserError: `wrong-format` or `damaged-file`.
         """
         try:
-            known: Any = json.loads(path.read_text(encoding="utf-8"))
+            saved: Any = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path}: not JSON: {error}") from None
-        if not isinstance(known, dict) or known.get("format") != FORMAT:
-            raise ValueError(f'{path}: not of the tokenizer \'hf\': expected "format": "{FORMAT}"')
+            raise UserError("wrong-format", f"not JSON: {error}", place=path) from None
+        if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+            raise UserError(
+                "wrong-format", "not a file of the tokenizer 'hf'", place=path, expected=f'"format": "{FORMAT}"'
+            )
         loaded = cls.__new__(cls)
         try:
-            loaded._adopt(json.dumps(known["tokenizer"]), known["signs"], known["asked_language"])
-            loaded._language = known["language"]
+            loaded._set(json.dumps(saved["tokenizer"]), saved["model_special_ids"], saved["asked_language"])
+            loaded._language = saved["language"]
         except Exception as error:  # of tokenizers, which raises its own
-            raise ValueError(f"{path}: damaged ({error}); copy the run's model/ again") from None
+            raise UserError(
+                "damaged-file", f"does not load ({error})", place=path, hint="Copy the run's model/ again."
+            ) from None
         return loaded

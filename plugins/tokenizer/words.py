@@ -1,4 +1,4 @@
-"""Words for reports in English and Chinese: one segmentation, shared by training, topics and scores."""
+"""Words of English and Chinese reports: one segmentation for training, topics and scores."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pydantic import PositiveInt
 
 from framework.exam import SPECIAL_TOKENS, UNK
 from framework.registry import register
+from framework.runtime.errors import UserError
 from framework.text.segmentation import MASKED, is_cjk, key_of, language_of, segmentation_of, split
 from framework.text.vocabulary import add_special_tokens, strip_special_tokens
 
 FORMAT = "sonoscribe words 1"
 SENTENCE_END = frozenset(".!?。！？")
-# Where English leaves out the space: before these, after those.
+# English has no space before CLOSING, after OPENING, and around BETWEEN.
 CLOSING = frozenset(".,;:!?%)]}>°’”、，。；：！？）》】")
 OPENING = frozenset("([{<‘“（《【、，。；：！？）》】")
 BETWEEN = frozenset("-/_~～")
@@ -28,15 +29,15 @@ class Words:
     """Words and punctuation; Chinese by rjieba with a dictionary of ultrasound terms.
 
     Masked measures (`_2DS_`, `_Loc_` ...), numbers such as 1.8, and BI-RADS are one word in every language. Unknown
-    Chinese words fall apart into characters, so the words do not depend on statistics of other texts.
+    Chinese words are split into characters, so the words do not depend on statistics of other texts.
 
     Source:
-        Sonoscribe; the cut of Chinese by rjieba.
+        Sonoscribe; Chinese word segmentation by rjieba.
 
     Args:
-        min_count: how often a word must stand in the training reports to get an id of its own. [times]
-        language: how words are put together again; `auto` takes Chinese where over half of the letters are.
-        lowercase: hold `Mass` and `mass` for one word; `decode` writes sentence starts and BI-RADS in capitals again.
+        min_count: Minimum count of a word in the training reports to enter the vocabulary. [times]
+        language: How `decode` joins words; `auto` takes Chinese if over half of the letters are Chinese.
+        lowercase: Makes `Mass` and `mass` one word; `decode` restores capitals at sentence starts and in BI-RADS.
     """
 
     specials: ClassVar[tuple[str, ...]] = SPECIAL_TOKENS
@@ -53,10 +54,10 @@ class Words:
         self._surface: dict[str, str] = {}  # lower-case word to its usual spelling, where that differs
 
     def fit(self, reports: Sequence[str]) -> None:
-        """Takes the vocabulary from training reports: most frequent words first, equal counts by alphabet.
+        """Builds the vocabulary from training reports: by falling count, equal counts by alphabet.
 
         Raises:
-            ValueError: no report has a word.
+            UserError: `empty-report` if no report has a word, `out-of-range` if `min_count` leaves none.
         """
         if self._asked_language == "auto":
             self._language = language_of(reports)
@@ -67,17 +68,21 @@ class Words:
             for word in split(report):
                 key = key_of(word, self.lowercase)
                 counts[key] += 1
-                # A capital at the start of a sentence says nothing; BI-RADS or CDFI does, wherever it stands.
+                # A capital at the start of a sentence means nothing; one within BI-RADS or CDFI does.
                 if not starts or word[1:] != word[1:].lower():
                     spellings.setdefault(key, Counter())[word] += 1
                 starts = word in SENTENCE_END
         if not counts:
-            raise ValueError(f"No words in the {len(reports)} training reports, so there is no vocabulary to fit")
+            raise UserError(
+                "empty-report", f"no words in the {len(reports)} training reports, so there is no vocabulary"
+            )
         kept = sorted((word for word in counts if counts[word] >= self.min_count), key=lambda w: (-counts[w], w))
         if not kept:
-            raise ValueError(
-                f"min_count: {self.min_count} leaves no word: the most frequent of {len(reports)} training reports, "
-                f"'{counts.most_common(1)[0][0]}', stands there {max(counts.values())} times"
+            raise UserError(
+                "out-of-range",
+                f"{self.min_count} leaves no word",
+                place="data.tokenizer.min_count",
+                expected=f"at most {max(counts.values())}, the count of '{counts.most_common(1)[0][0]}'",
             )
         surface = {}
         for key in kept:
@@ -85,9 +90,9 @@ class Words:
                 usual = min(spellings[key].items(), key=lambda item: (-item[1], item[0]))[0]
                 if usual != key:
                     surface[key] = usual
-        self._adopt([*self.specials, *kept], surface)
+        self._set([*self.specials, *kept], surface)
 
-    def _adopt(self, vocabulary: list[str], surface: dict[str, str]) -> None:
+    def _set(self, vocabulary: list[str], surface: dict[str, str]) -> None:
         self.vocabulary = vocabulary
         self._ids = {word: id for id, word in enumerate(vocabulary)}
         self._surface = surface
@@ -97,14 +102,14 @@ class Words:
 
     @property
     def language(self) -> Literal["en", "zh"]:
-        """Raises `RuntimeError` before `fit` where the recipe says `auto`."""
+        """The language of the reports; raises `RuntimeError` before `fit` for `auto`."""
         if self._language is None:
-            raise RuntimeError("The language is known only after fit(), since the recipe says language: auto")
+            raise RuntimeError("language: auto is known only after fit()")
         return self._language
 
     @property
     def segmentation(self) -> str:
-        """What scores depend on; stored beside them, since scores of different words are not comparable."""
+        """Identifies the segmentation; stored with scores, which are comparable only for equal segmentation."""
         return segmentation_of(self.language, self.lowercase)
 
     def segment(self, text: str) -> list[str]:
@@ -116,14 +121,14 @@ class Words:
 
         Raises:
             RuntimeError: before `fit`.
-            ValueError: `max_length` leaves no room for BOS and EOS.
+            ValueError: `max_length` is below 2.
         """
         if not self.vocabulary:
             raise RuntimeError("encode() needs a vocabulary: call fit() or load() first")
         return add_special_tokens([self._ids.get(word, UNK) for word in self.segment(text)], max_length)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids up to the first EOS; BOS, padding and unknown words are left out.
+        """The text of ids up to the first EOS, without special tokens.
 
         Raises:
             ValueError: an id outside the vocabulary.
@@ -145,7 +150,7 @@ class Words:
 
     def save(self, path: Path) -> None:
         """Writes settings and vocabulary as JSON."""
-        known = {
+        saved = {
             "format": FORMAT,
             "min_count": self.min_count,
             "asked_language": self._asked_language,
@@ -155,45 +160,44 @@ class Words:
             "vocabulary": self.vocabulary,
             "spelling": self._surface,
         }
-        path.write_text(json.dumps(known, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(saved, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Words:
-        """What `save` wrote.
+        """Loads what `save` wrote.
 
         Raises:
-            ValueError: not such a file, or one that was changed by hand into something impossible.
+            UserError: `wrong-format` if it is another file or its values are inconsistent.
         """
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
+            saved = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path}: not JSON: {error}") from None
-        problem = _problem(known)
-        if problem:
-            raise ValueError(f"{path}: not a vocabulary of the tokenizer 'words': {problem}")
-        words = cls(min_count=known["min_count"], language=known["asked_language"], lowercase=known["lowercase"])
-        words._language = cast(Literal["en", "zh"], known["language"])
-        words._adopt(known["vocabulary"], known["spelling"])
+            raise UserError("wrong-format", f"not JSON: {error}", place=path) from None
+        if problem := _problem(saved):
+            raise UserError("wrong-format", f"not a vocabulary of the tokenizer 'words': {problem}", place=path)
+        words = cls(min_count=saved["min_count"], language=saved["asked_language"], lowercase=saved["lowercase"])
+        words._language = cast(Literal["en", "zh"], saved["language"])
+        words._set(saved["vocabulary"], saved["spelling"])
         return words
 
 
-def _problem(known: Any) -> str | None:
-    """What is wrong with a loaded file, or None."""
-    if not isinstance(known, dict) or known.get("format") != FORMAT:
+def _problem(saved: Any) -> str | None:
+    """The first inconsistency of a loaded file, or None."""
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
         return f'expected "format": "{FORMAT}"'
-    vocabulary, spelling, min_count = known.get("vocabulary"), known.get("spelling"), known.get("min_count")
+    vocabulary, spelling, min_count = saved.get("vocabulary"), saved.get("spelling"), saved.get("min_count")
     if not (isinstance(vocabulary, list) and all(isinstance(word, str) for word in vocabulary)):
         return "vocabulary is not a list of words"
     if tuple(vocabulary[:4]) != Words.specials:
         return f"vocabulary does not start with {', '.join(Words.specials)}"
     if len(set(vocabulary)) != len(vocabulary):
         twice = next(word for word, count in Counter(vocabulary).items() if count > 1)
-        return f"vocabulary holds '{twice}' twice"
+        return f"vocabulary has '{twice}' twice"
     if not (isinstance(spelling, dict) and all(isinstance(word, str) for word in spelling.values())):
         return "spelling is not a table of words"
-    if known.get("language") not in ("en", "zh") or known.get("asked_language") not in ("auto", "en", "zh"):
-        return f"language is {known.get('language')!r}; en or zh expected"
-    if not isinstance(known.get("lowercase"), bool) or type(min_count) is not int or min_count < 1:
+    if saved.get("language") not in ("en", "zh") or saved.get("asked_language") not in ("auto", "en", "zh"):
+        return f"language is {saved.get('language')!r}; en or zh expected"
+    if not isinstance(saved.get("lowercase"), bool) or type(min_count) is not int or min_count < 1:
         return "lowercase must be true or false, and min_count a whole number from 1"
     return None
 
@@ -203,7 +207,7 @@ def _space_en(last: str, word: str) -> bool:
 
 
 def _space_zh(last: str, word: str) -> bool:
-    """A space only where two Latin words would run together: `BI-RADS 4A`, but `1.8cm`."""
+    """A space only between two Latin words: `BI-RADS 4A`, but `1.8cm`."""
     if MASKED.fullmatch(last) or MASKED.fullmatch(word):
         return False
     latin = last[-1].isalnum() and word[0].isalnum() and not is_cjk(last[-1]) and not is_cjk(word[0])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from harness import problem
 from scipy import stats
 
 from framework.testing import BrokenPromise
@@ -132,13 +133,13 @@ def test_a_crop_of_everything_is_the_image_and_views_are_mirrored_one_by_one() -
     same = torch.isclose(found, image, atol=1e-5).flatten(2).all(2)
     assert bool((mirrored ^ same).all()) and 0.3 < mirrored.float().mean() < 0.7
     assert bool((mirrored[:, 0] != mirrored[:, 1]).any())
-    with pytest.raises(ValueError, match=r"share: 0 of the side"):
+    with problem("out-of-range", place="data.augment.share"):
         Crop(share=0.0)
 
 
 def test_without_kornia_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "kornia.filters", None)
-    with pytest.raises(ValueError, match=r"needs the package kornia: pip install 'sonoscribe\[augment\]'"):
+    with problem("missing-package", place="data.augment"):
         Ultrasound()
 
 

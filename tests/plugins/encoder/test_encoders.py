@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness import problem
 from safetensors.torch import load_file, save_file
 from tiny_models import CONVNEXT, DINOV2, SWIN, VIT, save_swin
 from torch import nn
@@ -29,7 +30,7 @@ def views(channels: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_more_views_than_the_encoder_is_built_for_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"5 views, the encoder is built for 4: raise model.encoder.max_views"):
+    with problem("out-of-range", place="model.encoder.max_views"):
         TinyCnn(channels=1)(torch.rand(1, 5, 1, 32, 32), torch.ones(1, 5, dtype=torch.bool))
 
 
@@ -53,9 +54,9 @@ def test_grey_images_see_pretrained_weights_as_three_equal_channels_would(tmp_pa
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     ResNet(channels=3, depth=10, width=8).backbone.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"has depths \[1, 1, 1, 1\], but depth 18"):
+    with problem("does-not-fit", place="model.encoder.weights"):
         ResNet(channels=3, depth=18, width=8, weights=str(tmp_path))
-    with pytest.raises(ValueError, match="no such folder"):
+    with problem("no-such-file", place="model.encoder.weights"):
         ResNet(channels=3, depth=18, weights=str(tmp_path / "nowhere"))
 
 
@@ -117,7 +118,7 @@ def test_frozen_stages_learn_nothing_and_keep_their_statistics(name: str) -> Non
     still = {key for key in before if key.endswith("running_mean")} - moved
     assert still and {key.split("stages.")[-1][0] for key in still if "stages." in key} == {"0", "1"}
     assert any("stages.2." in key for key in moved) and any("stages.3." in key for key in moved)
-    with pytest.raises(ValueError, match="frozen_stages: found 5, the encoder has 4 stages"):
+    with problem("out-of-range", place="model.encoder.frozen_stages"):
         CLASSES[name](channels=1, frozen_stages=5, **keys)
 
 
@@ -196,40 +197,37 @@ def test_lora_trains_narrow_matrices_beside_frozen_weights(tmp_path: Path) -> No
     assert learns == {name for name in encoder.state_dict() if "lora_" in name} | {"position_VD"}
     saved = set(encoder.state_dict()) - encoder.external_weights.names
     assert saved == learns, "and nothing else is saved"
-    with pytest.raises(ValueError, match=r"lora_targets: found \['no_such'\], expected names of linear maps, of: "):
+    with problem("unknown-name", place="model.encoder.lora_targets"):
         Backbone(channels=1, weights=str(tmp_path), lora_rank=2, lora_targets=["no_such"])
 
 
 @pytest.mark.parametrize(
-    ("keys", "message"),
+    ("keys", "code", "place"),
     [
-        ({"architecture": "convnxt"}, r"Unknown architecture 'convnxt'. Did you mean 'convnext'"),
-        ({"architecture": "vit"}, r"'vit' has no class of this kind in transformers. Did you mean 'vitdet'"),
-        ({"architecture": "swin", "config": {"depts": [1]}}, r"unknown key 'depts' of swin. Did you mean 'depths'"),
-        ({"architecture": "swin", "config": {"depths": 3}}, r"config: "),
-        ({"architecture": "swin", "config": {"num_channels": 3}}, r"'num_channels' follows from data.channels"),
-        ({}, r"set either architecture or weights; found neither"),
-        ({"architecture": "swin", "weights": "x"}, r"set either architecture or weights; found both"),
-        ({"architecture": "swin", "config": SWIN, "lora_rank": 2}, r"LoRA adapts weights; found none"),
-        ({"architecture": "swin", "config": SWIN, "lora_alpha": 9}, r"are for a lora_rank above 0"),
-        ({"architecture": "dinov2", "config": {"reshape_hidden_states": False}}, r"'reshape_hidden_states' follows"),
-        ({"architecture": "hgnet_v2"}, r"hgnet_v2 takes colour images alone; set data.channels: 3"),
-        (
-            {"architecture": "maskformer-swin", "config": SWIN, "frozen_stages": 1},
-            r"maskformer-swin tells of 4 stages and is built of 8 blocks, so its stages are not known",
-        ),
-        ({"weights": "./nowhere"}, r"model.encoder.weights: no such folder: ./nowhere"),
+        ({"architecture": "convnxt"}, "unknown-name", ".architecture"),
+        ({"architecture": "vit"}, "unsupported", ".architecture"),
+        ({"architecture": "swin", "config": {"depts": [1]}}, "unknown-key", ".config.depts"),
+        ({"architecture": "swin", "config": {"depths": 3}}, "out-of-range", ".config"),
+        ({"architecture": "swin", "config": {"num_channels": 3}}, "conflicting-settings", ".config.num_channels"),
+        ({}, "missing-key", ""),
+        ({"architecture": "swin", "weights": "x"}, "conflicting-settings", ""),
+        ({"architecture": "swin", "config": SWIN, "lora_rank": 2}, "conflicting-settings", ".lora_rank"),
+        ({"architecture": "swin", "config": SWIN, "lora_alpha": 9}, "ignored-setting", ""),
+        ({"architecture": "dinov2", "config": {"reshape_hidden_states": False}}, "conflicting-settings", ".config"),
+        ({"architecture": "hgnet_v2"}, "unsupported", ""),
+        ({"architecture": "maskformer-swin", "config": SWIN, "frozen_stages": 1}, "unsupported", ""),
+        ({"weights": "./nowhere"}, "no-such-file", ".weights"),
     ],
 )
-def test_a_backbone_says_what_is_wrong_with_its_keys(keys: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_wrong_keys_of_a_backbone_are_refused(keys: dict[str, Any], code: str, place: str) -> None:
+    with problem(code, place=f"model.encoder{place}"):
         Backbone(channels=1, **keys)
 
 
 def test_images_of_another_size_than_the_configuration_has_are_refused_where_they_do_not_run() -> None:
     shape = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "query_stride": [2, 2], "num_query_pool": 1}
     encoder = Backbone(channels=1, architecture="hiera", config={**shape, "image_size": [32, 32]})
-    with pytest.raises(ValueError, match=r"hiera is built for images of 32 x 32 px, and does not run on 64 x 64 px"):
+    with problem("does-not-fit", place="model.encoder"):
         encoder(*views())
 
 
@@ -242,26 +240,26 @@ def test_a_map_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             return SimpleNamespace(feature_maps=[super().forward(image.flatten(1).mean(1, keepdim=True))[None]])
 
     monkeypatch.setitem(MODEL_FOR_BACKBONE_MAPPING._extra_content, SwinConfig, Flat)
-    with pytest.raises(ValueError, match=r"the feature map of swin has 3 dimensions, expected 4"):
+    with problem("unsupported", place="model.encoder"):
         Backbone(channels=1, architecture="swin", config={**SWIN, "embed_dim": 16})
 
 
 def test_folders_that_are_no_backbone_are_refused(tmp_path: Path) -> None:
     swin = save_swin(tmp_path / "swin")
     (swin / "model.safetensors").rename(swin / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"no \*.safetensors in .*; files of other kinds could carry code"):
+    with problem("no-such-file", place="model.encoder.weights"):
         Backbone(channels=1, weights=str(swin))
     (swin / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds an adapter; expected whole weights"):
+    with problem("wrong-format", place="model.encoder.weights"):
         Backbone(channels=1, weights=str(swin))
     save_swin(tmp_path / "other")
     state = load_file(tmp_path / "other" / "model.safetensors")
     save_file({name: state[name] for name in state if "layers.2" not in name}, tmp_path / "other" / "model.safetensors")
-    with pytest.raises(ValueError, match=r"lacks \d+ weights of the architecture, first "):
+    with problem("does-not-fit", place="model.encoder.weights"):
         Backbone(channels=1, weights=str(tmp_path / "other"))
     (tmp_path / "other" / "preprocessor_config.json").write_text('{"image_mean": [0.5], "image_std": [0]}')
-    with pytest.raises(ValueError, match=r"found image_mean \(0.5,\) .* expected 3 numbers each"):
+    with problem("out-of-range", place="preprocessor_config.json"):
         Backbone(channels=1, weights=str(tmp_path / "other"))
-    with pytest.raises(ValueError, match="does not load"):
+    with problem("wrong-format", place="model.encoder.weights"):
         (tmp_path / "empty").mkdir()
         Backbone(channels=1, weights=str(tmp_path / "empty"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from harness import problem
 from pairs import pair
 from safetensors.torch import load_file, save_file
 from tiny_bert import save_tiny_bert
@@ -90,7 +91,7 @@ def test_it_is_on_the_runs_device_while_it_scores_and_leaves_it_after(
     monkeypatch.setattr(metric.model, "to", moves.append)
     metric.per_exam_stats(PAIRS)
     assert moves == ["cpu" if cpu else "cuda", "cpu"]
-    monkeypatch.setattr(metric, "_see", lambda _: 1 / 0)
+    monkeypatch.setattr(metric, "_embed", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         metric.per_exam_stats(PAIRS[1:])
     assert moves[-1] == "cpu"
@@ -114,8 +115,8 @@ def test_sums_are_not_warned_of_as_the_score_was(folder: Path) -> None:
 
 def test_what_was_scored_last_is_not_read_by_the_model_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metric, read = BertScore(weights=str(folder), idf=True), []
-    see = metric._see
-    monkeypatch.setattr(metric, "_see", lambda pieces: (read.append(pieces), see(pieces))[1])
+    see = metric._embed
+    monkeypatch.setattr(metric, "_embed", lambda pieces: (read.append(pieces), see(pieces))[1])
     metric(PAIRS)
     metric.per_exam_stats(PAIRS)
     assert len(read) == 1
@@ -149,23 +150,23 @@ def test_a_model_that_counts_positions_from_behind_the_padding_takes_fewer_piece
 
 def test_empty_reports_score_zero_aloud_and_long_ones_are_cut_aloud(folder: Path) -> None:
     metric = BertScore(weights=str(folder))
-    with pytest.warns(UserWarning, match="BERTScore: 1 of 2 predictions are empty; each counts as 0"):
+    with pytest.warns(UserWarning, match="BERTScore: 1 of 2 predictions are empty"):
         assert metric([pair(0, " ", "mass"), pair(1, "mass", "mass")])["bertscore"] == pytest.approx(0.5)
-    with pytest.warns(UserWarning, match=f"1 texts are longer than the {metric.limit} pieces"):
+    with pytest.warns(UserWarning, match=f"1 texts are longer .* {metric.limit} tokens"):
         assert metric([pair(0, "mass " * 2000, "mass")])["bertscore"] > 0
-    with pytest.raises(ValueError, match="of no reports"):
+    with problem("empty-split"):
         metric([])
-    with pytest.raises(ValueError, match="exam 3 is empty"):
+    with problem("empty-report", place="exam 3"):
         metric([pair(3, "mass", "")])
 
 
 def test_a_model_that_cannot_serve_says_why_when_the_metric_is_made(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"metric bertscore\.layer: 3, and .* has 2 layers"):
+    with problem("out-of-range", place="metric bertscore.layer"):
         BertScore(weights=str(folder), layer=3)
-    with pytest.raises(ValueError, match=r"metric bertscore\.weights: no such folder"):
+    with problem("no-such-file", place="metric bertscore.weights"):
         BertScore(weights="./nowhere")
     from transformers import T5Config, T5Model
 
     T5Model(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a t5; expected an encoder such as BERT"):
+    with problem("unsupported", place="metric bertscore.weights"):
         BertScore(weights=str(tmp_path))

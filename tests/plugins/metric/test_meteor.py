@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from harness import problem
 from pairs import pair
 
+from framework.runtime.errors import UserError
 from framework.scoring import dependencies
 from plugins.metric import meteor
 from plugins.metric.meteor import COUNTS, Meteor
@@ -88,14 +90,14 @@ def test_the_program_starts_with_the_first_report_and_ends_with_the_metric(jar: 
 
 @pytest.mark.parametrize(("text", "heard"), [("stop", "out of memory"), ("babble", "what?")])
 def test_a_program_that_fails_is_told_with_its_last_words(jar: Path, text: str, heard: str) -> None:
-    with pytest.raises(ValueError, match=rf"its Java program failed \({heard.replace('?', '.')}\)"):
+    with pytest.raises(UserError, match=rf"Java program failed \({heard.replace('?', '.')}\)"):
         Meteor(language="en")([pair(0, text, "a mass")])
 
 
 def test_a_program_that_hangs_is_ended_and_told(jar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meteor, "ANSWER_S", 1)
     metric = Meteor(language="en")
-    with pytest.raises(ValueError, match=r"its Java program gave no answer in 1 s, and was ended"):
+    with problem("external-program", place="metric meteor"):
         metric([pair(0, "hang", "a mass")])
     assert metric._program is not None and metric._program._process.wait(5) != 0
 
@@ -104,29 +106,29 @@ def test_a_java_that_hangs_or_cannot_be_started_is_told(jar: Path, monkeypatch: 
     java = Path(shutil.which("java") or "")
     monkeypatch.setattr(meteor, "START_S", 0.5)
     java.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"java does not run \(no answer in 0\.5 s\)"):
+    with problem("external-program", place="metric meteor"):
         Meteor(language="en")
     java.write_text("no program at all", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"java does not run \(Exec format error\)"):
+    with problem("external-program", place="metric meteor"):
         Meteor(language="en")
 
 
 def test_without_java_it_is_told_before_a_run_trains(jar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(jar.parent))
-    with pytest.raises(ValueError, match="metric meteor: no java on this machine's PATH"):
+    with problem("missing-package", place="metric meteor"):
         Meteor(language="en")
 
 
 def test_a_java_that_does_not_run_is_told(jar: Path) -> None:
     java = Path(shutil.which("java") or "")
     java.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('No Java runtime present')\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"java does not run \(No Java runtime present\)"):
+    with problem("external-program", place="metric meteor"):
         Meteor(language="en")
 
 
 def test_without_the_package_or_its_file_it_is_told(jar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jar.unlink()
-    with pytest.raises(ValueError, match=r"meteor-1\.5\.jar is missing; install pycocoevalcap anew"):
+    with problem("missing-package", place="metric meteor"):
         Meteor(language="en")
     monkeypatch.setattr(meteor, "package_folder", dependencies.package_folder)
     monkeypatch.setattr(dependencies.importlib.util, "find_spec", lambda _: None)
@@ -141,9 +143,9 @@ def test_chinese_reports_are_refused() -> None:
 
 def test_no_pairs_empty_references_and_empty_predictions_are_told(jar: Path) -> None:
     metric = Meteor(language="en")
-    with pytest.raises(ValueError, match="METEOR of no reports"):
+    with problem("empty-split"):
         metric([])
-    with pytest.raises(ValueError, match="the reference of exam 5 is empty"):
+    with problem("empty-report", place="exam 5"):
         metric([pair(5, "a mass", "|||")])
     with pytest.warns(UserWarning, match="METEOR: 1 of 2 predictions are empty"):
         assert 0 < metric([pair(0, "", "a mass"), pair(1, "a mass", "a mass")])["meteor"] < 1
