@@ -19,7 +19,7 @@ from framework.checkpoint.format import RetentionPolicy, TrainState, checkpoints
 from framework.data.leakage import patients_seen
 from framework.data.loading import BatchPlan, EpochSampler, build_loader, grouped, step_seed
 from framework.distributed.collectives import all_reduce_max, broadcast, on_main
-from framework.distributed.micro_batch import largest_micro_batch, too_large
+from framework.distributed.micro_batch import largest_micro_batch, step_out_of_memory
 from framework.distributed.prepare import prepare
 from framework.evaluation.evaluate import evaluate_split, generate_reports
 from framework.exam import Batch
@@ -159,7 +159,7 @@ class Trainer:
         try:
             output = train_step(self.strategy, micro_batches, weights_L, augment)
         except torch.OutOfMemoryError as error:
-            raise too_large(self.batch_plan, state.step + 1) from error
+            raise step_out_of_memory(self.batch_plan, state.step + 1) from error
         state.step += 1
         state.step_in_epoch += 1
         self.unread.append((state.step, [exam_id for batch in micro_batches for exam_id in batch.exam_ids], output))

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other. With one process, nothing is sent."""
+"""Communication between the processes of a run. With one process, nothing is sent."""
 
 from __future__ import annotations
 
@@ -18,50 +18,50 @@ T = TypeVar("T")
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
-    """What the main process gets from `function`, on every process: what one process decides must be decided once.
+    """Calls `function` on the main process and returns its result on every process.
 
     Raises:
-        MainProcessFailed: the function failed; the main process raises its own error.
+        MainProcessFailed: on the other processes, if `function` raises; the main process raises its own error.
     """
     if accelerator.num_processes == 1:
         return function()
-    failed: Exception | None = None
-    told: list[Any] = [None, False]
+    error: Exception | None = None
+    result: list[Any] = [None, False]
     if accelerator.is_main_process:
         try:
-            told = [function(), True]
-        except Exception as error:
-            failed = error
-    value, worked = broadcast_object_list(told)
-    if failed is not None:
-        raise failed
-    if not worked:
-        raise MainProcessFailed("the main process could not go on")
+            result = [function(), True]
+        except Exception as raised:
+            error = raised
+    value, succeeded = broadcast_object_list(result)
+    if error is not None:
+        raise error
+    if not succeeded:
+        raise MainProcessFailed("the main process failed")
     return value
 
 
 def gather(accelerator: Accelerator, values: list[Any]) -> list[Any]:
-    """The lists of all processes, one after the other, on every process."""
+    """Concatenates the lists of all processes, in the order of their ranks, on every process."""
     return values if accelerator.num_processes == 1 else gather_object(values)
 
 
 def all_reduce_max(accelerator: Accelerator, number: int) -> int:
-    """The largest of what the processes say, on every process."""
+    """Returns the maximum over all processes."""
     if accelerator.num_processes == 1:
         return number
-    said = torch.tensor([number], device=accelerator.device)
-    dist.all_reduce(said, op=dist.ReduceOp.MAX)
-    return int(said)
+    maximum = torch.tensor([number], device=accelerator.device)
+    dist.all_reduce(maximum, op=dist.ReduceOp.MAX)
+    return int(maximum)
 
 
 def broadcast(accelerator: Accelerator, tensors: list[Tensor]) -> None:
-    """Overwrites tensors with the main process's, which have the same shapes, in one message for each number format."""
+    """Overwrites tensors in place with those of the main process, in one message per dtype. Shapes must be equal."""
     if accelerator.num_processes == 1:
         return
-    by_format: dict[torch.dtype, list[Tensor]] = {}
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
-        by_format.setdefault(tensor.dtype, []).append(tensor)
-    for group in by_format.values():
+        by_dtype.setdefault(tensor.dtype, []).append(tensor)
+    for group in by_dtype.values():
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in group]).to(accelerator.device)
         dist.broadcast(flat, src=0)
         for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group])):
@@ -70,9 +70,10 @@ def broadcast(accelerator: Accelerator, tensors: list[Tensor]) -> None:
 
 @contextmanager
 def main_process_first(accelerator: Accelerator) -> Iterator[None]:
-    """The main process first, then the first process of every other machine, then the rest.
+    """Runs the block on the main process, then on the first process of every other machine, then on the rest.
 
-    So what goes to a cache is made once for each file system, whether or not the machines share one.
+    A cache is then built once per file system, whether or not the machines share one. accelerate has
+    `main_process_first` and `local_main_process_first`; neither does both.
     """
     turn = 0 if accelerator.is_main_process else 1 if accelerator.is_local_main_process else 2
     for _ in range(turn):

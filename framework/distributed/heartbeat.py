@@ -1,4 +1,4 @@
-"""Names the process that the others wait for, before the time-out ends them all, and tells a lost one plainly."""
+"""Finds the process that the others wait for, before the collective time-out ends the run."""
 
 from __future__ import annotations
 
@@ -20,29 +20,45 @@ from accelerate import Accelerator
 from framework.distributed.launch import restarts
 from framework.runtime.errors import ProcessLost, first_line
 
-BEAT_S = 2.0  # between two signs of life
-WARN_SHARE, WARN_S = 0.5, 300.0  # a wait is told after half the time-out, and after five minutes at most
-# What libraries say of a connection that broke, or of a wait that took too long.
-LOST = ("connection closed", "connection reset", "connection refused", "timed out", "broken pipe", "by peer")
+BEAT_S = 2.0  # seconds between two heartbeats
+WARN_FRACTION, WARN_S = 0.5, 300.0  # a hang is reported after half the time-out, at most after five minutes
+# Parts of the messages of libraries about a broken connection or a collective that timed out.
+CONNECTION_ERRORS = (
+    "connection closed",
+    "connection reset",
+    "connection refused",
+    "timed out",
+    "broken pipe",
+    "by peer",
+)
 
 
 @dataclass
 class Heartbeat:
-    """What a process said last of itself, and when we saw it change."""
+    """The last heartbeat of a process.
+
+    Attributes:
+        moves: number of calls of `HangMonitor.at`.
+        where: argument of the last call.
+        beats: number of heartbeats.
+        working_alone: the others wait for this process as long as it takes.
+        moved_at: local time at which `moves` was last seen to change, in seconds.
+        alive_at: local time at which `beats` was last seen to change, in seconds.
+    """
 
     rank: int
     moves: int
     where: str
     host: str
     pid: int
-    moved_at: float
-    alive_at: float
-    signs: int
-    patient: bool
+    beats: int
+    working_alone: bool
+    moved_at: float = 0.0
+    alive_at: float = 0.0
 
 
 class HangMonitor:
-    """While it is open, every process shows through the launcher's store where it is, and looks at the others.
+    """Context manager in which each process publishes its heartbeat through the launcher's store and reads the others'.
 
     Args:
         timeout: minutes that a process waits for the others.
@@ -51,60 +67,60 @@ class HangMonitor:
     def __init__(self, accelerator: Accelerator, timeout: float) -> None:
         self.rank, self.processes = accelerator.process_index, accelerator.num_processes
         self.timeout_s = timeout * 60
-        self.warn_s = min(WARN_SHARE * self.timeout_s, WARN_S)
-        self._moves, self._where, self._patient = 0, "starting", False
-        self._ended = threading.Event()
+        self.warn_s = min(WARN_FRACTION * self.timeout_s, WARN_S)
+        self._moves, self._where, self._working_alone = 0, "starting", False
+        self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def at(self, where: str, *, patient: bool = False) -> None:
-        """Says where this process is. Costs nothing; the thread passes it on.
+        """Records where this process is; the thread publishes it.
 
         Args:
             patient: one process works here while the others wait, for as long as it takes.
         """
-        self._where, self._moves, self._patient = where, self._moves + 1, patient
+        self._where, self._moves, self._working_alone = where, self._moves + 1, patient
 
     def __enter__(self) -> HangMonitor:
         if self.processes > 1:
-            self._thread = threading.Thread(target=self._look_after, name="hang_monitor", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="hang_monitor", daemon=True)
             self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
+        self._closed.set()
         if self._thread is not None:
-            self._thread.join(BEAT_S)  # or it would talk to a store that ends with the process
-        if self.processes > 1 and isinstance(error, RuntimeError) and _is_of_a_connection(error):
+            self._thread.join(BEAT_S)  # the store ends with the process
+        if self.processes > 1 and isinstance(error, RuntimeError) and _is_connection_error(error):
             raise ProcessLost(
-                f"waited for the others at {self._where}, and one of them died, hangs or cannot be reached "
-                f"({first_line(error)[:200]}). Go on from the last checkpoint with resume=auto"
+                f"waited for the other processes at {self._where}; one of them died, hangs or cannot be reached "
+                f"({first_line(error)[:200]}). Resume from the last checkpoint with resume=auto"
             ) from error
 
-    def _look_after(self) -> None:
+    def _run(self) -> None:
         try:
             store = self._store()
         except (RuntimeError, ValueError, KeyError) as error:
-            print(f"rank {self.rank}: no watch over the other processes ({error})", file=sys.stderr)
+            print(f"rank {self.rank}: hangs of other processes are not reported ({error})", file=sys.stderr)
             return
-        beats: dict[int, Heartbeat] = {}
-        told: set[tuple[int, int]] = set()
-        signs = 0
-        while not self._ended.wait(BEAT_S):
-            signs += 1
+        latest: dict[int, Heartbeat] = {}
+        reported: set[tuple[int, int]] = set()
+        beats = 0
+        while not self._closed.wait(BEAT_S):
+            beats += 1
             try:
-                mine = [self._moves, self._where, socket.gethostname(), os.getpid(), signs, self._patient]
+                mine = [self._moves, self._where, socket.gethostname(), os.getpid(), beats, self._working_alone]
                 store.set(f"{self.rank}", json.dumps(mine))
                 for rank in range(self.processes):
                     if store.check([f"{rank}"]):
-                        _read(beats, rank, json.loads(store.get(f"{rank}")))
+                        _update(latest, Heartbeat(rank, *json.loads(store.get(f"{rank}"))))
             except (RuntimeError, ValueError):
-                return  # the store went with the process that kept it, which every process will notice
-            self._tell(beats, told)
+                return  # the process that keeps the store has ended, which every process will notice
+            self._report_hang(latest, reported)
 
     def _store(self) -> Any:
-        """A connection of its own: the one that the backend uses may be in use."""
+        """Opens a connection of its own to the launcher's store: the backend may be using the existing one."""
         client = dist.TCPStore(
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
@@ -112,47 +128,47 @@ class HangMonitor:
             timeout=timedelta(seconds=min(30.0, self.timeout_s)),
             wait_for_workers=False,
         )
-        return dist.PrefixStore(f"watch/{restarts()}", client)
+        return dist.PrefixStore(f"heartbeat/{restarts()}", client)
 
-    def _tell(self, beats: dict[int, Heartbeat], told: set[tuple[int, int]]) -> None:
+    def _report_hang(self, latest: dict[int, Heartbeat], reported: set[tuple[int, int]]) -> None:
+        """Prints, once per hang, which processes the others wait for, and the stack of those processes."""
         now = time.monotonic()
-        if len(beats) < self.processes or any(now - beat.moved_at < self.warn_s for beat in beats.values()):
-            return  # somebody moves, so nobody is stuck
-        least = min(beat.moves for beat in beats.values())
-        frozen = [beat for beat in beats.values() if now - beat.alive_at > 5 * BEAT_S]
-        if not frozen and any(beat.patient for beat in beats.values()):
+        if len(latest) < self.processes or any(now - beat.moved_at < self.warn_s for beat in latest.values()):
             return
-        behind = frozen or [beat for beat in beats.values() if beat.moves == least]
+        fewest_moves = min(beat.moves for beat in latest.values())
+        silent = [beat for beat in latest.values() if now - beat.alive_at > 5 * BEAT_S]
+        if not silent and any(beat.working_alone for beat in latest.values()):
+            return
+        behind = silent or [beat for beat in latest.values() if beat.moves == fewest_moves]
         if len(behind) == self.processes:
-            behind = []  # all at the same point: each shows its own place
-        key = (least, len(behind))
-        if key in told:
+            behind = []  # all wait at the same point: each prints its own stack
+        key = (fewest_moves, len(behind))
+        if key in reported:
             return
-        told.add(key)
-        waiting = [beat.rank for beat in beats.values() if beat not in behind] if behind else []
+        reported.add(key)
+        waiting = [beat.rank for beat in latest.values() if beat not in behind] if behind else []
         if waiting and self.rank == waiting[0]:
             for beat in behind:
-                state = "does not answer" if beat in frozen else "has not moved"
+                state = "does not answer" if beat in silent else "has not moved"
                 print(
                     f"rank {beat.rank} (host {beat.host}, pid {beat.pid}) {state} for {now - beat.moved_at:.0f} s, "
-                    f"last at {beat.where}; the others wait. The run ends when they have waited "
-                    f"{self.timeout_s / 60:g} minutes (distributed.timeout)",
+                    f"last at {beat.where}; the others wait. The run ends after {self.timeout_s / 60:g} minutes of "
+                    "waiting (distributed.timeout)",
                     file=sys.stderr,
                     flush=True,
                 )
         if self.rank not in waiting:
-            print(f"rank {self.rank} is at {self._where}, here:", file=sys.stderr, flush=True)
+            print(f"rank {self.rank} is at {self._where}, stack:", file=sys.stderr, flush=True)
             faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
 
 
-def _read(beats: dict[int, Heartbeat], rank: int, said: list[Any]) -> None:
-    moves, where, host, pid, signs, patient = said
-    now, before = time.monotonic(), beats.get(rank)
-    moved_at = before.moved_at if before and before.moves == moves else now
-    alive_at = before.alive_at if before and before.signs == signs else now
-    beats[rank] = Heartbeat(rank, moves, where, host, pid, moved_at, alive_at, signs, patient)
+def _update(latest: dict[int, Heartbeat], beat: Heartbeat) -> None:
+    now, before = time.monotonic(), latest.get(beat.rank)
+    beat.moved_at = before.moved_at if before and before.moves == beat.moves else now
+    beat.alive_at = before.alive_at if before and before.beats == beat.beats else now
+    latest[beat.rank] = beat
 
 
-def _is_of_a_connection(error: RuntimeError) -> bool:
+def _is_connection_error(error: RuntimeError) -> bool:
     text = str(error).lower()
-    return isinstance(error, dist.DistError) or any(word in text for word in LOST)
+    return isinstance(error, dist.DistError) or any(part in text for part in CONNECTION_ERRORS)

@@ -1,4 +1,4 @@
-"""The Accelerator that follows from what the launcher says and what the recipe says, and what it comes to."""
+"""Starts the Accelerator that launcher and recipe ask for, and describes it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch.distributed.rendezvous import rendezvous
 
-from framework.distributed.launcher_conflicts import launcher_conflicts, threads_asked_for
+from framework.distributed.launcher_conflicts import launcher_conflicts, launcher_sets_threads
 from framework.distributed.resolve import precision_of, strategy_of
 from framework.models.device import on_cpu
-from framework.recipe import Recipe, RecipeError
+from framework.recipe import Recipe
+from framework.runtime.errors import Problem, UserError
 from framework.runtime.processes import usable_cores
 
-# What `accelerate launch` exports of things that the recipe owns. They are held against it, and then have no say.
+# Variables of `accelerate launch` for settings that the recipe owns. They are compared with the recipe, then removed.
 LAUNCHER_ONLY = (
     "ACCELERATE_USE_DEEPSPEED",
     "ACCELERATE_USE_FSDP",
@@ -31,87 +32,92 @@ LAUNCHER_ONLY = (
 
 
 def start_accelerator(recipe: Recipe, *, training: bool = True) -> Accelerator:
-    """An Accelerator for the recipe's precision and strategy on the launcher's processes.
+    """Returns an Accelerator for the recipe's precision and strategy on the launcher's processes.
 
     Args:
-        training: False for what needs whole weights on each process and no strategy.
+        training: False for commands that need full weights on each process and no strategy.
 
     Raises:
-        RecipeError: the launcher sets what the recipe owns to something else, or this machine cannot do what the
-            recipe asks for.
+        UserError: a setting of the launcher differs from the recipe, or this machine cannot run the recipe.
     """
-    problems = [*launcher_conflicts(recipe), *_impossible(recipe, training)]
+    problems = [*launcher_conflicts(recipe), *_unsupported(recipe, training)]
     if problems:
-        raise RecipeError(*problems)
+        raise UserError.of(problems)
     cpu = on_cpu()
-    if cpu and "ACCELERATE_MIXED_PRECISION" in os.environ and not threads_asked_for():
-        # Only `accelerate launch` exports that. It grants one thread unless told otherwise, which leaves cores idle.
+    if cpu and "ACCELERATE_MIXED_PRECISION" in os.environ and not launcher_sets_threads():
+        # Only `accelerate launch` exports this variable. Its default of one thread leaves cores idle.
         torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     for name in LAUNCHER_ONLY:
         os.environ.pop(name, None)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    both = strategy_of(recipe) == "fsdp" and recipe.distributed.offload == "all"  # clipping then adds up on the host
-    backend = "gloo" if cpu else "cuda:nccl,cpu:gloo" if both else "nccl"
+    on_host = (
+        strategy_of(recipe) == "fsdp" and recipe.distributed.offload == "all"
+    )  # gradient norms are then reduced on the host
+    backend = "gloo" if cpu else "cuda:nccl,cpu:gloo" if on_host else "nccl"
     timeout = timedelta(minutes=recipe.distributed.timeout)
-    handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]  # the strategy shares them
+    handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]  # the strategy broadcasts buffers
     if several:
-        # On a CPU accelerate must be told of gloo, or it may believe in one process; a single process must not be told.
+        # On a CPU accelerate needs the backend, or it may assume one process; it refuses a backend for one process.
         handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timeout))
         if cpu:
             os.environ["ACCELERATE_USE_CPU"] = "true"
     if several and restarts():
-        # The launcher keeps one store for all attempts, and in it stand the addresses of processes that are gone.
+        # The launcher keeps one store for all attempts, which holds the addresses of processes that have ended.
         store, rank, processes = next(rendezvous("env://", timeout=timeout))
         fresh = dist.PrefixStore(f"attempt/{restarts()}", store)
         dist.init_process_group(backend, store=fresh, rank=rank, world_size=processes, timeout=timeout)
     precision = precision_of(recipe)
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=handlers)
     if training and strategy_of(recipe) != "ddp" and not dist.is_initialized():
-        # DeepSpeed and FSDP ask for a group, also of one.
+        # DeepSpeed and FSDP need a process group, even of one process.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return accelerator
 
 
-def _impossible(recipe: Recipe, training: bool) -> Iterator[str]:
-    """What this machine cannot do. It is refused, and nothing else done in its place."""
+def _unsupported(recipe: Recipe, training: bool) -> Iterator[Problem]:
+    """Settings that this machine cannot run. They are refused, never replaced."""
     strategy = strategy_of(recipe)
     if precision_of(recipe) == "fp16" and on_cpu():
-        yield "train.precision: fp16 needs a GPU; expected auto, fp32 or bf16 on this machine"
+        yield Problem("needs-gpu", "fp16 needs a GPU", place="train.precision", expected="auto, fp32 or bf16")
     if not training:
         return
     if strategy.startswith("zero") and find_spec("deepspeed") is None:
-        yield (
-            f"distributed.strategy: {strategy} needs the package deepspeed, which is not installed: "
-            "pip install 'sonoscribe[deepspeed]'; or take fsdp, which needs no more than torch"
+        yield Problem(
+            "missing-package",
+            f"{strategy} needs the package deepspeed, which is not installed",
+            place="distributed.strategy",
+            hint="pip install 'sonoscribe[deepspeed]', or set distributed.strategy=fsdp, which needs only torch.",
         )
     if recipe.distributed.offload != "none" and on_cpu():
-        yield (
-            f"distributed.offload: '{recipe.distributed.offload}' moves tensors from a GPU to its host, and this run "
-            "has no GPU; expected none"
+        yield Problem(
+            "needs-gpu",
+            f"'{recipe.distributed.offload}' moves tensors from a GPU to host memory, and this run has no GPU",
+            place="distributed.offload",
+            expected="none",
         )
 
 
 def launch_id() -> str:
-    """The same for all attempts of one launch: a launcher that restarts its processes stays itself."""
-    named = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    """Identifies the launch; restarts by the same launcher have the same id."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     place = f"{os.environ.get('MASTER_ADDR', socket.gethostname())}:{os.environ.get('MASTER_PORT', '')}"
     try:
         parent = psutil.Process(os.getppid())
-        return f"{named}@{place} {parent.pid} {parent.create_time():.0f}"
+        return f"{name}@{place} {parent.pid} {parent.create_time():.0f}"
     except psutil.Error:  # in a container there may be none
-        return f"{named}@{place}"
+        return f"{name}@{place}"
 
 
 def restarts() -> int:
-    """How often the launcher has started the processes of this launch anew."""
+    """How often the launcher has restarted the processes of this launch."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def describe_launch(accelerator: Accelerator, recipe: Recipe) -> dict[str, Any]:
-    """The effective settings, which are printed once and stored with the run."""
-    device, asked = accelerator.device, recipe.distributed
+    """Returns the effective settings, which are printed once and stored with the run."""
+    device, settings = accelerator.device, recipe.distributed
     processes = accelerator.num_processes
-    told = {
+    described = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": processes,
         "machines": int(os.environ.get("GROUP_WORLD_SIZE") or os.environ.get("CROSS_SIZE") or 1),  # torchrun, deepspeed
@@ -122,12 +128,12 @@ def describe_launch(accelerator: Accelerator, recipe: Recipe) -> dict[str, Any]:
         else f"{recipe.train.max_grad_norm} by value",
         "threads": torch.get_num_threads(),
     }
-    if asked.offload != "none":
-        told["offload"] = asked.offload
-    if asked.activation_checkpointing:
-        told["activation_checkpointing"] = True
-    if asked.deepspeed_config:
-        told["deepspeed_config"] = asked.deepspeed_config
+    if settings.offload != "none":
+        described["offload"] = settings.offload
+    if settings.activation_checkpointing:
+        described["activation_checkpointing"] = True
+    if settings.deepspeed_config:
+        described["deepspeed_config"] = settings.deepspeed_config
     if processes > 1:
-        told["timeout_minutes"] = asked.timeout
-    return told
+        described["timeout_minutes"] = settings.timeout
+    return described

@@ -1,4 +1,4 @@
-"""What a launcher says, held against what the recipe says: where both speak of one thing and differ, both are named."""
+"""Compares what the launcher sets with the recipe: a setting of both that differs is refused, with both values."""
 
 from __future__ import annotations
 
@@ -10,122 +10,122 @@ from accelerate.utils import parse_flag_from_env
 
 from framework.distributed.resolve import precision_of, strategy_of
 from framework.recipe import Recipe
+from framework.runtime.errors import Problem
 
-# Of accelerate launch, what no recipe can ask for.
-NOT_OFFERED = {
+# Settings of accelerate launch that no recipe has.
+UNSUPPORTED = {
     "ACCELERATE_DYNAMO_BACKEND": "torch.compile",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or sequence parallelism",
 }
 
 
-def launcher_conflicts(recipe: Recipe) -> Iterator[str]:
-    """One line for each. Whatever the launcher says of processes, machines and ports is its own to say."""
-    yield from _of_arithmetic(recipe)
-    launched = _strategy_launched()
-    if launched and launched != strategy_of(recipe):
-        yield (
-            f"The launcher asks for {launched}, but distributed.strategy is '{recipe.distributed.strategy}'. "
-            f"Leave the flag out, or set distributed.strategy={launched}."
-        )
+def launcher_conflicts(recipe: Recipe) -> Iterator[Problem]:
+    """Yields one problem per conflict. Processes, machines and ports belong to the launcher and are not compared."""
+    yield from _arithmetic(recipe)
+    strategy = _launched_strategy()
+    if strategy and strategy != strategy_of(recipe):
+        yield _conflict(f"strategy {strategy}", "distributed.strategy", recipe.distributed.strategy, strategy)
     if "ACCELERATE_DEEPSPEED_CONFIG_FILE" in os.environ:
-        yield (
-            f"The launcher names a DeepSpeed file ({os.environ['ACCELERATE_DEEPSPEED_CONFIG_FILE']}); name it in the "
-            "recipe, as distributed.deepspeed_config."
+        yield Problem(
+            "conflicting-settings",
+            f"the launcher names a DeepSpeed file ({os.environ['ACCELERATE_DEEPSPEED_CONFIG_FILE']})",
+            place="distributed.deepspeed_config",
+            hint="Name the file in the recipe instead, as distributed.deepspeed_config.",
         )
-    if launched.startswith("zero"):
-        yield from _of_deepspeed(recipe)
-    if launched == "fsdp":
-        yield from _of_fsdp(recipe)
-    for name, what in NOT_OFFERED.items():
+    if strategy.startswith("zero"):
+        yield from _deepspeed_flags(recipe)
+    if strategy == "fsdp":
+        yield from _fsdp_flags(recipe)
+    for name, feature in UNSUPPORTED.items():
         value = os.environ.get(name, "no")
         if value.lower() not in ("no", "false"):
-            yield f"The launcher asks for {what} ({name}={value}), which Sonoscribe does not offer. Leave it out."
-    asked_for = _processes_asked_for()
-    if asked_for > 1 and "WORLD_SIZE" not in os.environ:
-        yield (
-            f"accelerate launch was asked for {asked_for} processes and started one: without GPUs it needs --multi_gpu "
-            f"as well. Or: torchrun --nproc_per_node {asked_for} launch.py ..."
+            yield Problem(
+                "unsupported",
+                f"the launcher asks for {feature} ({name}={value}), which Sonoscribe does not support",
+                place="launcher",
+                hint="Remove the flag.",
+            )
+    processes = _launcher_flag("num_processes")
+    if processes.isdecimal() and int(processes) > 1 and "WORLD_SIZE" not in os.environ:
+        yield Problem(
+            "ignored-setting",
+            f"accelerate launch was asked for {processes} processes and started one",
+            place="launcher",
+            hint=f"Without GPUs it needs --multi_gpu as well. Or: torchrun --nproc_per_node {processes} launch.py ...",
         )
 
 
-def _of_arithmetic(recipe: Recipe) -> Iterator[str]:
+def _conflict(launcher: str, key: str, value: object, fix: object = None) -> Problem:
+    """A setting of the launcher that differs from the value of `key`; `fix` is a value of `key` that agrees with it."""
+    return Problem(
+        "conflicting-settings",
+        f"the launcher sets {launcher}, but the recipe has {value}",
+        place=key,
+        hint="Remove the launcher's flag" + ("." if fix is None else f", or set {key}={fix}."),
+    )
+
+
+def _arithmetic(recipe: Recipe) -> Iterator[Problem]:
     train = recipe.train
-    # accelerate launch exports some flags only beside others, and a precision also where nobody asked for one.
+    # accelerate launch exports some flags only together with others, and a precision even if none was asked for.
     accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
-    accumulation = accumulation or _flag_of_launcher("gradient_accumulation_steps") or "1"
+    accumulation = accumulation or _launcher_flag("gradient_accumulation_steps") or "1"
     if accumulation != "1":
-        yield (
-            f"The launcher sets gradient_accumulation_steps={accumulation}, but accumulation follows from the recipe: "
-            f"train.batch_size {train.batch_size}, train.micro_batch_size {train.micro_batch_size}. "
-            "Leave the flag out and set train.micro_batch_size."
+        yield Problem(
+            "conflicting-settings",
+            f"the launcher sets gradient_accumulation_steps={accumulation}, but accumulation follows from "
+            f"train.batch_size={train.batch_size} and train.micro_batch_size={train.micro_batch_size}",
+            place="train.micro_batch_size",
+            hint="Remove the launcher's flag and set train.micro_batch_size.",
         )
-    exported, typed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), _flag_of_launcher("mixed_precision")
+    exported, typed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), _launcher_flag("mixed_precision")
     precision = typed or (exported if exported != "no" else "")
-    if precision and {"no": "fp32"}.get(precision, precision) != precision_of(recipe):
-        yield (
-            f"The launcher sets mixed_precision={precision}, but train.precision is '{train.precision}', here "
-            f"{precision_of(recipe)}. Leave the flag out, or set train.precision={precision}."
-        )
+    precision = {"no": "fp32"}.get(precision, precision)
+    if precision and precision != precision_of(recipe):
+        asked = f"{train.precision} ({precision_of(recipe)} on this machine)"
+        yield _conflict(f"precision {precision}", "train.precision", asked, precision)
 
 
-def _strategy_launched() -> str:
-    """What accelerate launch was asked for by its flags; empty where by none."""
+def _launched_strategy() -> str:
+    """The strategy that flags of accelerate launch ask for; empty if they ask for none."""
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
     return "fsdp" if parse_flag_from_env("ACCELERATE_USE_FSDP") else ""
 
 
-def _of_deepspeed(recipe: Recipe) -> Iterator[str]:
-    clip, asked = os.environ.get("ACCELERATE_GRADIENT_CLIPPING", "none"), recipe.distributed.offload
+def _deepspeed_flags(recipe: Recipe) -> Iterator[Problem]:
+    clip, offload = os.environ.get("ACCELERATE_GRADIENT_CLIPPING", "none"), recipe.distributed.offload
     if clip != "none" and float(clip) != recipe.train.max_grad_norm:
-        yield (
-            f"The launcher sets gradient_clipping={clip}, but train.max_grad_norm is {recipe.train.max_grad_norm}. "
-            "Leave the flag out."
-        )
-    offloads = (
+        yield _conflict(f"gradient_clipping={clip}", "train.max_grad_norm", recipe.train.max_grad_norm)
+    launched = (
         os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none") != "none",
         os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none") != "none",
     )
-    if any(offloads) and offloads != (asked != "none", asked == "all"):
-        wanted = "all" if offloads[1] else "optimizer"
-        yield (
-            f"The launcher asks for offload ({wanted}), but distributed.offload is '{asked}'. "
-            f"Leave the flag out, or set distributed.offload={wanted}."
-        )
+    if any(launched) and launched != (offload != "none", offload == "all"):
+        wanted = "all" if launched[1] else "optimizer"
+        yield _conflict(f"offload of {wanted}", "distributed.offload", offload, wanted)
 
 
-def _of_fsdp(recipe: Recipe) -> Iterator[str]:
-    asked = recipe.distributed
-    if parse_flag_from_env("FSDP_OFFLOAD_PARAMS") and asked.offload != "all":
-        yield (
-            f"The launcher sets fsdp_offload_params, but distributed.offload is '{asked.offload}'. "
-            "Leave the flag out, or set distributed.offload=all."
-        )
-    if parse_flag_from_env("FSDP_ACTIVATION_CHECKPOINTING") and not asked.activation_checkpointing:
-        yield (
-            "The launcher sets fsdp_activation_checkpointing, but distributed.activation_checkpointing is false. "
-            "Leave the flag out, or set it to true in the recipe."
-        )
+def _fsdp_flags(recipe: Recipe) -> Iterator[Problem]:
+    settings = recipe.distributed
+    if parse_flag_from_env("FSDP_OFFLOAD_PARAMS") and settings.offload != "all":
+        yield _conflict("fsdp_offload_params", "distributed.offload", settings.offload, "all")
+    if parse_flag_from_env("FSDP_ACTIVATION_CHECKPOINTING") and not settings.activation_checkpointing:
+        yield _conflict("fsdp_activation_checkpointing", "distributed.activation_checkpointing", "false", "true")
 
 
-def _processes_asked_for() -> int:
-    """What `accelerate launch --num_processes` was given, where that is our parent; else 1."""
-    number = _flag_of_launcher("num_processes")
-    return int(number) if number.isdecimal() else 1
-
-
-def threads_asked_for() -> bool:
-    """Whether the user chose a number of threads, to the launcher or in the shell that it was typed in."""
+def launcher_sets_threads() -> bool:
+    """Whether the user chose a number of threads, by a flag of the launcher or in the shell that started it."""
     try:
         exported = "OMP_NUM_THREADS" in psutil.Process(os.getppid()).environ()
     except psutil.Error:
         exported = False
-    return exported or bool(_flag_of_launcher("num_cpu_threads_per_process"))
+    return exported or bool(_launcher_flag("num_cpu_threads_per_process"))
 
 
-def _flag_of_launcher(name: str) -> str:
-    """The value of a flag of `accelerate launch`, where that is our parent and the flag is there; else nothing."""
+def _launcher_flag(name: str) -> str:
+    """The value of a flag on the command line of `accelerate launch`, if that is the parent process; else empty."""
     try:
         words = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
@@ -136,5 +136,5 @@ def _flag_of_launcher(name: str) -> str:
     for word, after in zip(words, [*words[1:], ""]):
         flag, _, value = word.partition("=")
         if flag.lstrip("-").replace("-", "_") == name:
-            found = value or after  # the last counts
+            found = value or after  # the last one counts
     return found

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO: optimizer state (1), gradients (2) and weights (3) are cut over the processes."""
+"""DeepSpeed's ZeRO: optimizer state (stage 1), gradients (2) and weights (3) are partitioned over the processes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from framework.data.loading import BatchPlan
-from framework.distributed.deepspeed_json import deepspeed_config
+from framework.distributed.deepspeed_config import deepspeed_config
 from framework.distributed.resolve import strategy_of
-from framework.distributed.strategy import Shard, Strategy
+from framework.distributed.strategy import Strategy
 from framework.exam import Batch
 from framework.recipe import Recipe
 from framework.task import ReportTask, TaskOutput
 
 
 class Zero(Strategy):
-    """DeepSpeed, set up here and not through Accelerate, which would guess at what the recipe says.
+    """DeepSpeed, initialized here and not through Accelerate, which fills `auto` values itself.
 
-    Weights stay in fp32 and the arithmetic of bf16 is autocast, so that every strategy computes the same.
+    Weights are fp32 and bf16 is autocast, so that every strategy computes the same.
+
+    The optimizer works on flat tensors, which hold this process's parts of many parameters. Those of one parameter are
+    read and written by the functions safe_get_* and safe_set_* of deepspeed.utils.
 
     Source:
         Rajbhandari et al. 2020, arXiv 1910.02054.
@@ -48,31 +52,34 @@ class Zero(Strategy):
 
     def _wrap(self, build_optimizer: Callable[[nn.Module], Any]) -> None:
         if self.accelerator.device.type == "cpu":
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # also where there is a GPU that the run is not to use
-        # DeepSpeed calls names of torch's that torch is about to rename.
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # also on a machine with a GPU that the run does not use
+        # DeepSpeed calls functions of torch by names that torch is about to remove.
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
         import deepspeed
 
-        # For a CPU it would compile messages through shared memory while the run starts, which asks for a compiler, and
-        # whose memory two runs can come to share.
+        # On a CPU it would compile communication through shared memory at the start of the run, which needs a compiler,
+        # and whose memory two runs can come to share.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.optimizer = build_optimizer(self.task)
-        # The global batch follows from the rest; a probe takes the share of one process of several.
+        self._groups = {
+            id(parameter): number
+            for number, group in enumerate(self.optimizer.param_groups)
+            for parameter in group["params"]
+        }
+        # The global batch size follows from the rest; a probe runs one process's share of several.
         config = {key: value for key, value in self.config.items() if key != "train_batch_size"}
-        os.environ.setdefault("LOCAL_RANK", "0")  # without a launcher: zero3 asks for it, in its second step as well
+        os.environ.setdefault("LOCAL_RANK", "0")  # needed by stage 3 without a launcher, also in later steps
         for tensor in [*self.task.parameters(), *self.task.buffers()]:
-            # It sends them as plain bytes, which channels_last weights are not; and `contiguous` would leave those of
-            # a 1 x 1 convolution as they are.
+            # DeepSpeed sends plain bytes, so channels_last weights must be laid out again. `contiguous` does not change
+            # those of a 1 x 1 convolution.
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-        self.engine, self.cut, *_ = deepspeed.initialize(
+        self.engine, self._zero_optimizer, *_ = deepspeed.initialize(
             model=self.task, optimizer=self.optimizer, config=config, dist_init_required=False
         )
-        # DeepSpeed talks through groups of its own, which would wait for as long as torch does by default.
+        # DeepSpeed creates process groups of its own, which have torch's default time-out.
         for group in dist.distributed_c10d._world.pg_map:
             dist.distributed_c10d._set_pg_timeout(timedelta(minutes=self.recipe.distributed.timeout), group)
-        if self.stage < 3:
-            self.groups = {id(weight): row for row, group in enumerate(self.cut.bit16_groups) for weight in group}
 
     def __call__(self, batch: Batch) -> TaskOutput:
         return self.engine(batch)
@@ -85,70 +92,111 @@ class Zero(Strategy):
         self.engine.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> Tensor:
-        self.engine.step()  # skips what is not finite, and gives an infinite norm
+        self.engine.step()  # skips non-finite gradients
         norm = self.engine.get_global_grad_norm() if self.engine.was_step_applied() else math.inf
         return torch.as_tensor(norm, dtype=torch.float64, device=self.accelerator.device)
 
     def effective_config(self) -> dict[str, Any]:
         return {"deepspeed": self.config}
 
-    def local_shards(self) -> Iterator[tuple[str, Shard]]:
-        for name, parameter in self.task.named_parameters():
-            start, weights, flat, begin = self._place(parameter)
-            kept = {} if flat is None else self.optimizer.state.get(flat, {})
-            count = weights.numel()
-            tensors = {key: value for key, value in kept.items() if isinstance(value, Tensor)}
-            states = {key: value[begin : begin + count] for key, value in tensors.items() if value.shape == flat.shape}
-            scalars = {key: value for key, value in tensors.items() if key not in states}
-            yield name, Shard(start, weights, states, scalars)
+    # A shard is an equal part of a flattened parameter, as stage 3 cuts it; that of the last process is padded.
+
+    def shard(self, name: str, full: Tensor) -> Tensor:
+        length = math.ceil(full.numel() / self.accelerator.num_processes)
+        start = self.accelerator.process_index * length
+        values = full.reshape(-1)[start : start + length]
+        return values if len(values) == length else pad(values, (0, length - len(values)))
 
     @torch.no_grad()
-    def load_shard(self, name: str, whole: Tensor, states: Mapping[str, Tensor], scalars: Mapping[str, Tensor]) -> None:
-        parameter: Any = self.task.get_parameter(name)
-        start, weights, flat, begin = self._place(parameter)
-        count, values = weights.numel(), whole.reshape(-1)
-        weights.copy_(values[start : start + count])
-        if self.stage == 3:
-            # The copy that forward gathers; its end may be padding.
-            parameter.ds_tensor.view(-1)[:count].copy_(values[start : start + count])
-        else:
-            parameter.copy_(whole)
-        if flat is None or not (states or scalars):
-            return
+    def gather_full(self, name: str, local: Tensor) -> Tensor:
+        shape, processes = self.shapes[name], self.accelerator.num_processes
+        values = local.to(self.accelerator.device)
+        if processes > 1:
+            full = values.new_empty(values.numel() * processes)
+            dist.all_gather_into_tensor(full, values)
+            values = full
+        return values[: shape.numel()].view(shape)
+
+    def local_weights(self) -> Iterator[tuple[str, Tensor]]:
+        import deepspeed
+
+        for name, parameter in self.task.named_parameters():
+            if parameter.requires_grad:
+                if self.stage == 3:
+                    values = deepspeed.utils.safe_get_local_fp32_param(parameter)
+                else:
+                    values = self.shard(name, parameter.detach())  # fp32, equal to the optimizer's weights
+                # Offloaded weights are copied to the GPU; their EMA stays on the host.
+                yield name, values if self.recipe.distributed.offload == "none" else values.cpu()
+
+    def full_weights(self, name: str) -> Tensor:
+        import deepspeed
+
+        parameter = self.task.get_parameter(name)
+        if self.stage < 3:
+            return parameter.detach()
+        if parameter.requires_grad:
+            full: Tensor = deepspeed.utils.safe_get_full_fp32_param(parameter)
+            return full
+        with deepspeed.zero.GatheredParameters(parameter):
+            return parameter.detach().clone()
+
+    def full_optimizer_state(self, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        import deepspeed
+
+        parameter = self.task.get_parameter(name)
+        if not parameter.requires_grad or not self.optimizer.state:
+            return {}, {}
+        self._link_states(parameter)
+        flat = self._flats(parameter)[0]  # every step updates all, so their states have the same keys and scalars
         kept = self.optimizer.state[flat]
-        for key, value in states.items():
-            if key not in kept:
-                kept[key] = torch.zeros_like(flat)
-            kept[key][begin : begin + count].copy_(value.reshape(-1)[start : start + count])
-        kept.update({key: value.to(kept[key].device if key in kept else "cpu") for key, value in scalars.items()})
+        tensors = {key: value for key, value in kept.items() if isinstance(value, Tensor)}
+        keys = [key for key, value in tensors.items() if value.shape == flat.shape and key != "step"]
+        states = {key: deepspeed.utils.safe_get_full_optimizer_state(parameter, key) for key in keys}
+        return states, {key: value for key, value in tensors.items() if key not in states}
 
-    def _loaded(self) -> None:
-        if self.stage == 3 and self.cut.persistent_parameters:
-            # Small weights stay gathered; they are gathered anew.
-            some = self.cut.persistent_parameters
-            some[0].partition(some)
-            some[0].all_gather(some)
+    @torch.no_grad()
+    def load_parameter(
+        self, name: str, full: Tensor, states: Mapping[str, Tensor], scalars: Mapping[str, Tensor]
+    ) -> None:
+        import deepspeed
 
-    def _place(self, parameter: Any) -> tuple[int, Tensor, Any, int]:
-        """Of this process's piece of a parameter: its start, its fp32 weights, the flat tensor that the optimizer works
-        on (None of a frozen one), and where in it the piece begins.
-        """
+        parameter = self.task.get_parameter(name)
+        with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):  # does nothing below stage 3
+            parameter.copy_(full)
+        if not parameter.requires_grad:
+            return
+        if states or scalars:
+            for flat in self._flats(parameter):  # DeepSpeed has no function that creates states before the first step
+                kept = self.optimizer.state[flat]
+                kept.update({key: torch.zeros_like(flat) for key in states if key not in kept})
+                for key, value in scalars.items():  # copies: Adam counts its steps in place
+                    kept[key] = value.to(kept[key].device if key in kept else "cpu", copy=True)
+            self._link_states(parameter)
+        # The functions below set the optimizer's weights, which forward does not use. Those for full tensors fail under
+        # stage 3 if the size of a parameter is not a multiple of the number of processes.
         if self.stage == 3:
-            each = parameter.ds_tensor.numel()
-            start = min(self.accelerator.process_index * each, parameter.ds_numel)
-            count = min(each, parameter.ds_numel - start)
-            if not parameter.requires_grad:
-                return start, parameter.ds_tensor.detach().view(-1)[:count], None, 0
-            group, begin, _ = self.cut.grad_position[self.cut.get_param_id(parameter)]
-            flat = self.cut.fp32_partitioned_groups_flat[group]
-            return start, flat.detach()[begin : begin + count], flat, begin
-        if id(parameter) not in self.groups:
-            # Frozen, and so whole on each; the main process speaks for all.
-            mine = parameter.detach().reshape(-1)
-            return 0, mine if self.accelerator.is_main_process else mine[:0], None, 0
-        flat = self.cut.single_partition_of_fp32_groups[self.groups[id(parameter)]]
-        found = parameter._hp_mapping
-        if found is None:
-            return 0, flat.detach()[:0], flat, 0
-        begin, count = found.hp_fragment_address.start, found.hp_fragment_address.numel
-        return found.lp_fragment_address.start, flat.detach()[begin : begin + count], flat, begin
+            deepspeed.utils.safe_set_local_fp32_param(parameter, self.shard(name, full))
+            for key, value in states.items():
+                deepspeed.utils.safe_set_local_optimizer_state(parameter, self.shard(name, value), key)
+        else:
+            deepspeed.utils.safe_set_full_fp32_param(parameter, full)
+            for key, value in states.items():
+                deepspeed.utils.safe_set_full_optimizer_state(parameter, value, key)
+
+    def _flats(self, parameter: nn.Parameter) -> list[Tensor]:
+        """The flat tensors that hold a parameter, under stage 3 among others."""
+        if self.stage == 3:
+            flats: list[Tensor] = self._zero_optimizer.fp32_partitioned_groups_flat
+            return flats
+        return [self.optimizer.param_groups[self._groups[id(parameter)]]["params"][0]]
+
+    def _link_states(self, parameter: nn.Parameter) -> None:
+        """Lets safe_get_full_optimizer_state find a parameter's states. In its first step DeepSpeed links those of the
+        first parameter group only.
+        """
+        import deepspeed
+
+        if self.stage < 3:
+            flat = self._flats(parameter)[0]
+            deepspeed.utils.lazy_init_hp_params_optimizer_state([parameter], flat, self.optimizer.state)

@@ -16,13 +16,13 @@ from framework.data.leakage import require_unseen
 from framework.data.loading import ExamSet, build_loader
 from framework.distributed.collectives import gather, on_main
 from framework.distributed.launch import start_accelerator
-from framework.distributed.micro_batch import OutOfGpuMemoryError
 from framework.evaluation.model_selection import BEST, ModelSelection, load_models
 from framework.models.generation import generate
 from framework.pages.run_page import write_page
 from framework.recipe import Recipe
 from framework.run.tracking import write_json
 from framework.runtime.console import print0, progress_bar
+from framework.runtime.errors import UserError
 from framework.runtime.files import atomic_write
 from framework.scoring.baselines import Rows, baseline_rows, rows_of, unseen_rows
 from framework.scoring.bootstrap import intervals
@@ -78,9 +78,11 @@ def generate_reports(
                     no_repeat_ngram_size=settings.no_repeat_ngram_size,
                 )
         except torch.OutOfMemoryError as error:
-            raise OutOfGpuMemoryError(
-                f"out of GPU memory while writing reports of {len(batch.exam_ids)} exams at a time. "
-                f"evaluate.batch_size={max(1, len(batch.exam_ids) // 2)} or a smaller evaluate.num_beams needs less"
+            raise UserError(
+                "out-of-memory",
+                f"out of GPU memory while generating reports of {len(batch.exam_ids)} exams at a time",
+                place="evaluate.batch_size",
+                hint=f"Set evaluate.batch_size={max(1, len(batch.exam_ids) // 2)} or a smaller evaluate.num_beams.",
             ) from error
         written += [(exam_id, tokenizer.decode(ids)) for exam_id, ids in zip(batch.exam_ids, reports, strict=True)]
     everything = gather(accelerator, written)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from framework.build import build_optimizer, require_a_batch
 from framework.data.loading import BatchPlan
-from framework.distributed.deepspeed_json import deepspeed_config
+from framework.distributed.deepspeed_config import deepspeed_config
 from framework.distributed.resolve import precision_of, strategy_of
 from framework.plan.material import Tokens, Views, count_tokens, count_views, read_material
 from framework.plan.memory import Memory, memory_by_strategy, optimizer_bytes

@@ -100,6 +100,10 @@ CODES: dict[str, tuple[str, str]] = {
         "A program that is not part of Sonoscribe failed or did not answer.",
         "Run it by hand to see why; the message names it.",
     ),
+    "needs-gpu": (
+        "The setting works on a GPU only.",
+        "Run on a machine with a GPU, or choose a value that the message names.",
+    ),
     "missing-package": (
         "An optional package is not installed.",
         "Install it with the command in the message.",

@@ -40,7 +40,7 @@ class Unknown(torch.optim.SGD):
 
 
 def config(stage: int, **more: Any) -> dict[str, Any]:
-    """The keys that framework/distributed/deepspeed_json.py sets."""
+    """The keys that framework/distributed/deepspeed_config.py sets."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 2,

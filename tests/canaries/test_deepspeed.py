@@ -1,4 +1,4 @@
-"""Inner details of DeepSpeed that framework/distributed/zero.py and deepspeed_json.py lean on."""
+"""Inner details of DeepSpeed that framework/distributed/zero.py and deepspeed_config.py lean on."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_what_is_frozen_keeps_every_bit_and_its_statistics_and_the_rest_learns(
     learned = {id(weight) for group in strategy.optimizer.param_groups for weight in group["params"]}
     for name, weight in strategy.task.named_parameters():
         assert weight.requires_grad == (id(weight) in learned) == (name in moved), name
-    assert set(strategy.average) == {name for name, _ in strategy.task.named_parameters()} & moved
+    assert set(strategy.ema) == {name for name, _ in strategy.task.named_parameters()} & moved
     with strategy.full_params_model() as task:
         assert not task.training
     assert strategy.task.training and not strategy.task.get_submodule(frozen[0].rstrip(".")).training

@@ -197,9 +197,9 @@ def test_a_loaded_checkpoint_trains_like_the_saved_one(tmp_path: Path, extra: st
     other.load(SavedState(path), read_train_state(path).step)
     assert torch.equal(steps(strategy, parts, 3, 4), steps(other, other_parts, 3, 4))
     one, two = strategy.state(), other.state()
-    assert one.keys() == two.keys() and {name.split("/")[0] for name in one} >= {"weights", "average", "optimizer"}
+    assert one.keys() == two.keys() and {name.split("/")[0] for name in one} >= {"weights", "ema", "optimizer"}
     assert not [name for name in one if not torch.equal(one[name], two[name])]
-    assert not torch.equal(one["average/decoder.embed_tokens.weight"], one["weights/decoder.embed_tokens.weight"])
+    assert not torch.equal(one["ema/decoder.embed_tokens.weight"], one["weights/decoder.embed_tokens.weight"])
 
 
 def test_a_state_is_a_copy(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_the_exported_model_is_the_ema_and_equals_the_validated_one(tmp_path: Pa
         for name, weight in task.state_dict().items():
             assert torch.equal(exported[name], weight), name
     learned = "decoder.embed_tokens.weight"
-    assert torch.equal(exported[learned], state[f"average/{learned}"])
+    assert torch.equal(exported[learned], state[f"ema/{learned}"])
 
 
 def test_an_ema_that_a_run_did_not_have_starts_at_its_weights(tmp_path: Path) -> None:
@@ -229,9 +229,9 @@ def test_an_ema_that_a_run_did_not_have_starts_at_its_weights(tmp_path: Path) ->
     other, _ = made(tmp_path)
     other.load(SavedState(saved(strategy, parts, tmp_path / "run")), strategy.steps)
     state = other.state()
-    averages = [name for name in state if name.startswith("average/")]
+    averages = [name for name in state if name.startswith("ema/")]
     assert averages
-    assert all(torch.equal(state[name], state[name.replace("average/", "weights/", 1)]) for name in averages)
+    assert all(torch.equal(state[name], state[name.replace("ema/", "weights/", 1)]) for name in averages)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2", "fsdp"])
@@ -243,7 +243,7 @@ def test_tied_weights_are_one_while_training_and_two_in_the_exported_model(tmp_p
     state = trained.state()
     assert f"weights/{read}" in state and not [name for name in state if name.endswith(write)]
     exported = trained.export_weights(state)
-    assert torch.equal(exported[read], state[f"average/{read}"]) and torch.equal(exported[write], exported[read])
+    assert torch.equal(exported[read], state[f"ema/{read}"]) and torch.equal(exported[write], exported[read])
     with trained.full_params_model() as task:
         assert task.decoder.lm_head.weight is task.decoder.embed_tokens.weight
         assert torch.equal(task.decoder.embed_tokens.weight, exported[read])

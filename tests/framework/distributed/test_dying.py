@@ -20,8 +20,7 @@ from running import Running, newest_is_whole, nothing_is_left_over, same_run, wa
 
 from framework.build import build_dataset
 from framework.checkpoint.format import SavedState, checkpoints_of, verify_checkpoint
-from framework.data.loading import BatchPlan, epoch_order
-from framework.distributed.micro_batch import too_large
+from framework.data.loading import epoch_order
 from framework.recipe import load_recipe
 from framework.runtime.errors import LOST, USER_ERROR
 
@@ -216,27 +215,6 @@ def test_more_bad_steps_than_allowed_stop_all_processes(recipe: str, runs: Path,
 
 
 # Out of memory
-
-
-def batch_plan(micro_batch_size: int, processes: int = 1) -> BatchPlan:
-    return BatchPlan(batch_size=24, micro_batch_size=micro_batch_size, rank=0, processes=processes)
-
-
-def test_out_of_memory_names_the_next_size_that_divides_the_share() -> None:
-    told = str(too_large(batch_plan(24), 7))
-    assert (
-        "step 7: out of GPU memory with micro-batches of 24 exams. train.micro_batch_size=12 needs about half" in told
-    )
-    assert "train.batch_size stays 24, by accumulation over 2" in told
-    assert "train.micro_batch_size=4" in str(
-        too_large(batch_plan(8, processes=2), 7)
-    )  # of a share of 12, 4 divides and 8 not
-    assert "train.micro_batch_size=1 " in str(too_large(batch_plan(3), 7))
-
-
-def test_out_of_memory_with_one_exam_names_other_ways() -> None:
-    told = str(too_large(batch_plan(1), 7))
-    assert "train.micro_batch_size=" not in told and "activation_checkpointing=true" in told and "zero3 or fsdp" in told
 
 
 @pytest.mark.long

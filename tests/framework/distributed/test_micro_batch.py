@@ -1,4 +1,4 @@
-"""What `train.micro_batch_size: auto` tries, and what is tried of the exam with the most views of all splits."""
+"""`train.micro_batch_size: auto` tries the hardest exam; errors of memory name a smaller micro-batch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from PIL import Image
 
 from framework.build import build_parts
 from framework.data.image_cache import build_image_cache
-from framework.data.loading import ExamSet, collate, hardest_sample
+from framework.data.loading import BatchPlan, ExamSet, collate, hardest_sample
 from framework.distributed.launch import start_accelerator
+from framework.distributed.micro_batch import step_out_of_memory
 from framework.exam import Exam
 from framework.recipe import load_recipe
 
@@ -50,7 +51,7 @@ def test_the_hardest_exam_has_the_most_views_and_the_longest_report_of_any(
         Exam(f"e{number}", f"p{number}", tuple(Grey(10 * number + view) for view in range(views)), "text")
         for number, (views, _) in enumerate(ragged)
     ]
-    cache, _ = build_image_cache(exams, source_key="k", size=8, channels=1, folder=tmp_path, broken="stop")
+    cache, _ = build_image_cache(exams, source_key="k", size=8, channels=1, folder=tmp_path, on_broken="stop")
     tokens = [list(range(5, 5 + words)) for _, words in ragged]
     hardest = hardest_sample(ExamSet(exams, cache, tokens, np.arange(len(exams))))
     assert hardest.image_VCHW.shape == (4, 1, 8, 8) and len(hardest.tokens) == 9
@@ -77,24 +78,50 @@ GPT2 = "architecture: gpt2, config: {n_layer: 1, n_embd: 16, n_head: 2, n_positi
 
 
 @pytest.mark.parametrize(
-    ("keys", "message"),
+    ("keys", "code"),
     [
-        ([], r"exam test0 of split test has 5 views, expected at most 4"),
+        ([], "out-of-range"),
         (["model.encoder.max_views=5"], None),
         (
             ["model.encoder.max_views=0", f"model.decoder={{_delete_: true, name: hf_causal, {GPT2}}}"],
-            r"^exam test0 of split test has 5 views, more than any of train: .*28 positions, expected at most 24",
+            "out-of-range",
         ),
         (["model.encoder.max_views=0", f"model.decoder={{_delete_: true, name: hf_causal, queries: 2, {GPT2}}}"], None),
     ],
 )
-def test_more_views_than_fit_are_told_before_training_whatever_split_they_are_in(
-    five_views: list[str], tmp_path: Path, keys: list[str], message: str | None
+def test_more_views_than_fit_are_refused_before_training_in_any_split(
+    five_views: list[str], tmp_path: Path, keys: list[str], code: str | None
 ) -> None:
     recipe = load_recipe(str(ROOT / "recipes" / "smoke.yaml"), [*five_views, *keys])
-    if message is not None:
-        with pytest.raises(ValueError, match=message):
+    if code is not None:
+        with pytest.raises(ValueError, match=rf"exam test0 of split test has 5 views.*\[{code}\]"):
             build_parts(recipe, start_accelerator(recipe), run=tmp_path)
         return
     task = build_parts(recipe, start_accelerator(recipe), run=tmp_path).task
     assert all(part.training for part in task.modules())
+
+
+def plan(micro_batch_size: int, processes: int = 1) -> BatchPlan:
+    return BatchPlan(batch_size=24, micro_batch_size=micro_batch_size, rank=0, processes=processes)
+
+
+@pytest.mark.parametrize(
+    ("now", "hint"),
+    [
+        (
+            plan(24),
+            "train.micro_batch_size=12 needs about half of it; train.batch_size stays 24, by accumulation over 2",
+        ),
+        (plan(8, processes=2), "train.micro_batch_size=4"),
+        (plan(3), "train.micro_batch_size=1 "),
+    ],
+)
+def test_out_of_memory_names_the_next_size_that_divides_the_share(now: BatchPlan, hint: str) -> None:
+    error = step_out_of_memory(now, 7)
+    assert (error.code, error.place) == ("out-of-memory", "step 7") and hint in str(error)
+
+
+def test_out_of_memory_with_one_exam_names_other_ways() -> None:
+    message = str(step_out_of_memory(plan(1), 7))
+    assert "train.micro_batch_size=" not in message
+    assert "activation_checkpointing=true" in message and "zero3 or fsdp" in message

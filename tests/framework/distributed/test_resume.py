@@ -186,7 +186,7 @@ def test_a_run_goes_on_under_another_strategy_and_on_other_processes(
     tensors, other_tensors = (load_file(path / "training.safetensors") for path in (first, second))
     assert tensors.keys() == other_tensors.keys()
     kinds = {name.split("/")[0] for name in tensors}
-    assert {"weights", "average", "optimizer", "scalars"} <= kinds
+    assert {"weights", "ema", "optimizer", "scalars"} <= kinds
     for name in tensors:
         if name.endswith(".key.bias"):
             continue  # softmax takes no notice of it: its gradient is noise, and Adam makes steps of any noise

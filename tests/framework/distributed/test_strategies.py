@@ -16,7 +16,7 @@ from torch import nn
 
 from framework.build import Parts, build_optimizer, build_parts
 from framework.data.loading import BatchPlan, collate
-from framework.distributed.deepspeed_json import deepspeed_config
+from framework.distributed.deepspeed_config import deepspeed_config
 from framework.distributed.launch import start_accelerator
 from framework.distributed.prepare import prepare
 from framework.distributed.strategy import Strategy

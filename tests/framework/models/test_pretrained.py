@@ -88,7 +88,7 @@ def saved(recipe: Recipe, strategy: Strategy, parts: Parts, folder: Path) -> Pat
     state = strategy.state()
     texts = ModelTexts(parts.tokenizer, save(recipe), model_metadata(strategy.task))
     progress = TrainState(step=strategy.steps)
-    keep = RetentionPolicy(last=1, best=0, best_is_higher=True)
+    keep = RetentionPolicy(keep_last=1, keep_best=0, higher_is_better=True)
     return write_checkpoint(
         folder / "checkpoints", Snapshot(progress, state, strategy.export_weights(state), texts), keep
     )
