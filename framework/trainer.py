@@ -5,29 +5,26 @@ One update is in train_step.py; what surrounds training is in run/lifecycle.py.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from framework.build import build_optimizer, build_plugin
 from framework.checkpoint.export import load_weights, publish_model
-from framework.checkpoint.format import RetentionPolicy, TrainState, checkpoints_of
-from framework.data.leakage import patients_seen
-from framework.data.loading import BatchPlan, EpochSampler, build_loader, grouped, step_seed
+from framework.checkpoint.format import checkpoints_of
+from framework.data.loading import EpochSampler, build_loader, grouped, step_seed
 from framework.distributed.collectives import all_reduce_max, broadcast, on_main
-from framework.distributed.micro_batch import largest_micro_batch, step_out_of_memory
+from framework.distributed.micro_batch import resolve_batch_plan, step_out_of_memory
 from framework.distributed.prepare import prepare
 from framework.evaluation.evaluate import evaluate_split, generate_reports
 from framework.exam import Batch
 from framework.pages.run_page import write_page
-from framework.recipe import Recipe, result_tree
+from framework.recipe import Recipe
 from framework.run.checkpoints import RunCheckpoints
-from framework.run.lifecycle import TrainingRun, open_run_for_training, print_sizes, write_cost
-from framework.run.tracking import NonFiniteSteps, Throughput, Tracker, write_environment
+from framework.run.lifecycle import TrainingRun, open_run_for_training, print_sizes, record_settings, write_cost
+from framework.run.tracking import NonFiniteSteps, Throughput, Tracker
 from framework.runtime.console import print0, progress_bar
 from framework.runtime.errors import Stopped
 from framework.runtime.signals import FAILED, SAVE
@@ -57,15 +54,9 @@ class Trainer:
     """Trains the task of a run. Decisions are made once and shared, so that all processes take the same path."""
 
     def __init__(self, run: TrainingRun) -> None:
-        self.training_run, self.recipe, self.accelerator = run, run.recipe, run.accelerator
-        self.folder, self.parts = run.folder, run.parts
-        recipe, accelerator, exams = self.recipe, self.accelerator, run.parts.exams["train"]
-        size = recipe.train.micro_batch_size
-        place = accelerator.process_index, accelerator.num_processes
-        self.batch_plan = BatchPlan.plan(recipe.train.batch_size, None if size == "auto" else size, *place)
-        if size == "auto":
-            size = largest_micro_batch(accelerator, recipe, run.parts.task, exams, self.batch_plan.micro_batch_size)
-            self.batch_plan = replace(self.batch_plan, micro_batch_size=size)
+        recipe, accelerator, exams = run.recipe, run.accelerator, run.parts.exams["train"]
+        self.training_run, self.recipe, self.accelerator, self.parts = run, recipe, accelerator, run.parts
+        self.batch_plan = resolve_batch_plan(accelerator, recipe, run.parts.task, exams)
         self.strategy = prepare(
             accelerator, recipe, run.parts.task, self.batch_plan, lambda task: build_optimizer(recipe, task)
         )
@@ -75,36 +66,23 @@ class Trainer:
         self.sampler = EpochSampler(len(exams), self.batch_plan, recipe.train.seed)
         on_gpu = accelerator.device.type == "cuda"
         self.loader = build_loader(exams, self.sampler, recipe.data.num_workers, pin=on_gpu)
-        # On a GPU the flag of a step is read after the next step is queued, so that the host does not wait for it.
-        self.flag_delay = 1 if on_gpu else 0
-        self.unread: list[tuple[int, list[str], StepOutput]] = []
-        higher = run.parts.scorer.higher_is_better(recipe.evaluate.monitored)  # raises if no metric yields the monitor
-        self.policy = RetentionPolicy(recipe.checkpoint.keep_last, recipe.checkpoint.keep_best, higher)
-        self.checkpoints = RunCheckpoints(
-            accelerator,
-            self.strategy,
-            recipe,
-            self.folder / "checkpoints",
-            tokenizer=run.parts.tokenizer,
-            policy=self.policy,
-            patients=patients_seen(recipe, run.parts.exams, run.model_before) if accelerator.is_main_process else {},
-        )
-        self.state = TrainState()
-        if run.opened.checkpoint is not None and run.opened.train_state is not None:
-            self.resume(run.opened.checkpoint, run.opened.train_state)
-        sizes = {name: getattr(self.batch_plan, name) for name in ("batch_size", "micro_batch_size", "accumulation")}
-        launch = {**run.launch, **sizes, **self.strategy.effective_config()}
-        self.state.recipe = result_tree(recipe)
-        self.state.launch = {key: value for key, value in launch.items() if key != "id"}
-        if accelerator.is_main_process:
-            write_environment(self.folder, {**launch, "steps": self.steps})
+        record_settings(run, self.strategy, self.batch_plan, self.steps)
+        self.checkpoints = RunCheckpoints(run, self.strategy)
+        self.state = self.checkpoints.restore(self.steps)
         # Scores of a validation that was interrupted, and those at the end, are written again.
         rewritten = ("val/", "final/") if self.state.step_in_epoch else ("final/",)
         writes = accelerator.is_main_process
-        self.tracker = Tracker(self.folder, writes=writes, done=self.state.step, rewritten=rewritten)
-        self.tracker.picture("topics", self.folder / "topics.png")
+        self.tracker = Tracker(run.folder, writes=writes, done=self.state.step, rewritten=rewritten)
+        self.tracker.picture("topics", run.folder / "topics.png")
         self.throughput = Throughput(accelerator.device)
-        self.non_finite = NonFiniteSteps(accelerator, self.folder, recipe.train.skip_non_finite)
+        self.non_finite = NonFiniteSteps(
+            accelerator,
+            run.folder,
+            list(recipe.active_losses),
+            allowed=recipe.train.skip_non_finite,
+            count=self.state.skipped_steps,
+            scaler=self.strategy.scaler(),
+        )
         print_sizes(run, self.strategy, self.batch_plan, self.steps)
 
     def run(self) -> None:
@@ -112,14 +90,14 @@ class Trainer:
         self.training_run.started = True
         state, patience = self.state, self.recipe.train.early_stopping_patience
         self.bar = progress_bar(range(self.steps), total=self.steps, text="training", done=state.step)
-        self.training_run.signals.watch(self.folder)
+        self.training_run.signals.watch(self.training_run.folder)
         while state.epoch < self.recipe.train.epochs and not (patience and state.validations_since_best >= patience):
             self.epoch()
         self.bar.close()
         if patience and state.validations_since_best >= patience:
             print0(f"stopped early: {state.validations_since_best} validations without a better {self._monitor}")
-        if state.skipped_steps:
-            print0(f"{state.skipped_steps} non-finite steps were skipped, listed in {self.non_finite.path}")
+        if self.non_finite.count:
+            print0(f"{self.non_finite.count} non-finite steps were skipped, listed in {self.non_finite.path}")
         self.score_best_model()
 
     def epoch(self) -> None:
@@ -135,7 +113,7 @@ class Trainer:
             every = recipe.checkpoint.every_steps
             if every and state.step % every == 0 and state.step_in_epoch < self.steps_per_epoch:
                 self.save()
-        self._check_finite(delay=0)
+        self.non_finite.check()
         self._handle_stop()
         done = state.epoch + 1
         line = f"epoch {done}/{recipe.train.epochs}"
@@ -162,8 +140,7 @@ class Trainer:
             raise step_out_of_memory(self.batch_plan, state.step + 1) from error
         state.step += 1
         state.step_in_epoch += 1
-        self.unread.append((state.step, [exam_id for batch in micro_batches for exam_id in batch.exam_ids], output))
-        self._check_finite(self.flag_delay)
+        self.non_finite.add(state.step, [exam_id for batch in micro_batches for exam_id in batch.exam_ids], output)
         if state.step % recipe.train.log_every == 0:
             self.log(output)
         self.bar.update()
@@ -197,31 +174,15 @@ class Trainer:
             if self.accelerator.is_main_process:
                 self.tracker.sample(state.step, exam_id, exams.cache.images(exam.id), reference, prediction)
         monitored = recipe.evaluate.monitored
-        value, best = scores[monitored], state.best_score
-        state.val_scores[f"step-{state.step}"] = value
-        if best is None or (value > best if self.policy.higher_is_better else value < best):
-            state.best_score, state.best_step, state.validations_since_best = value, state.step, 0
-        else:
-            state.validations_since_best += 1
+        state.validated(scores[monitored], higher_is_better=self.checkpoints.higher_is_better)
         shown = [name for name in ("bleu_4", "cider", "findings_f1") if name in scores]
         return "  ".join(f"val/{name} {scores[name]:.3f}" for name in dict.fromkeys([monitored, *shown]))
 
     def save(self) -> None:
-        self._check_finite(delay=0)
+        self.non_finite.check()
+        self.state.skipped_steps = self.non_finite.count
         self.training_run.monitor.at(f"saving step {self.state.step}")
         self.checkpoints.save(self.state)
-
-    def resume(self, checkpoint: Path, state: TrainState) -> None:
-        """Restores a checkpoint, under any strategy and number of processes."""
-        self.checkpoints.restore(checkpoint, state)
-        now = self.training_run.launch
-        changed = [
-            f"; {key} was {state.launch.get(key)}, now {now[key]}"
-            for key in ("processes", "strategy", "precision")
-            if state.launch.get(key) != now[key]
-        ]
-        print0(f"resumed from {checkpoint}, step {state.step} of {self.steps}{''.join(changed)}")
-        self.state = state
 
     def score_best_model(self) -> None:
         """Scores the best model on val and test, and writes the run's page."""
@@ -235,21 +196,22 @@ class Trainer:
                 print0(f"best model: step {state.best_step} ({self._monitor} {state.best_score:.4f})")
             for split in ("val", "test"):
                 scores = evaluate_split(
-                    accelerator, task, self.parts, recipe, split, self.folder, between=self._between
+                    accelerator, task, self.parts, recipe, split, self.training_run.folder, between=self._between
                 )
                 values = {f"final/{split}/{name}": value for name, value in scores["model"].items()}
                 self.tracker.scalars(state.step, values)
         print_scores("test", scores, self.parts.scorer.segmentation)
-        page = on_main(accelerator, lambda: write_page(self.folder, self.parts))
+        page = on_main(accelerator, lambda: write_page(self.training_run.folder, self.parts))
         write_cost(self.training_run, self.strategy)
-        print0(f"\nrun     {self.folder}\nopen    {page}\n        tensorboard --logdir {self.folder}")
+        folder = self.training_run.folder
+        print0(f"\nrun     {folder}\nopen    {page}\n        tensorboard --logdir {folder}")
 
     def _load_best(self, task: ReportTask) -> None:
         if self.state.best_score is None:  # the best checkpoint was damaged, and no validation has followed
-            newest = checkpoints_of(self.folder / "checkpoints")[0]
+            newest = checkpoints_of(self.training_run.folder / "checkpoints")[0]
             print0(f"warning: no validated checkpoint is left, so the model of {newest} is used")
-            publish_model(newest / "model", self.folder / "model")
-        load_weights(self.folder / "model", task)
+            publish_model(newest / "model", self.training_run.folder / "model")
+        load_weights(self.training_run.folder / "model", task)
 
     def close(self) -> None:
         self.tracker.close()
@@ -258,28 +220,6 @@ class Trainer:
     @property
     def _monitor(self) -> str:
         return self.recipe.evaluate.monitor_words
-
-    def _check_finite(self, delay: int) -> None:
-        """Reads the flags of all steps but the last `delay`, and records or refuses those that are not finite.
-
-        Raises:
-            UserError: more than `train.skip_non_finite` steps were not finite, on every process alike.
-        """
-        while len(self.unread) > delay:
-            step, exam_ids, output = self.unread.pop(0)
-            if not bool(output.finite) and not (math.isfinite(float(output.loss)) and self._fp16_overflow()):
-                self.state.skipped_steps += 1
-                values = {
-                    "loss": float(output.loss),
-                    "terms": dict(zip(self.recipe.active_losses, output.terms_L.tolist())),
-                    "gradient_norm": float(output.grad_norm),
-                }
-                self.non_finite.add(step, values, exam_ids, self.state.skipped_steps)
-
-    def _fp16_overflow(self) -> bool:
-        """Whether an infinite gradient may come from the scale of fp16, which is then lowered."""
-        scaler = self.strategy.scaler()
-        return scaler is not None and scaler.get_scale() >= 1
 
     def _between(self) -> None:
         """Called before each batch while reports are generated, equally often on every process."""
@@ -307,5 +247,5 @@ class Trainer:
         reason = on_main(self.accelerator, signals.why)
         raise Stopped(
             f"stopped by {reason} after step {self.state.step} of {self.steps}; everything is saved. Resume with "
-            f"resume={self.folder}"
+            f"resume={self.training_run.folder}"
         )

@@ -68,6 +68,15 @@ class TrainState:
         """Where the run is. An epoch that is not validated yet does not count."""
         return self.step, self.epoch, self.step_in_epoch
 
+    def validated(self, score: float, *, higher_is_better: bool) -> None:
+        """Records the monitor of the current step, and whether it is the best so far."""
+        self.val_scores[f"step-{self.step}"] = score
+        best = self.best_score
+        if best is None or (score > best if higher_is_better else score < best):
+            self.best_score, self.best_step, self.validations_since_best = score, self.step, 0
+        else:
+            self.validations_since_best += 1
+
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, or of another recipe."""

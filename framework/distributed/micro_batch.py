@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +28,16 @@ from framework.runtime.errors import UserError
 # bucket while processes exchange it.
 STEP_BYTES = 16
 USABLE = 0.95  # fraction of GPU memory; the rest is lost to fragmentation
+
+
+def resolve_batch_plan(accelerator: Accelerator, recipe: Recipe, task: Any, exams: ExamSet) -> BatchPlan:
+    """How the recipe's global batch is divided over the processes, and into micro-batches that fit the device."""
+    size = recipe.train.micro_batch_size
+    place = accelerator.process_index, accelerator.num_processes
+    plan = BatchPlan.plan(recipe.train.batch_size, None if size == "auto" else size, *place)
+    if size != "auto":
+        return plan
+    return replace(plan, micro_batch_size=largest_micro_batch(accelerator, recipe, task, exams, plan.micro_batch_size))
 
 
 def largest_micro_batch(accelerator: Accelerator, recipe: Recipe, task: Any, exams: ExamSet, share: int) -> int:

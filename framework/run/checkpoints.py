@@ -2,48 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-from accelerate import Accelerator
 from torch import Tensor
 
 from framework.checkpoint.export import ModelTexts
 from framework.checkpoint.format import RetentionPolicy, SavedState, Snapshot, TrainState
 from framework.checkpoint.saver import AsyncCheckpointer
-from framework.data.leakage import NOTES
+from framework.data.leakage import NOTES, patients_seen
 from framework.distributed.collectives import on_main
 from framework.distributed.strategy import Strategy
 from framework.models.external_weights import model_metadata, require_same_weights
-from framework.recipe import Recipe, save
+from framework.recipe import result_tree, save
+from framework.run.lifecycle import TrainingRun
+from framework.runtime.console import print0
 
 
 class RunCheckpoints:
-    """Saves and restores strategy and train state.
+    """Saves and restores the strategy and the train state of a run.
 
-    Args:
-        patients: hashes of the patients that the model has seen, stored beside it; read on the main process only.
+    Raises:
+        UserError: no metric yields the monitor.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        strategy: Strategy,
-        recipe: Recipe,
-        folder: Path,
-        *,
-        tokenizer: Any,
-        policy: RetentionPolicy,
-        patients: Mapping[str, Any],
-    ) -> None:
-        self.accelerator, self.strategy, self.recipe = accelerator, strategy, recipe
-        self.tokenizer, self.patients = tokenizer, patients
+    def __init__(self, run: TrainingRun, strategy: Strategy) -> None:
+        self.run, self.strategy, self.accelerator = run, strategy, run.accelerator
+        keep, parts = run.recipe.checkpoint, run.parts
+        self.higher_is_better = parts.scorer.higher_is_better(run.recipe.evaluate.monitored)
         self.position: tuple[int, ...] | None = None  # of the last checkpoint
         self.writer: AsyncCheckpointer | None = None
-        if accelerator.is_main_process:
-            self.writer = AsyncCheckpointer(folder, policy, recipe.checkpoint.background)
+        if self.accelerator.is_main_process:
+            policy = RetentionPolicy(keep.keep_last, keep.keep_best, self.higher_is_better)
+            self.writer = AsyncCheckpointer(run.folder / "checkpoints", policy, keep.background)
+            self.patients = patients_seen(run.recipe, parts.exams, run.model_before)
+
+    def restore(self, steps: int) -> TrainState:
+        """The train state of the checkpoint that the run resumes from, with its tensors loaded; else a new one.
+
+        Called on every process. Any strategy and number of processes can restore a checkpoint.
+
+        Args:
+            steps: of the whole run, to print.
+        """
+        checkpoint, state = self.run.opened.checkpoint, self.run.opened.train_state or TrainState()
+        if checkpoint is not None:
+            main, now = self.accelerator.is_main_process, self.run.launch
+            on_main(self.accelerator, lambda: require_same_weights(checkpoint / "model", self.strategy.task))
+            self.strategy.load(SavedState(checkpoint) if main else None, state.step)
+            scaler = self.strategy.scaler()
+            if scaler is not None and state.scaler:
+                scaler.load_state_dict(state.scaler)
+            changed = [
+                f"; {key} was {state.launch.get(key)}, now {now[key]}"
+                for key in ("processes", "strategy", "precision")
+                if state.launch.get(key) != now[key]
+            ]
+            print0(f"resumed from {checkpoint}, step {state.step} of {steps}{''.join(changed)}")
+            self.position = state.position
+        state.recipe = result_tree(self.run.recipe)
+        state.launch = {key: value for key, value in self.run.launch.items() if key != "id"}
+        return state
 
     def save(self, train_state: TrainState) -> None:
         """Starts a checkpoint of now. Called on every process."""
@@ -61,18 +79,8 @@ class RunCheckpoints:
             scaler={} if scaler is None else dict(scaler.state_dict()),
         )
         metadata = {**model_metadata(self.strategy.task), NOTES: self.patients}
-        texts = ModelTexts(self.tokenizer, save(self.recipe), metadata)
+        texts = ModelTexts(self.run.parts.tokenizer, save(self.run.recipe), metadata)
         self.writer.save(Snapshot(train_state, state, self.strategy.export_weights(state), texts))
-
-    def restore(self, checkpoint: Path, train_state: TrainState) -> None:
-        """Loads a verified checkpoint into the strategy. Called on every process."""
-        main = self.accelerator.is_main_process
-        on_main(self.accelerator, lambda: require_same_weights(checkpoint / "model", self.strategy.task))
-        self.strategy.load(SavedState(checkpoint) if main else None, train_state.step)
-        scaler = self.strategy.scaler()
-        if scaler is not None and train_state.scaler:
-            scaler.load_state_dict(train_state.scaler)
-        self.position = train_state.position
 
     @property
     def failed(self) -> bool:
@@ -83,7 +91,7 @@ class RunCheckpoints:
         """Waits until the last checkpoint is on disk. Called on every process.
 
         Raises:
-            SaveError: it could not be written.
+            CheckpointError: it could not be written.
         """
         on_main(self.accelerator, lambda: self.writer.finish() if self.writer is not None else None)
 

@@ -101,6 +101,14 @@ def _print_launch(run: TrainingRun) -> None:
         print0(f"notice: {notice}")
 
 
+def record_settings(run: TrainingRun, strategy: Strategy, batch_plan: BatchPlan, steps: int) -> None:
+    """Adds how a batch is divided and what the strategy does to `run.launch`, and writes environment.json again."""
+    sizes = {name: getattr(batch_plan, name) for name in ("batch_size", "micro_batch_size", "accumulation")}
+    run.launch |= {**sizes, **strategy.effective_config()}
+    if run.accelerator.is_main_process:
+        write_environment(run.folder, {**run.launch, "steps": steps})
+
+
 def print_sizes(run: TrainingRun, strategy: Strategy, batch_plan: BatchPlan, steps: int) -> None:
     """Prints exams, words, parameters, how a batch is divided, and where results depend on that."""
     parts = run.parts

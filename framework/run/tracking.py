@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from framework.distributed.collectives import gather
 from framework.runtime.console import print0
 from framework.runtime.errors import UserError
 from framework.runtime.files import atomic_write
+from framework.train_step import StepOutput
 
 T = TypeVar("T")
 
@@ -130,40 +131,64 @@ class Throughput:
 
 
 class NonFiniteSteps:
-    """Records skipped steps with their exams, and refuses more of them than the recipe allows.
+    """Counts steps that were skipped because their loss or gradient is not finite, and records them with their exams.
+
+    On a GPU the flag of a step is read after the next step is queued, so that the host does not wait for the device.
 
     Args:
+        names: of the losses.
         allowed: `train.skip_non_finite`.
+        count: skipped steps before the run resumed.
+        scaler: of fp16, whose overflows are not counted; None in other precisions.
     """
 
-    def __init__(self, accelerator: Accelerator, run: Path, allowed: int) -> None:
-        self.accelerator, self.path, self.allowed = accelerator, run / NON_FINITE, allowed
+    def __init__(
+        self, accelerator: Accelerator, run: Path, names: Sequence[str], *, allowed: int, count: int, scaler: Any
+    ) -> None:
+        self.accelerator, self.path, self.names = accelerator, run / NON_FINITE, list(names)
+        self.allowed, self.count, self.scaler = allowed, count, scaler
+        self.delay = 1 if accelerator.device.type == "cuda" else 0
+        self.unread: list[tuple[int, list[str], StepOutput]] = []
 
-    def add(self, step: int, values: Mapping[str, Any], exam_ids: list[str], count: int) -> None:
-        """Records a step. Called on every process with its own exams.
-
-        Args:
-            values: loss, terms and gradient norm.
-            count: skipped steps so far, this one included.
+    def add(self, step: int, exam_ids: list[str], output: StepOutput) -> None:
+        """Adds a step, and reads the flags of earlier ones.
 
         Raises:
-            UserError: more than `allowed`.
+            UserError: more than `allowed` steps, on every process alike.
         """
+        self.unread.append((step, exam_ids, output))
+        self.check(self.delay)
+
+    def check(self, delay: int = 0) -> None:
+        """Reads the flags of all steps but the last `delay`."""
+        while len(self.unread) > delay:
+            step, exam_ids, output = self.unread.pop(0)
+            if not bool(output.finite) and not (bool(torch.isfinite(output.loss)) and self._overflow()):
+                self._skipped(step, exam_ids, output)
+
+    def _overflow(self) -> bool:
+        """Whether an infinite gradient may come from the scale of fp16, which is then lowered."""
+        return self.scaler is not None and self.scaler.get_scale() >= 1
+
+    def _skipped(self, step: int, exam_ids: list[str], output: StepOutput) -> None:
+        self.count += 1
         exams = gather(self.accelerator, exam_ids)
+        loss, norm = float(output.loss), float(output.grad_norm)
         if self.accelerator.is_main_process:
-            row = {"step": step, **values, "exams": exams}
+            terms = dict(zip(self.names, output.terms_L.tolist()))
+            row = {"step": step, "loss": loss, "terms": terms, "gradient_norm": norm, "exams": exams}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        what = f"loss {values['loss']} and gradient norm {values['gradient_norm']} are not both finite"
-        if count > self.allowed:
+        what = f"loss {loss} and gradient norm {norm} are not both finite"
+        if self.count > self.allowed:
             raise UserError(
                 "non-finite",
-                f"{what}; {count} such steps, and train.skip_non_finite is {self.allowed}",
+                f"{what}; {self.count} such steps, and train.skip_non_finite is {self.allowed}",
                 place=f"step {step}",
                 hint=f"Exams: {', '.join(exams[:8])}{' ...' if len(exams) > 8 else ''}, all in {self.path}. Lower "
                 "optimizer.lr, set train.max_grad_norm, or raise train.skip_non_finite.",
             )
-        print0(f"warning: step {step}: {what}; skipped ({count} of at most {self.allowed})")
+        print0(f"warning: step {step}: {what}; skipped ({self.count} of at most {self.allowed})")
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -90,11 +90,16 @@ def records(run: Path, name: str) -> dict[int, float]:
     return {step: value for (step, found), value in all_records(run).items() if found == name}
 
 
+MEASURED = {f"train/{name}" for name in ("exams_per_s", "step_s", "data_wait_s", "memory_gib")}  # differ between runs
+
+
 def all_records(run: Path) -> dict[tuple[int, str], float]:
-    """What a run has written, by step and name; what stands twice fails here."""
+    """The records of a run by (step, name), without measured times and memory. A record that is there twice fails."""
     found: dict[tuple[int, str], float] = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
+        if row["name"] in MEASURED:
+            continue
         assert (row["step"], row["name"]) not in found, f"{row['name']} stands twice at step {row['step']}"
         found[row["step"], row["name"]] = row["value"]
     return found
