@@ -1,4 +1,4 @@
-"""The door: `python launch.py RECIPE [key=value ...]`, or under `accelerate launch`; framework/cli/ has the verbs."""
+"""Command line: `python launch.py RECIPE [key=value ...]` or `accelerate launch launch.py ...`; see framework/cli/."""
 
 from framework.cli import main
 

@@ -1,4 +1,4 @@
-"""How fast the parts of a training step are here, side by side in one run: `make bench`.
+"""Measures the speed of the parts of a training step on this machine: `make bench`.
 
 Prints a table, and with `--out FILE` writes it as JSON with machine, versions and date.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.table import tell
+from benchmarks.table import report
 from framework.exam import BOS, Features
 from framework.models.generation import generate
 from plugins.dataset.phantom import Phantom
@@ -25,7 +25,7 @@ EXAMS, VIEWS, WORDS, LONGEST = 16, 2, 160, 60
 
 
 def seconds(work: Callable[[], object], repeats: int = 3) -> float:
-    """The fastest of some repeats, after one that warms up."""
+    """The shortest time of several repeats, after a warm-up."""
     work()
     took = []
     for _ in range(repeats):
@@ -45,7 +45,7 @@ def training(module: torch.nn.Module, *inputs: object) -> Callable[[], None]:
 
 @torch.no_grad()
 def greedy_without_cache(decoder: Transformer, features: Features) -> torch.Tensor:
-    """Runs the whole decoder anew for every word, as the published code does."""
+    """Runs the whole decoder again for every token, as the published code does."""
     tokens = torch.full((EXAMS, 1), BOS)
     for _ in range(LONGEST):
         tokens = torch.cat([tokens, decoder(features, tokens)[:, -1:].argmax(-1)], 1)
@@ -79,15 +79,15 @@ def main() -> None:
     )
     decoder.eval()
     with torch.no_grad():
-        decoder.lm_head.bias[2] = -1e9  # no report ends early: all searches write equally long ones
+        decoder.lm_head.bias[2] = -1e9  # no report ends early, so all searches generate the same length
     for num_beams in (1, 3):
         rate = EXAMS / seconds(
             lambda num_beams=num_beams: generate(decoder, features, max_length=LONGEST, num_beams=num_beams)
         )
-        rows.append((f"{LONGEST} words on the cache, beam {num_beams}", "reports/s", rate))
+        rows.append((f"{LONGEST} tokens with a cache, num_beams {num_beams}", "reports/s", rate))
     rows.append(
         (
-            f"{LONGEST} words without a cache, greedy",
+            f"{LONGEST} tokens without a cache, greedy",
             "reports/s",
             EXAMS / seconds(lambda: greedy_without_cache(decoder, features)),
         )
@@ -95,7 +95,7 @@ def main() -> None:
     machine = (
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
-    tell(machine, rows, options.out)
+    report(machine, rows, options.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How long training waits for a checkpoint, beside how long it takes to write: `make bench`.
+"""Measures how long training waits for a checkpoint, and how long writing it takes: `make bench`.
 
 Prints a table, and with `--out FILE` writes it as JSON with machine, versions and date.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.table import tell
+from benchmarks.table import report
 from framework.build import build_optimizer, build_task, build_tokenizer
 from framework.checkpoint.export import ModelTexts
 from framework.checkpoint.format import RetentionPolicy, Snapshot, TrainState
@@ -73,14 +73,14 @@ def main() -> None:
     wait, write = (statistics.median(times[1:]) for times in (waited, wrote))
     parameters = sum(weight.numel() for weight in task.parameters()) / 1e6
     rows = [
-        (f"{parameters:.0f} M parameters with AdamW, on the disk", "GiB", size / 2**30),
-        ("until the checkpoint is whole", "s", write),
+        (f"{parameters:.0f} M parameters with AdamW, on disk", "GiB", size / 2**30),
+        ("until the checkpoint is complete", "s", write),
         ("of that, training waits", "s", wait),
         ("of that, training waits", "%", 100 * wait / write),
     ]
     cores = len(os.sched_getaffinity(0))
     versions = f"torch {torch.__version__}, median of {REPEATS}"
-    tell(f"{platform.machine()}, {cores} cores, {accelerator.device.type}, {versions}", rows, options.out)
+    report(f"{platform.machine()}, {cores} cores, {accelerator.device.type}, {versions}", rows, options.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How long the quick verbs take, beside Python itself and the import that they do without: `make bench`.
+"""Measures the start-up of the quick verbs, of Python, and of the import of torch that they avoid: `make bench`.
 
 Prints a table, and with `--out FILE` writes it as JSON with machine, versions and date.
 """
@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.table import tell
+from benchmarks.table import report
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
@@ -47,7 +47,7 @@ def main() -> None:
     rows = [(name, "s", round(statistics.median(times[1:]), 3)) for name, times in took.items()]
     cores = len(os.sched_getaffinity(0))
     machine = f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, median of {options.repeats}"
-    tell(machine, rows, options.out)
+    report(machine, rows, options.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Memory and time of a step under every strategy, side by side in one run: `python -m benchmarks.strategies`.
+"""Measures memory and time of a step under every strategy: `python -m benchmarks.strategies`.
 
 Trains on random exams with torchrun, on the GPUs of this machine or else on its CPU. Prints a table, and with
 `--out FILE` writes it as JSON with machine, versions and date.
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.table import tell
+from benchmarks.table import report
 
 ROOT = Path(__file__).resolve().parent.parent
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp")
@@ -37,7 +37,7 @@ VIEWS, TOKENS, WORDS = 2, 60, 1000
 
 
 def measure(strategy: str, batch_size: int, words: list[str]) -> None:
-    """One process of several: trains some steps and prints what it saw as JSON."""
+    """Trains a few steps as one of several processes, and prints the measurements as JSON."""
     from framework.build import build_optimizer, build_task
     from framework.data.loading import BatchPlan
     from framework.distributed.collectives import gather
@@ -88,12 +88,12 @@ def measure(strategy: str, batch_size: int, words: list[str]) -> None:
 
 
 def _resident() -> int:
-    """Most bytes that this process has had in memory so far."""
+    """Peak resident memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class _Words:
-    """As much of a tokenizer as a task is built from."""
+    """The part of a tokenizer that building a task needs."""
 
     vocabulary = tuple(f"word{number}" for number in range(WORDS))
 
@@ -102,7 +102,7 @@ class _Words:
 
 
 class _Space:
-    """No loss here compares reports in a space."""
+    """A report space that no loss of this benchmark uses."""
 
     def word_vectors(self, words: Any) -> Any:
         return torch.zeros(len(words), 2).numpy()
@@ -130,8 +130,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--processes", type=int, default=max(2, torch.cuda.device_count()))
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--measure", choices=STRATEGIES, help="Be one of the processes; torchrun says which.")
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=f"What the model is; else {' '.join(SIZES)}")
+    parser.add_argument("--measure", choices=STRATEGIES, help="Measures as one of the processes; for torchrun.")
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=f"Size of the model; default: {' '.join(SIZES)}")
     options = parser.parse_args()
     words = options.words or SIZES
     if options.measure:
@@ -144,10 +144,10 @@ def main() -> None:
         device, parameters = found["device"], found["parameters"]
         rows.append((f"{strategy}: a step of {options.batch_size} exams", "s", round(found["step"], 3)))
         rows.append((f"{strategy}: weights and optimizer state of a process", "MiB", round(found["kept"] / 2**20)))
-        rows.append((f"{strategy}: most memory of a process", "MiB", round(found["peak"] / 2**20)))
+        rows.append((f"{strategy}: peak memory of a process", "MiB", round(found["peak"] / 2**20)))
     cores = len(os.sched_getaffinity(0))
     machine = f"{platform.machine()}, {cores} cores, {device}, {options.processes} processes, torch {torch.__version__}"
-    tell(f"{machine}, {parameters / 1e6:.1f} M parameters", rows, options.out)
+    report(f"{machine}, {parameters / 1e6:.1f} M parameters", rows, options.out)
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ def plugins_page() -> str:
     ]
     shipped = sorted((p for p in catalogue().values() if p.path.is_relative_to(PLUGINS)), key=lambda p: p.name)
     for kind in KINDS.values():
-        parts += [f"## {kind.name}", f"{kind.gives[:1].upper()}{kind.gives[1:]}."]
+        parts += [f"## {kind.name}", f"{kind.summary[:1].upper()}{kind.summary[1:]}."]
         parts += [plugin_part(plugin) for plugin in shipped if plugin.kind == kind.name]
     return "\n\n".join(parts) + "\n"
 

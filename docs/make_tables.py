@@ -1,55 +1,66 @@
-"""Fills the tables of docs/method.md with what the shipped grids came to (docs/results/GRID/table.csv).
+"""Fills the tables of docs/method.md and docs/results/ablations.md from docs/results/GRID/result.json.
 
 python docs/make_tables.py           writes them
-python docs/make_tables.py --check   exits with 1 where they are stale
+python docs/make_tables.py --check   exits with 1 if they are stale
 """
 
 from __future__ import annotations
 
-import csv
 import re
 import sys
 from pathlib import Path
 
+from framework.grid.page import PageData
+from framework.grid.results import GridResult, Row
+from framework.grid.table import as_markdown
+from framework.grid.wording import is_significant, spread_text
+
 DOCS = Path(__file__).resolve().parent
-PAGE = DOCS / "method.md"
-DATA = ("breast", "busbra")  # the first word of the grids' names, in the order of the columns
-NAMES = {"breast": "phantom", "busbra": "BUS-BRA"}
+DATA = {"breast": "phantom", "busbra": "BUS-BRA"}  # first word of a grid's name -> heading of its columns
 METRICS = {"test/bleu_4": "BLEU-4", "test/cider": "CIDEr", "test/findings_f1": "findings F1"}
-BLOCK = re.compile(r"(?s)(<!-- table: (\w+) -->\n).*?(<!-- end -->)")
+BLOCK = re.compile(r"(?s)(<!-- (table|grid): (\w+) -->\n).*?(<!-- end -->)")
 
 
-def read(grid: str) -> dict[str, dict[str, str]]:
-    """The rows of a grid's table, by their names."""
-    with (DOCS / "results" / grid / "table.csv").open(encoding="utf-8", newline="") as lines:
-        return {row["row"]: row for row in csv.DictReader(lines)}
+def result_of(grid: str) -> GridResult:
+    return PageData.from_json((DOCS / "results" / grid / "result.json").read_text(encoding="utf-8")).result
 
 
-def cell(row: dict[str, str], metric: str) -> str:
-    shown = f"{float(row[f'{metric} mean']):.3f} ± {float(row[f'{metric} deviation']):.3f}"
-    p = row[f"{metric} p_holm"]
-    return f"{shown} \\*" if p and float(p) < 0.05 else shown
+def cell(row: Row, metric: str) -> str:
+    return spread_text(row.values[metric], 3) + r" \*" * is_significant(row.versus[metric])
 
 
-def table(of: str) -> str:
-    """Grids `breast_OF` and `busbra_OF` side by side, which have the same rows."""
-    grids = {name: read(f"{name}_{of}") for name in DATA}
-    head = ["", *(f"{NAMES[name]} {told}" for name in DATA for told in METRICS.values())]
+def two_grids(name: str) -> str:
+    """Grids `breast_NAME` and `busbra_NAME` side by side, which have the same rows."""
+    grids = [result_of(f"{data}_{name}") for data in DATA]
+    head = ["", *(f"{title} {metric}" for title in DATA.values() for metric in METRICS.values())]
     lines = [head, ["---", *("---:" for _ in head[1:])]]
-    for label in grids[DATA[0]]:
-        lines.append([label, *(cell(grids[name][label], metric) for name in DATA for metric in METRICS)])
+    for first in grids[0].rows:
+        rows = [next(row for row in grid.rows if row.label == first.label) for grid in grids]
+        lines.append([first.label, *(cell(row, metric) for row in rows for metric in METRICS)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def main(words: list[str]) -> int:
-    before = PAGE.read_text(encoding="utf-8")
-    after = BLOCK.sub(lambda block: f"{block[1]}{table(block[2])}{block[3]}", before)
-    if "--check" in words:
-        if after != before:
-            print(f"stale: {PAGE.relative_to(DOCS.parent)}; run: python docs/make_tables.py", file=sys.stderr)
-        return int(after != before)
-    PAGE.write_text(after, encoding="utf-8")
-    return 0
+def one_grid(name: str) -> str:
+    """The table of a grid; the page has one legend for all of them."""
+    return as_markdown(result_of(name)).partition("\n\n")[0] + "\n"
+
+
+def filled(text: str) -> str:
+    make = {"table": two_grids, "grid": one_grid}
+    return BLOCK.sub(lambda block: f"{block[1]}{make[block[2]](block[3])}{block[4]}", text)
+
+
+def main(arguments: list[str]) -> int:
+    status = 0
+    for page in (DOCS / "method.md", DOCS / "results" / "ablations.md"):
+        before = page.read_text(encoding="utf-8")
+        after = filled(before)
+        if "--check" not in arguments:
+            page.write_text(after, encoding="utf-8")
+        elif after != before:
+            print(f"stale: {page.relative_to(DOCS.parent)}; run: python docs/make_tables.py", file=sys.stderr)
+            status = 1
+    return status
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from framework.models.pretrained import skip_weight_loading
 from framework.models.sampling import evaluating
 from framework.models.views import require_view_count
 from framework.optim import freeze, parameter_groups
-from framework.recipe import Choice, Recipe, RecipeError, load_recipe
+from framework.recipe import Choice, Recipe, RecipeError, load_saved_recipe
 from framework.recipe.laterality import mirrored_sides
 from framework.recipe.score_names import metric_of
 from framework.registry import PluginError, catalogue, find, load
@@ -312,7 +312,7 @@ def require_no_mirrored_sides(recipe: Recipe, training_reports: Sequence[str]) -
     if augment is not None:
         plugin = find("augment", augment.name, recipe.plugin_files)
         if problem := mirrored_sides(plugin, augment.keys, training_reports):
-            raise RecipeError(problem)
+            raise RecipeError.of([problem])
 
 
 def _require_all_views_fit(task: ReportTask, exams: Mapping[str, ExamSet]) -> None:
@@ -370,4 +370,4 @@ def run_recipe(run: Path) -> Recipe:
         raise ValueError(
             f"{run}: not a run with a model (no {path}). Expected a folder such as runs/breast/20260101-120000-ab12cd34"
         )
-    return load_recipe(path)
+    return load_saved_recipe(path)

@@ -8,7 +8,8 @@ from harness import ROOT
 
 # From the bottom up. Entries of one level do not import one another.
 LEVELS = (
-    ("exam", "registry", "runtime"),
+    ("runtime",),
+    ("exam", "registry"),
     ("recipe", "models"),
     ("data", "text", "checkpoint", "task", "optim"),
     ("topics", "scoring", "distributed"),

@@ -1,7 +1,7 @@
-"""The door: all verbs, and what becomes of an error. Whatever is heavy is imported inside the verb that needs it.
+"""The command line: all verbs, and the handling of errors. Slow imports are inside the verbs that need them.
 
 launch.py RECIPE [key=value ...]     train (under `accelerate launch` as well)
-launch.py VERB ...                   everything else, by runs.py, recipes.py, plugins.py, data.py and grids.py
+launch.py VERB ...                   everything else, in runs.py, recipes.py, plugins.py, data.py and grids.py
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import typer
 
 from framework.cli import data, grids, plugins, recipes, runs
 from framework.runtime import errors
+from framework.runtime.errors import UserError
 
 TRACEBACK = "SONOSCRIBE_TRACEBACK"
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,8 +25,8 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # brackets in help texts are brackets
-    help="Trains report generation for ultrasound from a recipe. Without a verb: launch.py RECIPE [key=value ...].",
+    rich_markup_mode=None,  # brackets in help texts are not markup
+    help="Report generation for ultrasound: launch.py RECIPE [key=value ...] trains, or one of the verbs below.",
 )
 VERBS = (
     runs.train,
@@ -44,11 +45,11 @@ VERBS = (
 )
 for _verb in VERBS:
     app.command()(_verb)
-data_app = typer.Typer(no_args_is_help=True, help="Data sets: check one, or write one out.")
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: check one, or export one.")
 data_app.command()(data.check)
 data_app.command()(data.make)
 app.add_typer(data_app, name="data")
-grid_app = typer.Typer(no_args_is_help=True, help="Ablations: train all cells of a grid, watch them, show their table.")
+grid_app = typer.Typer(no_args_is_help=True, help="Ablations: train the cells of a grid, watch them, show their table.")
 grid_app.command()(grids.run)
 grid_app.command()(grids.status)
 grid_app.command()(grids.report)
@@ -61,13 +62,13 @@ def rank() -> int:
 
 
 def with_verb(words: Sequence[str]) -> list[str]:
-    """Puts `train` before words that begin with a recipe, and drops what DeepSpeed's launcher adds.
+    """Puts `train` before words that begin with a recipe, and removes what DeepSpeed's launcher adds.
 
     Raises:
-        ValueError: the first word is no recipe, and looks like a verb.
+        UserError: the first word looks like a misspelled verb.
     """
     verbs = [*(verb.__name__ for verb in VERBS), "data", "grid"]
-    words = [word for word in words if not word.startswith("--local_rank=")]  # it stands in the environment as well
+    words = [word for word in words if not word.startswith("--local_rank=")]  # also in the environment
     if not words or words[0] in verbs or words[0].startswith("-"):
         return list(words)
     from framework.recipe.source import shipped_recipes
@@ -75,12 +76,13 @@ def with_verb(words: Sequence[str]) -> list[str]:
 
     first, guess = words[0], did_you_mean(words[0], verbs)
     if guess and first.isalpha() and first not in shipped_recipes() and not Path(first).exists():
-        raise ValueError(f"{first}: neither a verb nor a recipe.{guess} Verbs: {', '.join(verbs)}")
+        hint = f"{guess} Verbs: {', '.join(verbs)}".strip()
+        raise UserError("unknown-name", f"'{first}' is neither a verb nor a recipe", hint=hint)
     return ["train", *words]
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Runs a command line. What a user got wrong ends in a short message and exit code 2."""
+    """Runs a command line. Errors that a user can fix end in a short message and exit code 2."""
     words = sys.argv[1:] if words is None else words
     try:
         app(args=with_verb(words), prog_name="sonoscribe" if Path(sys.argv[0]).name == "sonoscribe" else "launch.py")
@@ -88,26 +90,26 @@ def main(words: Sequence[str] | None = None) -> None:
         errors.write_outcome(errors.USER_ERROR, error)
         if os.environ.get(TRACEBACK):
             raise
-        _complain(error)
-        _leave(errors.USER_ERROR)
+        _print_error(error)
+        _exit(errors.USER_ERROR)
     except errors.Stopped as stopped:
         errors.write_outcome(errors.STOPPED, stopped)
         if not rank():
             print(stopped, flush=True)
-        _leave(errors.STOPPED)
+        _exit(errors.STOPPED)
     except errors.ProcessLost as error:
         errors.write_outcome(errors.LOST, error)
         print(f"rank {rank()}: {error}", file=sys.stderr)
-        _leave(errors.LOST)
+        _exit(errors.LOST)
     except errors.MainProcessFailed:
-        _leave(errors.USER_ERROR)
+        _exit(errors.USER_ERROR)
     except Exception as error:
         errors.write_outcome(errors.BUG, f"{type(error).__name__}: {error}")
         raise
 
 
-def _leave(code: int) -> NoReturn:
-    """Ends this process; where it is one of several, at once, since a peer that is gone cannot be said goodbye to."""
+def _exit(code: int) -> NoReturn:
+    """Ends this process. Of several, at once: the shutdown of a process group would wait for lost processes."""
     torch = sys.modules.get("torch")
     grouped = torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
     if torch is not None and grouped and torch.distributed.get_world_size() > 1:
@@ -117,22 +119,21 @@ def _leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _complain(error: ValueError | OSError) -> None:
-    """Tells an error once: what every rank finds alike is left to rank 0."""
+def _print_error(error: ValueError | OSError) -> None:
+    """Prints an error. Errors that every rank finds are printed by rank 0 alone."""
     from framework.recipe.source import RecipeError
     from framework.registry import PluginError
 
-    alike = isinstance(error, (RecipeError, PluginError))
-    if rank() and alike:
+    if rank() and isinstance(error, (RecipeError, PluginError)):
         return
     who = f"rank {rank()}: " if rank() else ""
     print(f"{who}{error}", file=sys.stderr)
-    if not _ours(error):
+    if not _is_ours(error):
         print(f"({TRACEBACK}=1 shows where in the code)", file=sys.stderr)
 
 
-def _ours(error: BaseException) -> bool:
-    """Whether we raised it ourselves, and so said all that helps; what a library says may need the place."""
+def _is_ours(error: BaseException) -> bool:
+    """Whether our code raised the error. An error of a library may need the traceback to be understood."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

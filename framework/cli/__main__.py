@@ -1,5 +1,15 @@
-"""`accelerate launch -m framework.cli RECIPE`, where the package is installed and no launch.py lies at hand."""
+"""`accelerate launch -m framework.cli RECIPE`, for installations without launch.py. Grid cells run it by its path."""
 
-from framework.cli import main
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+if Path(sys.path[0]).resolve() == HERE:  # run by its path; plugins.py in this folder would shadow the package `plugins`
+    del sys.path[0]
+    root = str(HERE.parents[1])
+    if root not in sys.path:
+        sys.path.insert(0, root)
+
+from framework.cli import main  # noqa: E402
 
 main()

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from framework.cli.words import Overrides, RecipeArgument, load
+from framework.cli.options import Overrides, RecipeArgument, load
 
 
 def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Read every exam of a recipe's data set and tell which cannot be used."""
+    """Read every exam of a recipe's data set and list the unusable ones."""
     loaded = load(recipe, overrides)
     from framework.build import build_dataset
     from framework.data.check import ExamWarning

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from framework.cli.words import Json
+from framework.cli.options import Json
 from framework.runtime.console import print_json, print_table
+from framework.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from framework.grid.make import Grid
@@ -52,7 +53,6 @@ def run(
     """Train every cell that is not done, then show the table."""
     made = _load(grid, overrides)
     from framework.grid.commands import RETRIED, dry_rows, run_grid
-    from framework.runtime.errors import UserError
 
     if retry not in (None, *RETRIED):
         raise UserError("unknown-name", f"found {retry!r}", place="--retry", expected=" or ".join(RETRIED))

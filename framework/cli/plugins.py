@@ -10,18 +10,18 @@ from typing import Annotated
 
 import typer
 
-from framework.cli.words import Files, Json, files_of
+from framework.cli.options import Files, Json, files_of
 from framework.runtime.console import print_json, print_table
 
-# What files that `ls` lists are, beside plugins.
-FILES_GIVE = {"recipe": "a whole run, or a piece of one", "grid": "an ablation: recipes that differ in some keys"}
+# The kinds of files that `ls` lists beside plugins.
+FILES = {"recipe": "a run, or part of one", "grid": "an ablation: recipes that differ in some keys"}
 
 
 def ls(
-    kind: Annotated[str | None, typer.Argument(help="A kind of plugin, `recipe` or `grid`; else all.")] = None,
+    kind: Annotated[str | None, typer.Argument(help="A kind of plugin, `recipe` or `grid`; default: all.")] = None,
     plugins: Files = None,
     broken: Annotated[
-        bool, typer.Option("--broken", help="Those that cannot be used, with the reason; imports all the others.")
+        bool, typer.Option("--broken", help="Plugins that cannot be used, with the reason; imports all others.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -42,13 +42,13 @@ def ls(
     for word, files_of_word in shipped.items():
         if kind is None or only == word:
             rows += [(word, name, head, "shipped", where) for name, head, where in rows_of_files(files_of_word())]
-    headers = ("kind", "name", "what it is", "from", "where")
+    headers = ("kind", "name", "summary", "from", "where")
     if as_json:
         print_json([dict(zip(("kind", "name", "summary", "origin", "where"), row)) for row in rows])
     elif sys.stdout.isatty():
         for group, members in groupby(rows, key=lambda row: row[0]):
-            gives = FILES_GIVE[group] if group in FILES_GIVE else KINDS[group].gives
-            print_table(headers[1:], [row[1:] for row in members], f"{group}: {gives}")
+            summary = FILES[group] if group in FILES else KINDS[group].summary
+            print_table(headers[1:], [row[1:] for row in members], f"{group}: {summary}")
     else:
         print_table(headers, rows)
 
@@ -62,7 +62,7 @@ def _ls_broken(files: tuple[Path, ...], as_json: bool) -> None:
     elif found:
         print_table(("kind", "name", "where", "reason"), [(i.kind, i.name, i.where, i.reason) for i in found])
     else:
-        print("none is broken")
+        print("no broken plugins")
 
 
 def describe(
@@ -70,7 +70,7 @@ def describe(
     plugins: Files = None,
     as_json: Json = False,
 ) -> None:
-    """Show a plugin's signature, keys, types, defaults, units, source, and a block to paste."""
+    """Show a plugin's signature, keys, defaults, units and source, and a snippet for a recipe."""
     from framework.recipe.describe import as_yaml, find_by_words, stands_in
     from framework.recipe.describe import describe as describe_plugin
 
@@ -87,13 +87,13 @@ def describe(
         rows = [(k.name, k.type, default, k.unit, k.meaning) for k, default in zip(found.keys, defaults)]
         print_table(("key", "type", "default", "unit", "meaning"), rows)
     else:
-        print("It has no keys.")
+        print("No keys.")
     print()
     for value, meaning in found.injected_params.items():
-        print(f"The run hands over {value}: {meaning}")
-    for word, values in (("Needs", found.needs), ("Gives", found.gives)):
+        print(f"Set by the run: {value}, {meaning}")
+    for label, values in (("Needs", found.needs), ("Gives", found.gives)):
         if values:
-            print(f"{word}: {', '.join(values)}")
+            print(f"{label}: {', '.join(values)}")
     if found.source:
         print(f"Source: {found.source}")
     print(f"\nIn {stands_in(found.kind)}:\n\n{found.snippet}")
@@ -101,13 +101,13 @@ def describe(
 
 def new(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="Such as loss.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As recipes will call it.")],
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to write; here, if left out.")] = Path(),
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name in recipes.")],
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to write; default: here.")] = Path(),
     shipped: Annotated[
-        bool, typer.Option("--shipped", help="FOLDER is the repository; write into plugins/ and tests/.")
+        bool, typer.Option("--shipped", help="FOLDER is the repository: write into plugins/ and tests/.")
     ] = False,
 ) -> None:
-    """Write a plugin file and its test from a template; both work as they stand."""
+    """Write a working plugin file and its test from a template."""
     from framework.recipe.describe import snippet, stands_in
     from framework.registry import find, short
     from framework.testing.scaffold import write_plugin

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from framework.cli.words import RECIPE_HELP, Files, Json, Overrides, RecipeArgument, files_of, is_override, load
+from framework.cli.options import RECIPE_HELP, Files, Json, Overrides, RecipeArgument, files_of, is_override, load
 from framework.runtime.console import print_json, print_table
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def cp(
     recipe: RecipeArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The copy: a new .yaml file, or a folder.")],
 ) -> None:
-    """Copy a recipe, yours to edit; what it is based on is still found."""
+    """Copy a recipe for editing, and adjust the paths in it."""
     from framework.recipe.copying import copy_recipe
 
     print(copy_recipe(recipe, file))
@@ -28,31 +28,32 @@ def cp(
 def validate(
     words: Annotated[list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help=RECIPE_HELP)],
 ) -> None:
-    """Check recipes without running anything: every wrong key, type and misfit, with file, line and column."""
+    """Check recipes without running them: report all mistakes with file, line and column."""
     from framework.recipe import RecipeError, recipe_hash
+    from framework.runtime.errors import Problem
 
     named = [word for word in words if not is_override(word)]
     overrides = [word for word in words if is_override(word)]
     if not named:
         raise typer.BadParameter("name at least one recipe")
-    problems: list[str] = []
+    problems: list[Problem] = []
     for name in named:
         try:
             recipe = load(name, overrides)
             notices = list(recipe.notices)
             _look_for_sides(recipe, notices)
         except RecipeError as error:
-            problems += error.lines
+            problems += error.problems
             continue
-        print(f"{name}: good ({recipe_hash(recipe)})")
+        print(f"{name}: OK ({recipe_hash(recipe)})")
         for notice in notices:
             print(f"  notice: {notice}")
     if problems:
-        raise RecipeError(*dict.fromkeys(problems))
+        raise RecipeError.of(problems)
 
 
 def _look_for_sides(recipe: Recipe, notices: list[str]) -> None:
-    """Reads the training reports, only where images are mirrored. Takes note where it cannot.
+    """Checks that no training report names a side if images are mirrored. Adds a notice if it cannot.
 
     Raises:
         RecipeError: a report names a side.
@@ -70,8 +71,8 @@ def _look_for_sides(recipe: Recipe, notices: list[str]) -> None:
         exams = build_dataset(recipe).splits()["train"]
     except (ValueError, OSError):
         notices.append(
-            f"data.augment.{key} mirrors images, and no report could be read to see whether it names a side; "
-            "`data check` says what is missing"
+            f"data.augment.{key} mirrors images, and the reports cannot be read to check that none names a side; "
+            "`data check` gives the reason"
         )
     else:
         require_no_mirrored_sides(recipe, [exam.report for exam in exams])
@@ -79,11 +80,11 @@ def _look_for_sides(recipe: Recipe, notices: list[str]) -> None:
 
 def explain(
     recipe: RecipeArgument,
-    key: Annotated[str, typer.Argument(metavar="KEY", help="Such as model.encoder.width; a block shows all its keys.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Such as model.encoder.width, or a block.")],
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Show every value a key had, and which file, override or default set it; the first line counts."""
+    """Show the value of a key and its earlier values, each with the file, override or default that set it."""
     from framework.recipe.explain import explain as explain_key
     from framework.recipe.explain import explain_rows
 
@@ -96,11 +97,11 @@ def explain(
 
 def diff(
     recipe: RecipeArgument,
-    other: Annotated[str, typer.Argument(metavar="OTHER", help="What it is compared with.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="On top of OTHER.")] = None,
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="The recipe to compare with.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of OTHER.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare two recipes once all is filled in: each value that differs, and where it was set."""
+    """Compare two recipes, defaults included: each value that differs, and where it is set."""
     from framework.recipe.explain import diff_rows
 
     headers = ("key", recipe, other if not overrides else f"{other} {' '.join(overrides)}", "from", "from ")
@@ -115,7 +116,7 @@ def diff(
 
 
 def schema(plugins: Files = None) -> None:
-    """Print the JSON Schema of recipes, by which editors complete and check."""
+    """Print the JSON Schema of recipes, for editors."""
     from framework.recipe.json_schema import as_text, json_schema
 
     print(as_text(json_schema(files_of(plugins))), end="")
@@ -124,11 +125,11 @@ def schema(plugins: Files = None) -> None:
 def plan(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    processes: Annotated[int, typer.Option(min=1, help="How many processes are going to share the work.")] = 1,
-    probe: Annotated[bool, typer.Option("--probe", help="Time a few real steps, for half a minute.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Number of training processes.")] = 1,
+    probe: Annotated[bool, typer.Option("--probe", help="Time a few steps, for half a minute.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Tell parameters, memory, steps and tokens of a recipe, and with --probe its time. Trains nothing."""
+    """Show parameters, memory, steps and tokens of a recipe without training, and with --probe its time."""
     loaded = load(recipe, overrides)
     from framework.plan import plan as make_plan
     from framework.plan import probe as time_it

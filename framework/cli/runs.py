@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from framework.cli.words import Average, Ensemble, Overrides, RecipeArgument, RunArgument, With, load, must_exist
+from framework.cli.options import Average, Ensemble, Overrides, RecipeArgument, RunArgument, With, load, must_exist
 from framework.runtime.console import print_table
+from framework.runtime.errors import UserError
 
 
 def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Train, evaluate and report. The verb may be left out."""
-    loaded = load(recipe, overrides)  # before the heavy import: a mistake in a recipe shows at once
+    """Train, evaluate and write the report page. `train` may be omitted."""
+    loaded = load(recipe, overrides)  # before the slow import, so that mistakes show at once
     from framework.trainer import train as run_training
 
     run_training(loaded)
@@ -24,13 +25,14 @@ def distill(
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where to write topics.json and topics.png."),
+        typer.Option(metavar="FOLDER", help="Where to write topics.json and topics.png; default: nowhere."),
     ] = None,
 ) -> None:
-    """Find topics alone: their words, sizes and quality."""
+    """Find topics without training: their words, sizes and quality."""
     loaded = load(recipe, overrides)
     if not loaded.has_topics:
-        raise ValueError(f"{recipe}: its distiller is none; add distiller=faiss_kmeans, or see `ls distiller`")
+        hint = "Add distiller=faiss_kmeans, or see `ls distiller`."
+        raise UserError("missing-input", "distiller is none", place=recipe, hint=hint)
     from framework.build import build_dataset, build_tokenizer, build_topics, load_exams
     from framework.topics.count import choice_rows
 
@@ -42,11 +44,11 @@ def distill(
         print_table(("topics tried", "silhouette", "stability", "score"), choice_rows(topics.choice))
         print()
     print_table(("topic", "training reports", "words"), rows)
-    told = {name: value for name, value in topics.quality.items() if value is not None}
+    quality = {name: value for name, value in topics.quality.items() if value is not None}
     print(
         "  ".join(
             f"{name} {value:.0f}" if name.startswith("reports") else f"{name} {value:.3f}"
-            for name, value in told.items()
+            for name, value in quality.items()
         )
     )
 
@@ -58,7 +60,7 @@ def evaluate(
     ensemble: Ensemble = None,
     others: With = None,
 ) -> None:
-    """Score a run's best model on a split; or other writers, whose scores get a file of their own."""
+    """Score a run's best model on a split, or an average or ensemble of models, whose scores get a separate file."""
     for each in (run, *(others or [])):
         must_exist(each, "run folder")
     from framework.evaluation.evaluate import evaluate_run
@@ -70,12 +72,12 @@ def evaluate(
 def predict(
     run: RunArgument,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="The views of one exam.")],
-    num_beams: Annotated[int | None, typer.Option(min=1, help="Beam width; else the recipe's.")] = None,
+    num_beams: Annotated[int | None, typer.Option(min=1, help="Beam width; default: the recipe's.")] = None,
     average: Average = None,
     ensemble: Ensemble = None,
     others: With = None,
 ) -> None:
-    """Write the report of one exam. Research only, no medical device."""
+    """Generate the report of one exam. For research only; not a medical device."""
     for each in (run, *(others or [])):
         must_exist(each, "run folder")
     for image in images:

@@ -14,7 +14,7 @@ from framework.build import build_metric, build_task, build_tokenizer, run_recip
 from framework.checkpoint.export import open_weights, put_weights, read_weights
 from framework.checkpoint.format import CheckpointError, checkpoints_of, ranked, read_train_state, verify_checkpoint
 from framework.models.ensemble import Ensemble
-from framework.recipe import Choice, Recipe, load_recipe
+from framework.recipe import Choice, Recipe, load_saved_recipe
 from framework.recipe.score_names import higher_is_better
 
 
@@ -104,7 +104,7 @@ def best_checkpoints(run: Path, count: int, option: str) -> dict[Path, float]:
     newest = found[0]
     if problem := verify_checkpoint(newest):
         raise CheckpointError.of([problem])
-    recipe = load_recipe(newest / "model" / "recipe.yaml")
+    recipe = load_saved_recipe(newest / "model" / "recipe.yaml")
     train_state = read_train_state(newest)
     known = {path.name: path for path in found}
     best = [known[name] for name in ranked(train_state, _higher_is_better(recipe, newest / "model")) if name in known]

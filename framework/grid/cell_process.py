@@ -21,12 +21,15 @@ from types import FrameType
 
 import psutil
 
+import framework
 from framework.grid.cell_folder import PRUNED, SETTLED, CellFolder, CellState, Outcome, Status
 from framework.grid.lease import BEAT_S, Lease, take_when_dead
 from framework.runtime import errors
 from framework.runtime.processes import process_start_time
 from framework.runtime.signals import WATCHER
 
+# Started by its path: `-m framework.cli` would look in the working folder first.
+COMMAND_LINE = Path(framework.__file__).with_name("cli") / "__main__.py"
 CELL = "SONOSCRIBE_CELL"  # environment variable of every process that trains a cell
 POLL_S = 0.5
 SAVE_S = 300.0  # that a training may take to save and end
@@ -98,9 +101,8 @@ class CellProcess:
     def _start(self) -> subprocess.Popen[bytes]:
         several = ["--multi_gpu"] if self.processes > 1 else []
         command = [
-            sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(self.processes), *several,
-            "--num_machines", "1", "--main_process_port", "0", "--module", "framework.cli",
-            str(self.folder.recipe_file),
+            sys.executable, "-P", "-m", "accelerate.commands.launch", "--num_processes", str(self.processes), *several,
+            "--num_machines", "1", "--main_process_port", "0", str(COMMAND_LINE), str(self.folder.recipe_file),
         ]  # fmt: skip
         environment = {name: value for name, value in os.environ.items() if name not in REMOVED_VARIABLES}
         environment |= {

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from framework.grid.file import ParsedGrid
 from framework.recipe import RecipeError
 from framework.recipe.check import explain
-from framework.registry import Plugin, find, load
+from framework.registry import Plugin, PluginError, find, load
 from framework.registry.signature import injected_params, model_of
 from framework.runtime.errors import UserError
 
@@ -83,9 +83,9 @@ def choose_executor(grid: ParsedGrid, override: str | None = None) -> tuple[Plug
     except ValidationError as error:
         names = [str(field.alias) for field in model_of(plugin).model_fields.values()]
         found = explain(error, keys, (), lambda place: names if place == () else [])
-        raise RecipeError(*[f"{at}.{'.'.join(map(str, key))}: {problem}" for key, problem in found]) from None
-    except ValueError as error:
-        raise RecipeError(f"{at}: {error}") from None
+        raise RecipeError.of([problem.at(f"{at}.{'.'.join(map(str, key))}") for key, problem in found]) from None
+    except PluginError as error:
+        raise RecipeError.of([problem.at(at) for problem in error.problems]) from None
 
 
 def build_executor(grid: ParsedGrid, folder: Path, override: str | None, jobs: int | None) -> Executor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +25,7 @@ from framework.recipe.source import (
     read_text,
 )
 from framework.registry import did_you_mean, short
+from framework.runtime.errors import Problem
 
 LABEL = "label"  # key of an included cell
 BASELINE = "baseline"  # label of the unchanged recipe in `ablate`
@@ -159,21 +160,22 @@ def read_grid(path: Path) -> ParsedGrid:
         at = name if node is None else place(node, name)
         raise RecipeError(f"{at}: expected a grid: recipe: ..., and axes, zip, ablate, include or search")
     origins: dict[Key, str] = {}
-    problems: list[str] = []
+    problems: list[Problem] = []
     tree = read_node(node, (), name, origins, problems)
     try:
         spec = GridFile.model_validate(_with_tuples(tree), strict=True)
     except ValidationError as error:
         for key, problem in explain(error, tree, (), _known_keys):
-            homes = [home for home in ("axes", "set") if problem.startswith("unknown key") and _of_recipe(key)]
-            advice = f". A key of the recipe stands in {' or '.join(homes)}" if homes else ""
-            problems.append(f"{line(origins, key, name)}: {dotted(key)}: {problem}{advice}")
+            if problem.code == "unknown-key" and _of_recipe(key):
+                problem = replace(problem, hint="A key of the recipe stands in axes or set.")
+            problems.append(problem.at(f"{line(origins, key, name)}: {dotted(key)}"))
     if problems:
-        raise RecipeError(*problems)
+        raise RecipeError.of(problems)
     try:
         recipe = _recipe(spec.recipe, path)
     except RecipeError as error:
-        raise RecipeError(f"{line(origins, ('recipe',), name)}: recipe: {error}") from None
+        at = f"{line(origins, ('recipe',), name)}: recipe"
+        raise RecipeError.of([problem.at(at) for problem in error.problems]) from None
     return ParsedGrid(path, recipe, spec, origins)
 
 

@@ -30,12 +30,13 @@ END_S = 400.0  # that cells may take to save and end
 
 
 def this_code() -> tuple[str, ...]:
-    """Python, with the code that runs here: left to itself it takes what is installed, also where a clone's runs."""
+    """Python that imports the code running here, not another installed copy or a package in the working folder."""
+    python = (sys.executable, "-P")
     root = Path(framework.__file__).parents[1]
     if root == Path(sysconfig.get_path("purelib")):
-        return (sys.executable,)
+        return python
     before = os.environ.get("PYTHONPATH")
-    return "env", f"PYTHONPATH={root}{os.pathsep + before if before else ''}", sys.executable
+    return "env", f"PYTHONPATH={root}{os.pathsep + before if before else ''}", *python
 
 
 class Source(Protocol):

@@ -1,7 +1,8 @@
-"""A recipe tells a whole run: YAML files and overrides in, one frozen and complete `Recipe` out."""
+"""Recipes: `load_recipe` reads YAML files and overrides, and returns a frozen, complete `Recipe`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from framework.recipe.merge import merge
 from framework.recipe.override import override_layers
 from framework.recipe.saved import recipe_hash, result_tree, save
 from framework.recipe.schema import NO_TOPICS, Choice, Loss, Optimizer, Recipe
-from framework.recipe.source import RECIPES, Layer, RecipeError, find_file, read_layers
+from framework.recipe.source import RECIPES, Layer, RecipeError, check_format, find_file, read_layers, read_text
+from framework.registry import short
+from framework.runtime.errors import Problem
 
 __all__ = [
     "NO_TOPICS",
@@ -21,6 +24,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "load_recipe",
+    "load_saved_recipe",
     "recipe_hash",
     "result_tree",
     "save",
@@ -28,22 +32,33 @@ __all__ = [
 
 
 def load_recipe(named: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Loads a recipe file, or a shipped recipe by its name, with overrides on top (`data=NAME`, `key=value`, `~key`,
+    """Loads a recipe file, or a shipped recipe by its name, with overrides (`data=NAME`, `key=value`, `~key`,
     `+key=value`).
 
     Raises:
-        RecipeError: everything that is wrong with it, one line a mistake.
+        RecipeError: all problems of the recipe.
     """
     path = find_file(named)
-    problems: list[str] = []
+    problems: list[Problem] = []
     layers: list[Layer] = []
     for read in (lambda: read_layers(path), lambda: override_layers(overrides, path)):
         try:
             layers += read()
         except RecipeError as error:
-            problems += error.lines
+            problems += error.problems
     if problems:
-        raise RecipeError(*problems)
+        raise RecipeError.of(problems)
     recipe = check_recipe(merge(layers), path)
     recipe._overrides = tuple(overrides)
     return recipe
+
+
+def load_saved_recipe(path: Path) -> Recipe:
+    """Loads the recipe that a run saved.
+
+    Raises:
+        RecipeError: another version saved it, or it has other problems.
+    """
+    if not re.search(r"^format:", read_text(path), re.MULTILINE):
+        check_format(None, short(path))
+    return load_recipe(path)

@@ -1,4 +1,4 @@
-"""Copies a recipe to where its user may edit it, with everything that it names by a path still found."""
+"""Copies a recipe for editing, and adjusts the paths in it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ MODELINE = re.compile(r"(?m)^# yaml-language-server: \$schema=.*$")
 
 
 def copy_recipe(named: str, target: Path) -> Path:
-    """Copies a recipe, comments and all, to a new file or into a folder.
+    """Copies a recipe with its comments to a new file or into a folder.
 
-    A base among the shipped recipes becomes `shipped:NAME`, which holds wherever the package lies; other bases, and
-    plugin files, get the path from their new neighbour.
+    A shipped base becomes `shipped:NAME`; paths of other bases and of plugin files become relative to the copy.
 
     Raises:
         RecipeError: there is no such recipe, it does not parse, or the target exists.
@@ -28,9 +27,9 @@ def copy_recipe(named: str, target: Path) -> Path:
     source = find_file(named)
     target = target / source.name if target.is_dir() else target
     if target.suffix not in (".yaml", ".yml"):
-        raise RecipeError(f"{short(target)}: expected a file that ends in .yaml, or a folder")
+        raise RecipeError("wrong-format", f"found '{short(target)}'", expected="a file that ends in .yaml, or a folder")
     if target.exists():
-        raise RecipeError(f"{short(target)}: exists already; name another file, or move it away")
+        raise RecipeError("file-exists", "this file exists", place=short(target), hint="Name another file, or move it.")
     text = read_text(source)
     node = parse(text, short(source))
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
@@ -49,7 +48,7 @@ def copy_recipe(named: str, target: Path) -> Path:
 
 
 def _named_from(source: Path, named: str, target: Path, *, shipped: bool) -> str:
-    """What `named` in one file is called in another."""
+    """The path `named` in one file, as written in another."""
     file = find_shipped(named.removeprefix(SHIPPED)) if named.startswith(SHIPPED) else (source.parent / named).resolve()
     if shipped and file.is_relative_to(RECIPES):
         return f'"{SHIPPED}{file.relative_to(RECIPES)}"'

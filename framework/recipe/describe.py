@@ -1,4 +1,4 @@
-"""What `ls` and `describe` tell of kinds, plugins, recipes and grids, from their text alone."""
+"""Describes kinds, plugins, recipes and grids for `ls` and `describe`, without importing plugins."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ from framework.recipe.schema import SLOTS
 from framework.recipe.source import read_text
 from framework.registry import KINDS, Plugin, PluginError, broken, catalogue, did_you_mean, find, short, unusable
 from framework.registry.signature import RESERVED, Key, gives, injected_params, keys_of, needs
+from framework.registry.source import unknown_name
 
-# `ls` lists these as well, though they are no plugins.
+# `ls` lists these beside plugins.
 RECIPE_WORD = "recipe"
 GRID_WORD = "grid"
 MODELINE = "# yaml-language-server:"
-# What build.py hands over, in words; to an executor, `grid run` does.
-GIVEN = {
+# The meaning of each injected parameter.
+INJECTED = {
     "channels": "channels of an image (data.channels)",
-    "hf_config": "what a trained part's weights told of its shape; None of a new one",
-    "vocabulary_size": "words that the tokenizer knows",
-    "vocabulary": "the words that the tokenizer knows, by id",
+    "hf_config": "transformers config of pretrained weights; None without",
+    "vocabulary_size": "size of the tokenizer's vocabulary",
+    "vocabulary": "the tokenizer's tokens by id",
     "feature_width": "width of the encoder's features",
-    "max_length": "longest report (evaluate.max_length)",
-    "segment": "the tokenizer's cut of a text into words",
-    "seed": "seed of the run (train.seed)",
-    "topic_count": "topics that the distiller found",
-    "word_vectors_WD": "where each word points in the report space",
-    "make_reward": "makes a mix of scores into the worth of reports (its key reward)",
-    "language": "the tokenizer's: en or zh",
-    "groups": "parameters by learning rate and decay",
-    "steps": "steps of the whole run",
-    "jobs": "cells at once, where the user asks for a number (--jobs)",
-    "folder": "where it may keep files of its own",
+    "max_length": "longest report in tokens (evaluate.max_length)",
+    "segment": "the tokenizer's function from text to words",
+    "seed": "random seed (train.seed)",
+    "topic_count": "number of topics",
+    "word_vectors_WD": "vector of each token in the report space",
+    "make_reward": "builds the reward from weights of scores (its key reward)",
+    "language": "language of the tokenizer, en or zh",
+    "groups": "parameter groups by learning rate and weight decay",
+    "steps": "number of steps of the run",
+    "jobs": "number of cells at once (--jobs); None if not given",
+    "folder": "folder for its own files",
 }
 SECTION = re.compile(r"^([A-Z]\w+):[ \t]*\n((?:[ \t]+.*(?:\n|\Z)|[ \t]*\n)+)", re.MULTILINE)
 JSON_TYPES = {
@@ -57,7 +58,7 @@ LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at mos
 
 @dataclass(frozen=True)
 class KeyDescription:
-    """One key of a plugin, in words."""
+    """One key of a plugin as text."""
 
     name: str
     type: str
@@ -69,7 +70,7 @@ class KeyDescription:
 
 @dataclass(frozen=True)
 class Description:
-    """All that is known of a plugin without importing it."""
+    """A plugin as text, known without importing it."""
 
     kind: str
     name: str
@@ -77,10 +78,10 @@ class Description:
     body: str
     source: str  # paper and equation
     where: str  # file:line
-    module: str | None  # None: a file that a recipe names
+    module: str | None  # None for a file that a recipe names
     origin: str  # "shipped", "file", or the name and version of its distribution
     signature: str
-    injected_params: dict[str, str]  # what the run hands over
+    injected_params: dict[str, str]  # name and meaning
     needs: tuple[str, ...]
     gives: tuple[str, ...]
     keys: tuple[KeyDescription, ...]
@@ -88,7 +89,7 @@ class Description:
 
 
 def describe(plugin: Plugin) -> Description:
-    """Raises `PluginError` where its signature, `needs` or `gives` cannot be read."""
+    """Describes a plugin. Raises PluginError if its signature, `needs` or `gives` cannot be read."""
     model_part = plugin.kind in ("encoder", "decoder", "loss", "distiller")
     return Description(
         kind=plugin.kind,
@@ -100,7 +101,7 @@ def describe(plugin: Plugin) -> Description:
         module=plugin.module,
         origin=plugin.origin,
         signature=f"{plugin.qualname}({_arguments(plugin)})",
-        injected_params={name: GIVEN[name] for name in injected_params(plugin)},
+        injected_params={name: INJECTED[name] for name in injected_params(plugin)},
         needs=needs(plugin) if model_part else (),
         gives=gives(plugin) if model_part else (),
         keys=tuple(_key(key) for key in keys_of(plugin)),
@@ -109,20 +110,19 @@ def describe(plugin: Plugin) -> Description:
 
 
 def plugins_of(kind: str | None, files: tuple[Path, ...] = ()) -> list[Plugin]:
-    """The plugins of a kind, or of all kinds in their order, by name. `losses` is read as `loss`."""
+    """The plugins of a kind, or of all kinds, sorted by name. Accepts plurals such as `losses`."""
     if kind is not None:
         singular = {f"{known}es" if known.endswith("s") else f"{known}s": known for known in KINDS}
         kind = singular.get(kind, kind)
         if kind not in KINDS:
-            known = [*KINDS, RECIPE_WORD, GRID_WORD]
-            raise PluginError(f"Unknown kind '{kind}'.{did_you_mean(kind, known)} Known: {', '.join(known)}")
+            raise PluginError.of([unknown_name("kind", kind, [*KINDS, RECIPE_WORD, GRID_WORD])])
     order = list(KINDS)
     plugins = [plugin for plugin in catalogue(files).values() if kind in (None, plugin.kind)]
     return sorted(plugins, key=lambda plugin: (order.index(plugin.kind), plugin.name))
 
 
 def rows_of_files(files: Mapping[str, Path]) -> list[tuple[str, str, str]]:
-    """Name, first line of the head comment, and place of recipes or grids."""
+    """Name, first line of the head comment, and path of recipes or grids."""
     rows = []
     for name, path in files.items():
         comments = [line for line in read_text(path).splitlines() if line.startswith("#")]
@@ -132,14 +132,18 @@ def rows_of_files(files: Mapping[str, Path]) -> list[tuple[str, str, str]]:
 
 
 def find_by_words(word: str, files: tuple[Path, ...] = ()) -> Plugin:
-    """The plugin of `kind/name`, or of a name alone (`vendor/name` too) where only one kind has it."""
+    """The plugin `kind/name`, or the only plugin called `name` or `vendor/name`.
+
+    Raises:
+        PluginError: there is none, or several.
+    """
     kind, slash, name = word.partition("/")
     if slash and kind in KINDS:
         return find(kind, name, files)
     known = catalogue(files)
     if not slash and kind in KINDS:
-        names = ", ".join(f"{k}/{n}" for k, n in sorted(known) if k == kind)
-        raise PluginError(f"'{kind}' is a kind of plugin; name one of: {names}")
+        of_kind = ", ".join(f"{k}/{n}" for k, n in sorted(known) if k == kind)
+        raise PluginError("unknown-name", f"'{kind}' is a kind of plugin", expected=f"one of: {of_kind}")
     for item in broken(files):
         if item.name == word and not any(name == word for _, name in known):
             raise unusable(item)
@@ -147,28 +151,29 @@ def find_by_words(word: str, files: tuple[Path, ...] = ()) -> Plugin:
     if len(homes) == 1:
         return known[homes[0]]
     if homes:
-        raise PluginError(f"'{word}' may be several plugins: {', '.join('/'.join(key) for key in homes)}")
-    words = ["/".join(key) for key in known]
-    guess = did_you_mean(word, words) or did_you_mean(word, [name for _, name in known])
-    raise PluginError(f"Unknown plugin '{word}'.{guess} Known: {', '.join(words)}")
+        several = ", ".join("/".join(key) for key in homes)
+        raise PluginError("unknown-name", f"several plugins are called '{word}'", expected=f"one of: {several}")
+    names = ["/".join(key) for key in known]
+    guess = did_you_mean(word, names) or did_you_mean(word, [name for _, name in known])
+    raise PluginError("unknown-name", f"unknown plugin '{word}'", hint=f"{guess} Known: {', '.join(names)}".strip())
 
 
 def source(plugin: Plugin) -> str:
-    """The `Source:` section of the documentation, on one line: paper, section, equation."""
+    """The `Source:` section of the docstring on one line: paper, section, equation."""
     return next((" ".join(text.split()) for title, text in SECTION.findall(plugin.doc) if title == "Source"), "")
 
 
 def body(plugin: Plugin) -> str:
-    """The documentation without its summary, `Args:` and `Source:`, which stand elsewhere."""
+    """The docstring without its summary, `Args:` and `Source:`."""
     rest = plugin.doc.split("\n", 1)[1] if "\n" in plugin.doc else ""
-    return SECTION.sub(lambda found: "" if found[1] in ("Args", "Source") else found[0], rest).strip()
+    return SECTION.sub(lambda match: "" if match[1] in ("Args", "Source") else match[0], rest).strip()
 
 
-def in_words(schema: dict[str, Any], quote: Callable[[Any], str] = lambda value: str(value)) -> str:
-    """The type of a value as a person would say it, from its JSON Schema.
+def in_words(schema: dict[str, Any], quote: Callable[[Any], str] = str) -> str:
+    """The type of a value in plain words, from its JSON Schema.
 
     Args:
-        quote: how single values are written.
+        quote: formats single values.
     """
     if "anyOf" in schema:
         return " or ".join(in_words(option, quote) for option in schema["anyOf"] if "$ref" not in option)
@@ -183,12 +188,12 @@ def in_words(schema: dict[str, Any], quote: Callable[[Any], str] = lambda value:
     inner = schema.get("items") or schema.get("additionalProperties")
     if isinstance(inner, dict):
         word += f" of {in_words(inner, quote)}"
-    said = [f"{text} {schema[limit]:.12g}" for limit, text in LIMITS.items() if limit in schema]
-    return f"{word} {', '.join(said)}" if said else word
+    limits = [f"{text} {schema[limit]:.12g}" for limit, text in LIMITS.items() if limit in schema]
+    return f"{word} {', '.join(limits)}" if limits else word
 
 
 def as_yaml(value: Any) -> str:
-    """A value on one line, as a recipe would write it."""
+    """A value as YAML on one line."""
     text = yaml.safe_dump(
         list(value) if isinstance(value, tuple) else value, default_flow_style=True, allow_unicode=True, width=1000
     )
@@ -196,14 +201,12 @@ def as_yaml(value: Any) -> str:
 
 
 def stands_in(kind: str) -> str:
-    """Where the plugins of a kind are named."""
+    """The file in which plugins of a kind are named: "a recipe" or "a grid file"."""
     return "a recipe" if kind in SLOTS.values() else "a grid file"
 
 
 def snippet(plugin: Plugin) -> str:
-    """A piece of recipe that uses a plugin, every key with its default; `???` where the recipe must choose. Of an
-    executor, a piece of a grid file.
-    """
+    """YAML that uses a plugin, each key with its default or `???`; of a grid file for an executor, else of a recipe."""
     slot = next((slot for slot, kind in SLOTS.items() if kind == plugin.kind), (plugin.kind,))
     keys = [f"{key.name}: {'???' if key.required else as_yaml(key.default)}" for key in keys_of(plugin)]
     if plugin.kind in BESIDE:
@@ -229,7 +232,7 @@ def _key(key: Key) -> KeyDescription:
 
 
 def _arguments(plugin: Plugin) -> str:
-    """The signature as it is written, without `self`."""
+    """The signature in the source, without `self`."""
     arguments = plugin.arguments
     if isinstance(plugin.node, ast.ClassDef):
         arguments = ast.arguments(

@@ -1,7 +1,7 @@
-"""A JSON Schema of recipe files, so that editors complete and check what is typed, with the plugins' own keys.
+"""A JSON Schema of recipe files with the plugins' own keys, by which editors complete and check.
 
-It is of draft 7, which yaml-language-server knows best. A file may be part of a recipe, for others to be based on, so
-nothing is required but the keys of a plugin that no base can have set.
+It is draft 7, which yaml-language-server supports best. A file may be a base of others, so nothing is required except
+the keys of a plugin that no base can set.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import NonNegativeFloat, TypeAdapter
 
 from framework.recipe.merge import REPLACE
+from framework.recipe.renamed import FORMAT
 from framework.recipe.schema import NO_TOPICS, SLOTS, Choice, Loss, Optimizer, Recipe, Section, WeightSchedule
 from framework.recipe.source import GROUPS, REFERENCE, shipped_recipes
 from framework.registry import KINDS, Plugin, catalogue
@@ -26,17 +27,17 @@ from framework.registry.signature import class_texts, keys_of
 Schema = dict[str, Any]
 Files = tuple[Path, ...]
 
-BESIDE: dict[str, type[Section]] = {"loss": Loss, "optimizer": Optimizer}  # their own fields stand beside the keys
+BESIDE: dict[str, type[Section]] = {"loss": Loss, "optimizer": Optimizer}  # their fields stand beside the keys
 REPLACES: Schema = {"const": True, "description": "Replaces the block of the base instead of merging with it."}
 REFERS: Schema = {"$ref": "#/definitions/reference"}
 NUMBER: Schema = {"anyOf": [{"type": "number"}, REFERS]}
 TEXT: Schema = {"type": "string", "minLength": 1}
 TEXTS: Schema = {"anyOf": [TEXT, {"type": "array", "items": TEXT}]}
-BASE = "Files that this one is put on, relative to it, or shipped:NAME. What this one says wins."
+BASE = "Recipes that this file extends, by a path relative to it or shipped:NAME. Values of this file win."
 
 
 def json_schema(files: Files = ()) -> Schema:
-    """What a recipe file may hold, with the shipped and installed plugins and those of `files`.
+    """The schema of recipe files, with the shipped and installed plugins and those of `files`.
 
     Raises:
         PluginError: a plugin whose keys cannot be read.
@@ -48,6 +49,7 @@ def json_schema(files: Files = ()) -> Schema:
         "type": "object",
         "properties": {
             "_base_": {"description": BASE, **TEXTS},
+            "format": {"description": "Format of a saved recipe.", "const": FORMAT},
             "plugins": {"description": meaning(Recipe, "plugins"), **TEXTS},
             **{name: _or_group(name, item) if name in GROUPS else item for name, item in sections.items()},
         },
@@ -67,17 +69,17 @@ def as_text(schema: Schema) -> str:
 
 
 def meaning(section: type[Section], field: str) -> str:
-    """What a field is for: the text under it in its file, or that of the section that it holds."""
+    """The docstring of a field, or else of the section that it holds."""
     models = [model for model in section.__mro__ if issubclass(model, Section)]
     written = (_texts(model.__module__).get((model.__name__, field)) for model in models)
     text = next(filter(None, written), getattr(section.model_fields[field].annotation, "__doc__", None))
-    assert text, f"{section.__module__}: {section.__name__}.{field} has no text under it"
+    assert text, f"{section.__module__}: {section.__name__}.{field} has no docstring"
     return " ".join(text.split())
 
 
 @cache
 def _texts(module: str) -> dict[tuple[str, str], str]:
-    """The texts under the fields of the sections that a module defines."""
+    """The docstrings of the fields of all sections in a module."""
     found = {}
     for node in ast.parse(inspect.getsource(sys.modules[module])).body:
         for field, below in pairwise(node.body if isinstance(node, ast.ClassDef) else ()):
@@ -87,7 +89,7 @@ def _texts(module: str) -> dict[tuple[str, str], str]:
 
 
 def _section(model: type[Section], key: tuple[str, ...], files: Files) -> dict[str, Schema]:
-    """The fields of a section: plain values, plugins, and sections in it."""
+    """The fields of a section: values, plugins and inner sections."""
     values = model.model_json_schema()["properties"]
     fields = {}
     for word, name in model.words().items():
@@ -106,7 +108,7 @@ def _section(model: type[Section], key: tuple[str, ...], files: Files) -> dict[s
             scores = [f"val/{score}" for p in _plugins("metric", files) for score in class_texts(p, "names") or ()]
             score = _value({"type": "string", "pattern": "^val/.", "examples": scores})["anyOf"]
             weights = dict.fromkeys(scores, NUMBER) | {REPLACE: REPLACES}
-            names = {"pattern": f"^(val/.|{REPLACE}$)"}  # other scores than these may be a metric's that is not here
+            names = {"pattern": f"^(val/.|{REPLACE}$)"}  # a metric of a plugin file may have other scores
             summed = {"type": "object", "properties": weights, "additionalProperties": NUMBER, "propertyNames": names}
             item = {"anyOf": [*score, summed], "default": field.default}
         elif here == ("loss", "weight"):
@@ -117,7 +119,7 @@ def _section(model: type[Section], key: tuple[str, ...], files: Files) -> dict[s
             item = _block(_section(field.annotation, here, files))
         else:
             item = _value(values[word])
-            if field.default_factory is not None:  # which pydantic's own schema leaves out
+            if field.default_factory is not None:  # pydantic's schema omits it
                 item["default"] = field.get_default(call_default_factory=True)
         fields[word] = {"description": meaning(model, name), **item}
     return fields
@@ -132,7 +134,7 @@ def _only(properties: dict[str, Schema]) -> Schema:
 
 
 def _value(made: Schema) -> Schema:
-    """pydantic's schema of a value as draft 7; a reference may stand in place of a scalar."""
+    """pydantic's schema of a value as draft 7. A scalar may also be a reference."""
     schema = {word: item for word, item in made.items() if word not in ("title", "default")}
     default = {"default": made["default"]} if "default" in made else {}
     if "anyOf" in schema:
@@ -157,7 +159,7 @@ def _plugins(kind: str, files: Files) -> list[Plugin]:
 
 
 def _keys(plugin: Plugin) -> dict[str, Schema]:
-    """What may stand in a plugin's block beside its name."""
+    """The keys of a plugin's block beside its name."""
     keys = _section(BESIDE[plugin.kind], (plugin.kind,), ()) if plugin.kind in BESIDE else {}
     keys = {name: item for name, item in keys.items() if name not in ("name", "keys")}
     for key in keys_of(plugin):
@@ -168,33 +170,35 @@ def _keys(plugin: Plugin) -> dict[str, Schema]:
 
 
 def _names(kind: str, files: Files) -> Schema:
-    """The names of a kind, with what each is."""
-    told = {plugin.name: plugin.summary for plugin in _plugins(kind, files)}
+    """The names of a kind with their summaries."""
+    names = {plugin.name: plugin.summary for plugin in _plugins(kind, files)}
     if kind == "distiller":
-        told[NO_TOPICS] = "Finds no topics."
-    return {"anyOf": [{"enum": list(told), "enumDescriptions": list(told.values())}, REFERS]}
+        names[NO_TOPICS] = "Finds no topics."
+    return {"anyOf": [{"enum": list(names), "enumDescriptions": list(names.values())}, REFERS]}
 
 
 def _plugin_block(kind: str, files: Files) -> Schema:
-    """A block of a kind: that plugin's keys if it is named, else any plugin's, since a base may say which it is."""
+    """A block of a kind: the keys of the named plugin, or of any plugin, since a base may name it."""
     keys = {plugin.name: _keys(plugin) for plugin in _plugins(kind, files)}
     if kind == "distiller":
         keys[NO_TOPICS] = {}
     any_key: dict[str, list[Schema]] = {}
-    for own in keys.values():
-        for key, item in own.items():
+    for block in keys.values():
+        for key, item in block.items():
             if item not in any_key.setdefault(key, []):
                 any_key[key].append(item)
     union = {key: items[0] if len(items) == 1 else {"anyOf": items} for key, items in any_key.items()}
-    in_list = kind == "metric"  # where no base completes or is replaced
-    name = {"description": meaning(Choice, "name"), **_names(kind, files)}
+    in_list = kind == "metric"  # which no base completes
+    name_key = {"description": meaning(Choice, "name"), **_names(kind, files)}
     replace = {} if in_list else {REPLACE: REPLACES}
     return {
         "type": "object",
-        "properties": {"name": name},
+        "properties": {"name": name_key},
         **({"required": ["name"]} if in_list else {}),
         "if": {"required": ["name"], "properties": {"name": {"enum": list(keys)}}},
-        "then": {"allOf": [_if_named(plugin, _only({"name": {}, **own, **replace})) for plugin, own in keys.items()]},
+        "then": {
+            "allOf": [_if_named(plugin, _only({"name": {}, **block, **replace})) for plugin, block in keys.items()]
+        },
         "else": _only({"name": {}, **union, **replace}),
     }
 
@@ -204,7 +208,7 @@ def _if_named(plugin: str, then: Schema) -> Schema:
 
 
 def _slot(kind: str, files: Files) -> Schema:
-    """Where a plugin stands: its name, or a block. As alternatives, which editors offer both of."""
+    """A plugin as its name or a block, as alternatives so that editors offer both."""
     return {"anyOf": [*_names(kind, files)["anyOf"], {"$ref": f"#/definitions/{kind}"}]}
 
 
@@ -213,14 +217,14 @@ def _loss(plugin: Plugin) -> Schema:
 
 
 def _or_group(section: str, block: Schema) -> Schema:
-    """A section may be the name of a file: `data: busbra` is recipes/data/busbra.yaml."""
+    """A section, or the name of its file: `data: busbra` is recipes/data/busbra.yaml."""
     shipped = [name.removeprefix(f"{section}/") for name in shipped_recipes() if name.startswith(f"{section}/")]
     name = {**TEXT, **({"examples": shipped} if shipped else {})}
     return {"description": block.pop("description"), "anyOf": [name, block]}
 
 
 def _required(files: Files) -> list[Schema]:
-    """The keys that a named plugin asks for, and that only a base could have set elsewhere."""
+    """The required keys of each named plugin, for files without a base."""
     rules = []
     for slot, plugin in [(slot, plugin) for slot, kind in SLOTS.items() for plugin in _plugins(kind, files)]:
         names = [key.name for key in keys_of(plugin) if key.required]

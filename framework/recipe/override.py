@@ -1,4 +1,4 @@
-"""Reads what is typed behind a recipe: `data=NAME`, `key=value`, `~key` and `+key=value`."""
+"""Reads the overrides of a command line: `data=NAME`, `key=value`, `~key` and `+key=value`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from framework.recipe.merge import write_names_out
+from framework.recipe.merge import expand_names
 from framework.recipe.source import (
     GROUPS,
     Key,
@@ -19,19 +19,22 @@ from framework.recipe.source import (
     read_group,
     read_node,
 )
+from framework.runtime.errors import Problem
+
+EXAMPLE = "key=value, such as train.epochs=3"
 
 
 def override_layers(overrides: Sequence[str], recipe: Path) -> list[Layer]:
-    """The layers on top of a recipe: first whole groups, then what is taken out, what is set, and what is added.
+    """The layers on top of a recipe: first groups, then removals, values and additions.
 
-    Within each of these the last word wins. A value is read as in a recipe file.
+    Within each of these the last one wins. A value is read as in a recipe file.
 
     Raises:
-        RecipeError: every word that does not read.
+        RecipeError: the problems of all overrides.
     """
     groups: list[Layer] = []
     values, additions = Layer(), Layer()
-    problems: list[str] = []
+    problems: list[Problem] = []
     for word in overrides:
         try:
             sign = word[:1] if word[:1] in ("~", "+") else ""
@@ -40,11 +43,11 @@ def override_layers(overrides: Sequence[str], recipe: Path) -> list[Layer]:
             key = _key(name, where)
             if sign == "~":
                 if equals:
-                    raise RecipeError(f"{where}: what is taken out has no value; expected ~{name.strip()}")
+                    raise RecipeError("wrong-format", "~ takes no value", place=where, expected=f"~{name.strip()}")
                 values.removals.append((key, where))
                 continue
             if not equals:
-                raise RecipeError(f"{where}: expected key=value, such as train.epochs=3")
+                raise RecipeError("wrong-format", "no = in it", place=where, expected=EXAMPLE)
             value, origins = _value(text, key, where)
             if key == ("plugins",):
                 values.plugin_files += _files(value, where)
@@ -56,45 +59,45 @@ def override_layers(overrides: Sequence[str], recipe: Path) -> list[Layer]:
             else:
                 _set(values, key, value, dict.fromkeys([*origins, key], where))
         except RecipeError as error:
-            problems += error.lines
+            problems += error.problems
     if problems:
-        raise RecipeError(*problems)
+        raise RecipeError.of(problems)
     return [*groups, values, additions]
 
 
 def _key(name: str, where: str) -> Key:
     key: Key = tuple(name.strip().split("."))
     if not all(key):
-        raise RecipeError(f"{where}: expected key=value, such as train.epochs=3")
+        raise RecipeError("wrong-format", "no key in it", place=where, expected=EXAMPLE)
     if key[0] == "_base_":
-        raise RecipeError(f"{where}: _base_ stands in a file; name another recipe instead")
+        raise RecipeError("unsupported", "_base_ is for files", place=where, hint="Name another recipe instead.")
     return key
 
 
 def _value(text: str, key: Key, where: str) -> tuple[Any, dict[Key, str]]:
     origins: dict[Key, str] = {}
-    problems: list[str] = []
+    problems: list[Problem] = []
     try:
         node = parse(text, "value")
         value = None if node is None else read_node(node, key, "value", origins, problems)
     except RecipeError as error:
-        problems += error.lines
+        problems += error.problems
     if problems:
-        raise RecipeError(*[f"{where}: {problem}" for problem in problems])
+        raise RecipeError.of([problem.at(where) for problem in problems])
     return value, origins
 
 
 def _files(value: Any, where: str) -> tuple[Path, ...]:
     files = as_paths(value)
     if files is None:
-        raise RecipeError(f"{where}: expected a path or a list of paths")
+        raise RecipeError("wrong-type", f"found {value!r}", place=where, expected="a path or a list of paths")
     return tuple(Path(item).resolve() for item in files)
 
 
 def _set(layer: Layer, key: Key, value: Any, origins: dict[Key, str]) -> None:
-    """Puts a value where earlier words may stand already: mappings are merged, everything else is replaced."""
+    """Sets a value on top of earlier overrides: mappings are merged, everything else is replaced."""
     tree = nested(key, value)
-    write_names_out(tree)
+    expand_names(tree)
 
     def join(old: dict[str, Any], new: dict[str, Any], above: Key) -> None:
         for name, item in new.items():

@@ -1,4 +1,4 @@
-"""A recipe written out: as YAML that loads back to an equal recipe, and as a hash of what it computes."""
+"""Writes a complete recipe as YAML that loads back to an equal recipe, and hashes what affects its results."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
+from framework.recipe.renamed import FORMAT
 from framework.recipe.schema import Choice, Loss, Recipe, Section
 from framework.recipe.source import Key, dotted
 
-# Where a run lies, how fast it is and what is kept of it, but not what it computes.
+# Keys that affect where a run is stored, its speed and what is kept, but not its results.
 NOT_THE_RESULT = (
     ("run",),
     ("resume",),
@@ -32,13 +33,13 @@ NOT_THE_RESULT = (
     ("checkpoint",),
     ("evaluate", "bootstrap_samples"),
 )
-# Texts that no YAML reader takes for anything else. The others are written in quotes.
+# Texts that every YAML reader takes for a string. The others are quoted.
 BARE = re.compile(r"[A-Za-z_/][\w./-]*\Z", re.ASCII)
 NOT_BARE = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 
 
 def plain(value: Any) -> Any:
-    """A recipe as its YAML says it: a plugin's keys stand beside its name."""
+    """A recipe in the form of its YAML: a plugin's keys stand beside its name."""
     if isinstance(value, Choice):
         beside = {name: plain(getattr(value, name)) for name in type(value).model_fields if name != "keys"}
         if isinstance(value, Loss):
@@ -54,7 +55,7 @@ def plain(value: Any) -> Any:
 
 
 def values(tree: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
-    """Every value of a recipe: a list counts as one, since layers replace it whole."""
+    """Every value of a recipe with its key. A list is one value, since layers replace it as a whole."""
     if not isinstance(tree, dict) or not tree:
         yield key, tree
         return
@@ -63,7 +64,7 @@ def values(tree: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
 
 
 def keys_in(recipe: Recipe) -> dict[str, None]:
-    """Every dotted key of a recipe, of blocks too, in their order."""
+    """Every dotted key of a recipe, including blocks, in order."""
     return {dotted(key[:end]): None for key, _ in values(plain(recipe)) for end in range(1, len(key) + 1)}
 
 
@@ -81,12 +82,14 @@ _Dumper.add_representer(str, _text)
 
 
 def save(recipe: Recipe) -> str:
-    """YAML of the whole recipe, every default written out, which loads back to an equal recipe."""
-    return yaml.dump(plain(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    """The recipe with all defaults as YAML, with the number of its format, which loads back to an equal recipe."""
+    return yaml.dump(
+        {"format": FORMAT, **plain(recipe)}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000
+    )
 
 
 def result_tree(recipe: Recipe) -> dict[str, Any]:
-    """What may change the result, as plain values. Plugin files count by what they say, not by where they lie."""
+    """The values that may affect the results. Plugin files count by their content, not their path."""
     tree = plain(recipe)
     for key in NOT_THE_RESULT:
         block = tree
@@ -98,6 +101,6 @@ def result_tree(recipe: Recipe) -> dict[str, Any]:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """12 hex digits that change with anything that may change the result."""
+    """12 hex digits that change with anything that may affect the results."""
     text = json.dumps(result_tree(recipe), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

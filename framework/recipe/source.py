@@ -1,7 +1,7 @@
-"""Reads recipe files as data with positions, so that every later complaint can name a file and a line.
+"""Reads recipe files with the position of each value, so that errors can give file, line and column.
 
-A recipe is untrusted: only plain YAML is read (no tags, anchors or duplicate keys), with the scalars of YAML 1.2, so
-`1e-4` is a number and `no` is a text.
+A recipe is untrusted: only plain YAML is accepted (no tags, anchors or duplicate keys), with the scalars of YAML 1.2,
+so `1e-4` is a number and `no` is a string.
 """
 
 from __future__ import annotations
@@ -14,43 +14,36 @@ from typing import Any, ClassVar
 
 import yaml
 
+from framework.recipe.renamed import FORMAT, RENAMED, WRITTEN_BY
 from framework.registry import did_you_mean, short
+from framework.runtime.errors import Problem, UnsortedError
 
-Key = tuple[str | int, ...]  # where a value stands: ("model", "encoder", "width")
+Key = tuple[str | int, ...]  # ("model", "encoder", "width")
+Found = tuple[Key, Problem]  # a problem whose place is known as a key
 RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
-GRIDS = "grids"  # the folder in it whose files state ablations of recipes, see framework/grid
-SHIPPED = "shipped:"  # `_base_: shipped:breast.yaml`, wherever the package lies
+GRIDS = "grids"  # its subfolder of grid files, see framework/grid
+SHIPPED = "shipped:"  # `_base_: shipped:breast.yaml`, independent of where the package is installed
 # Sections that may be a whole file: `data: busbra` is recipes/data/busbra.yaml.
 GROUPS = ("data", "model", "losses", "train", "distributed", "evaluate", "checkpoint", "run")
-MOST_BYTES = 1_000_000
-MOST_LEVELS = 24
-# Any other `${`, and so every resolver (`${oc.env:HOME}` reads the environment), is refused.
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 24
+# Any other `${` is refused, and so is every resolver (`${oc.env:HOME}` reads the environment).
 REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
 
 
-class RecipeError(ValueError):
-    """What is wrong with a recipe: one line a mistake, all of them at once."""
-
-    def __init__(self, *lines: str) -> None:
-        super().__init__(*lines)
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        return self.args
-
-    def __str__(self) -> str:
-        return "\n".join(self.args)
+class RecipeError(UnsortedError):
+    """The problems of a recipe, all at once."""
 
 
 @dataclass
 class Layer:
-    """One file, or some of the overrides: values, and where each of them stands."""
+    """The values of one file, or of some of the overrides, with their positions."""
 
     tree: dict[str, Any] = field(default_factory=dict)
     origins: dict[Key, str] = field(default_factory=dict)  # "file:line:column" or "override: key=value"
     plugin_files: tuple[Path, ...] = ()
-    removals: list[tuple[Key, str]] = field(default_factory=list)  # `~key`, before the values; and where it stands
-    additions: list[tuple[Key, Any, str]] = field(default_factory=list)  # `+key=value`, after them
+    removals: list[tuple[Key, str]] = field(default_factory=list)  # `~key` and its position; applied before the values
+    additions: list[tuple[Key, Any, str]] = field(default_factory=list)  # `+key=value`; applied after them
 
 
 def dotted(key: Key) -> str:
@@ -58,21 +51,32 @@ def dotted(key: Key) -> str:
 
 
 def is_within(name: str, block: str) -> bool:
-    """Whether a dotted name is that of a block, or of something in it."""
+    """Whether a dotted name is a block or lies in it."""
     return name == block or name.startswith(f"{block}.")
 
 
 def nested(key: Key, value: Any) -> Any:
-    """A value under its key, as a tree of mappings."""
+    """A tree of mappings with one value under its key."""
     for part in reversed(key):
         value = {part: value}
     return value
 
 
 def forget(origins: dict[Key, str], key: Key) -> None:
-    """Drops where a key and all in it stood."""
-    for stale in [k for k in origins if k[: len(key)] == key]:
-        del origins[stale]
+    """Removes the positions of a key and of all keys in it."""
+    for inner in [k for k in origins if k[: len(key)] == key]:
+        del origins[inner]
+
+
+def renamed_key(key: Key) -> Problem | None:
+    new = RENAMED.get(dotted(key))
+    return Problem("renamed-key", f"the key is now {new}", hint=f"Write {new}.") if new else None
+
+
+def unknown_key(key: Key, known: Sequence[str]) -> Problem:
+    """The problem of a key that is not among `known`, or has another name now."""
+    hint = f"{did_you_mean(str(key[-1]), known)} Known: {', '.join(known) or 'none'}"
+    return renamed_key(key) or Problem("unknown-key", "unknown key", hint=hint.strip())
 
 
 def place(node: yaml.Node, name: str) -> str:
@@ -80,7 +84,7 @@ def place(node: yaml.Node, name: str) -> str:
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's parser without what a recipe has no use for, and with YAML 1.2's idea of a number."""
+    """PyYAML's parser without tags and anchors, and with the scalars of YAML 1.2."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
     level = 0
@@ -88,11 +92,11 @@ class Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            self._refuse("anchors (&x, *x) are not read in a recipe; write ${a.b} to repeat the value of a.b")
+            self._refuse("recipes have no anchors (&x, *x); write ${a.b} to repeat the value of a.b")
         if getattr(event, "tag", None):
-            self._refuse(f"tags are not read in a recipe, found {event.tag}; write the plain value")
-        if self.level >= MOST_LEVELS:
-            self._refuse(f"nested more than {MOST_LEVELS} levels deep")
+            self._refuse(f"recipes have no tags, found {event.tag}; write the plain value")
+        if self.level >= MAX_DEPTH:
+            self._refuse(f"nested more than {MAX_DEPTH} levels deep")
         self.level += 1
         node = super().compose_node(parent, index)
         self.level -= 1
@@ -126,7 +130,7 @@ def _scalar(node: yaml.Node) -> Any:
         return int(node.value.replace("_", ""))
     if kind == "float":
         return float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    try:  # JSON writes a character beyond the first 65,536 as two halves, which YAML's reader leaves apart
+    try:  # JSON writes a character beyond U+FFFF as a surrogate pair, which YAML's reader does not join
         return node.value.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
         return node.value
@@ -142,31 +146,31 @@ def parse(text: str, name: str) -> yaml.Node | None:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        problem = error.problem or str(error)
+        at = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+        problem, hint = error.problem or str(error), ""
         if "'\\t'" in problem:
-            problem = "found a tab where YAML wants spaces; indent with spaces"
+            problem, hint = "found a tab in the indentation", "Indent with spaces."
         if mark and "got '{'" in problem and "${" in (text.splitlines() or [""])[mark.line]:
-            problem += "; inside { } or [ ] a reference stands in quotes: '${a.b}'"
+            hint = "Inside { } or [ ] a reference needs quotes: '${a.b}'."
         elif "expected ',' or" in problem:
-            problem += "; is a bracket left open?"
+            hint = "Is a bracket left open?"
         elif "mapping values are not allowed" in problem:
-            problem += "; is a colon missing in the line above, or does a text with ': ' lack quotes?"
+            hint = "Is a colon missing in the line above, or does a text with ': ' lack quotes?"
         elif "expected <block end>" in problem:
-            problem += "; is the line indented like its neighbours?"
+            hint = "Is the line indented like its neighbours?"
         elif "found another document" in problem:
-            problem += "; a recipe is one document, so take out the line ---"
-        raise RecipeError(f"{place}: {problem}") from None
+            problem, hint = "found a second document", "Delete the line ---."
+        raise RecipeError("invalid-yaml", problem, place=at, hint=hint) from None
     except yaml.reader.ReaderError as error:
         read = text[: error.position]
         at = f"{name}:{read.count(chr(10)) + 1}:{error.position - read.rfind(chr(10))}"
         raise RecipeError(
-            f"{at}: found the character U+{error.character:04X}, which no text has; take it out"
+            "invalid-yaml", f"found the control character U+{error.character:04X}", place=at, hint="Delete it."
         ) from None
 
 
-def read_node(node: yaml.Node, key: Key, name: str, origins: dict[Key, str], problems: list[str]) -> Any:
-    """The plain value of a node; notes where every key stands, and what is wrong on the way."""
+def read_node(node: yaml.Node, key: Key, name: str, origins: dict[Key, str], problems: list[Problem]) -> Any:
+    """The plain value of a node. Adds the position of every key to `origins`, and its problems to `problems`."""
     if isinstance(node, yaml.SequenceNode):
         values = []
         for index, item in enumerate(node.value):
@@ -175,82 +179,90 @@ def read_node(node: yaml.Node, key: Key, name: str, origins: dict[Key, str], pro
             values.append(read_node(item, at, name, origins, problems))
         return values
     if isinstance(node, yaml.MappingNode):
-        found: dict[str, Any] = {}
+        mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             here = place(key_node, name)
             if not isinstance(key_node, yaml.ScalarNode) or not isinstance(_scalar(key_node), str):
                 problems.append(
-                    f"{here}: {dotted(key) or 'top level'}: a key is a plain text, found {key_node.value!r}"
+                    Problem(
+                        "wrong-type",
+                        f"found the key {key_node.value!r}",
+                        f"{here}: {dotted(key) or 'top level'}",
+                        "a text",
+                    )
                 )
                 continue
             inner = (*key, key_node.value)
-            if key_node.value in found:
-                problems.append(f"{here}: {dotted(inner)}: stands twice, first in line {origins[inner].split(':')[-2]}")
+            if key_node.value in mapping:
+                first = f"stands twice, first in line {origins[inner].split(':')[-2]}"
+                problems.append(Problem("duplicate-key", first, f"{here}: {dotted(inner)}"))
                 continue
             origins[inner] = here
-            found[key_node.value] = read_node(value_node, inner, name, origins, problems)
-        return found
+            mapping[key_node.value] = read_node(value_node, inner, name, origins, problems)
+        return mapping
     value = _scalar(node)
     if isinstance(value, str) and "${" in REFERENCE.sub("", value):
-        problems.append(
-            f"{place(node, name)}: {dotted(key)}: found {value!r}, expected ${{a.b}} with the key of another value"
-        )
+        here = f"{place(node, name)}: {dotted(key)}"
+        problems.append(Problem("invalid-reference", f"found {value!r}", here, "${a.b} with the key of another value"))
     return value
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name: `breast`, `base/sgf`."""
+    """The shipped recipes by name: `breast`, `base/sgf`."""
     files = [path for path in sorted(RECIPES.rglob("*.yaml")) if path.parent != RECIPES / GRIDS]
     return {str(path.relative_to(RECIPES).with_suffix("")): path for path in files}
 
 
 def find_shipped(named: str, others: Sequence[str] = ()) -> Path:
-    """A recipe of the package by its name, with or without .yaml.
+    """A shipped recipe by its name, with or without .yaml.
 
     Raises:
-        RecipeError: there is none; with the nearest name among them and `others`.
+        RecipeError: there is none; gives the nearest name among them and `others`.
     """
     shipped = shipped_recipes()
     name = named.removesuffix(".yaml")
     if name in shipped:
         return shipped[name]
     if "." in name and name.partition(".")[0] in (*GROUPS, "distiller", "optimizer", "schedule"):
-        raise RecipeError(f"{named}: expected key=value, such as train.epochs=3")
+        raise RecipeError("wrong-format", f"found '{named}'", expected="key=value, such as train.epochs=3")
     guess = did_you_mean(named, others) or did_you_mean(name, shipped)
-    raise RecipeError(f"{named}: no such recipe file.{guess} Shipped: {', '.join(shipped)}")
+    hint = f"{guess} Shipped: {', '.join(shipped)}".strip()
+    raise RecipeError("no-such-file", "no such recipe file", place=named, hint=hint)
 
 
 def find_file(named: str | Path) -> Path:
-    """The file of a recipe, by path or, where there is none, by its name among the shipped recipes."""
+    """The file of a recipe, by its path or else by its name among the shipped recipes."""
     path, text = Path(named), str(named)
     if text.startswith(SHIPPED):
         return find_shipped(text.removeprefix(SHIPPED))
     if path.is_dir():
-        raise RecipeError(f"{path}: a folder, expected a recipe file (.yaml)")
+        raise RecipeError("no-such-file", "found a folder", place=path, expected="a recipe file (.yaml)")
     if path.exists():
         return path
-    beside = [str(file) for file in sorted(path.parent.glob("*.yaml"))]
-    return find_shipped(text.removeprefix("recipes/"), beside)
+    neighbours = [str(file) for file in sorted(path.parent.glob("*.yaml"))]
+    return find_shipped(text.removeprefix("recipes/"), neighbours)
 
 
 def read_text(path: Path) -> str:
     name = short(path)
     try:
-        data = path.read_bytes() if path.stat().st_size <= MOST_BYTES else None
+        data = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
     except OSError as error:
-        raise RecipeError(f"{name}: cannot be read: {error.strerror}") from None
+        raise RecipeError("unreadable-file", f"cannot be read: {error.strerror}", place=name) from None
     if data is None:
-        raise RecipeError(f"{name}: larger than {MOST_BYTES:,} bytes, which no recipe is")
+        raise RecipeError("unreadable-file", f"larger than {MAX_BYTES:,} bytes", place=name)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         read = data[: error.start]
         at = f"{name}:{read.count(10) + 1}:{error.start - read.rfind(10)}"
-        raise RecipeError(f"{at}: not UTF-8 (byte {data[error.start]:#04x}); save the file as UTF-8") from None
+        raise RecipeError(
+            "unreadable-file", f"not UTF-8 (byte {data[error.start]:#04x})", place=at, hint="Save the file as UTF-8."
+        ) from None
 
 
 def read_layers(path: Path, above: tuple[Path, ...] = (), done: set[Path] | None = None) -> list[Layer]:
-    """A recipe file behind the files it is based on. A file that two of them share is read once, at its first place."""
+    """A recipe file after the files that it is based on. A file that two of them share is read once, the first time."""
     done = set() if done is None else done
     real, name = path.resolve(), short(path)
     if real in done:
@@ -258,35 +270,54 @@ def read_layers(path: Path, above: tuple[Path, ...] = (), done: set[Path] | None
     done.add(real)
     node = parse(read_text(path), name)
     if node is None:
-        raise RecipeError(f"{name}: empty, expected a recipe; `launch.py cp breast {path.name}` writes one to edit")
+        hint = f"`launch.py cp breast {path.name}` writes one to edit."
+        raise RecipeError("wrong-format", "the file is empty", place=name, expected="a recipe", hint=hint)
     if not isinstance(node, yaml.MappingNode):
-        raise RecipeError(f"{place(node, name)}: expected a mapping (data: ..., model: ..., losses: ...)")
-    problems: list[str] = []
+        raise RecipeError(
+            "wrong-format", "found no mapping", place=place(node, name), expected="data: ..., model: ..., losses: ..."
+        )
+    problems: list[Problem] = []
     layer = Layer()
     layer.tree = read_node(node, (), name, layer.origins, problems)
+    if "format" in layer.tree:
+        check_format(layer.tree.pop("format"), layer.origins.pop(("format",)))
     at = layer.origins.get(("_base_",), name)
-    bases = [(at, item) for item in _texts(layer, "_base_", problems)]
-    layer.plugin_files = tuple((path.parent / item).resolve() for item in _texts(layer, "plugins", problems))
+    bases = _paths(layer, "_base_", problems)
+    layer.plugin_files = tuple((path.parent / item).resolve() for item in _paths(layer, "plugins", problems))
     layers: list[Layer] = []
-    for at, base in bases:
+    for base in bases:
         try:
-            below = _base(base, path, at)
+            below = _base(base, path, f"{at}: _base_")
             way = [*above, real, below.resolve()]
             if way[-1] in way[:-1]:
                 circle = " -> ".join(short(p) for p in way[way.index(way[-1]) :])
-                raise RecipeError(f"{at}: _base_: based on itself: {circle}")
+                raise RecipeError("invalid-reference", f"based on itself: {circle}", place=f"{at}: _base_")
             layers += read_layers(below, (*above, real), done)
         except RecipeError as error:
-            problems += error.lines
+            problems += error.problems
     for section in [s for s in GROUPS if isinstance(layer.tree.get(s), str)]:
         try:
             at = layer.origins.pop((section,))
             layers += read_group(section, layer.tree.pop(section), path, f"{at}: {section}")
         except RecipeError as error:
-            problems += error.lines
+            problems += error.problems
     if problems:
-        raise RecipeError(*problems)
+        raise RecipeError.of(problems)
     return [*layers, layer]
+
+
+def check_format(found: Any, at: str) -> None:
+    """Refuses a saved recipe of another format than this version's. None: it has no number, as before 0.6.
+
+    Raises:
+        RecipeError: `found` is not `FORMAT`.
+    """
+    if found != FORMAT:
+        raise RecipeError(
+            "wrong-format", f"format {found}, written by {WRITTEN_BY.get(found, 'a later version of Sonoscribe')}",
+            place=f"{at}: format", expected=f"{FORMAT}, of {WRITTEN_BY[FORMAT]}",
+            hint="Use the run with that version, or train your recipe again with the new names of its keys.",
+        )  # fmt: skip
 
 
 def _base(named: str, path: Path, at: str) -> Path:
@@ -294,20 +325,21 @@ def _base(named: str, path: Path, at: str) -> Path:
         try:
             return find_shipped(named.removeprefix(SHIPPED))
         except RecipeError as error:
-            raise RecipeError(f"{at}: _base_: {error}") from None
+            raise RecipeError.of([problem.at(at) for problem in error.problems]) from None
     base = path.parent / named
     if not base.exists():
         near = [p.name for p in base.parent.glob("*.yaml")] if base.parent.is_dir() else []
-        raise RecipeError(f"{at}: _base_: no such file: {short(base)}.{did_you_mean(base.name, near)}")
+        hint = did_you_mean(base.name, near).strip()
+        raise RecipeError("no-such-file", f"no such file: {short(base)}", place=at, hint=hint)
     return base
 
 
 def read_group(section: str, named: str, path: Path, at: str) -> list[Layer]:
-    """The layers of `data: NAME`: a file NAME.yaml in the folder `data` beside the recipe, or else among the shipped.
+    """The layers of `data: NAME`: the file data/NAME.yaml beside the recipe, or else a shipped one.
 
     Args:
         path: the recipe that names it.
-        at: what a complaint begins with.
+        at: the place of errors.
 
     Raises:
         RecipeError: there is no such file, or it sets more than its section.
@@ -319,28 +351,34 @@ def read_group(section: str, named: str, path: Path, at: str) -> list[Layer]:
     }
     if named not in known:
         files = f" or a file of {section}/: {', '.join(known)}" if known else ""
-        guess = f".{did_you_mean(named, known)}" if known else ""
-        raise RecipeError(f"{at}: found the text {named!r}, expected a mapping (key: value){files}{guess}")
+        raise RecipeError(
+            "unknown-name" if known else "wrong-type", f"found the text {named!r}", place=at,
+            expected=f"a mapping (key: value){files}", hint=did_you_mean(named, known).strip(),
+        )  # fmt: skip
     layers = read_layers(known[named])
-    own = (section, "_base_", "plugins")
-    strange = [where for layer in layers for key, where in layer.origins.items() if key[0] not in own]
-    if strange:
-        raise RecipeError(f"{strange[0]}: a file of {section}/ sets {section} alone, since `{section}=` chooses it")
+    allowed = (section, "_base_", "plugins")
+    for layer in layers:
+        for key, where in layer.origins.items():
+            if key[0] not in allowed:
+                raise RecipeError(
+                    "unknown-key", f"a file of {section}/ sets only {section}", place=f"{where}: {dotted(key)}"
+                )
     return layers
 
 
-def _texts(layer: Layer, key: str, problems: list[str]) -> list[str]:
-    """The paths that `_base_` or `plugins` names. Takes the key out."""
+def _paths(layer: Layer, key: str, problems: list[Problem]) -> list[str]:
+    """The paths of `_base_` or `plugins`, which it removes from the layer."""
     if key not in layer.tree:
         return []
     value = layer.tree.pop(key)
-    values = as_paths(value)
-    if values is None:
-        problems.append(f"{layer.origins[(key,)]}: {key}: found {value!r}, expected a path or a list of paths")
-    return values or []
+    paths = as_paths(value)
+    if paths is None:
+        at = f"{layer.origins[(key,)]}: {key}"
+        problems.append(Problem("wrong-type", f"found {value!r}", at, "a path or a list of paths"))
+    return paths or []
 
 
 def as_paths(value: Any) -> list[str] | None:
-    """One path or a list of them, as a list; None where it is neither."""
+    """One path or a list of paths as a list; None for anything else."""
     values = [value] if isinstance(value, str) else value
     return values if isinstance(values, list) and all(isinstance(item, str) and item for item in values) else None

@@ -1,4 +1,4 @@
-"""Plugins: how they are found without being imported, and how their signatures become schemas of recipe keys."""
+"""Plugins: finds them without importing them, and reads their recipe keys from their signatures."""
 
 from framework.registry.plugins import (
     KINDS,

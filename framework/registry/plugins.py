@@ -1,8 +1,8 @@
-"""Finds plugins without importing them, and imports the one that a recipe names.
+"""Finds plugins without importing them, and imports the ones that a recipe names.
 
-A plugin is a class (or function) under `@register(kind, name)`, in one of three places: a file in `plugins/<kind>/`, a
-file that a recipe names, or a package with an entry point in `sonoscribe.<kind>`. Files are read as text, so `ls`,
-`describe` and `validate` stay quick however heavy a plugin's imports are.
+A plugin is a class (or function) decorated with `@register(kind, name)`, in one of three places: a file in
+`plugins/<kind>/`, a file that a recipe names, or a package with an entry point in `sonoscribe.<kind>`. Files are read
+as text, so `ls`, `describe` and `validate` stay fast however slow a plugin's imports are.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from framework.registry.source import (
     Kind,
     Plugin,
     PluginError,
-    bad_name,
     did_you_mean,
+    invalid_name,
     read_plugins,
     short,
     unknown_kind,
+    unknown_name,
 )
 
 __all__ = [
@@ -56,7 +57,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Broken:
-    """A plugin that cannot be had, and why. `name` is "?" where the file does not even tell its names."""
+    """A plugin that cannot be used, and why. `name` is "?" if it cannot be read."""
 
     kind: str
     name: str
@@ -65,21 +66,22 @@ class Broken:
 
 
 def register(kind: str, name: str, *, replace: bool = False) -> Callable[[T], T]:
-    """Marks a class or function as the plugin `kind/name`. All of it must be written out, as it is read as text.
+    """Registers a class or function as the plugin `kind/name`. All arguments are literals, since they are read as text.
 
     Args:
+        kind: a key of `KINDS`.
         name: `name`, or `vendor/name` for a plugin of an installed package.
-        replace: In a file that a recipe names: takes the place of the plugin that has this name.
+        replace: in a file that a recipe names, replaces the plugin that has this name.
     """
-    problem = unknown_kind(kind) if kind not in KINDS else bad_name(name)
+    problem = unknown_kind(kind) if kind not in KINDS else invalid_name(name)
     if problem:
-        raise PluginError(problem)
+        raise PluginError.of([problem])
 
-    def mark(plugin: T) -> T:
+    def decorate(plugin: T) -> T:
         plugin.registered = (kind, name)  # type: ignore[attr-defined]
         return plugin
 
-    return mark
+    return decorate
 
 
 def _shipped() -> Iterator[Plugin | Broken]:
@@ -88,26 +90,32 @@ def _shipped() -> Iterator[Plugin | Broken]:
         for path in [*files, *sorted((PLUGINS / kind).glob("*/__init__.py"))]:
             stem = path.parent.name if path.name == "__init__.py" else path.stem
             try:
-                yield from [_beside_others(p) for p in _some_plugins(path, f"plugins.{kind}.{stem}", "shipped")]
+                yield from [_not_replacing(p) for p in _some_plugins(path, f"plugins.{kind}.{stem}", "shipped")]
             except PluginError as error:
-                yield Broken(kind, stem, short(path), str(error))
+                yield Broken(kind, stem, short(path), error.problems[0].message)
 
 
 def _some_plugins(path: Path, module: str | None, origin: str) -> list[Plugin]:
-    found = read_plugins(path, module, origin)
-    if not found:
-        raise PluginError(f'{short(path)}: registers no plugin; put @register("kind", "name") over a class')
-    return found
+    plugins = read_plugins(path, module, origin)
+    if not plugins:
+        raise PluginError(
+            "invalid-plugin", "registers no plugin", place=short(path),
+            hint='Put @register("kind", "name") above a class.',
+        )  # fmt: skip
+    return plugins
 
 
-def _beside_others(plugin: Plugin) -> Plugin:
+def _not_replacing(plugin: Plugin) -> Plugin:
     if plugin.replace:
-        raise PluginError(f"{plugin.where}: replace=True is for files that a recipe names")
+        raise PluginError(
+            "invalid-plugin", "found replace=True outside a file that a recipe names", place=plugin.where,
+            hint="Remove it.",
+        )  # fmt: skip
     return plugin
 
 
 def _installed() -> Iterator[Plugin | Broken]:
-    """Plugins of other packages: their entry points are metadata, and their modules are read, not imported."""
+    """Plugins of other packages, from their entry points. Their modules are read as text, not imported."""
     for item in _entry_points():
         if isinstance(item, Broken):
             yield item
@@ -115,15 +123,15 @@ def _installed() -> Iterator[Plugin | Broken]:
         package, point = item
         kind = point.group.removeprefix(GROUP)
         try:
-            yield _at(kind, point, package)
+            yield _plugin_of_entry_point(kind, point, package)
         except PluginError as error:
-            yield Broken(kind, point.name, f"{package}: {point.name} = {point.value}", str(error))
+            yield Broken(kind, point.name, f"{package}: {point.name} = {point.value}", error.problems[0].message)
 
 
 def _entry_points() -> Iterator[tuple[str, importlib.metadata.EntryPoint] | Broken]:
-    """Ours, each with the name and version of its package.
+    """Entry points of plugins, each with the name and version of its package.
 
-    Not by `importlib.metadata.entry_points`, which fails for all packages where one has a file that it cannot read.
+    Not by `importlib.metadata.entry_points`, which fails for all packages if one of them has an unreadable file.
     """
     seen = set()
     for package in importlib.metadata.distributions():
@@ -131,42 +139,42 @@ def _entry_points() -> Iterator[tuple[str, importlib.metadata.EntryPoint] | Brok
             points = [point for point in package.entry_points if point.group.startswith(GROUP)]
             name = package.metadata["Name"] if points else None
             version = package.version if points else None
-        except Exception as error:  # whatever its parser stumbles over
+        except Exception as error:  # any error of its parser
             where = str(package.locate_file(""))
-            yield Broken("?", "?", where, f"the entry points of a package here cannot be read: {_why(error)}")
+            yield Broken("?", "?", where, f"the entry points of a package cannot be read: {_describe_error(error)}")
             continue
-        if points and name not in seen:  # one that stands twice on the path counts where it is imported from
+        if points and name not in seen:  # a package that is on the path twice is imported from the first
             seen.add(name)
             yield from ((f"{name} {version}", point) for point in points)
 
 
-def _at(kind: str, point: importlib.metadata.EntryPoint, package: str) -> Plugin:
+def _plugin_of_entry_point(kind: str, point: importlib.metadata.EntryPoint, package: str) -> Plugin:
     if kind not in KINDS:
-        raise PluginError(f"the entry point stands in {point.group}. {unknown_kind(kind)}")
-    if "/" not in point.name or bad_name(point.name):
+        raise PluginError.of([unknown_kind(kind, point.group)])
+    if "/" not in point.name or invalid_name(point.name):
         raise PluginError(
-            f"an installed plugin is called vendor/name, in its entry point and in @register; found '{point.name}'"
-        )
+            "wrong-format", f"found the entry point '{point.name}'",
+            expected="vendor/name, in the entry point and in @register",
+        )  # fmt: skip
     module = point.value.split(":")[0].strip()
     path = _file_of(module)
     if path is None:
-        raise PluginError(f"there is no module {module}")
-    here = [plugin for plugin in read_plugins(path, module, package) if plugin.kind == kind]
-    for plugin in here:
+        raise PluginError("import-failed", f"there is no module {module}")
+    plugins = [plugin for plugin in read_plugins(path, module, package) if plugin.kind == kind]
+    for plugin in plugins:
         if plugin.name == point.name:
-            return _beside_others(plugin)
-    names = ", ".join(plugin.name for plugin in here) or "none"
-    raise PluginError(f"{short(path)} registers no {kind} '{point.name}'; it registers {names}")
+            return _not_replacing(plugin)
+    raise PluginError.of([unknown_name(kind, point.name, [plugin.name for plugin in plugins], place=short(path))])
 
 
 def _file_of(module: str) -> Path | None:
-    """The file of a module. The packages around it are not imported, as `importlib.util.find_spec` would."""
+    """The file of a module. Unlike `importlib.util.find_spec`, does not import the packages around it."""
     spec, within, parts = None, None, module.split(".")
     if not all(part.isidentifier() for part in parts):
-        return None  # finders stumble over these
+        return None  # finders fail on these
     for depth in range(len(parts)):
         name = ".".join(parts[: depth + 1])
-        # All finders are asked, since an editable installation brings one of its own.
+        # All finders, since an editable installation adds its own.
         finders = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
         spec = next(filter(None, (finder.find_spec(name, within) for finder in finders)), None)
         if spec is None or (depth + 1 < len(parts) and spec.submodule_search_locations is None):
@@ -177,7 +185,7 @@ def _file_of(module: str) -> Path | None:
 
 @cache
 def _without_files() -> tuple[dict[tuple[str, str], Plugin], tuple[Broken, ...]]:
-    """The plugins that every recipe has, and what is wrong with the others."""
+    """Shipped and installed plugins, and those of them that cannot be used."""
     known: dict[tuple[str, str], Plugin] = {}
     bad = []
     clashes: dict[tuple[str, str], Broken] = {}
@@ -188,67 +196,71 @@ def _without_files() -> tuple[dict[tuple[str, str], Plugin], tuple[Broken, ...]]
         key = (item.kind, item.name)
         if key in known:
             both = f"{known[key].where} ({known[key].origin}) and {item.where} ({item.origin})"
-            clashes[key] = Broken(*key, item.where, f"two of this name: {both}; take one of them out")
+            clashes[key] = Broken(*key, item.where, f"two plugins have this name: {both}; remove one")
         known.setdefault(key, item)
     return {key: plugin for key, plugin in known.items() if key not in clashes}, (*bad, *clashes.values())
 
 
 @cache
 def _with_files(files: tuple[Path, ...]) -> tuple[dict[tuple[str, str], Plugin], tuple[tuple[Plugin, Plugin], ...]]:
-    """The plugins that a recipe with these files has, and what they put in whose place."""
+    """All plugins of a recipe with these files, and which (new, old) they replace."""
     known = dict(_without_files()[0])
-    swapped = []
+    replacements = []
     for path in files:
         if not path.is_file():
-            raise PluginError(f"{short(path)}: no such plugin file")
+            raise PluginError("no-such-file", "no such plugin file", place=short(path))
         for plugin in _some_plugins(path, None, "file"):
             key = (plugin.kind, plugin.name)
             old = known.get(key)
             if plugin.replace and old is None:
-                raise PluginError(f"{plugin.where}: replace=True, but there is no {plugin.kind} '{plugin.name}'")
+                names = sorted(name for kind, name in known if kind == plugin.kind)
+                raise PluginError.of([unknown_name(plugin.kind, plugin.name, names, place=plugin.where)])
             if old is not None and not plugin.replace:
                 raise PluginError(
-                    f"Two plugins are called {plugin.kind}/{plugin.name}: {old.where} and {plugin.where}. Call yours "
-                    f'something else, or put it in place of the other: @register("{plugin.kind}", "{plugin.name}", '
-                    "replace=True)"
-                )
+                    "duplicate-name", f"{plugin.kind}/{plugin.name} is also defined in {old.where}", place=plugin.where,
+                    hint=f'Rename yours, or replace it: @register("{plugin.kind}", "{plugin.name}", replace=True)',
+                )  # fmt: skip
             if old is not None:
-                swapped.append((plugin, old))
+                replacements.append((plugin, old))
             known[key] = plugin
-    return known, tuple(swapped)
+    return known, tuple(replacements)
 
 
 def catalogue(files: tuple[Path, ...] = ()) -> dict[tuple[str, str], Plugin]:
-    """Every plugin that can be read, by (kind, name): shipped, installed, and those of `files`.
+    """Every readable plugin by (kind, name): shipped, installed, and those of `files`.
 
     Raises:
-        PluginError: one of `files` does not parse, has no plugin, or one whose name is taken.
+        PluginError: one of `files` does not parse, has no plugin, or has one whose name is taken.
     """
     return _with_files(files)[0]
 
 
 def replaced(files: tuple[Path, ...]) -> tuple[tuple[Plugin, Plugin], ...]:
-    """Which plugins of `files` stand in the place of which others: (new, old)."""
+    """The plugins of `files` that replace others: (new, old)."""
     return _with_files(files)[1]
 
 
 def broken(files: tuple[Path, ...] = (), *, importing: bool = False) -> list[Broken]:
-    """The plugins that cannot be had, with their reasons.
+    """The plugins that cannot be used, with their reasons.
 
     Args:
-        importing: Import all the others as well, to find those whose own imports fail. Slow.
+        importing: also imports all others, to find those whose imports fail. Slow.
     """
     found = list(_without_files()[1])
     for plugin in catalogue(files).values() if importing else ():
         try:
             _import(plugin)
         except (Exception, SystemExit) as error:
-            found.append(Broken(plugin.kind, plugin.name, plugin.where, _why(error)))
+            found.append(Broken(plugin.kind, plugin.name, plugin.where, _describe_error(error)))
     return found
 
 
 def find(kind: str, name: str, files: tuple[Path, ...] = ()) -> Plugin:
-    """The plugin of this kind and name, without importing it."""
+    """The plugin of this kind and name, not imported.
+
+    Raises:
+        PluginError: there is none, or it cannot be used.
+    """
     known = catalogue(files)
     if (kind, name) in known:
         return known[kind, name]
@@ -256,38 +268,53 @@ def find(kind: str, name: str, files: tuple[Path, ...] = ()) -> Plugin:
         if (item.kind, item.name) == (kind, name):
             raise unusable(item)
     names = sorted(n for k, n in known if k == kind)
-    raise PluginError(f"Unknown {kind} '{name}'.{_nearest(name, names)} Known: {', '.join(names)}")
+    # `wavelet` finds `acme/wavelet`
+    near = next((n for n in names if n.split("/")[-1] == name), name)
+    hint = f"{did_you_mean(near, names)} Known: {', '.join(names)}".strip()
+    raise PluginError("unknown-name", f"unknown {kind} '{name}'", hint=hint)
 
 
 def unusable(item: Broken) -> PluginError:
-    return PluginError(f"{item.kind} '{item.name}' ({item.where}) cannot be used: {item.reason}")
-
-
-def _nearest(name: str, names: list[str]) -> str:
-    """As `did_you_mean`, and `wavelet` finds `acme/wavelet`."""
-    by_vendor = [known for known in names if known.split("/")[-1] == name]
-    return did_you_mean(by_vendor[0] if by_vendor else name, names)
+    return PluginError("invalid-plugin", f"{item.kind} '{item.name}' cannot be used: {item.reason}", place=item.where)
 
 
 def load(plugin: Plugin) -> Any:
-    """Imports a plugin's module and gives the class or function.
+    """Imports a plugin's module and returns the class or function.
 
     Raises:
-        PluginError: the import fails, for whatever reason: an outside module may raise anything.
+        PluginError: the import fails. A plugin's module may raise anything.
     """
     try:
         return _import(plugin)
+    except PluginError:
+        raise
     except (Exception, SystemExit) as error:
-        raise PluginError(f"{plugin.kind} '{plugin.name}' ({plugin.where}) does not import: {_why(error)}") from error
+        reason = f"{plugin.kind} '{plugin.name}' does not import: {_describe_error(error)}"
+        raise PluginError("import-failed", reason, place=plugin.where) from error
 
 
 def _import(plugin: Plugin) -> Any:
+    if plugin.origin == "shipped":
+        _refuse_shadow(PLUGINS)
     module = _import_file(plugin.path) if plugin.module is None else importlib.import_module(plugin.module)
     return getattr(module, plugin.qualname)
 
 
-def _why(error: BaseException) -> str:
-    """An ImportError speaks for itself; other messages, if there is one at all, hardly do without their type."""
+def _refuse_shadow(package: Path) -> None:
+    """Raises if the name of one of our packages finds somebody else's."""
+    spec = importlib.util.find_spec(package.name)
+    found = None if spec is None else spec.origin or next(iter(spec.submodule_search_locations or ()), None)
+    if found is not None and Path(found).resolve() != (package / "__init__.py").resolve():
+        raise PluginError(
+            "shadowed-package",
+            f"found the package '{package.name}' in {short(Path(found))}",
+            expected=f"the one in {short(package)}",
+            hint="Rename yours, or start the command line with launch.py or `sonoscribe`.",
+        )
+
+
+def _describe_error(error: BaseException) -> str:
+    """The message, with the type before it unless it is an ImportError, whose message is clear without."""
     return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}".removesuffix(": ")
 
 

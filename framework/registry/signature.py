@@ -1,4 +1,4 @@
-"""Turns a plugin's signature, read as text, into a pydantic model of its recipe keys: nothing is imported."""
+"""Makes a pydantic model of a plugin's recipe keys from its signature, which is read as text: nothing is imported."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from pydantic import (
     create_model,
 )
 
-from framework.registry.plugins import KINDS, NEEDS_TOPICS, Plugin, PluginError, did_you_mean, short
+from framework.registry.plugins import KINDS, NEEDS_TOPICS, Plugin, PluginError, short
+from framework.registry.source import unknown_name
 from framework.registry.types import Fraction
 
-# Words of the recipe itself, which stand beside a plugin's keys.
+# Keys of the recipe itself that stand in the same block as a plugin's keys.
 RESERVED = {"loss": frozenset({"weight"}), "optimizer": frozenset({"lr", "encoder_lr", "group_lrs", "layer_decay"})}
 
 PLAIN: dict[str, Any] = {
@@ -55,9 +56,9 @@ class Key:
     name: str
     type: Any
     type_text: str
-    default: Any  # REQUIRED: the recipe must set it
+    default: Any  # REQUIRED if the recipe must set it
     doc: str
-    unit: str = ""  # what stands in brackets at the end of its documentation: `Largest shift. [px]`
+    unit: str = ""  # in brackets at the end of its documentation: `Largest shift. [px]`
 
     @property
     def required(self) -> bool:
@@ -65,14 +66,14 @@ class Key:
 
 
 def _last_name(node: ast.expr) -> str | None:
-    """`Literal` of both `Literal` and `typing.Literal`."""
+    """`Literal` for both `Literal` and `typing.Literal`."""
     if isinstance(node, ast.Name):
         return node.id
     return node.attr if isinstance(node, ast.Attribute) else None
 
 
 def read_type(node: ast.expr) -> Any:
-    """The type that an annotation spells, from a closed list of names. Raises ValueError for any other."""
+    """The type of an annotation, from a closed list of names. Raises ValueError for any other."""
     if isinstance(node, ast.Constant) and node.value is None:
         return None
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -95,8 +96,8 @@ def read_type(node: ast.expr) -> Any:
 
 
 def argument_docs(doc: str) -> dict[str, str]:
-    """The texts of a Google-style `Args:` section, by argument."""
-    found: dict[str, str] = {}
+    """The texts of a Google-style `Args:` section by argument."""
+    docs: dict[str, str] = {}
     section = re.search(r"^Args:[ \t]*\n((?:[ \t]+.*(?:\n|$)|[ \t]*\n)+)", doc, re.MULTILINE)
     name, indent = None, None
     for line in section.group(1).splitlines() if section else []:
@@ -104,13 +105,13 @@ def argument_docs(doc: str) -> dict[str, str]:
             continue
         depth = len(line) - len(line.lstrip())
         indent = depth if indent is None else indent
-        begin = re.match(r"\s*\*{0,2}(\w+)(?:\s*\([^)]*\))?:\s*(.*)", line)
-        if begin and depth == indent:
-            name = begin.group(1)
-            found[name] = begin.group(2)
+        match = re.match(r"\s*\*{0,2}(\w+)(?:\s*\([^)]*\))?:\s*(.*)", line)
+        if match and depth == indent:
+            name = match.group(1)
+            docs[name] = match.group(2)
         elif name is not None:
-            found[name] = f"{found[name]} {line.strip()}"
-    return found
+            docs[name] = f"{docs[name]} {line.strip()}"
+    return docs
 
 
 def _arguments(plugin: Plugin) -> Iterator[tuple[ast.arg, ast.expr | None]]:
@@ -118,8 +119,9 @@ def _arguments(plugin: Plugin) -> Iterator[tuple[ast.arg, ast.expr | None]]:
     for arg in (signature.vararg, signature.kwarg):
         if arg is not None:
             raise PluginError(
-                f"{plugin.where}: {plugin.kind} '{plugin.name}' takes *{arg.arg}; a plugin's keys are named arguments"
-            )
+                "invalid-plugin", f"{plugin.kind} '{plugin.name}' takes *{arg.arg}", place=plugin.where,
+                expected="named arguments, which are the plugin's keys",
+            )  # fmt: skip
     plain = [*signature.posonlyargs, *signature.args]
     defaults: list[ast.expr | None] = [*[None] * (len(plain) - len(signature.defaults)), *signature.defaults]
     pairs = list(zip(plain, defaults))
@@ -130,7 +132,7 @@ def _arguments(plugin: Plugin) -> Iterator[tuple[ast.arg, ast.expr | None]]:
 
 
 def injected_params(plugin: Plugin) -> tuple[str, ...]:
-    """The run-time values that this plugin asks for."""
+    """The run-time values that this plugin takes."""
     return tuple(arg.arg for arg, _ in _arguments(plugin) if arg.arg in KINDS[plugin.kind].injected_params)
 
 
@@ -139,24 +141,25 @@ def keys_of(plugin: Plugin) -> tuple[Key, ...]:
     """What a recipe may set of a plugin, in the order of its signature.
 
     Raises:
-        PluginError: an argument without a plain annotation or literal default, or of a reserved name.
+        PluginError: an argument has no readable annotation, no literal default, or a reserved name.
     """
     docs = argument_docs(plugin.doc)
     keys = []
     for arg, default in _arguments(plugin):
         if arg.arg in KINDS[plugin.kind].injected_params:
             continue
-        here = f"{short(plugin.path)}:{arg.lineno}: argument '{arg.arg}' of {plugin.kind} '{plugin.name}'"
+        place = f"{short(plugin.path)}:{arg.lineno}: argument '{arg.arg}' of {plugin.kind} '{plugin.name}'"
         if arg.arg == "name" or arg.arg in RESERVED.get(plugin.kind, ()):
-            raise PluginError(f"{here} is a word of the recipe itself; call it something else")
+            raise PluginError("invalid-plugin", "this name is reserved for the recipe", place=place, hint="Rename it.")
         if arg.annotation is None:
-            raise PluginError(f"{here} has no annotation, which a recipe key needs, such as {arg.arg}: int")
+            raise PluginError("invalid-plugin", "no annotation", place=place, expected=f"one, such as {arg.arg}: int")
         try:
             kind = read_type(arg.annotation)
         except (ValueError, SyntaxError, TypeError):
+            types = f"{', '.join(PLAIN)}, Literal[...], Optional[...], list[...], dict[...], tuple[...] or a union"
+            annotation = ast.unparse(arg.annotation)
             raise PluginError(
-                f"{here}: found the annotation {ast.unparse(arg.annotation)}; known: {', '.join(PLAIN)}, Literal[...], "
-                "Optional[...], list[...], dict[...], tuple[...] and unions of them"
+                "invalid-plugin", f"found the annotation {annotation}", place=place, expected=types
             ) from None
         value: Any = REQUIRED
         if default is not None:
@@ -164,12 +167,13 @@ def keys_of(plugin: Plugin) -> tuple[Key, ...]:
                 value = ast.literal_eval(default)
                 TypeAdapter(kind).validate_python(value)
             except ValidationError as error:
-                problem = error.errors()[0]["msg"]
-                raise PluginError(f"{here}: its default {ast.unparse(default)} does not fit: {problem}") from None
+                reason = f"the default {ast.unparse(default)} does not match the annotation: {error.errors()[0]['msg']}"
+                raise PluginError("invalid-plugin", reason, place=place) from None
             except (ValueError, SyntaxError):
                 raise PluginError(
-                    f"{here}: found the default {ast.unparse(default)}, expected a literal (a number, text, list ...)"
-                ) from None
+                    "invalid-plugin", f"found the default {ast.unparse(default)}", place=place,
+                    expected="a literal (a number, text, list ...)",
+                ) from None  # fmt: skip
         doc, unit = UNIT.fullmatch(docs.get(arg.arg, "")).groups()  # type: ignore[union-attr]
         keys.append(Key(arg.arg, kind, ast.unparse(arg.annotation), value, doc, unit or ""))
     return tuple(keys)
@@ -177,9 +181,9 @@ def keys_of(plugin: Plugin) -> tuple[Key, ...]:
 
 @cache
 def model_of(plugin: Plugin) -> type[BaseModel]:
-    """A pydantic model of a plugin's keys: unknown keys forbidden, defaults filled in.
+    """A pydantic model of a plugin's keys, which forbids unknown keys and fills in defaults.
 
-    Its fields are called `key_<name>` behind aliases, since a plugin's key may be called as a method of BaseModel.
+    Its fields are named `key_<name>` with aliases, since a plugin's key may have the name of a method of BaseModel.
     """
     fields: dict[str, Any] = {}
     for key in keys_of(plugin):
@@ -189,66 +193,71 @@ def model_of(plugin: Plugin) -> type[BaseModel]:
     return create_model(f"{plugin.kind}_{plugin.name}", __config__=config, **fields)
 
 
-# What parts of a model hand to one another, and which kind a plugin is that gives it.
+# What parts of a model pass to one another, and the kind of plugin that provides it.
 GIVERS = {
     "patches": "encoder",
     "pooled": "encoder",
     "logits": "decoder",
-    "decoder": "decoder",  # itself, to write reports with
+    "decoder": "decoder",  # the module itself, to generate reports
     "topics": "distiller",
 }
 BY_DECODER = frozenset(word for word, giver in GIVERS.items() if giver == "decoder")
-ITSELF = frozenset({"decoder"})  # what every plugin of the kind gives, without saying so
-# Of plugins that declare nothing. A loss must say what it needs.
+ITSELF = frozenset({"decoder"})  # provided by every plugin of the kind, without declaring it
+# Of plugins that declare nothing. A loss must declare what it needs.
 GIVES = {"encoder": ("patches", "pooled"), "decoder": ("logits",), "distiller": ("topics",)}
 NEEDS: dict[str, tuple[str, ...]] = {"decoder": ("patches",)}
-NEEDS_FROM = {"decoder": ("encoder",), "loss": ("encoder", "decoder", "distiller")}  # the kinds that it comes after
+NEEDS_FROM = {
+    "decoder": ("encoder",),
+    "loss": ("encoder", "decoder", "distiller"),
+}  # the kinds whose outputs it receives
 
 
 def gives(plugin: Plugin) -> tuple[str, ...]:
-    """What a plugin hands on: its class attribute `gives`, or what its kind gives by default.
+    """What a plugin provides: its class attribute `gives`, or the default of its kind.
 
     Raises:
-        PluginError: a word in it that is not known.
+        PluginError: `gives` has an unknown name.
     """
     return _declared(plugin, "gives", GIVES.get(plugin.kind, ()))
 
 
 def needs(plugin: Plugin) -> tuple[str, ...]:
-    """What a plugin must be handed: its class attribute `needs`, or what its kind needs by default.
+    """What a plugin receives: its class attribute `needs`, or the default of its kind.
 
     Raises:
-        PluginError: a word in it that is not known, or a loss without it.
+        PluginError: `needs` has an unknown name, or is missing in a loss.
     """
-    found = _declared(plugin, "needs", NEEDS.get(plugin.kind))
-    topics = NEEDS_TOPICS & set(injected_params(plugin)) and "topics" not in found
-    return (*found, "topics") if topics else found
+    needed = _declared(plugin, "needs", NEEDS.get(plugin.kind))
+    topics = NEEDS_TOPICS & set(injected_params(plugin)) and "topics" not in needed
+    return (*needed, "topics") if topics else needed
 
 
 def _declared(plugin: Plugin, attribute: str, default: tuple[str, ...] | None) -> tuple[str, ...]:
     givers = NEEDS_FROM.get(plugin.kind, ()) if attribute == "needs" else (plugin.kind,)
-    itself = ITSELF if attribute == "gives" else frozenset()
-    known = [word for word, giver in GIVERS.items() if giver in givers and word not in itself]
-    found = class_texts(plugin, attribute)
-    if found is None and _assigned(plugin, attribute) is not None:
+    implied = ITSELF if attribute == "gives" else frozenset()
+    known = [name for name, giver in GIVERS.items() if giver in givers and name not in implied]
+    names = class_texts(plugin, attribute)
+    place = f"{plugin.where}: {attribute} of {plugin.kind} '{plugin.name}'"
+    if names is None and _assigned(plugin, attribute) is not None:
         example = f'("{known[0]}",)' if known else "()"
-        raise PluginError(f"{plugin.where}: {attribute} is a tuple of texts, written out, such as {example}")
-    if found is None and default is None and plugin.kind == "loss":
         raise PluginError(
-            f"{plugin.where}: loss '{plugin.name}' does not say what it needs; put needs = (...) under its docstring, "
-            f"of: {', '.join(known)}"
+            "invalid-plugin", "cannot be read", place=place, expected=f"a literal tuple of strings, such as {example}"
         )
-    for word in found or ():
-        if word not in known:
-            raise PluginError(
-                f"{plugin.where}: {attribute} of {plugin.kind} '{plugin.name}' has '{word}'."
-                f"{did_you_mean(word, known)} Known: {', '.join(known) or 'none'}"
+    if names is None and default is None and plugin.kind == "loss":
+        raise PluginError(
+            "invalid-plugin", "is missing", place=place,
+            hint=f"Put needs = (...) below the docstring, with any of: {', '.join(known)}",
+        )  # fmt: skip
+    for name in names or ():
+        if name not in known:
+            raise PluginError.of(
+                [unknown_name("input" if attribute == "needs" else "output", name, known, place=place)]
             )
-    return found if found is not None else default or ()
+    return names if names is not None else default or ()
 
 
 def _assigned(plugin: Plugin, attribute: str) -> ast.expr | None:
-    """What a class attribute is set to in the body of the class."""
+    """The expression that the body of the class assigns to an attribute."""
     for statement in plugin.node.body if isinstance(plugin.node, ast.ClassDef) else []:
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == attribute for target in targets):
@@ -257,13 +266,13 @@ def _assigned(plugin: Plugin, attribute: str) -> ast.expr | None:
 
 
 def class_flag(plugin: Plugin, attribute: str) -> bool | None:
-    """A class attribute that is written out as True or False; None where it is not."""
+    """A class attribute that is a literal True or False, else None."""
     value = _assigned(plugin, attribute)
     return value.value if isinstance(value, ast.Constant) and isinstance(value.value, bool) else None
 
 
 def class_method(plugin: Plugin, name: str) -> bool | None:
-    """Whether a class has a method, written out in its body; None where a base class may have it."""
+    """Whether the body of a class defines a method; None if a base class may define it."""
     if not isinstance(plugin.node, ast.ClassDef):
         return None
     here = any(isinstance(part, ast.FunctionDef) and part.name == name for part in plugin.node.body)
@@ -271,7 +280,7 @@ def class_method(plugin: Plugin, name: str) -> bool | None:
 
 
 def class_texts(plugin: Plugin, attribute: str) -> tuple[str, ...] | None:
-    """A class attribute that is written out as a tuple or list of texts; None where it is not."""
+    """A class attribute that is a literal tuple or list of strings, else None."""
     try:
         value = ast.literal_eval(_assigned(plugin, attribute))  # type: ignore[arg-type]
     except (ValueError, TypeError, SyntaxError):

@@ -9,51 +9,51 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from framework.runtime.errors import Problem, UnsortedError
+
 
 @dataclass(frozen=True)
 class Kind:
     """A place in the framework that plugins fill."""
 
     name: str
-    gives: str  # what a plugin of this kind is, for `ls`
-    injected_params: frozenset[str] = (
-        frozenset()
-    )  # what only a run knows: handed over by build.py, never a recipe's key
+    summary: str  # what a plugin of this kind is, for `ls`
+    injected_params: frozenset[str] = frozenset()  # run-time values passed by build.py; a recipe may not set them
 
 
 def _kinds(*rows: tuple[str, str, str]) -> dict[str, Kind]:
-    return {name: Kind(name, gives, frozenset(injected_params.split())) for name, gives, injected_params in rows}
+    return {name: Kind(name, summary, frozenset(injected_params.split())) for name, summary, injected_params in rows}
 
 
 KINDS = _kinds(
     ("dataset", "a source of exams", ""),
-    ("tokenizer", "text to ids and back", ""),
-    ("augment", "images to images, in training", ""),
-    ("encoder", "views to features", "channels hf_config"),
+    ("tokenizer", "text to token ids and back", ""),
+    ("augment", "augments training images", ""),
+    ("encoder", "images to features", "channels hf_config"),
     ("decoder", "features to a report", "vocabulary_size vocabulary feature_width max_length hf_config"),
-    ("distiller", "reports to topics", "segment seed"),
+    ("distiller", "finds topics in reports", "segment seed"),
     (
         "loss",
         "one term of the loss",
         "vocabulary_size vocabulary feature_width topic_count word_vectors_WD max_length make_reward",
     ),
-    ("metric", "a score of generated reports", "language"),
-    ("optimizer", "parameters to updates", "groups"),
-    ("schedule", "the learning rate over the steps", "steps"),
-    ("executor", "what starts the cells of a grid", "jobs folder"),
+    ("metric", "scores generated reports", "language"),
+    ("optimizer", "updates the parameters", "groups"),
+    ("schedule", "learning rate over the steps", "steps"),
+    ("executor", "starts the cells of a grid", "jobs folder"),
 )
-# Values that exist only where a distiller found topics.
+# Injected parameters that exist only if a distiller found topics.
 NEEDS_TOPICS = frozenset({"topic_count"})
 NAME = re.compile(r"(?:[a-z][a-z0-9_]*/)?[a-z][a-z0-9_]*")
 
 
-class PluginError(ValueError):
-    """A name that is not known, known twice, or whose plugin does not load."""
+class PluginError(UnsortedError):
+    """A plugin that is unknown, defined twice, cannot be read, or does not import."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """What is known of a plugin from its text alone."""
+    """A plugin as its source text describes it."""
 
     kind: str
     name: str
@@ -62,8 +62,8 @@ class Plugin:
     qualname: str
     node: ast.ClassDef | ast.FunctionDef
     module: str | None = None  # None: a file outside every package
-    replace: bool = False  # takes the place of a plugin of the same name
-    origin: str = "shipped"  # or "file", or the name and version of the distribution that brings it
+    replace: bool = False  # replaces a plugin of the same name
+    origin: str = "shipped"  # or "file", or the name and version of its distribution
 
     @property
     def doc(self) -> str:
@@ -79,7 +79,7 @@ class Plugin:
 
     @property
     def arguments(self) -> ast.arguments:
-        """The signature that a recipe fills: of the function, or of the class's `__init__`."""
+        """The signature whose arguments are recipe keys: of the function, or of the class's `__init__`."""
         if isinstance(self.node, ast.FunctionDef):
             return self.node.args
         for statement in self.node.body:
@@ -89,7 +89,7 @@ class Plugin:
 
 
 def short(path: Path) -> str:
-    """A path as a person would type it here."""
+    """A path relative to the working folder, if it lies in it."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
@@ -101,51 +101,63 @@ def did_you_mean(found: str, known: Any) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-def unknown_kind(kind: str) -> str:
-    return f"Unknown kind '{kind}'.{did_you_mean(kind, KINDS)} Known: {', '.join(KINDS)}"
+def unknown_name(what: str, name: str, known: Any, *, place: str = "") -> Problem:
+    """A name that is not among `known`, with the nearest match."""
+    hint = f"{did_you_mean(name, known)} Known: {', '.join(map(str, known)) or 'none'}".strip()
+    return Problem("unknown-name", f"unknown {what} '{name}'", place, hint=hint)
 
 
-def bad_name(name: str) -> str | None:
-    """What is wrong with a name; None where it is good."""
+def unknown_kind(kind: str, place: str = "") -> Problem:
+    return unknown_name("kind", kind, KINDS, place=place)
+
+
+def invalid_name(name: str, place: str = "") -> Problem | None:
+    """The problem of a plugin's name, if it has one."""
     if NAME.fullmatch(name):
         return None
-    return f"'{name}' cannot be a plugin's name: expected small letters, digits and _, or vendor/name"
+    return Problem(
+        "wrong-format", f"found the plugin name '{name}'", place, "lowercase letters, digits and _, or vendor/name"
+    )
 
 
 def read_plugins(path: Path, module: str | None, origin: str) -> list[Plugin]:
     """The plugins that a file defines.
 
     Raises:
-        PluginError: the file is no Python, or marks a plugin in a way that cannot be read.
+        PluginError: the file is not Python, or a registration cannot be read.
     """
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     except SyntaxError as error:
         at = f":{error.lineno}:{error.offset}" if error.lineno else ""
-        raise PluginError(f"{short(path)}{at}: not Python: {error.msg}") from None
+        raise PluginError("invalid-plugin", f"not Python: {error.msg}", place=f"{short(path)}{at}") from None
     except (ValueError, OSError) as error:
-        raise PluginError(f"{short(path)}: cannot be read as Python: {error}") from None
-    found = []
+        raise PluginError("unreadable-file", f"cannot be read as Python: {error}", place=short(path)) from None
+    plugins = []
     for node in tree.body:
-        for mark in node.decorator_list if isinstance(node, (ast.ClassDef, ast.FunctionDef)) else []:
-            if isinstance(mark, ast.Call) and ast.unparse(mark.func).split(".")[-1] == "register":
+        for decorator in node.decorator_list if isinstance(node, (ast.ClassDef, ast.FunctionDef)) else []:
+            if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).split(".")[-1] == "register":
                 assert isinstance(node, (ast.ClassDef, ast.FunctionDef))
-                kind, name, replace = _read_mark(mark, f"{short(path)}:{mark.lineno}")
-                found.append(Plugin(kind, name, path, node.lineno, node.name, node, module, replace, origin))
-    return found
+                kind, name, replace = _read_decorator(decorator, f"{short(path)}:{decorator.lineno}")
+                plugins.append(Plugin(kind, name, path, node.lineno, node.name, node, module, replace, origin))
+    return plugins
 
 
-def _read_mark(mark: ast.Call, where: str) -> tuple[str, str, bool]:
+def _read_decorator(call: ast.Call, place: str) -> tuple[str, str, bool]:
     """Kind, name and `replace` of `@register("kind", "name", replace=True)`."""
-    words = [arg.value for arg in mark.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
-    if len(words) != 2 or len(mark.args) != 2 or any(word.arg != "replace" for word in mark.keywords):
-        raise PluginError(f'{where}: write @register("kind", "name") with two plain strings')
-    replace = getattr(mark.keywords[0].value, "value", None) if mark.keywords else False
+    texts = [arg.value for arg in call.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+    if len(texts) != 2 or len(call.args) != 2 or any(keyword.arg != "replace" for keyword in call.keywords):
+        raise PluginError(
+            "invalid-plugin", f"found @{ast.unparse(call)}", place=place,
+            expected='@register("kind", "name") with two literal strings',
+        )  # fmt: skip
+    replace = getattr(call.keywords[0].value, "value", None) if call.keywords else False
     if not isinstance(replace, bool):
-        raise PluginError(f"{where}: replace is True or False, written out")
-    kind, name = words
-    if kind not in KINDS:
-        raise PluginError(f"{where}: {unknown_kind(kind)}")
-    if problem := bad_name(name):
-        raise PluginError(f"{where}: {problem}")
+        raise PluginError(
+            "invalid-plugin", f"found {ast.unparse(call.keywords[0])}", place=place, expected="a literal True or False"
+        )
+    kind, name = texts
+    problem = unknown_kind(kind, place) if kind not in KINDS else invalid_name(name, place)
+    if problem:
+        raise PluginError.of([problem])
     return kind, name, replace

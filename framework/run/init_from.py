@@ -24,7 +24,7 @@ from framework.data.loading import ExamSet
 from framework.distributed.collectives import on_main
 from framework.models.external_weights import require_same_weights, unsaved_names
 from framework.optim import longest_fitting, named_by_all, nearest_part
-from framework.recipe import Recipe, load_recipe
+from framework.recipe import Recipe, load_saved_recipe
 from framework.run.folder import OpenedRun
 from framework.runtime.console import print0
 from framework.runtime.errors import UserError
@@ -107,7 +107,7 @@ def load_initial_weights(
         UserError: `init_exclude` has a prefix that neither model has; tensors are missing, unknown, of other shapes or
             of other words and not excluded, all listed at once; or the source has seen patients of val or test.
     """
-    before = load_recipe(source.model / "recipe.yaml")
+    before = load_saved_recipe(source.model / "recipe.yaml")
     require_unseen("init_from", source.model, before, recipe, exams)
     theirs = read_weights(source.model)
     ours = {name: value for name, value in task.state_dict().items() if name.startswith(PARTS)}

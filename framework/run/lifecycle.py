@@ -20,7 +20,7 @@ from framework.distributed.heartbeat import HangMonitor
 from framework.distributed.launch import describe_launch, launch_id, start_accelerator
 from framework.distributed.strategy import Strategy
 from framework.models.external_weights import print_saved
-from framework.recipe import Recipe, load_recipe, save
+from framework.recipe import Recipe, load_saved_recipe, save
 from framework.run.folder import OpenedRun, open_run, remove_refused_run, topics_to_keep
 from framework.run.init_from import Source, find_initial_weights, initial_weights
 from framework.run.tracking import COST, peak_memory_gib, write_environment, write_json
@@ -150,7 +150,7 @@ def _require_same_data(run: TrainingRun, topics: Path | None) -> None:
     recipe, checkpoint = run.recipe, run.opened.checkpoint
     if checkpoint is not None:
         model = checkpoint / "model"
-        require_unseen("resume", model, load_recipe(model / "recipe.yaml"), recipe, run.parts.exams)
+        require_unseen("resume", model, load_saved_recipe(model / "recipe.yaml"), recipe, run.parts.exams)
     if topics is not None and (differing := differing_topics(topics, run.parts.topics)):
         raise CheckpointError(
             "topics-differ",

@@ -9,61 +9,106 @@ from __future__ import annotations
 CODES: dict[str, tuple[str, str]] = {
     # Recipes and grids
     "unknown-key": (
-        "No part of this name takes such a key.",
-        "Correct the spelling; `launch.py describe KIND NAME` lists the keys.",
-    ),
-    "unknown-name": (
-        "Nothing is registered or known under this name.",
-        "Take one of the names that the message lists; `launch.py ls` prints all plugins.",
-    ),
-    "missing-key": (
-        "A required value is not set.",
-        "Set the key that the message names.",
-    ),
-    "wrong-type": (
-        "The value is of another type than expected.",
-        "Write the type that the message names; quote texts that YAML would read as numbers or booleans.",
-    ),
-    "out-of-range": (
-        "The value is outside its bounds.",
-        "Choose a value within the bounds that the message names.",
-    ),
-    "does-not-divide": (
-        "One number must be a multiple of the other.",
-        "Change one of the two numbers that the message names.",
-    ),
-    "conflicting-settings": (
-        "Two settings exclude each other.",
-        "Remove one of the two, or change it as the message says.",
-    ),
-    "ignored-setting": (
-        "The setting has no effect beside the others.",
-        "Remove it, or set what it needs.",
+        "The key does not exist at this place.",
+        "Take the nearest match that the message names, or see docs/reference and `describe` for the known keys.",
     ),
     "renamed-key": (
         "The key has another name since version 0.6.",
         "Write the new key, which the message names.",
     ),
+    "missing-key": (
+        "A required key is not set.",
+        "Set the key; the message says what kind of value it takes.",
+    ),
+    "unknown-name": (
+        "Nothing has this name: no plugin, recipe, choice, score or part of the model.",
+        "Take the nearest match or one of the known names that the message lists.",
+    ),
+    "duplicate-key": (
+        "A key stands twice in one block.",
+        "Delete one of the two.",
+    ),
+    "duplicate-name": (
+        "Two plugins, metrics or rows have the same name.",
+        "Rename or remove one of them. A plugin file may replace a plugin with replace=True.",
+    ),
+    "wrong-type": (
+        "The value has the wrong type.",
+        "Write a value of the expected type. Numbers and true/false stand without quotes.",
+    ),
+    "out-of-range": (
+        "The number is too small, too large or not finite.",
+        "Choose a number within the bounds that the message names.",
+    ),
+    "does-not-divide": (
+        "One number must be a multiple of another and is not.",
+        "Take one of the numbers that the message names.",
+    ),
+    "wrong-format": (
+        "A file, value or command-line word is not written as it must be.",
+        "Write it as the message shows. Use a saved recipe of another version with that version, or train again.",
+    ),
+    "invalid-yaml": (
+        "The file is not plain YAML: a syntax error, a tag or an anchor.",
+        "Look at the line and column of the message; most often a bracket, colon, quote or indentation is wrong.",
+    ),
+    "invalid-reference": (
+        "A reference ${a.b} cannot be replaced by the value of a.b.",
+        "Refer to a single value that the recipe sets, and not back to the same key.",
+    ),
+    "conflicting-settings": (
+        "Two settings contradict each other.",
+        "Change one of the two; the message names both.",
+    ),
+    "ignored-setting": (
+        "The setting would have no effect beside the other settings.",
+        "Remove it, or change the setting on which it depends.",
+    ),
+    "unsupported": (
+        "The combination or form is not supported.",
+        "Take the alternative that the message names.",
+    ),
+    "missing-input": (
+        "A part of the model needs an input that no other part provides.",
+        "Choose one of the plugins that the message names, or remove the part that needs the input.",
+    ),
+    "nothing-to-train": (
+        "No loss has a weight above 0, or no loss trains the decoder.",
+        "Add a loss, or freeze the part that is not trained.",
+    ),
+    "mirrored-sides": (
+        "Images are mirrored while their reports name a side.",
+        "Set the key that mirrors images to 0: a mirrored left is a right.",
+    ),
+    # Plugins
+    "invalid-plugin": (
+        "A plugin file, its registration, signature or class attribute cannot be read.",
+        "Change the line that the message names; `launch.py new KIND NAME` writes a plugin that works.",
+    ),
+    "import-failed": (
+        "Python cannot import the plugin.",
+        "Read the reason in the message: most often a package is missing or the file has a bug.",
+    ),
+    "shadowed-package": (
+        "The name of one of Sonoscribe's packages finds another package, often a folder of your project.",
+        "Rename your folder, or start the command line with launch.py or `sonoscribe`.",
+    ),
     # Files and folders
     "no-such-file": (
         "The file or folder does not exist.",
-        "Correct the path; paths are relative to the current folder unless the message says otherwise.",
+        "Check the path; relative paths start at the folder that the message shows.",
     ),
     "unreadable-file": (
-        "The file exists but cannot be read.",
-        "Check its permissions, its encoding, and that it is not a folder.",
+        "The file exists and cannot be read.",
+        "Check its permissions, its size and that it is UTF-8 text.",
+    ),
+    "file-exists": (
+        "The file exists already, and nothing is overwritten.",
+        "Choose another name, or move the file away.",
     ),
     "damaged-file": (
         "The file does not contain what was written to it.",
         "Copy the file again from its source, or delete it and let the command write it again.",
-    ),
-    "wrong-format": (
-        "The file is of another format or version than expected.",
-        "Name a file of the expected format, or write it again with this version.",
-    ),
-    "file-exists": (
-        "The command would overwrite a file.",
-        "Choose another name or folder, or delete the file first.",
     ),
     # Data
     "empty-split": (
@@ -83,10 +128,6 @@ CODES: dict[str, tuple[str, str]] = {
         "Replace the image, or list it where the dataset excludes images.",
     ),
     # Models and weights
-    "unsupported": (
-        "This combination does not work.",
-        "Choose one of the alternatives that the message names.",
-    ),
     "weights-differ": (
         "The weights in a folder are not those that the model was trained with.",
         "Put the original weight files back, or train the part again.",
@@ -94,6 +135,47 @@ CODES: dict[str, tuple[str, str]] = {
     "does-not-fit": (
         "The sizes or the vocabulary of two parts do not match.",
         "Change one of the two as the message says.",
+    ),
+    # Runs and checkpoints
+    "out-of-memory": (
+        "The GPU cannot hold the micro-batch.",
+        "Set what the message names: a smaller micro-batch, activation checkpointing, smaller images, or fsdp.",
+    ),
+    "cannot-write": (
+        "A file could not be written.",
+        "Fix the cause that the message gives, such as a full disk.",
+    ),
+    "damaged-checkpoint": (
+        "A file of a checkpoint is missing or changed.",
+        "Copy the checkpoint again, resume from another one, or start over with resume=never.",
+    ),
+    "in-use": (
+        "Another process is writing to the same folder.",
+        "Stop it, or wait until it ends.",
+    ),
+    "no-checkpoint": (
+        "There is no checkpoint to resume from.",
+        "Name a run with checkpoints, or use resume=never.",
+    ),
+    "no-model": (
+        "There is no model to load.",
+        "Name a run that has validated at least once.",
+    ),
+    "non-finite": (
+        "A loss or gradient is NaN or infinite.",
+        "Look at the exams that the message names; lower optimizer.lr, or set train.max_grad_norm.",
+    ),
+    "recipe-differs": (
+        "A run is resumed with other values than it was trained with.",
+        "Restore the values, start over with resume=never, or list the keys in resume_ignore.",
+    ),
+    "topics-differ": (
+        "The topics of the training reports changed since the run started.",
+        "Restore data.cache_dir or the library versions, or set resume_ignore=[distiller].",
+    ),
+    "wrong-version": (
+        "Another version of Sonoscribe wrote the file.",
+        "Use that version, or train again.",
     ),
     # Installation
     "external-program": (
@@ -108,30 +190,4 @@ CODES: dict[str, tuple[str, str]] = {
         "An optional package is not installed.",
         "Install it with the command in the message.",
     ),
-    # Runs and checkpoints
-    "cannot-write": ("A file could not be written.", "Fix the cause that the message gives, such as a full disk."),
-    "damaged-checkpoint": (
-        "A file of a checkpoint is missing or changed.",
-        "Copy the checkpoint again, resume from another one, or start over with resume=never.",
-    ),
-    "in-use": ("Another process is writing to the same folder.", "Stop it, or wait until it ends."),
-    "no-checkpoint": ("There is no checkpoint to resume from.", "Name a run with checkpoints, or use resume=never."),
-    "no-model": ("There is no model to load.", "Name a run that has validated at least once."),
-    "non-finite": (
-        "A loss or gradient is NaN or infinite.",
-        "Look at the exams that the message names; lower optimizer.lr, or set train.max_grad_norm.",
-    ),
-    "out-of-memory": (
-        "The GPU cannot hold the micro-batch.",
-        "Set what the message names: a smaller micro-batch, activation checkpointing, smaller images, or fsdp.",
-    ),
-    "recipe-differs": (
-        "A run is resumed with other values than it was trained with.",
-        "Restore the values, start over with resume=never, or list the keys in resume_ignore.",
-    ),
-    "topics-differ": (
-        "The topics of the training reports changed since the run started.",
-        "Restore data.cache_dir or the library versions, or set resume_ignore=[distiller].",
-    ),
-    "wrong-version": ("Another version of Sonoscribe wrote the file.", "Use that version, or train again."),
 }

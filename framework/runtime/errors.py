@@ -18,7 +18,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,13 +55,22 @@ class Problem:
     def __post_init__(self) -> None:
         assert self.code in CODES, f"framework/runtime/codes.py has no code '{self.code}'"
 
-    def __str__(self) -> str:
+    @property
+    def message(self) -> str:
+        """The text without the code."""
         text = f"{self.place}: {self.found}" if self.place else self.found
         if self.expected:
             text += f", expected {self.expected}"
         if self.hint:
             text += f"{'' if text.endswith(('.', '?', '!', ':')) else '.'} {self.hint}"
-        return f"{text} [{self.code}]"
+        return text
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.code}]"
+
+    def at(self, place: str) -> Problem:
+        """The same problem as part of another place: `plugin.py:3` in `r.yaml:6:13: model.encoder`."""
+        return replace(self, place=place, found=f"{self.place}: {self.found}" if self.place else self.found)
 
 
 class UserError(ValueError):
@@ -100,6 +109,20 @@ class UserError(ValueError):
     def place(self) -> str:
         """The place of the first problem."""
         return self.problems[0].place
+
+
+class UnsortedError(UserError):
+    """Takes messages without a code, until every caller gives one."""
+
+    def __init__(self, *lines: str, place: Any = "", expected: str = "", hint: str = "") -> None:
+        if len(lines) == 2 and lines[0] in CODES:
+            super().__init__(lines[0], lines[1], place=place, expected=expected, hint=hint)
+        else:
+            self._hold(tuple(Problem("wrong-format", line) for line in lines))
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return tuple(map(str, self.problems))
 
 
 class Stopped(Exception):  # noqa: N818 - not an error

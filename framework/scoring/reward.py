@@ -10,7 +10,7 @@ import numpy as np
 
 from framework.exam import Pair
 from framework.recipe.monitor import weight_problem
-from framework.recipe.score_names import not_of_one
+from framework.recipe.score_names import corpus_score_problem
 
 MakeReward = Callable[[dict[str, float]], "Reward"]  # of weights by the names of scores
 
@@ -43,7 +43,7 @@ class Reward:
             if problem := weight_problem(score, weight, metrics[score].higher_is_better):
                 raise ValueError(f"reward: {problem}")
             if not hasattr(metrics[score], "per_exam_stats"):
-                raise ValueError(f"reward: {not_of_one(score)}")
+                raise ValueError(f"reward: {corpus_score_problem(score)}")
         self.weights, self.metrics, self.tokenizer = dict(weights), dict(metrics), tokenizer
         self.references = {name: (text, tuple(tokenizer.segment(text))) for name, text in references.items()}
         for metric in self._different_metrics():

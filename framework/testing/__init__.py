@@ -50,7 +50,7 @@ CHECKS: dict[str, Callable[..., None]] = {
 def check(kind: str, make: Make, **settings: Any) -> None:
     """Holds a plugin to the contract of its kind; `settings` are those of the kind's own check."""
     if kind not in CHECKS:
-        raise PluginError(unknown_kind(kind))
+        raise PluginError.of([unknown_kind(kind)])
     CHECKS[kind](make, **settings)
 
 

@@ -26,7 +26,7 @@ def write_plugin(kind: str, name: str, folder: Path, *, shipped: bool = False) -
         PluginError: the kind is not known, the name cannot be one or is taken, or a file is there already.
     """
     if kind not in KINDS:
-        raise PluginError(unknown_kind(kind))
+        raise PluginError.of([unknown_kind(kind)])
     _check_name(kind, name, shipped)
     own = name.split("/")[-1]
     if shipped:
@@ -35,7 +35,9 @@ def write_plugin(kind: str, name: str, folder: Path, *, shipped: bool = False) -
         path, test = folder / f"{own}.py", folder / f"test_{own}.py"
     for file in (path, test):
         if file.exists():
-            raise PluginError(f"{short(file)} is there already, and is not written over. Choose another name or folder")
+            raise PluginError(
+                "file-exists", "this file exists", place=short(file), hint="Choose another name or folder."
+            )
     for file, text in ((path, _plugin(kind, name)), (test, _test(kind, name, shipped))):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
@@ -46,18 +48,21 @@ def _check_name(kind: str, name: str, shipped: bool) -> None:
     parts = name.split("/")
     if len(parts) > 2 or not all(NAME.fullmatch(part) and not keyword.iskeyword(part) for part in parts):
         suggestion = re.sub(r"[^a-z0-9_/]+", "_", WORDS.sub("_", name).lower()).strip("_")
-        hint = f" Try '{suggestion}'." if NAME.fullmatch(suggestion) and not keyword.iskeyword(suggestion) else ""
+        hint = f"Try '{suggestion}'." if NAME.fullmatch(suggestion) and not keyword.iskeyword(suggestion) else ""
         raise PluginError(
-            f"'{name}' cannot be a plugin's name: expected small letters, digits and _, a letter first "
-            f"(or vendor/name).{hint}"
-        )
+            "wrong-format", f"found the plugin name '{name}'", hint=hint,
+            expected="lowercase letters, digits and _, a letter first, or vendor/name",
+        )  # fmt: skip
     if shipped and len(parts) > 1:
-        raise PluginError(f"'{name}': plugins of this repository have no vendor; write '{parts[-1]}'")
+        raise PluginError(
+            "wrong-format", f"found the plugin name '{name}'", expected=f"'{parts[-1]}': shipped plugins have no vendor"
+        )
     taken = catalogue().get((kind, name))
     if taken is not None:
         raise PluginError(
-            f"The {kind} '{name}' is there already ({taken.where}). Choose another name, or vendor/{parts[-1]}"
-        )
+            "duplicate-name", f"{kind} '{name}' exists", place=taken.where,
+            hint=f"Choose another name, or vendor/{parts[-1]}.",
+        )  # fmt: skip
 
 
 def _plugin(kind: str, name: str) -> str:

@@ -1,10 +1,9 @@
-"""docs/results holds the results of the shipped grids, and its page shows the numbers of the files beside it."""
+"""docs/results holds the results of the shipped grids, and the pages show their numbers."""
 
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
+import runpy
 
 import pytest
 from harness import ROOT
@@ -35,19 +34,13 @@ def test_results_are_of_the_cells_that_the_grid_has(name):
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_the_page_shows_the_numbers_of_the_table(name):
-    for row in read(name, "table.csv"):
-        for metric in ("test/bleu_4", "test/cider", "test/findings_f1"):
-            mean, deviation = float(row[f"{metric} mean"]), float(row[f"{metric} deviation"])
-            shown = f"{mean:.3f} ± {deviation:.3f}"
-            assert shown in PAGE.replace("**", ""), f"{name}, {row['row']}: {metric} is {shown}"
-    assert f"`recipes/grids/{name}.yaml`" in PAGE
+def test_the_page_has_a_section_for_each_grid(name):
+    section = PAGE[PAGE.index(f"`recipes/grids/{name}.yaml`") :]
+    assert section.index(f"<!-- grid: {name} -->") < section.index("<!-- end -->")
 
 
-def test_the_tables_of_the_method_are_fresh():
-    script = RESULTS.parent / "make_tables.py"
-    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_the_tables_of_the_pages_are_fresh():
+    assert runpy.run_path(str(RESULTS.parent / "make_tables.py"))["main"](["--check"]) == 0
 
 
 @pytest.mark.parametrize("name", GRIDS)

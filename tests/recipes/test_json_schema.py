@@ -1,4 +1,4 @@
-"""The schema that editors read takes every good recipe file, and points at what is wrong in the others."""
+"""The JSON Schema accepts every valid recipe file, and locates the mistakes of others."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from framework.recipe.schema import Section
 from framework.recipe.source import parse, read_node, shipped_recipes
 from framework.registry import catalogue
 from framework.registry.signature import keys_of
+from framework.runtime.errors import Problem
 
 COMMITTED = RECIPES / "sonoscribe.schema.json"
 SHIPPED_FILES = sorted(shipped_recipes().values())
@@ -30,7 +31,7 @@ SHIPPED = json_schema()
 
 
 def data(text: str) -> Any:
-    problems: list[str] = []
+    problems: list[Problem] = []
     node = parse(textwrap.dedent(text), "recipe.yaml")
     assert node is not None
     value = read_node(node, (), "recipe.yaml", {}, problems)
@@ -39,7 +40,7 @@ def data(text: str) -> Any:
 
 
 def errors(text: str, schema: dict[str, Any] = SHIPPED) -> list[str]:
-    """Where every error is, and the validator's words for it."""
+    """Place and message of every error."""
     found = jsonschema.Draft7Validator(schema).iter_errors(data(text))
     return [
         f"{'.'.join(map(str, error.absolute_path))}: {error.message}" for outer in found for error in innermost(outer)
@@ -65,9 +66,9 @@ def test_it_is_a_schema_of_draft_7() -> None:
     jsonschema.Draft7Validator.check_schema(json.loads(as_text(SHIPPED)))
 
 
-def test_the_committed_schema_is_what_the_code_gives() -> None:
-    again = "it is stale; run: python launch.py schema > recipes/sonoscribe.schema.json"
-    assert COMMITTED.read_text(encoding="utf-8") == as_text(SHIPPED), again
+def test_the_committed_schema_is_current() -> None:
+    command = "run: python launch.py schema > recipes/sonoscribe.schema.json"
+    assert COMMITTED.read_text(encoding="utf-8") == as_text(SHIPPED), command
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -106,7 +107,7 @@ def test_the_first_line_of_a_shipped_recipe_leads_to_the_schema(path: Path) -> N
         "model: {_delete_: true, encoder: {_delete_: true, name: tiny_cnn}}",
         "model: {encoder: {depth: 18}, decoder: transformer}",
         "model: {encoder: '${run.name}', decoder: {name: '${run.name}', layers: '${train.epochs}'}}",
-        "train: {epochs: '${evaluate.num_beams}', precision: '${run.name}', clip: '${optimizer.lr}'}",
+        "train: {epochs: '${evaluate.num_beams}', precision: '${run.name}', max_grad_norm: '${optimizer.lr}'}",
         "optimizer: {encoder_lr: 0, lr: 1}",
         "evaluate: {metrics: [bleu, {name: findings_f1}], monitor: val/findings_f1}",
         "evaluate: {monitor: {val/bleu_4: 1, val/my_errors: -0.5, val/cider: '${train.max_grad_norm}'}}",
@@ -140,7 +141,7 @@ MISTAKES = [
     ("data: null", "data: None is not of type 'string'"),
     ("data: {image_size: 4}", "data.image_size: 4 is less than the minimum of 8"),
     ("data: {channels: 2}", "data.channels: 2 is not one of [1, 3]"),
-    ("data: {cache: 3}", "data.cache_dir: 3 is not of type 'string'"),
+    ("data: {cache_dir: 3}", "data.cache_dir: 3 is not of type 'string'"),
     ("data: {augment: jiter}", "data.augment: 'jiter' is not one of ['crop', 'jitter', 'ultrasound']"),
     ("data: {tokenizer: null}", "data.tokenizer: None is not "),
     ("data: {dataset: {name: manifest, file: a.json}}", "data.dataset: 'images' is a required property"),
@@ -192,7 +193,7 @@ def test_a_mistake_is_refused_where_it_stands(text: str, expected: str) -> None:
     assert found.startswith(expected)
 
 
-def test_two_mistakes_are_both_told() -> None:
+def test_two_mistakes_are_both_reported() -> None:
     assert len(errors("train: {epochs: 0}\nmodel: {encoder: {name: resnet, depth: 11, widht: 3}}")) == 3
 
 
@@ -251,7 +252,7 @@ def test_a_plugin_of_an_outside_file_is_known_by_its_own_keys(tmp_path: Path) ->
     ]
 
 
-def test_every_field_of_the_recipe_says_what_it_means() -> None:
+def test_every_field_of_the_recipe_has_a_docstring() -> None:
     sections = [item for item in vars(recipe_schema).values() if isinstance(item, type) and issubclass(item, Section)]
     assert len(sections) > 10
     for section in sections:

@@ -1,4 +1,4 @@
-"""Parts that do not fit are told at validate, with the part that would."""
+"""A part that needs what no other part provides is refused, with the plugins that would provide it."""
 
 from pathlib import Path
 
@@ -37,66 +37,58 @@ class Undeclared: ...
 
 
 @pytest.fixture
-def told(tmp_path, monkeypatch):
+def problems(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("parts.py").write_text(PARTS)
 
-    def lines(*overrides):
+    def load(*overrides):
         try:
             load_recipe("smoke", ["plugins=parts.py", *overrides])
         except RecipeError as error:
-            return [line.split(": ", 2)[-1] for line in error.lines]
+            return list(error.problems)
         return []
 
-    return lines
+    return load
 
 
-def test_what_fits_is_fine(told):
-    assert told() == []
-    assert told("model.encoder=only_pooled", "model.decoder=pooled_reader") == []
+def test_parts_that_fit_are_accepted(problems):
+    assert problems() == []
+    assert problems("model.encoder=only_pooled", "model.decoder=pooled_reader") == []
 
 
-def test_a_decoder_that_needs_what_the_encoder_does_not_give_is_told_which_encoder_would_fit(told):
-    (line,) = told("model.encoder=only_pooled")
-    assert line == (
-        "needs patches, which encoder 'only_pooled' does not give; encoder 'backbone' or 'only_patches' or 'resnet' or "
-        "'tiny_cnn' would fit"
-    )
+def test_a_decoder_gets_the_encoders_that_fit(problems):
+    (found,) = problems("model.encoder=only_pooled")
+    assert (found.code, found.place.split(": ")[-1]) == ("missing-input", "model.decoder")
+    assert found.hint == "Choose encoder 'backbone' or 'only_patches' or 'resnet' or 'tiny_cnn'."
 
 
-def test_a_loss_that_needs_what_the_encoder_does_not_give_is_told_unless_it_counts_nothing(told):
-    (line,) = told("model.encoder=only_patches")
-    assert line.startswith(
-        "needs pooled, which encoder 'only_patches' does not give; encoder 'backbone' or 'only_pooled' or 'resnet'"
-    )
-    assert told("model.encoder=only_patches", "losses.topic.weight=0") == []
-    assert told("model.encoder=only_patches", "~losses.topic") == []
+def test_a_loss_needs_the_encoders_outputs_unless_it_has_no_weight(problems):
+    (found,) = problems("model.encoder=only_patches")
+    assert found.code == "missing-input" and "pooled" in found.found
+    assert problems("model.encoder=only_patches", "losses.topic.weight=0") == []
+    assert problems("model.encoder=only_patches", "~losses.topic") == []
 
 
-def test_every_loss_without_logits_is_told(told):
-    lines = told("model.decoder=silent")
-    assert len(lines) == 2
-    for line in lines:
-        assert line.startswith("needs logits, which decoder 'silent' does not give; decoder ")
-        assert "'pooled_reader' or" in line and line.endswith("or 'transformer' would fit")
+def test_every_loss_without_logits_is_reported(problems):
+    found = problems("model.decoder=silent")
+    assert [each.code for each in found] == ["missing-input"] * 2 and "'pooled_reader' or" in found[0].hint
 
 
-def test_a_decoder_that_no_loss_needs_is_frozen_as_a_whole(told):
-    """Else it has no gradient, which ddp waits for on several processes."""
+def test_a_decoder_that_no_loss_trains_is_frozen_completely(problems):
+    """Else it has no gradient, for which DDP waits on several processes."""
     topic = ["~losses.next_token", "~losses.global_semantic"]
-    assert told(*topic, "train.freeze=[decoder]") == told(*topic, "optimizer.group_lrs={decoder: 0}") == []
+    assert problems(*topic, "train.freeze=[decoder]") == problems(*topic, "optimizer.group_lrs={decoder: 0}") == []
     half = [
         "train.freeze=[decoder.embed]",
         "optimizer.group_lrs={decoder: 0, decoder.embed: 1e-3}",
         "optimizer.group_lrs={encoder: 0}",
     ]
     for keys in ([], *([key] for key in half)):
-        (line,) = told(*topic, *keys)
-        assert line.startswith("none needs the decoder (topic), so it would learn nothing; set train.freeze=[decoder]")
-    assert told("~losses.next_token", "~losses.topic") == []
+        assert [found.code for found in problems(*topic, *keys)] == ["nothing-to-train"]
+    assert problems("~losses.next_token", "~losses.topic") == []
 
 
-def test_a_decoder_that_no_loss_looks_at_is_not_run():
+def test_a_decoder_that_no_loss_needs_is_not_run():
     class Says(nn.Module):
         def __init__(self, *needs):
             super().__init__()
@@ -120,12 +112,6 @@ def test_a_decoder_that_no_loss_looks_at_is_not_run():
         assert task(batch)[0].tolist() == expected
 
 
-def test_topics_without_a_distiller_are_told(told):
-    assert told("distiller=none") == ["needs topics, but distiller is none; choose a distiller, or set its weight to 0"]
-
-
-def test_a_loss_that_declares_nothing_is_told_where_it_stands(told):
-    (line,) = told("+losses.undeclared={}")
-    assert line.startswith(
-        "losses.undeclared: parts.py:23: loss 'undeclared' does not say what it needs; put needs = (...)"
-    )
+def test_a_loss_that_declares_no_needs_is_refused(problems):
+    (found,) = problems("+losses.undeclared={}")
+    assert found.code == "invalid-plugin" and "parts.py:23" in found.found

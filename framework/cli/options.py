@@ -1,4 +1,4 @@
-"""The words that several verbs take, and how a recipe is read from them."""
+"""Arguments and options that several verbs take."""
 
 from __future__ import annotations
 
@@ -8,34 +8,33 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from framework.runtime.errors import UserError
+
 if TYPE_CHECKING:
     from framework.recipe import Recipe
 
 RECIPE_HELP = "A recipe file, or the name of a shipped recipe."
-OVERRIDES_HELP = (
-    "key=value, read as in a recipe file; data=NAME for a file of recipes/data; ~key takes a value out; "
-    "+key=value adds one."
-)
+OVERRIDES_HELP = "key=value sets, +key=value adds, ~key removes; data=NAME takes the file NAME of recipes/data."
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=OVERRIDES_HELP)]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 Files = Annotated[
     list[Path] | None,
-    typer.Option("--plugins", metavar="FILE", help="A plugin file outside the package; may come several times."),
+    typer.Option("--plugins", metavar="FILE", help="A plugin file; may be repeated."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Average = Annotated[
     int | None,
-    typer.Option(min=2, metavar="N", help="Write with the average of the weights of the N best checkpoints."),
+    typer.Option(min=2, metavar="N", help="Average the weights of the N best checkpoints."),
 ]
 Ensemble = Annotated[
     int | None,
-    typer.Option(min=2, metavar="N", help="Write with the N best checkpoints together, word by word."),
+    typer.Option(min=2, metavar="N", help="Ensemble of the N best checkpoints: averages their token probabilities."),
 ]
 With = Annotated[
     list[Path] | None,
-    typer.Option("--with", metavar="RUN", help="Write together with this run's model too; may come several times."),
+    typer.Option("--with", metavar="RUN", help="Add the model of this run to the ensemble; may be repeated."),
 ]
 
 
@@ -50,14 +49,15 @@ def load(named: str, overrides: Sequence[str] | None) -> Recipe:
 
 
 def is_override(word: str) -> bool:
-    """Whether a word behind a verb changes a recipe, rather than naming one."""
+    """Whether an argument is an override rather than the name of a recipe."""
     return word[:1] in ("~", "+") or ("=" in word and not Path(word).exists())
 
 
 def must_exist(path: Path, what: str) -> None:
+    """Raises UserError, with the nearest match, if there is no such path."""
     if not path.exists():
         from framework.registry import did_you_mean
 
         near = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        guess = did_you_mean(str(path), near)
-        raise ValueError(f"{path}: no such {what}{guess and f'.{guess}'}")
+        hint = did_you_mean(str(path), near).strip()
+        raise UserError("no-such-file", f"no such {what}", place=path, hint=hint)
