@@ -1,4 +1,4 @@
-"""From a recipe to the objects of a run; the only caller of the registry's `load`."""
+"""Builds the objects of a run from its recipe; the only caller of the registry's `load`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from framework.data.check import ExamWarning, check_splits, listing
+from framework.data.check import check_splits
 from framework.data.image_cache import ImageCache, build_image_cache
 from framework.data.loading import ExamSet, collate, hardest_sample
 from framework.distributed.collectives import gather, main_process_first, on_main
@@ -31,16 +31,17 @@ from framework.recipe.score_names import metric_of
 from framework.registry import PluginError, catalogue, find, load
 from framework.registry.signature import injected_params
 from framework.runtime.console import print0
+from framework.runtime.errors import UserError
 from framework.scoring.reward import Reward
 from framework.scoring.scorer import Scorer
 from framework.task import ReportTask, Uncertainty
-from framework.text.lsa import USUAL_DIMENSIONS, ReportSpace
+from framework.text.lsa import LSA_DIMENSIONS, ReportSpace
 from framework.topics.distill import Topics, distill
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything that a run is made of, ready to train or evaluate."""
+    """The objects of a run, ready to train or evaluate."""
 
     exams: dict[str, ExamSet]
     tokenizer: Any
@@ -51,14 +52,17 @@ class Parts:
     left_out: int  # exams with a broken view, under data.on_broken: skip
 
 
-def build_plugin(recipe: Recipe, kind: str, choice: Choice, **known: Any) -> Any:
-    """The plugin that a recipe names, made from its keys and from those run-time values that its signature names."""
+def build_plugin(recipe: Recipe, kind: str, choice: Choice, **values: Any) -> Any:
+    """Builds the plugin that a recipe names.
+
+    Args:
+        values: run-time values; the plugin gets those that its signature names.
+    """
     plugin = find(kind, choice.name, recipe.plugin_files)
-    wanted = injected_params(plugin)
-    absent = sorted(set(wanted) - set(known))
-    if absent:
-        raise PluginError(f"{kind} '{choice.name}' ({plugin.where}) needs {', '.join(absent)}, which this run has not")
-    return load(plugin)(**choice.keys, **{name: known[name] for name in wanted})
+    params = injected_params(plugin)
+    if missing := sorted(set(params) - set(values)):
+        raise PluginError(f"{kind} '{choice.name}' ({plugin.where}) needs {', '.join(missing)}, which this run has not")
+    return load(plugin)(**choice.keys, **{name: values[name] for name in params})
 
 
 def build_dataset(recipe: Recipe) -> ExamSource:
@@ -69,17 +73,16 @@ def load_exams(source: ExamSource) -> dict[str, list[Exam]]:
     """The exams of each split.
 
     Raises:
-        ValueError: a split is empty, an exam stands twice, or two splits share a patient; all of these at once.
+        UserError: all problems at once: empty splits, duplicate ids, patients in two splits.
     """
     splits = {name: list(exams) for name, exams in source.splits().items()}
-    problems = [problem for problem in check_splits(splits) if not isinstance(problem, ExamWarning)]
-    if problems:
-        raise ValueError(f"{len(problems)} problems of the data set\n{listing(problems)}")
+    if errors := check_splits(splits).errors:
+        raise UserError.of(errors)
     return splits
 
 
 def build_tokenizer(recipe: Recipe, training_reports: Sequence[str], trained: Path | None) -> Any:
-    """A tokenizer fitted on the training reports, or a trained model's own."""
+    """A tokenizer fitted on the training reports, or loaded from the exported model in folder `trained`."""
     if trained is None:
         tokenizer = build_plugin(recipe, "tokenizer", recipe.data.tokenizer)
         tokenizer.fit(training_reports)
@@ -94,7 +97,7 @@ def build_distiller(recipe: Recipe, tokenizer: Any) -> Any:
 def build_topics(
     recipe: Recipe, tokenizer: Any, texts: dict[str, list[str]], folder: Path | None
 ) -> tuple[Topics | None, ReportSpace]:
-    """Topics of the reports, and the space in which reports are compared: the distiller's own, if it has one."""
+    """Topics of the reports, and the space in which losses compare reports: the distiller's, if it has one."""
     seed, topics = recipe.train.seed, None
     if recipe.has_topics:
         topics = distill(
@@ -106,7 +109,7 @@ def build_topics(
         )
         if topics.space is not None:
             return topics, topics.space
-    space = ReportSpace(USUAL_DIMENSIONS, seed)
+    space = ReportSpace(LSA_DIMENSIONS, seed)
     space.fit([tokenizer.segment(text) for text in texts["train"]])
     return topics, space
 
@@ -118,13 +121,14 @@ def _topics_key(recipe: Recipe, tokenizer: Any) -> str:
 
 
 def build_model(recipe: Recipe, tokenizer: Any, *, trained: bool, model: Path | None = None) -> tuple[Any, Any]:
-    """Encoder and decoder. A trained model gets its weights later, so only those are fetched that it did not save.
+    """Encoder and decoder.
 
     Args:
-        model: the folder of the exported model; None: what is built is only measured.
+        trained: weights of an exported model are loaded later; only those that it does not contain are loaded now.
+        model: folder of the exported model; None for size estimates, which need no weights.
     """
-    encoder = _build_part(recipe, "encoder", trained, model, channels=recipe.data.channels)
-    decoder = _build_part(
+    encoder = _build_module(recipe, "encoder", trained, model, channels=recipe.data.channels)
+    decoder = _build_module(
         recipe,
         "decoder",
         trained,
@@ -137,19 +141,19 @@ def build_model(recipe: Recipe, tokenizer: Any, *, trained: bool, model: Path | 
     return encoder, decoder
 
 
-def _build_part(recipe: Recipe, kind: str, trained: bool, model: Path | None, **known: Any) -> Any:
+def _build_module(recipe: Recipe, kind: str, trained: bool, model: Path | None, **values: Any) -> Any:
     choice: Choice = getattr(recipe.model, kind)
     if not trained or choice.keys.get("weights") is None:
-        return build_plugin(recipe, kind, choice, **known, hf_config=None)
-    notes = {} if model is None else read_metadata(model, kind)
-    if "external_weights" in notes:
-        require_external_weights(notes["external_weights"], f"model.{kind}.weights")
-        return build_plugin(recipe, kind, choice, **known, hf_config=None)
+        return build_plugin(recipe, kind, choice, **values, hf_config=None)
+    metadata = {} if model is None else read_metadata(model, kind)
+    if "external_weights" in metadata:
+        require_external_weights(metadata["external_weights"], f"model.{kind}.weights")
+        return build_plugin(recipe, kind, choice, **values, hf_config=None)
     if model is None and "hf_config" in injected_params(find(kind, choice.name, recipe.plugin_files)):
         with skip_weight_loading():
-            return build_plugin(recipe, kind, choice, **known, hf_config=None)
-    without = Choice(name=choice.name, keys={**choice.keys, "weights": None})
-    return build_plugin(recipe, kind, without, **known, hf_config=notes.get("hf_config"))
+            return build_plugin(recipe, kind, choice, **values, hf_config=None)
+    without_weights = Choice(name=choice.name, keys={**choice.keys, "weights": None})
+    return build_plugin(recipe, kind, without_weights, **values, hf_config=metadata.get("hf_config"))
 
 
 def build_metric(recipe: Recipe, choice: Choice, tokenizer: Any) -> Any:
@@ -157,15 +161,15 @@ def build_metric(recipe: Recipe, choice: Choice, tokenizer: Any) -> Any:
 
 
 def build_reward(recipe: Recipe, tokenizer: Any, training: Sequence[Exam], weights: Mapping[str, float]) -> Reward:
-    """A reward of its own for a loss: metrics with the keys that the recipe gives them, or else their defaults."""
+    """A reward with metrics of its own: with the keys that `evaluate.metrics` gives them, or their defaults."""
     chosen = {metric.name: metric for metric in recipe.evaluate.metrics}
     plugins = catalogue(recipe.plugin_files)
     name_of = {score: metric_of(score, plugins, list(chosen)).name for score in weights}
-    made = {
+    built = {
         name: build_metric(recipe, chosen.get(name, Choice(name=name)), tokenizer)
         for name in dict.fromkeys(name_of.values())
     }
-    metrics = {score: made[name] for score, name in name_of.items()}
+    metrics = {score: built[name] for score, name in name_of.items()}
     return Reward(weights, metrics, tokenizer, {exam.id: exam.report for exam in training})
 
 
@@ -177,41 +181,41 @@ def build_losses(
     word_vectors_WD: torch.Tensor,
     training: Sequence[Exam],
 ) -> dict[str, Any]:
-    """The losses that count, by name.
+    """The losses with a weight, by name.
 
     Args:
-        training: the training exams; none, where a task is built for its size or speed alone.
+        training: the training exams; empty if the task is built only to measure its size or speed.
     """
-    known = {**_known_early(recipe, tokenizer, training), "feature_width": feature_width}
-    known["word_vectors_WD"] = word_vectors_WD
+    values = {**_report_values(recipe, tokenizer, training), "feature_width": feature_width}
+    values["word_vectors_WD"] = word_vectors_WD
     if topic_count is not None:
-        known["topic_count"] = topic_count
-    return {name: build_plugin(recipe, "loss", loss, **known) for name, loss in recipe.active_losses.items()}
+        values["topic_count"] = topic_count
+    return {name: build_plugin(recipe, "loss", loss, **values) for name, loss in recipe.active_losses.items()}
 
 
-def _known_early(recipe: Recipe, tokenizer: Any, training: Sequence[Exam]) -> dict[str, Any]:
-    """What losses may ask for and reports alone tell."""
-    known = {"vocabulary_size": len(tokenizer), "vocabulary": tokenizer.vocabulary}
-    known["max_length"] = recipe.evaluate.max_length
+def _report_values(recipe: Recipe, tokenizer: Any, training: Sequence[Exam]) -> dict[str, Any]:
+    """The run-time values of losses that depend on reports only, not on topics or the model."""
+    values = {"vocabulary_size": len(tokenizer), "vocabulary": tokenizer.vocabulary}
+    values["max_length"] = recipe.evaluate.max_length
     if training:
-        known["make_reward"] = partial(build_reward, recipe, tokenizer, training)
-    return known
+        values["make_reward"] = partial(build_reward, recipe, tokenizer, training)
+    return values
 
 
 def _try_losses(recipe: Recipe, tokenizer: Any, training: Sequence[Exam]) -> None:
-    """Builds, and throws away, the losses that ask for no more than reports tell, and perhaps for word vectors.
+    """Builds the losses that need neither topics nor the model, so that their errors come before images are read.
 
-    These are of a space in which each word points somewhere, as none is fitted yet.
+    The word vectors are placeholders, because no space is fitted yet.
     """
-    known = _known_early(recipe, tokenizer, training)
-    known["word_vectors_WD"] = torch.ones(len(tokenizer), USUAL_DIMENSIONS)
+    values = _report_values(recipe, tokenizer, training)
+    values["word_vectors_WD"] = torch.ones(len(tokenizer), LSA_DIMENSIONS)
     for name, loss in recipe.active_losses.items():
-        if set(injected_params(find("loss", name, recipe.plugin_files))) <= set(known):
-            build_plugin(recipe, "loss", loss, **known)
+        if set(injected_params(find("loss", name, recipe.plugin_files))) <= set(values):
+            build_plugin(recipe, "loss", loss, **values)
 
 
 def build_weighting(recipe: Recipe, losses: Mapping[str, Any]) -> Uncertainty | None:
-    """What learns factors of the terms, where the recipe asks for it."""
+    """The learned weights of the loss terms, if the recipe asks for them."""
     return Uncertainty(len(losses)) if recipe.train.weighting == "uncertainty" and losses else None
 
 
@@ -228,7 +232,7 @@ def build_task(
     """Encoder, decoder and losses. Without `space` (for `predict`) the task has no losses.
 
     Args:
-        model: the folder of the exported model, of one that is trained.
+        trained, model: see `build_model`.
     """
     torch.manual_seed(recipe.train.seed)
     encoder, decoder = build_model(recipe, tokenizer, trained=trained, model=model)
@@ -243,15 +247,15 @@ def build_task(
 
 
 def freeze_parts(recipe: Recipe, task: ReportTask) -> None:
-    """Takes out of training what the recipe says, by name or by a rate of 0."""
-    asked = recipe.optimizer
-    rates = {} if asked.encoder_lr is None else {"encoder": asked.encoder_lr}
-    task.frozen = freeze(task, recipe.train.freeze, {**rates, **asked.group_lrs})
+    """Freezes the parameters in `train.freeze` and those with a learning rate of 0."""
+    optimizer = recipe.optimizer
+    lrs = {} if optimizer.encoder_lr is None else {"encoder": optimizer.encoder_lr}
+    task.frozen = freeze(task, recipe.train.freeze, {**lrs, **optimizer.group_lrs})
 
 
 def build_optimizer(recipe: Recipe, task: nn.Module) -> torch.optim.Optimizer:
-    rates = recipe.optimizer
-    groups = parameter_groups(task, rates.lr, rates.encoder_lr, rates.group_lrs, rates.layer_decay)
+    keys = recipe.optimizer
+    groups = parameter_groups(task, keys.lr, keys.encoder_lr, keys.group_lrs, keys.layer_decay)
     return build_plugin(recipe, "optimizer", recipe.optimizer, groups=groups)
 
 
@@ -261,24 +265,24 @@ def build_scorer(recipe: Recipe, tokenizer: Any) -> Scorer:
 
 
 def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path | None, trained: Path | None = None) -> Parts:
-    """All parts of a run. One process decodes images and finds topics first; the others read what it cached.
+    """Builds the objects of a run. One process decodes images and finds topics; the others read its caches.
 
     Args:
-        run: the folder that is told the topics; None: none is.
-        trained: the folder of the exported model; None: it is still to be trained.
+        run: where topics.json is written; None skips it.
+        trained: folder of the exported model whose weights will be loaded; None for a model that will be trained.
     """
     with main_process_first(accelerator):
         source = build_dataset(recipe)
         splits = load_exams(source)
-        require_a_batch(recipe, len(splits["train"]))  # before hours of decoding, and again for what was left out
+        require_a_batch(recipe, len(splits["train"]))  # before images are decoded; checked again below
         reports = [exam.report for exam in splits["train"]]
         tokenizer = build_tokenizer(recipe, reports, trained)
-        # What is refused, or lacks something, is told before the images are read.
+        # Checks of the recipe come before images are read.
         scorer = build_scorer(recipe, tokenizer)
         if trained is None:
             require_no_mirrored_sides(recipe, reports)
             _try_losses(recipe, tokenizer, splits["train"])
-        cache, problems = build_image_cache(
+        cache, errors = build_image_cache(
             [exam for exams in splits.values() for exam in exams],
             source_key=source.cache_key,
             size=recipe.data.image_size,
@@ -289,11 +293,11 @@ def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path | None, t
         splits = {name: [exam for exam in exams if exam.id in cache.rows] for name, exams in splits.items()}
         texts = {name: [exam.report for exam in exams] for name, exams in splits.items()}
         topics, space = build_topics(recipe, tokenizer, texts, run if accelerator.is_main_process else None)
-    _same_everywhere(accelerator, splits)
-    # The main process's on all: machines that are unlike may find others.
+    _require_same_exams(accelerator, splits)
+    # All processes use the topics of the main process, because different machines may find different ones.
     topics, space = on_main(accelerator, lambda: (topics, space))
-    for problem in problems:
-        print0(f"left out: {problem}")
+    for error in errors:
+        print0(f"left out: {error}")
     exams = {name: _exam_set(recipe, rows, cache, tokenizer, topics, name) for name, rows in splits.items()}
     require_a_batch(recipe, len(exams["train"]))
     count = topics.count if topics else None
@@ -303,7 +307,7 @@ def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path | None, t
     if trained is None:
         _require_all_views_fit(task, exams)
     augment = None if recipe.data.augment is None else build_plugin(recipe, "augment", recipe.data.augment)
-    left_out = len({problem.exam_id for problem in problems})
+    left_out = len({error.exam_id for error in errors})
     return Parts(exams, tokenizer, topics, task, augment, scorer, left_out)
 
 
@@ -316,41 +320,47 @@ def require_no_mirrored_sides(recipe: Recipe, training_reports: Sequence[str]) -
 
 
 def _require_all_views_fit(task: ReportTask, exams: Mapping[str, ExamSet]) -> None:
-    """Holds the model to the most views of all splits, which may come as late as in the scores after training.
+    """Checks that the model takes the exam with the most views, which training itself may not reach.
 
     Raises:
-        ValueError: an exam has more than the encoder takes, or than the decoder has room for.
+        UserError: the exam has more views than the encoder takes, or than the decoder has room for.
     """
-    most = {name: max(some.exams, key=lambda exam: len(exam.views)) for name, some in exams.items() if some.exams}
-    split, exam = max(most.items(), key=lambda item: len(item[1].views))
-    views, named = len(exam.views), f"exam {exam.id} of split {split}"
-    require_view_count(named, views, getattr(task.encoder, "position_VD", None))
-    if views == len(most["train"].views):
+    largest = {name: max(each.exams, key=lambda exam: len(exam.views)) for name, each in exams.items() if each.exams}
+    split, exam = max(largest.items(), key=lambda item: len(item[1].views))
+    views, name = len(exam.views), f"exam {exam.id} of split {split}"
+    require_view_count(name, views, getattr(task.encoder, "position_VD", None))
+    if views == len(largest["train"].views):
         return  # the first epoch has such an exam
     with evaluating(task), torch.no_grad():
         try:
             task.decoder.init_cache(task.features(collate([hardest_sample(exams[split])])))
         except ValueError as error:
-            raise ValueError(f"{named} has {views} views, more than any of train: {error}") from error
+            raise UserError(
+                "does-not-fit", f"{views} views, more than any exam of train: {error}", place=name
+            ) from error
 
 
-def _same_everywhere(accelerator: Accelerator, splits: dict[str, list[Exam]]) -> None:
-    """Raises ValueError on every process where one reads other exams than the main process, as a stale copy has."""
-    mine = [(name, exam.id, exam.report) for name, exams in splits.items() for exam in exams]
-    seen = hashlib.sha256(json.dumps(mine, ensure_ascii=False).encode()).hexdigest()
-    others = [] if on_main(accelerator, lambda: seen) == seen else [f"{socket.gethostname()} ({len(mine)} exams)"]
-    if differing := sorted(set(gather(accelerator, others))):
-        expected = on_main(accelerator, lambda: len(mine))
-        raise ValueError(
-            f"these machines read other exams than the main process, which has {expected}: "
-            f"{', '.join(differing)}. Copy the data anew; with data.on_broken: skip, look for images broken there"
+def _require_same_exams(accelerator: Accelerator, splits: dict[str, list[Exam]]) -> None:
+    """Raises UserError on every process if one reads other exams than the main process, such as a stale copy."""
+    rows = [(name, exam.id, exam.report) for name, exams in splits.items() for exam in exams]
+    digest = hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
+    same = on_main(accelerator, lambda: digest) == digest
+    differing = gather(accelerator, [] if same else [f"{socket.gethostname()} ({len(rows)} exams)"])
+    if differing:
+        raise UserError(
+            "exams-differ",
+            f"machines with other exams than the main process: {', '.join(sorted(set(differing)))}",
+            expected=f"the same {on_main(accelerator, lambda: len(rows))} exams",
+            hint="Copy the data again; with data.on_broken: skip, check the images there.",
         )
 
 
 def require_a_batch(recipe: Recipe, training_exams: int) -> None:
     if training_exams < recipe.train.batch_size:
-        raise RecipeError(
-            f"train.batch_size: {recipe.train.batch_size} is more than the {training_exams} training exams"
+        raise UserError(
+            "out-of-range",
+            f"{recipe.train.batch_size} is more than the {training_exams} training exams",
+            place="train.batch_size",
         )
 
 
@@ -364,10 +374,17 @@ def _exam_set(
 
 
 def run_recipe(run: Path) -> Recipe:
-    """The recipe that a run's exported model was trained with."""
+    """The recipe of the exported model of a run.
+
+    Raises:
+        UserError: the run has no exported model.
+    """
     path = run / "model" / "recipe.yaml"
     if not path.is_file():
-        raise ValueError(
-            f"{run}: not a run with a model (no {path}). Expected a folder such as runs/breast/20260101-120000-ab12cd34"
+        raise UserError(
+            "no-model",
+            "the folder has no model/recipe.yaml",
+            place=run,
+            expected="the folder of a run, such as runs/breast/20260101-120000-ab12cd34",
         )
     return load_saved_recipe(path)

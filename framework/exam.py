@@ -1,4 +1,4 @@
-"""What flows: exams from a data set, batches to the task, features and logits to the losses.
+"""The data that flows: exams from a data set, batches to the task, features and logits to the losses.
 
 Shapes: B batch, V views, C channels, H W image, N patches, D width, T tokens, W words in the vocabulary, K topics.
 """
@@ -9,48 +9,50 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-if TYPE_CHECKING:  # torch takes seconds to import, and the data sets do not need it
+from framework.runtime.errors import UserError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and data sets do not need it
     import numpy as np
     from torch import Tensor
 
 
-class ExamError(ValueError):
-    """An exam that cannot be used: a missing or broken file, a text that is not there. Names the exam."""
+class ExamError(UserError):
+    """An exam that cannot be used, such as one with a broken image. The place is `exam ID`."""
 
-    def __init__(self, exam_id: str, problem: str) -> None:
-        super().__init__(f"exam {exam_id}: {problem}")
-        self.exam_id = exam_id
-        self.problem = problem
+    def __init__(self, exam_id: str, code: str, found: str, *, expected: str = "", hint: str = "") -> None:
+        super().__init__(code, found, place=f"exam {exam_id}", expected=expected, hint=hint)
 
-    def __reduce__(self) -> tuple[type[ExamError], tuple[str, str]]:
-        return type(self), (self.exam_id, self.problem)  # so that it crosses from a worker process whole
+    @property
+    def exam_id(self) -> str:
+        """The exam of the first problem."""
+        return self.place.removeprefix("exam ")
 
 
 class View(Protocol):
-    """One image of an exam, loaded when asked for. Views must pickle, since worker processes load them."""
+    """One image of an exam, loaded on demand. Views must pickle, because worker processes load them."""
 
     @property
     def name(self) -> str:
-        """What a person would call it: a file name, or side and plane."""
+        """A name for messages and pages, such as a file name, or side and plane."""
 
     def load(self) -> np.ndarray:
-        """Grey values, uint8, H x W (or H x W x 3 where the source has colour). Raises `OSError` if it is broken."""
+        """The image, uint8 [H, W], or [H, W, 3] for colour. Raises `OSError` if it is broken."""
 
 
 @dataclass(frozen=True)
 class Exam:
-    """One patient visit: its views and the report that was written about them."""
+    """One patient visit: its views and their report."""
 
     id: str
-    patient: str  # splits never share a patient
+    patient: str  # a patient appears in only one split
     views: tuple[View, ...]
     report: str
-    attributes: Mapping[str, Any] = field(default_factory=dict)  # what is known to be true, where a source knows it
-    rewording: str | None = None  # the same truth in other words: the ceiling of any score of wording
+    attributes: Mapping[str, Any] = field(default_factory=dict)  # ground truth that the source knows
+    rewording: str | None = None  # the report in other words: an oracle for scores of wording
 
 
 class ExamSource(Protocol):
-    """What a `dataset` plugin is."""
+    """The interface of a `dataset` plugin."""
 
     def splits(self) -> dict[str, Sequence[Exam]]:
         """The exams of `train`, `val` and `test`. Cheap: no view is loaded."""
@@ -62,7 +64,7 @@ class ExamSource(Protocol):
 
 @dataclass
 class Batch:
-    """Exams side by side, padded."""
+    """A padded batch of exams."""
 
     exam_ids: list[str]
     image_BVCHW: Tensor  # float, 0 to 1
@@ -87,23 +89,23 @@ class Batch:
 
 
 class Features(NamedTuple):
-    """What an encoder gives. None stands for what its `gives` leaves out, which no part of the recipe then needs."""
+    """The output of an encoder. A field is None if the encoder's `gives` leaves it out; then no part needs it."""
 
     patches_BND: Tensor
     patch_mask_BN: Tensor  # bool, True where there is a patch
-    pooled_BD: Tensor  # one vector an exam
+    pooled_BD: Tensor  # one vector per exam
 
 
 @dataclass
 class Outputs:
-    """What losses may look at. `logits_BTW[:, t]` predicts `report_BT[:, t + 1]`; T is one less than the report's.
+    """The inputs of the losses. `logits_BTW[:, t]` predicts `report_BT[:, t + 1]`; T is one less than the report's.
 
-    None stands for logits that no loss of the recipe needs.
+    `logits_BTW` is None if no loss of the recipe needs it.
     """
 
     features: Features
     logits_BTW: Tensor
-    decoder: Any = None  # the module itself, for a loss that writes reports with it
+    decoder: Any = None  # the module, for losses that generate reports
 
 
 class Term(NamedTuple):
@@ -132,5 +134,5 @@ class Pair:
 PAD = 0  # fills a batch; never a target
 BOS = 1  # before the first word
 EOS = 2  # after the last word
-UNK = 3  # a word that the vocabulary does not hold
-SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")  # by id, as vocabularies spell them; no text segments into these
+UNK = 3  # a word outside the vocabulary
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")  # by id; no text segments into these

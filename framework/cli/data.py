@@ -15,17 +15,17 @@ def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Read every exam of a recipe's data set and list the unusable ones."""
     loaded = load(recipe, overrides)
     from framework.build import build_dataset
-    from framework.data.check import ExamWarning
     from framework.data.check import check as check_exams
 
     def count(done: int, total: int) -> None:
         print(f"\r{done} of {total} exams", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
-    problems = check_exams(build_dataset(loaded), count if sys.stderr.isatty() else None)
-    for problem in problems:
-        print(f"{'warning: ' if isinstance(problem, ExamWarning) else ''}{problem}")
-    errors = sum(not isinstance(problem, ExamWarning) for problem in problems)
-    warnings = len(problems) - errors
+    result = check_exams(build_dataset(loaded), count if sys.stderr.isatty() else None)
+    for problem in result.errors:
+        print(problem)
+    for problem in result.warnings:
+        print(f"warning: {problem}")
+    errors, warnings = len(result.errors), len(result.warnings)
     print(f"{errors} problem{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}")
     if errors:
         raise typer.Exit(2)

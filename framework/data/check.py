@@ -1,14 +1,16 @@
-"""Looks at every exam before a run does, and lists all that is wrong at once instead of the first."""
+"""Checks a whole data set and lists all problems at once."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from framework.exam import Exam, ExamError
+from framework.exam import Exam
+from framework.runtime.errors import Problem
 
 if TYPE_CHECKING:
     from framework.exam import ExamSource
@@ -16,98 +18,101 @@ if TYPE_CHECKING:
 SPLITS = ("train", "val", "test")
 
 
-class ExamWarning(ExamError):  # noqa: N818 - it is a warning
-    """Something about an exam that a run survives but that a person should know."""
+@dataclass(frozen=True)
+class CheckResult:
+    """Problems of a data set in the order of its exams.
+
+    Attributes:
+        errors: problems with which no run starts.
+        warnings: what a person should know, such as blank images.
+    """
+
+    errors: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
 
 
-def listing(problems: Sequence[ExamError], most: int = 20) -> str:
-    """One problem a line, cut off after `most` with the count of the rest."""
-    lines = [f"  {problem}" for problem in problems[:most]]
-    if len(problems) > most:
-        lines.append(f"  ... and {len(problems) - most} more")
-    return "\n".join(lines)
-
-
-def check(source: ExamSource, progress: Callable[[int, int], None] | None = None) -> list[ExamError]:
-    """Loads every view of every split.
+def check(source: ExamSource, progress: Callable[[int, int], None] | None = None) -> CheckResult:
+    """Checks the splits and loads every view.
 
     Args:
-        source: the data set.
-        progress: called with (exams done, exams in all) after each exam.
-
-    Returns:
-        Every problem, those of `ExamWarning` among them, in the order of the splits. Empty: the data are fine.
+        progress: called with (exams done, exams in total) after each exam.
 
     Raises:
-        ValueError: the source cannot list its exams at all; its own message says why.
+        UserError: the source cannot list its exams.
     """
     splits = source.splits()
-    problems = check_splits(splits)
+    result = check_splits(splits)
     total = sum(len(exams) for exams in splits.values())
-    first: dict[bytes, tuple[str, str, str]] = {}  # pixels -> split, exam, view that showed them first
+    first: dict[bytes, tuple[str, str, str]] = {}  # hash of pixels -> split, exam and view in which they came first
     done = 0
     for split, exams in splits.items():
         for exam in exams:
             if not exam.report.strip():
-                problems.append(ExamError(exam.id, f"the report is empty (split {split})"))
-            problems += _views(exam, split, first)
+                result.errors.append(Problem("empty-report", f"the report is empty (split {split})", f"exam {exam.id}"))
+            _check_views(exam, split, first, result)
             done += 1
             if progress is not None:
                 progress(done, total)
-    return problems
+    return result
 
 
-def check_splits(splits: Mapping[str, Sequence[Exam]]) -> list[ExamError]:
-    """What is wrong with the splits themselves, before any view is loaded: empty ones, and what two of them share."""
-    return [*_splits(splits), *_shared(splits)]
-
-
-def _splits(splits: Mapping[str, Sequence[Exam]]) -> Iterator[ExamError]:
+def check_splits(splits: Mapping[str, Sequence[Exam]]) -> CheckResult:
+    """Checks for empty splits, duplicate ids and patients in two splits; loads no view."""
+    result = CheckResult()
     for name in SPLITS:
         if not splits.get(name):
-            yield ExamError("(none)", f"the split '{name}' has no exams")
+            result.errors.append(Problem("empty-split", "the split has no exams", f"split {name}"))
     for name in splits:
         if name not in SPLITS:
-            yield ExamWarning("(none)", f"the split '{name}' is never used; known: {', '.join(SPLITS)}")
-
-
-def _shared(splits: Mapping[str, Sequence[Exam]]) -> Iterator[ExamError]:
-    """Ids that stand twice, and patients whom splits share."""
-    home: dict[str, str] = {}
-    patients: dict[str, str] = {}
-    told = set()
+            expected = f"one of {', '.join(SPLITS)}"
+            result.warnings.append(Problem("unused-split", "the split is never used", f"split {name}", expected))
+    split_of_id: dict[str, str] = {}
+    split_of_patient: dict[str, str] = {}
+    leaks = set()
     for split, exams in splits.items():
         for exam in exams:
-            if exam.id in home:
-                where = f"splits {home[exam.id]} and {split}" if home[exam.id] != split else f"split {split} twice"
-                yield ExamError(exam.id, f"the id stands in {where}")
-            home.setdefault(exam.id, split)
-            other = patients.setdefault(exam.patient, split)
-            if other != split and (exam.patient, split) not in told:
-                told.add((exam.patient, split))
-                yield ExamError(exam.id, f"patient {exam.patient} is in splits {other} and {split}: scores would lie")
+            place = f"exam {exam.id}"
+            if exam.id in split_of_id:
+                other = split_of_id[exam.id]
+                where = f"twice in split {split}" if other == split else f"in splits {other} and {split}"
+                result.errors.append(Problem("duplicate-id", f"the id occurs {where}", place))
+            split_of_id.setdefault(exam.id, split)
+            other = split_of_patient.setdefault(exam.patient, split)
+            if other != split and (exam.patient, split) not in leaks:
+                leaks.add((exam.patient, split))
+                found = f"patient {exam.patient} is in splits {other} and {split}"
+                result.errors.append(Problem("split-leak", found, place))
+    return result
 
 
-def _views(exam: Exam, split: str, first: dict[bytes, tuple[str, str, str]]) -> Iterator[ExamError]:
+def _check_views(exam: Exam, split: str, first: dict[bytes, tuple[str, str, str]], result: CheckResult) -> None:
+    place = f"exam {exam.id}"
     if not exam.views:
-        yield ExamError(exam.id, f"it has no view (split {split})")
+        result.errors.append(Problem("broken-image", f"it has no view (split {split})", place))
     for view in exam.views:
+        name = f"view {view.name} (split {split})"
         try:
             image = view.load()
         except (OSError, ValueError) as error:
-            yield ExamError(exam.id, f"view {view.name} (split {split}): {error}")
+            result.errors.append(Problem("broken-image", f"{name}: {error}", place))
             continue
         if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
-            yield ExamError(
-                exam.id, f"view {view.name} is {image.dtype} of shape {image.shape}, not uint8 H x W or H x W x 3"
-            )
+            found = f"{name} is {image.dtype} of shape {image.shape}"
+            result.errors.append(Problem("broken-image", found, place, "uint8 of H x W or H x W x 3"))
             continue
         if image.size == 0 or image.min() == image.max():
-            yield ExamWarning(exam.id, f"view {view.name} (split {split}) is blank: every pixel is the same")
-            continue  # blank frames are alike without being one frame
+            result.warnings.append(Problem("suspicious-image", f"{name} is blank: all pixels are equal", place))
+            continue  # blank images are equal without being copies
         key = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
-        other, exam_id, name = first.setdefault(key, (split, exam.id, view.name))
+        other, exam_id, view_name = first.setdefault(key, (split, exam.id, view.name))
         if other != split:
-            yield ExamWarning(
-                exam.id, f"view {view.name} of split {split} is pixel by pixel view {name} of exam {exam_id} in {other}"
-            )
+            found = f"{name} has the same pixels as view {view_name} of exam {exam_id} in {other}"
+            result.warnings.append(Problem("suspicious-image", found, place))
+
+
+def listing(problems: Sequence[object], most: int = 20) -> str:
+    """One problem per line; after `most` lines, the number of the others."""
+    lines = [f"  {problem}" for problem in problems[:most]]
+    if len(problems) > most:
+        lines.append(f"  ... and {len(problems) - most} more")
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Writes any data set as a manifest with images, so that it can be looked at, shared, and read back by `manifest`."""
+"""Writes any data set as a manifest with PNG images, which the dataset plugin `manifest` reads."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from pathlib import Path
 
 from PIL import Image
 
-from framework.exam import ExamSource
+from framework.exam import ExamError, ExamSource
 from framework.runtime.console import progress_bar
+from framework.runtime.errors import UserError
 
 MANIFEST = "manifest.json"
 
 
 def write_manifest(source: ExamSource, folder: Path) -> Path:
-    """Writes `manifest.json` and `images/*.png`. Gives the manifest's path.
+    """Writes `manifest.json` and `images/*.png` and returns the path of the manifest.
 
-    The manifest is written last, so a folder with one is whole.
+    The manifest is written last, so a folder with a manifest is complete.
 
     Raises:
-        ValueError: the folder holds something, or two exams would share a file name.
+        UserError: the folder is not empty, or two exams have the same file name.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: already there and not an empty folder; name a new one")
+        raise UserError("file-exists", "it is not an empty folder", place=folder, hint="Name a new folder.")
     splits = source.splits()
     names: set[str] = set()
     manifest: dict[str, list[dict[str, object]]] = {}
@@ -34,7 +35,7 @@ def write_manifest(source: ExamSource, folder: Path) -> Path:
         for number, view in enumerate(exam.views, start=1):
             name = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', exam.id).lstrip('.')}_{number}.png"
             if name in names:
-                raise ValueError(f"exam {exam.id}: another exam has the image {name} already")
+                raise ExamError(exam.id, "duplicate-id", f"another exam has an image of the name {name}")
             names.add(name)
             Image.fromarray(view.load()).save(folder / "images" / name)
             paths.append(f"images/{name}")

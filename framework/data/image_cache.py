@@ -1,6 +1,6 @@
-"""Images decoded and resized once, in one memory-mapped file: decoding costs 200 times as much as reading back.
+"""Cache of decoded and resized images in one memory-mapped file: decoding takes 200 times as long as reading back.
 
-Imports no torch, since its worker processes start anew.
+Does not import torch, which every spawned worker process would import again.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from framework.data.check import listing
 from framework.exam import Exam, ExamError, View
 from framework.runtime.console import progress_bar
 from framework.runtime.files import atomic_write, one_at_a_time
 from framework.runtime.processes import usable_cores
 
-VERSION = 1  # raise it when the same view would come out as other pixels
+VERSION = 1  # raise it when the same view would give other pixels
 
 
 @dataclass(frozen=True)
 class ImageCache:
-    """Grey values uint8 [rows, C, H, W], and where an exam's views stand in it."""
+    """A file of images, uint8 [rows, C, H, W], and the rows of each exam's views."""
 
     path: Path
     rows: dict[str, tuple[int, ...]]  # by exam id
@@ -41,9 +40,9 @@ class ImageCache:
 
 
 def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """Scales into a square of `size` pixels, proportions kept, black around. Returns uint8 [C, size, size]."""
-    picture = Image.fromarray(image).convert("L" if channels == 1 else "RGB")
-    square = np.asarray(ImageOps.pad(picture, (size, size), Image.Resampling.BILINEAR))
+    """Scales an image into a square with its proportions kept, padded with black. Returns uint8 [C, size, size]."""
+    scaled = Image.fromarray(image).convert("L" if channels == 1 else "RGB")
+    square = np.asarray(ImageOps.pad(scaled, (size, size), Image.Resampling.BILINEAR))
     return square[None] if channels == 1 else square.transpose(2, 0, 1)
 
 
@@ -52,7 +51,7 @@ def _load(job: tuple[str, View, int, int]) -> np.ndarray | ExamError:
     try:
         return fit(view.load(), size, channels)
     except (OSError, ValueError) as error:
-        return ExamError(exam_id, f"view {view.name}: {error}")
+        return ExamError(exam_id, "broken-image", f"view {view.name}: {error}")
 
 
 def build_image_cache(
@@ -64,56 +63,56 @@ def build_image_cache(
     folder: Path,
     on_broken: Literal["stop", "skip"],
 ) -> tuple[ImageCache, list[ExamError]]:
-    """The images of these exams, from disk where they are there, else made by all cores.
+    """The images of the exams, from disk if they are cached, otherwise decoded on all cores.
 
     Returns:
-        The cache, and the problems of the exams that are left out of it (with `on_broken: skip`).
+        the cache, and the errors of the exams that are left out of it (with `on_broken: skip`).
 
     Raises:
-        ValueError: with `on_broken: stop`, one line for every view that does not load.
+        ExamError: with `on_broken: stop`, a problem for every view that does not load.
     """
     jobs = [(exam.id, view, size, channels) for exam in exams for view in exam.views]
     names = [(exam_id, view.name) for exam_id, view, *_ in jobs]
     key = hashlib.sha256(json.dumps([VERSION, source_key, size, channels, names]).encode()).hexdigest()[:24]
-    path, notes = folder / "images" / f"{key}.npy", folder / "images" / f"{key}.json"
-    if not notes.is_file():  # a cache that is there may be on a disk that this machine may only read
+    path, metadata = folder / "images" / f"{key}.npy", folder / "images" / f"{key}.json"
+    if not metadata.is_file():  # an existing cache may be on a read-only disk, so no lock is taken
         with one_at_a_time(path.with_suffix(".lock"), "images"):
-            if not notes.is_file():
-                _make(jobs, path, notes, size, channels)
-    problems = [ExamError(*row) for row in json.loads(notes.read_text(encoding="utf-8"))]
-    if problems and on_broken == "stop":
-        notes.unlink()  # so that a mended file is looked at again
-        listed = listing(problems, most=len(problems))
-        raise ValueError(
-            f"{len(problems)} views cannot be read (data.on_broken: skip leaves their exams out):\n{listed}"
-        )
-    left_out = {problem.exam_id for problem in problems}
+            if not metadata.is_file():
+                _write_cache(jobs, path, metadata, size, channels)
+    rows_of_broken = json.loads(metadata.read_text(encoding="utf-8"))
+    errors = [ExamError(exam_id, "broken-image", found) for exam_id, found in rows_of_broken]
+    if errors and on_broken == "stop":
+        metadata.unlink()  # so that fixed files are read again
+        raise ExamError.of(problem for error in errors for problem in error.problems)
+    left_out = {error.exam_id for error in errors}
     rows: dict[str, tuple[int, ...]] = {}
     for row, (exam_id, *_) in enumerate(jobs):
         if exam_id not in left_out:
             rows[exam_id] = (*rows.get(exam_id, ()), row)
-    return ImageCache(path, rows), problems
+    return ImageCache(path, rows), errors
 
 
-def _make(jobs: list[tuple[str, View, int, int]], path: Path, notes: Path, size: int, channels: int) -> None:
+def _write_cache(jobs: list[tuple[str, View, int, int]], path: Path, metadata: Path, size: int, channels: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
-    problems: list[ExamError] = []
+    errors: list[ExamError] = []
     try:
         images = np.lib.format.open_memmap(part, "w+", np.uint8, (len(jobs), channels, size, size))
-        # Ctrl-C reaches the workers too; it is ours to heed, and they end with us.
-        deaf = (signal.SIGINT, signal.SIG_IGN)
+        # Ctrl-C reaches the workers too; this process handles it, and they end with it.
+        ignore = (signal.SIGINT, signal.SIG_IGN)
         context = get_context("spawn")
-        with ProcessPoolExecutor(usable_cores(), mp_context=context, initializer=signal.signal, initargs=deaf) as pool:
+        with ProcessPoolExecutor(
+            usable_cores(), mp_context=context, initializer=signal.signal, initargs=ignore
+        ) as pool:
             loaded = pool.map(_load, jobs, chunksize=16) if len(jobs) > 64 else map(_load, jobs)
             for row, image in enumerate(progress_bar(loaded, total=len(jobs), text="images")):
                 if isinstance(image, ExamError):
-                    problems.append(image)
+                    errors.append(image)
                 else:
                     images[row] = image
         images.flush()
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    # Last: it says that the images are whole.
-    atomic_write(notes, json.dumps([(problem.exam_id, problem.problem) for problem in problems]))
+    # Written last: it marks the images as complete.
+    atomic_write(metadata, json.dumps([(error.exam_id, error.problems[0].found) for error in errors]))

@@ -1,4 +1,4 @@
-"""Views that are image files, and the check that a file named by a data set lies inside its folder."""
+"""Views in image files, and the check that a file named by a data set is inside its folder."""
 
 from __future__ import annotations
 
@@ -12,67 +12,67 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 from PIL import Image
 
-# A header may promise any size: 100 million pixels are 25 times the largest ultrasound frame, and 300 MB decoded.
-MOST_PIXELS = 100_000_000
-# Not every format of PIL: some run other programs (EPS), and none of the rest is used for scans.
+# A header can claim any size. 100 million pixels are 25 times the largest ultrasound frame, and 300 MB decoded.
+MAX_PIXELS = 100_000_000
+# Only these formats of PIL: some others run external programs (EPS), and none of them is used for scans.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 
 
 def inside(root: str | os.PathLike[str], relative: str) -> Path:
-    """`root / relative`, which need not exist.
+    """`root / relative`, which may not exist.
 
     Raises:
-        ValueError: the path is absolute, climbs out by `..`, or follows a symbolic link to a place outside `root`.
+        ValueError: the path is absolute, leaves `root` by `..`, or follows a symbolic link out of `root`.
     """
     if not relative or "\0" in relative:
         raise ValueError(f"not a file name: {relative!r}")
-    parts = PureWindowsPath(relative)  # takes / and \ as separators, and knows drives, so that no system is fooled
+    parts = PureWindowsPath(relative)  # knows / and \ as separators, and drives, on any system
     if relative.startswith("/") or parts.anchor:
-        raise ValueError(f"'{relative}' is an absolute path; write it relative to {root}")
+        raise ValueError(f"'{relative}' is an absolute path, expected a path relative to {root}")
     if ".." in parts.parts:
         raise ValueError(f"'{relative}' leaves its folder {root} by '..'")
     try:
         path, base = (Path(root) / relative).resolve(), Path(root).resolve()
-    except RuntimeError:  # what Python before 3.13 says of links in a circle
-        raise ValueError(f"'{relative}' is a symbolic link in a circle") from None
+    except RuntimeError:  # what Python before 3.13 raises for a cycle of links
+        raise ValueError(f"'{relative}' is a cycle of symbolic links") from None
     if not path.is_relative_to(base):
-        raise ValueError(f"'{relative}' is a link that leaves its folder {root} for {path}")
+        raise ValueError(f"'{relative}' is a symbolic link to {path}, outside of its folder {root}")
     return path
 
 
 @dataclass(frozen=True)
 class FileView:
-    """A view kept in a PNG, JPEG, BMP or TIFF file."""
+    """A view in a PNG, JPEG, BMP or TIFF file."""
 
     path: str
     name: str
 
     def load(self) -> np.ndarray:
-        """Grey values, uint8, H x W; H x W x 3 where the file has colour. 16-bit grey becomes 8-bit.
+        """The image, uint8 [H, W], or [H, W, 3] for colour. 16-bit grey becomes 8-bit.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            OSError: the file is no image, is cut short, or claims more than `MOST_PIXELS` pixels.
+            FileNotFoundError: the file does not exist.
+            OSError: the file is not an image, is truncated, or claims more than `MAX_PIXELS` pixels.
         """
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS follows
                 with Image.open(self.path, formats=FORMATS) as image:
                     width, height = image.size
-                    if width * height > MOST_PIXELS:
-                        raise OSError(f"{self.path}: {width} x {height} pixels, more than {MOST_PIXELS:,}; not decoded")
+                    if width * height > MAX_PIXELS:
+                        raise OSError(f"{self.path}: {width} x {height} pixels, more than {MAX_PIXELS:,}; not decoded")
                     return _grey_or_colour(image, self.path)
         except FileNotFoundError:
             raise FileNotFoundError(f"{self.path}: no such file") from None
         except Image.DecompressionBombError:
-            raise OSError(f"{self.path}: more than {MOST_PIXELS:,} pixels; not decoded") from None
+            raise OSError(f"{self.path}: more than {MAX_PIXELS:,} pixels; not decoded") from None
         except Image.UnidentifiedImageError:
             raise OSError(f"{self.path}: not an image in {', '.join(FORMATS)}") from None
         except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error) as error:
             if str(error).startswith(self.path):
                 raise
-            # PIL's decoders fail in many ways on damaged files; to a reader they are one.
-            raise OSError(f"{self.path}: broken or cut short, decode failed ({error})") from None
+            # PIL's decoders raise many kinds of errors on damaged files.
+            raise OSError(f"{self.path}: damaged or truncated, decoding failed ({error})") from None
 
 
 def _grey_or_colour(image: Image.Image, path: str) -> np.ndarray:

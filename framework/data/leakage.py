@@ -1,7 +1,7 @@
-"""Which patients a model has seen, told beside it, so that nothing which builds on it is scored on them.
+"""Records beside a model which patients it was trained on, so that later stages are not scored on them.
 
-Patients are told as hashes of the data set's name and their id, which keeps names out of what is handed on. Whoever can
-guess an id can still look it up; a data set's ids should mean nothing outside of it.
+Patients are stored as hashes of the data set's name and their id, so that a published model does not contain ids. A
+short id can still be guessed from its hash: ids should mean nothing outside the data set.
 """
 
 from __future__ import annotations
@@ -15,71 +15,77 @@ from framework.data.loading import ExamSet
 from framework.models.external_weights import read_metadata
 from framework.recipe import Recipe
 from framework.runtime.console import print0
+from framework.runtime.errors import UserError
 
-NOTES = "patients"  # beside a model, see ModelTexts
-# What a model learns from and what it is chosen by, and the splits of a later stage that must not be among them.
-SCORED = {"train": ("val", "test"), "val": ("test",)}
-
-
-def _hash_of(dataset: str, patient: str) -> str:
-    return hashlib.sha256(json.dumps([dataset, patient], ensure_ascii=False).encode()).hexdigest()
+NOTES = "patients"  # metadata file beside a model, see ModelTexts
+# A split that a model has seen -> splits of a later stage that must not contain its patients.
+MUST_BE_UNSEEN = {"train": ("val", "test"), "val": ("test",)}
 
 
 def patients_seen(recipe: Recipe, exams: Mapping[str, ExamSet], before: Path | None) -> dict[str, list[str]]:
-    """What is told beside a model: data sets, and hashes of the patients by split.
+    """The metadata of a model: names of its data sets, and hashes of its patients by split.
 
     Args:
-        before: the model that the run begins with or goes on from, whose patients were seen too; None: it begins anew.
+        before: the model that the run starts or resumes from, whose patients are included; None for a new model.
     """
-    told = {} if before is None else read_metadata(before, NOTES)
+    seen = {} if before is None else read_metadata(before, NOTES)
     dataset = recipe.data.dataset.name
-    found = {"datasets": sorted({*told.get("datasets", ()), dataset})}
-    return found | {split: sorted({*told.get(split, ()), *_hashes(dataset, exams[split])}) for split in SCORED}
+    merged = {"datasets": sorted({*seen.get("datasets", ()), dataset})}
+    return merged | {split: sorted({*seen.get(split, ()), *_hashes(dataset, exams[split])}) for split in MUST_BE_UNSEEN}
 
 
-def require_unseen(asked: str, model: Path, before: Recipe, recipe: Recipe, exams: Mapping[str, ExamSet]) -> None:
-    """Holds a run's splits to the patients that another model has seen. What cannot be told is said.
+def require_unseen(
+    used_by: str, model: Path, model_recipe: Recipe, recipe: Recipe, exams: Mapping[str, ExamSet]
+) -> None:
+    """Checks that a model was not trained or selected on patients of splits that it will be scored on.
+
+    Prints a notice if the model has no record of this data set.
 
     Args:
-        asked: what asks for that model, for messages.
-        before: the model's recipe.
-        exams: the splits that are looked at.
+        used_by: the command or key that uses the model, for messages.
+        exams: the splits to check.
 
     Raises:
-        ValueError: it has learned from patients of val or test, or was chosen by patients of test.
+        UserError: it was trained on patients of val or test, or selected on patients of test.
     """
-    dataset, told = recipe.data.dataset, read_metadata(model, NOTES)
-    if not told and before.data.dataset == dataset:
-        return  # written before models told their patients, and split as here
-    if dataset.name not in told.get("datasets", ()):
-        of = f"has seen data sets of '{', '.join(told['datasets'])}' alone" if told else "does not tell its patients"
-        scored = " and ".join(split for split in ("val", "test") if split in exams)
+    dataset, seen = recipe.data.dataset, read_metadata(model, NOTES)
+    if not seen and model_recipe.data.dataset == dataset:
+        return  # written before models recorded patients, and with the same splits
+    if dataset.name not in seen.get("datasets", ()):
+        reason = f"was trained on the data sets {', '.join(seen['datasets'])} only" if seen else "records no patients"
+        splits = " and ".join(split for split in ("val", "test") if split in exams)
         print0(
-            f"notice: {asked}: {model} {of}, so they are not compared with those of this run's {scored} (dataset "
-            f"'{dataset.name}'); see to it that none is in both"
+            f"notice: {used_by}: {model} {reason}, so its patients are not compared with {splits} of data set "
+            f"'{dataset.name}'. Make sure that they are different people"
         )
         return
-    for seen, splits in SCORED.items():
-        for split in (name for name in splits if name in exams):
-            if shared := _hashes(dataset.name, exams[split]) & set(told.get(seen, ())):
-                raise ValueError(
-                    f"{asked}: {len(shared)} patients of this run's {split} were in {seen} of {model}, so {split} "
-                    f"would tell nothing.{_differing(before, recipe)} Take the same splits; or, where these are other "
-                    "people with the same ids, give them ids of their own"
+    for seen_split, splits_to_check in MUST_BE_UNSEEN.items():
+        for split in (name for name in splits_to_check if name in exams):
+            if common := _hashes(dataset.name, exams[split]) & set(seen.get(seen_split, ())):
+                raise UserError(
+                    "split-leak",
+                    f"{len(common)} patients of {split} are in {seen_split} of {model}",
+                    place=used_by,
+                    hint=f"{_differing_keys(model_recipe, recipe)}Use the same splits. If they are different people "
+                    "with the same ids, give them different ids.",
                 )
 
 
-def _differing(before: Recipe, recipe: Recipe) -> str:
-    theirs, ours = before.data.dataset, recipe.data.dataset
-    if theirs.name != ours.name:
-        return ""  # they were seen in a stage before
-    words = [
-        f"data.dataset.{key} ({theirs.keys.get(key)!r} there, {value!r} here)"
-        for key, value in ours.keys.items()
-        if theirs.keys.get(key) != value
+def _differing_keys(model_recipe: Recipe, recipe: Recipe) -> str:
+    """A sentence about the keys of the data set that may explain the leak; empty if there are none."""
+    old, new = model_recipe.data.dataset, recipe.data.dataset
+    if old.name != new.name:
+        return ""  # the patients come from an earlier stage
+    keys = [
+        f"data.dataset.{key} ({old.keys.get(key)!r} there, {value!r} here)"
+        for key, value in new.keys.items()
+        if old.keys.get(key) != value
     ]
-    return f" These differ: {', '.join(words)}." if words else ""
+    return f"These keys differ: {', '.join(keys)}. " if keys else ""
 
 
 def _hashes(dataset: str, exams: ExamSet) -> set[str]:
-    return {_hash_of(dataset, exam.patient) for exam in exams.exams}
+    return {
+        hashlib.sha256(json.dumps([dataset, exam.patient], ensure_ascii=False).encode()).hexdigest()
+        for exam in exams.exams
+    }

@@ -1,1 +1,1 @@
-"""Scores of a split, the report of one exam, and which models write them."""
+"""Scores of a split, the report of one exam, and the choice of the models that generate them."""

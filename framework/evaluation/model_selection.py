@@ -1,4 +1,4 @@
-"""Which models of a run write its reports: the best one, the average of several checkpoints, or several together."""
+"""The models that generate a run's reports: the best one, an average of checkpoints, or an ensemble."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from framework.checkpoint.format import CheckpointError, checkpoints_of, ranked,
 from framework.models.ensemble import Ensemble
 from framework.recipe import Choice, Recipe, load_saved_recipe
 from framework.recipe.score_names import higher_is_better
+from framework.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class ModelSelection:
-    """What is asked for. What is asked of the run is asked of each of the others too.
+    """The models to load; `average` and `ensemble` apply to the run and to each of `others`.
 
     Attributes:
-        average: best checkpoints whose weights are averaged; 1: the best is taken as it is.
-        ensemble: best checkpoints that write together.
-        others: runs whose models write together with the run's.
+        average: number of best checkpoints whose weights are averaged; 1 is the best model itself.
+        ensemble: number of best checkpoints whose predictions are averaged.
+        others: runs whose models join the ensemble.
+
+    Raises:
+        UserError: both `average` and `ensemble` are above 1.
     """
 
     average: int = 1
@@ -34,73 +38,79 @@ class ModelSelection:
 
     def __post_init__(self) -> None:
         if self.average > 1 and self.ensemble > 1:
-            raise ValueError(
-                "--average and --ensemble: choose one; the first makes one model of several, the second none"
-            )
+            raise UserError(
+                "conflicting-settings", "cannot average and ensemble at once", place="--average, --ensemble",
+                hint="Choose one: --average makes one model of several, --ensemble keeps them.",
+            )  # fmt: skip
 
     @property
     def label(self) -> str:
-        """What is put behind the names of files, so that the run's own scores stay; empty for its best model alone."""
-        words = [f"average-{self.average}"] if self.average > 1 else []
-        words += [f"ensemble-{self.ensemble}"] if self.ensemble > 1 else []
-        return "-".join([*words, *(f"with-{run.resolve().parent.name}-{run.resolve().name}" for run in self.others)])
+        """Suffix of file names, so that the run's own scores are kept; empty for the best model alone."""
+        parts = [f"average-{self.average}"] if self.average > 1 else []
+        parts += [f"ensemble-{self.ensemble}"] if self.ensemble > 1 else []
+        return "-".join([*parts, *(f"with-{run.resolve().parent.name}-{run.resolve().name}" for run in self.others)])
 
 
-BEST = ModelSelection()  # the run's best model, by itself
+BEST = ModelSelection()  # the run's best model alone
 
 
 def load_models(
-    run: Path, recipe: Recipe, tokenizer: Any, asked: ModelSelection, task: Any | None = None
+    run: Path, recipe: Recipe, tokenizer: Any, selection: ModelSelection, task: Any | None = None
 ) -> tuple[Any, list[str]]:
-    """A task, or what stands in its place, with weights; and what it was made of, one line a model that writes.
+    """The selected models as one task or Ensemble, and a description of each model.
 
     Args:
-        task: of the run's recipe, whose weights may be overwritten; None: one is built.
+        task: a task of the run's recipe, whose weights are overwritten; None builds one.
 
     Raises:
-        ValueError: a run lacks what is asked of it, or its models do not write with the run's words and images.
+        UserError: a run does not have the models, or they do not fit those of the run.
         CheckpointError: a checkpoint is damaged.
     """
-    tasks, told = _of_run(run, recipe, tokenizer, asked, task)
-    for other in asked.others:
-        theirs = run_recipe(other)
-        words = build_tokenizer(theirs, [], other / "model")
-        _write_alike(run, recipe, tokenizer, other, theirs, words)
-        more, lines = _of_run(other, theirs, words, asked, None)
-        tasks += more
-        told += lines
-    return (tasks[0] if len(tasks) == 1 else Ensemble(tasks)), told
+    tasks, descriptions = _load_from_run(run, recipe, tokenizer, selection, task)
+    for other in selection.others:
+        other_recipe = run_recipe(other)
+        other_tokenizer = build_tokenizer(other_recipe, [], other / "model")
+        _require_compatible(run, recipe, tokenizer, other, other_recipe, other_tokenizer)
+        more = _load_from_run(other, other_recipe, other_tokenizer, selection, None)
+        tasks += more[0]
+        descriptions += more[1]
+    return (tasks[0] if len(tasks) == 1 else Ensemble(tasks)), descriptions
 
 
-def _of_run(
-    run: Path, recipe: Recipe, tokenizer: Any, asked: ModelSelection, task: Any | None
+def _load_from_run(
+    run: Path, recipe: Recipe, tokenizer: Any, selection: ModelSelection, task: Any | None
 ) -> tuple[list[Any], list[str]]:
-    """The models of one run that write, and a line on each."""
-    count = max(asked.average, asked.ensemble)
+    """The selected models of one run, and a description of each."""
+    count = max(selection.average, selection.ensemble)
     if count == 1:
-        groups, told = [[run / "model"]], [str(run / "model")]
+        groups, descriptions = [[run / "model"]], [str(run / "model")]
     else:
-        found = best_checkpoints(run, count, "--average" if asked.average > 1 else "--ensemble")
+        found = best_checkpoints(run, count, "--average" if selection.average > 1 else "--ensemble")
         models = [checkpoint / "model" for checkpoint in found]
-        names = [f"{checkpoint} ({value:.4f})" for checkpoint, value in found.items()]
-        groups, told = ([models], [", ".join(names)]) if asked.average > 1 else ([[model] for model in models], names)
+        descriptions = [f"{checkpoint} ({value:.4f})" for checkpoint, value in found.items()]
+        groups = [[model] for model in models]
+        if selection.average > 1:
+            groups, descriptions = [models], [", ".join(descriptions)]
     tasks = [task or build_task(recipe, tokenizer, None, None, trained=True, model=groups[0][0])]
     tasks += [build_task(recipe, tokenizer, None, None, trained=True, model=group[0]) for group in groups[1:]]
     for each, models in zip(tasks, groups):
         put_weights(average(models), each, models[0])
-    return tasks, told
+    return tasks, descriptions
 
 
 def best_checkpoints(run: Path, count: int, option: str) -> dict[Path, float]:
-    """The `count` best checkpoints that a run keeps, the best first, and what each scored on validation.
+    """The `count` best checkpoints of a run, the best first, with their scores on validation.
+
+    Args:
+        option: the command-line option that needs them, for messages.
 
     Raises:
-        ValueError: the run does not keep so many.
+        UserError: the run keeps fewer.
         CheckpointError: one of them is damaged.
     """
     found = checkpoints_of(run / "checkpoints")
     if not found:
-        raise ValueError(f"{option}: {run} has no checkpoints, which this needs; its model alone is not enough")
+        raise UserError("no-checkpoint", f"{run} has no checkpoints, only a model", place=option)
     newest = found[0]
     if problem := verify_checkpoint(newest):
         raise CheckpointError.of([problem])
@@ -109,15 +119,15 @@ def best_checkpoints(run: Path, count: int, option: str) -> dict[Path, float]:
     known = {path.name: path for path in found}
     best = [known[name] for name in ranked(train_state, _higher_is_better(recipe, newest / "model")) if name in known]
     if (most := recipe.checkpoint.keep_best) < count:
-        raise ValueError(
-            f"{option}: {run} keeps its {min(most, len(best))} best checkpoints, and {count} are asked for; "
-            f"train it with checkpoint.keep_best={count}"
-        )
+        raise UserError(
+            "no-checkpoint", f"{run} keeps its {min(most, len(best))} best checkpoints", place=option,
+            expected=str(count), hint=f"Train it with checkpoint.keep_best={count}.",
+        )  # fmt: skip
     if len(best) < count:
-        raise ValueError(
-            f"{option}: {run} has {len(best)} checkpoints with a score on validation, and {count} are asked for. "
-            f"It has checkpoint.keep_best={most} already: train it longer, or ask for fewer"
-        )
+        raise UserError(
+            "no-checkpoint", f"{run} has {len(best)} checkpoints with a score on validation", place=option,
+            expected=str(count), hint=f"Train it longer (it has checkpoint.keep_best={most}), or ask for fewer.",
+        )  # fmt: skip
     for path in best[:count]:
         if problem := verify_checkpoint(path):
             raise CheckpointError.of([problem])
@@ -125,20 +135,20 @@ def best_checkpoints(run: Path, count: int, option: str) -> dict[Path, float]:
 
 
 def _higher_is_better(recipe: Recipe, model: Path) -> bool:
-    """Of what is monitored."""
+    """Whether a higher value of the monitored score is better."""
 
     def build(choice: Choice) -> Any:
         return build_metric(recipe, choice, build_tokenizer(recipe, [], model))
 
     found = higher_is_better(recipe, [recipe.evaluate.monitored], build)
-    assert found is not None, f"no metric gives {recipe.evaluate.monitored}, which the run was trained by"
+    assert found is not None, f"no metric computes {recipe.evaluate.monitored}"
     return found
 
 
 def average(models: Sequence[Path]) -> dict[str, Tensor]:
-    """The mean of exported models, each weight by itself; running statistics of batch normalization too.
+    """The mean of the weights of exported models, including running statistics of batch normalization.
 
-    What is not a floating point number, such as a count of batches, is the first model's.
+    Tensors that are not floating point, such as a number of batches, are the first model's.
 
     Source:
         Vaswani et al. 2017, arXiv 1706.03762, section 6.1 (checkpoints of one run); Wortsman et al. 2022, arXiv
@@ -152,29 +162,36 @@ def average(models: Sequence[Path]) -> dict[str, Tensor]:
         for model, other in zip(models[1:], others):
             shapes = {name: tuple(other.get_slice(name).get_shape()) for name in other.keys()}  # noqa: SIM118
             assert shapes == {name: tuple(value.shape) for name, value in first.items()}, model
-        for name, value in first.items():  # one at a time: in float64 all would take twice the memory of a model
+        for name, value in first.items():  # one at a time: a whole model in float64 takes twice its memory
             if value.is_floating_point():
                 total = sum((other.get_tensor(name).double() for other in others), value.double())
                 first[name] = (total / len(models)).to(value.dtype)
     return first
 
 
-def _write_alike(run: Path, recipe: Recipe, tokenizer: Any, other: Path, theirs: Recipe, words: Any) -> None:
-    """Raises ValueError where another run's models cannot write with this one's."""
-    if list(words.vocabulary) != list(tokenizer.vocabulary):
-        differing = len(set(words.vocabulary) ^ set(tokenizer.vocabulary))
-        raise ValueError(
-            f"--with {other}: its tokenizer is not that of {run}: {len(words)} words and {len(tokenizer)}, "
-            f"{differing} of them in one alone; models that write together need the same words in the same order"
+def _require_compatible(
+    run: Path, recipe: Recipe, tokenizer: Any, other: Path, other_recipe: Recipe, other_tokenizer: Any
+) -> None:
+    """Raises UserError if the models of two runs cannot form an ensemble."""
+
+    def misfit(found: str, expected: str, hint: str = "") -> UserError:
+        return UserError("does-not-fit", found, place=f"--with {other}", expected=f"{expected} as {run}", hint=hint)
+
+    if list(other_tokenizer.vocabulary) != list(tokenizer.vocabulary):
+        differing = len(set(other_tokenizer.vocabulary) ^ set(tokenizer.vocabulary))
+        raise misfit(
+            f"a vocabulary of {len(other_tokenizer)} words, {differing} of them in one vocabulary only",
+            f"the same {len(tokenizer)} words in the same order",
         )
-    images, their_images = ((r.data.image_size, r.data.channels) for r in (recipe, theirs))
-    if images != their_images:
-        raise ValueError(
-            f"--with {other}: it looks at images of {their_images[0]} px and {their_images[1]} channels, {run} at "
-            f"{images[0]} px and {images[1]}"
+    size, channels = recipe.data.image_size, recipe.data.channels
+    if (other_recipe.data.image_size, other_recipe.data.channels) != (size, channels):
+        raise misfit(
+            f"images of {other_recipe.data.image_size} px and {other_recipe.data.channels} channels",
+            f"{size} px and {channels} channels",
         )
-    if theirs.evaluate.max_length < recipe.evaluate.max_length:
-        raise ValueError(
-            f"--with {other}: it writes at most {theirs.evaluate.max_length} tokens (evaluate.max_length), {run} up to "
-            f"{recipe.evaluate.max_length}; turn the two around"
+    if other_recipe.evaluate.max_length < recipe.evaluate.max_length:
+        raise misfit(
+            f"at most {other_recipe.evaluate.max_length} tokens (evaluate.max_length)",
+            f"at least {recipe.evaluate.max_length}",
+            "Swap the two runs.",
         )

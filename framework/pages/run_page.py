@@ -16,14 +16,14 @@ from framework.pages.plot import Figure, Key, Plot
 from framework.pages.records import read_records
 from framework.pages.render import render
 from framework.runtime.files import atomic_write
-from framework.scoring.table import HIGH, LOW, MEANING, Scores, legend, score_table
+from framework.scoring.table import HIGH, LABELS, LOW, Scores, legend, score_table
 
 if TYPE_CHECKING:
     from framework.build import Parts
 
 SHOWN = 12  # test exams on the page
 FEW = 40  # points of a curve that each have a mark
-OWN = {MEANING["model"]: "own main", MEANING[LOW]: "own", MEANING["model_on_unseen_reports"]: "own"}  # styles of rows
+OWN = {LABELS["model"]: "own main", LABELS[LOW]: "own", LABELS["model_on_unseen_reports"]: "own"}  # styles of rows
 
 
 def write_page(run: Path, parts: Parts) -> Path:
@@ -50,7 +50,7 @@ def _cards(scores: Scores) -> list[tuple[str, str, list[str], str]]:
     """The scores of the model on the test split, each with those of the baselines that it should beat."""
     cards = []
     for name in score_table(scores)[0][2:]:
-        lines = [f"{MEANING[row].partition(': ')[2]}: {scores[row][name]:.3f}" for row in _baselines(scores)]
+        lines = [f"{LABELS[row].partition(': ')[2]}: {scores[row][name]:.3f}" for row in _baselines(scores)]
         ends = f"[{scores[LOW][name]:.3f}, {scores[HIGH][name]:.3f}]" if name in scores.get(LOW, {}) else ""
         cards.append((f"{name}, test", f"{scores['model'][name]:.3f}", lines, ends))
     return cards

@@ -23,7 +23,7 @@ from framework.recipe import Recipe
 from framework.registry import PluginError, find
 from framework.runtime.errors import first_line
 from framework.task import ReportTask
-from framework.text.lsa import USUAL_DIMENSIONS
+from framework.text.lsa import LSA_DIMENSIONS
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -85,7 +85,7 @@ def build_meta_task(recipe: Recipe, material: Material, topic_count: int | None)
         encoder, decoder = build_model(recipe, material.tokenizer, trained=True)
     # Losses look at the values of what they are given, so these are real while they are built; as no space is
     # fitted, it is one of the usual size in which each word points somewhere.
-    word_vectors_WD = torch.ones(len(material.tokenizer), USUAL_DIMENSIONS)
+    word_vectors_WD = torch.ones(len(material.tokenizer), LSA_DIMENSIONS)
     losses = build_losses(
         recipe, material.tokenizer, encoder.width, topic_count, word_vectors_WD, material.splits["train"]
     )

@@ -25,7 +25,7 @@ from framework.plan.material import Material, read_material
 from framework.plan.whole import Plan, batch_plan_of
 from framework.recipe import Recipe
 from framework.runtime.console import progress_bar
-from framework.text.lsa import USUAL_DIMENSIONS, ReportSpace
+from framework.text.lsa import LSA_DIMENSIONS, ReportSpace
 from framework.train_step import batch_augment, train_step, weights_at
 
 WARM_UP, STEPS = 2, 20
@@ -35,7 +35,7 @@ NOT_COUNTED = (
     "decoding of images (once; then cached)",
     "distillation (once; then cached)",
     "pretrained weights (fetching them)",
-    "scoring and the floors at the end, such as the report of the nearest image",
+    "scoring and the baselines at the end, such as the report of the nearest image",
     "checkpoints",
     "talk between processes",
 )
@@ -64,7 +64,7 @@ def probe(recipe: Recipe, plan: Plan) -> Probe:
     """Times the recipe's own task on this device, then throws it away. Writes nothing."""
     accelerator = start_accelerator(recipe)
     material = read_material(recipe)
-    space = ReportSpace(USUAL_DIMENSIONS, recipe.train.seed)
+    space = ReportSpace(LSA_DIMENSIONS, recipe.train.seed)
     space.fit([material.tokenizer.segment(exam.report) for exam in material.splits["train"]])
     train = material.splits["train"]
     # As if it were trained, which fetches no weights.

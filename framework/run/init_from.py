@@ -23,7 +23,7 @@ from framework.data.leakage import require_unseen
 from framework.data.loading import ExamSet
 from framework.distributed.collectives import on_main
 from framework.models.external_weights import require_same_weights, unsaved_names
-from framework.optim import longest_fitting, named_by_all, nearest_part
+from framework.optim import longest_prefix, nearest_part, parameters_by_names
 from framework.recipe import Recipe, load_saved_recipe
 from framework.run.folder import OpenedRun
 from framework.runtime.console import print0
@@ -154,8 +154,8 @@ def load_initial_weights(
 
 def _excluded(names: Iterable[str], prefixes: Sequence[str], task: ReportTask) -> set[str]:
     """Names below a prefix; a tied weight is excluded by any of its names."""
-    aliases = {name: every for every, _ in named_by_all(task) for name in every}
-    return {name for name in names if any(longest_fitting(each, prefixes) for each in aliases.get(name, [name]))}
+    aliases = {name: every for every, _ in parameters_by_names(task) for name in every}
+    return {name for name in names if any(longest_prefix(each, prefixes) for each in aliases.get(name, [name]))}
 
 
 def _settings(task: ReportTask) -> set[str]:
@@ -186,7 +186,7 @@ def _print_other_keys(source: Source, before: Recipe, recipe: Recipe, parts: Seq
 
 def _require_known(prefixes: Sequence[str], names: Sequence[str]) -> None:
     for prefix in prefixes:
-        if not any(longest_fitting(name, [prefix]) for name in names):
+        if not any(longest_prefix(name, [prefix]) for name in names):
             raise UserError(
                 "unknown-name",
                 f"no parameter of either model starts with '{prefix}'",
@@ -261,7 +261,7 @@ def _shortest_prefixes(wrong: set[str], names: Iterable[str]) -> list[str]:
     for name in sorted(wrong):
         words = name.split(".")
         prefixes = (".".join(words[:depth]) for depth in range(1, len(words) + 1))
-        found.append(next(p for p in prefixes if not any(longest_fitting(other, [p]) for other in right)))
+        found.append(next(p for p in prefixes if not any(longest_prefix(other, [p]) for other in right)))
     return list(dict.fromkeys(found))
 
 

@@ -124,8 +124,24 @@ CODES: dict[str, tuple[str, str]] = {
         "Give each its own id, or remove the copy.",
     ),
     "broken-image": (
-        "An image cannot be decoded, or has an unexpected shape or type.",
-        "Replace the image, or list it where the dataset excludes images.",
+        "An image is missing, cannot be decoded, or has an unexpected shape or type.",
+        "Replace the image, list it where the dataset excludes images, or set data.on_broken: skip.",
+    ),
+    "suspicious-image": (
+        "A warning: all pixels of an image are equal, or it equals an image of another split.",
+        "Look at the image.",
+    ),
+    "unused-split": (
+        "A warning: no command uses a split of this name.",
+        "Name it train, val or test.",
+    ),
+    "split-leak": (
+        "A patient is in two splits, or a model was trained on patients of the split that it is scored on.",
+        "Split by patient, and use the same splits in every stage. Different people need different ids.",
+    ),
+    "exams-differ": (
+        "Two machines read different exams.",
+        "Copy the data to all machines again.",
     ),
     # Models and weights
     "weights-differ": (

@@ -31,6 +31,8 @@ BUG = 1  # Python's own exit code for an unexpected exception
 # Environment variable that names a file for exit code and reason, which launchers do not pass on.
 OUTCOME = "SONOSCRIBE_OUTCOME"
 
+MAX_LINES = 100  # problems in the text of one error
+
 E = TypeVar("E", bound="UserError")
 
 
@@ -94,7 +96,10 @@ class UserError(ValueError):
 
     def _hold(self, problems: tuple[Problem, ...]) -> None:
         assert problems, "an error names a problem"
-        ValueError.__init__(self, "\n".join(map(str, problems)))
+        lines = [*map(str, problems[:MAX_LINES])]
+        if len(problems) > MAX_LINES:
+            lines.append(f"... and {len(problems) - MAX_LINES} more")
+        ValueError.__init__(self, "\n".join(lines))
         self.problems = problems
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:

@@ -1,4 +1,4 @@
-"""Runs of neighbouring words or characters, which many scores of texts count."""
+"""Helpers of metrics that count n-grams."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 
 
 def ngrams(units: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
-    """All runs of this many units, from the left."""
+    """All n-grams of this length, from left to right."""
     return zip(*(units[start:] for start in range(length)))
 
 
-def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Part over whole, number by number; 0 of nothing."""
+def safe_divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole elementwise; 0 where whole is 0."""
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)

@@ -1,4 +1,4 @@
-"""What metrics with models of their own need: of the machine and the reports, and a memory of what was scored last."""
+"""Checks of the packages and reports that model-based metrics need, and a cache of their last result."""
 
 from __future__ import annotations
 
@@ -12,89 +12,95 @@ from typing import Any
 import numpy as np
 
 from framework.exam import Pair
-from framework.runtime.errors import first_line
+from framework.runtime.errors import UserError, first_line
+from framework.scoring.pairs import require_pairs
 
 LETTER = re.compile(r"[^\W\d_]")
 
 
 def require_english(metric: str, language: str) -> None:
-    """Raises ValueError for reports in another language, of which the metric's models and tables know nothing."""
+    """Raises UserError if the reports are not in English, the only language of the metric."""
     if language != "en":
-        raise ValueError(
-            f"metric {metric}: it knows English alone, and these reports are in '{language}'. Take it out of "
-            "evaluate.metrics; bleu, chrf, findings_f1 and bertscore (with a model of the language) score them"
+        raise UserError(
+            "unsupported",
+            f"the metric scores English only, and the reports are in '{language}'",
+            place=f"metric {metric}",
+            hint="Use bleu, chrf, findings_f1, or bertscore with a model of the language.",
         )
 
 
-def imported(metric: str, module: str, extra: str) -> Any:
-    """A package that a metric is made of.
+def import_package(metric: str, module: str, extra: str) -> Any:
+    """Imports a package that a metric needs.
 
     Raises:
-        ValueError: it is not installed, or does not import.
+        UserError: the package is not installed or does not import.
     """
     try:
         return importlib.import_module(module)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:  # what a package with a broken library raises
-        raise ValueError(
-            f"metric {metric}: the package {module} does not import here ({first_line(error)}): pip install "
-            f"'sonoscribe[{extra}]', or take it out of evaluate.metrics"
-        ) from None
+    except (ImportError, OSError, RuntimeError, ValueError) as error:  # RuntimeError, OSError: a broken binary
+        raise _missing_package(metric, f"the package {module} does not import: {first_line(error)}", extra) from None
 
 
 def package_folder(metric: str, module: str, extra: str) -> Path:
-    """Where a package lies, without importing it.
+    """The folder of a package, found without importing it.
 
     Raises:
-        ValueError: it is not installed.
+        UserError: the package is not installed.
     """
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(
-            f"metric {metric}: the package {module} is not installed: pip install 'sonoscribe[{extra}]', or take it "
-            "out of evaluate.metrics"
-        )
+        raise _missing_package(metric, f"the package {module} is not installed", extra)
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def with_letters(metric: str, pairs: Sequence[Pair]) -> list[int]:
-    """The pairs, by number, whose prediction says something: models for whole texts stumble over empty ones.
+def _missing_package(metric: str, found: str, extra: str) -> UserError:
+    hint = f"pip install 'sonoscribe[{extra}]', or remove the metric from evaluate.metrics."
+    return UserError("missing-package", found, place=f"metric {metric}", hint=hint)
+
+
+def indices_with_words(metric: str, pairs: Sequence[Pair]) -> list[int]:
+    """Indices of the pairs whose prediction has words; models of whole texts fail on empty ones.
 
     Raises:
-        ValueError: there are no pairs, or a reference says nothing.
+        UserError: there are no pairs, or a reference has no words.
     """
-    if not pairs:
-        raise ValueError(f"metric {metric}: no reports: the split is empty")
+    require_pairs(metric, pairs)
     for pair in pairs:
         if not LETTER.search(pair.reference):
-            raise ValueError(f"metric {metric}: the reference of exam {pair.exam_id} has no words")
+            raise UserError(
+                "empty-report", f"metric {metric} cannot score a reference without words", place=f"exam {pair.exam_id}"
+            )
     return [number for number, pair in enumerate(pairs) if LETTER.search(pair.prediction)]
 
 
-def one_each(metric: str, values: Any, asked: int) -> np.ndarray:
-    """The values of a package, a finite number for each report.
+def finite_values(metric: str, values: Any, count: int) -> np.ndarray:
+    """The values that a package returned, checked to be one finite number per report.
 
     Raises:
-        ValueError: it gave others.
+        UserError: they are not.
     """
     found = np.asarray(values, dtype=np.float64)
-    if found.shape != (asked,) or not np.isfinite(found).all():
-        raise ValueError(
-            f"metric {metric}: its package gave values of shape {found.shape}, not a finite number for each of {asked} "
-            "reports; its version may be another than this was written for"
+    if found.shape != (count,) or not np.isfinite(found).all():
+        raise UserError(
+            "non-finite",
+            f"its package returned values of shape {found.shape}",
+            place=f"metric {metric}",
+            expected=f"one finite number for each of {count} reports",
+            hint="The installed version of the package may be unsupported.",
         )
     return found
 
 
-class LastRows:
-    """The rows that a metric gave of the last reports: their intervals ask for the same again, and models are slow."""
+class LastResult:
+    """Caches a metric's statistics of the last reports: models are slow, and bootstrap intervals ask again."""
 
     def __init__(self) -> None:
-        self._asked: list[tuple[str, str]] | None = None
-        self._rows = np.zeros((0, 0))
+        self._texts: list[tuple[str, str]] | None = None
+        self._stats = np.zeros((0, 0))
 
-    def of(self, pairs: Sequence[Pair], make: Callable[[], np.ndarray]) -> np.ndarray:
-        """The rows of pairs, by `make` where these are not the last ones, text by text."""
-        asked = [(pair.prediction, pair.reference) for pair in pairs]
-        if asked != self._asked:
-            self._rows, self._asked = make(), asked
-        return self._rows.copy()
+    def get(self, pairs: Sequence[Pair], compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """The statistics of the pairs; calls `compute` unless their texts equal the last ones."""
+        texts = [(pair.prediction, pair.reference) for pair in pairs]
+        if texts != self._texts:
+            self._stats, self._texts = compute(), texts
+        return self._stats.copy()

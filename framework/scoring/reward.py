@@ -1,4 +1,4 @@
-"""The reward of a written report: a weighted mix of scores, each exam's own, against the training reports."""
+"""Reward of generated reports for a loss: a weighted sum of scores of single reports."""
 
 from __future__ import annotations
 
@@ -11,47 +11,46 @@ import numpy as np
 from framework.exam import Pair
 from framework.recipe.monitor import weight_problem
 from framework.recipe.score_names import corpus_score_problem
+from framework.runtime.errors import UserError
 
-MakeReward = Callable[[dict[str, float]], "Reward"]  # of weights by the names of scores
+MakeReward = Callable[[dict[str, float]], "Reward"]  # from weights by score name
 
 
 class Reward:
-    """What reports of training exams are worth: the weighted sum of scores, each of one report alone.
+    """Weighted sum of scores of single reports of training exams.
 
-    Scores are of metrics that offer sums of each exam (`per_exam_stats`, `compute`): of others, such as the number of
-    different words over all reports, one report tells nothing. A metric that weighs words by how rare they are learns
-    that from all training reports, once (`fit`), not from the few reports of a batch. BLEU of one report without a run
-    of four words in common is 0, as it is not smoothed.
+    Only scores of metrics with per-exam statistics (`per_exam_stats`, `compute`) have a value for a single report. A
+    metric with word frequencies, such as CIDEr, takes them from all training reports (`fit`), not from the batch. BLEU
+    is not smoothed: BLEU-4 of a report without a common 4-gram is 0.
 
     Args:
-        weights: of each score, by its name: above 0 where higher is better, below 0 where lower is.
-        metrics: the one that gives each score, by the score's name, made for this reward alone.
-        tokenizer: what turns token ids into text, and text into words.
-        references: the training reports, by exam.
+        weights: by score name; positive if higher is better, negative if lower is better.
+        metrics: the metric of each score, by score name, used by this reward only.
+        tokenizer: decodes token ids and segments texts.
+        references: the training reports by exam id.
 
     Raises:
-        ValueError: there are no weights, or one is 0 or weighs its score the wrong way round; or a metric does not
-            score single reports.
+        UserError: there are no weights, a weight is 0 or has the wrong sign, or a metric does not score single reports.
     """
 
     def __init__(
         self, weights: Mapping[str, float], metrics: Mapping[str, Any], tokenizer: Any, references: Mapping[str, str]
     ) -> None:
         if not weights:
-            raise ValueError("reward: no score has a weight; expected for instance {cider: 1.0}")
+            raise UserError("missing-key", "no score has a weight", place="reward", expected="for example {cider: 1.0}")
         for score, weight in weights.items():
             if problem := weight_problem(score, weight, metrics[score].higher_is_better):
-                raise ValueError(f"reward: {problem}")
+                raise UserError.of([problem.at("reward")])
             if not hasattr(metrics[score], "per_exam_stats"):
-                raise ValueError(f"reward: {corpus_score_problem(score)}")
+                raise UserError.of([corpus_score_problem(score).at("reward")])
         self.weights, self.metrics, self.tokenizer = dict(weights), dict(metrics), tokenizer
         self.references = {name: (text, tuple(tokenizer.segment(text))) for name, text in references.items()}
-        for metric in self._different_metrics():
+        for metric in self._distinct_metrics():
             if hasattr(metric, "fit"):
                 metric.fit([words for _, words in self.references.values()])
 
     def __call__(self, exam_ids: Sequence[str], reports: Sequence[list[int]]) -> np.ndarray:
-        """The worth of a report of each exam, float64 [B].
+        """Reward of one report of each exam, float64 [B].
 
         Args:
             reports: token ids, without BOS, EOS and PAD.
@@ -62,18 +61,18 @@ class Reward:
             for name, text in zip(exam_ids, texts, strict=True)
         ]
         total = np.zeros(len(pairs))
-        for metric in self._different_metrics():
+        for metric in self._distinct_metrics():
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that a report is empty or shares nothing is no news here
+                warnings.simplefilter("ignore")  # about empty reports, which are common early in training
                 values = metric.compute(metric.per_exam_stats(pairs))
             for score, weight in self.weights.items():
                 if self.metrics[score] is metric:
                     total += weight * values[score]
         return total
 
-    def _different_metrics(self) -> list[Any]:
-        """Each metric once, however many scores are its own."""
+    def _distinct_metrics(self) -> list[Any]:
+        """Each metric once, even if it has several of the scores."""
         return list({id(metric): metric for metric in self.metrics.values()}.values())
 
     def __deepcopy__(self, memo: Any) -> Reward:
-        return self  # never changes, and holds all training reports
+        return self  # immutable, and it holds all training reports

@@ -1,42 +1,38 @@
-"""The scores of a split as people read them: floors first, then the model, then ceilings."""
+"""Table of the scores of a split: baselines first, then the model, then oracles."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from framework.runtime.console import print0
+from framework.runtime.console import print0, print_table
 
-Scores = dict[str, dict[str, Any]]  # numbers by name; of WITHOUT, texts
+Scores = dict[str, dict[str, Any]]  # row -> score -> number; in the row NO_INTERVAL, texts
 
-LOW, HIGH = "model_low", "model_high"  # ends of the intervals of the model's scores
-WITHOUT = "model_without_interval"  # why some of them have none
-ORDER = (
-    "random_report", "fixed_report", "nearest_image", "model", LOW, "model_on_unseen_reports",
-    "topic_oracle", "retrieval_oracle", "rewording",
-)  # fmt: skip
-MEANING = {
-    "random_report": "floor: a training report at random",
-    "fixed_report": "floor: the best single report",
-    "nearest_image": "floor: report of the nearest image",
+LOW, HIGH = "model_low", "model_high"  # ends of the confidence intervals of the model's scores
+NO_INTERVAL = "model_without_interval"  # score -> why it has no interval
+LABELS = {  # in the order of the table
+    "random_report": "baseline: random training report",
+    "fixed_report": "baseline: the best single report",
+    "nearest_image": "baseline: report of the nearest image",
     "model": "the model",
     LOW: "its 95 % interval",
     "model_on_unseen_reports": "the model, reports not in training",
-    "topic_oracle": "ceiling: best report of the true topic",
-    "retrieval_oracle": "ceiling: nearest training report",
-    "rewording": "ceiling: the truth, other words",
+    "topic_oracle": "oracle: best report of the true topic",
+    "retrieval_oracle": "oracle: nearest training report by TF-IDF",
+    "rewording": "oracle: the reference in other words",
 }
 
 
 def score_table(scores: Scores) -> tuple[list[str], list[list[str]]]:
-    """Header and rows for people: floors, the model, ceilings; one column a metric (attributes stay in scores.json)."""
+    """Header and rows, one column per score; scores of single attributes (`a/b`) are left out."""
     columns = [name for name in scores["model"] if "/" not in name and name not in ("bleu_2", "bleu_3", "exams")]
     rows = []
-    for name in ORDER:
+    for name, label in LABELS.items():
         if name == LOW and name in scores:
-            rows.append([MEANING[name], "", *(_interval(scores, column) for column in columns)])
+            rows.append([label, "", *(_interval(scores, column) for column in columns)])
         elif name in scores:
             values = [f"{scores[name][column]:.3f}" for column in columns]
-            rows.append([MEANING[name], str(int(scores[name]["exams"])), *values])
+            rows.append([label, str(int(scores[name]["exams"])), *values])
     return ["reports from", "exams", *columns], rows
 
 
@@ -47,22 +43,19 @@ def _interval(scores: Scores, column: str) -> str:
 
 
 def legend(scores: Scores) -> str:
-    """What must be known of the intervals; empty where none was asked for."""
-    parts = ["95 % interval: over other patients, drawn with replacement with all their exams"] if LOW in scores else []
-    names: dict[str, list[str]] = {}
+    """How the intervals were made, and why some scores have none; empty if there are no intervals."""
+    parts = ["95 % interval: bootstrap over patients, each with all their exams"] if LOW in scores else []
+    names: dict[str, list[str]] = {}  # by reason
     for name in score_table(scores)[0][2:]:
-        if name in scores.get(WITHOUT, {}):
-            names.setdefault(scores[WITHOUT][name], []).append(name)
-    parts += [f"no interval of {', '.join(found)}: {reason}" for reason, found in names.items()]
+        if name in scores.get(NO_INTERVAL, {}):
+            names.setdefault(scores[NO_INTERVAL][name], []).append(name)
+    parts += [f"no interval of {', '.join(group)}: {reason}" for reason, group in names.items()]
     return "; ".join(parts)
 
 
 def print_scores(split: str, scores: Scores, segmentation: str) -> None:
-    header, rows = score_table(scores)
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    """Prints the table from the main process."""
     print0(f"\nScores on {split} (words: {segmentation})")
-    for row in [header, *rows]:
-        cells = [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))]
-        print0("  " + "  ".join(cells))
+    print_table(*score_table(scores), numeric=True)
     if text := legend(scores):
-        print0(f"  {text}")
+        print0(text)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from framework.data.check import SPLITS, ExamWarning, check, check_splits, listing
+from framework.data.check import SPLITS, check, check_splits, listing
 from framework.exam import Exam
 from framework.testing.promise import Make, hold, made, promised
 
@@ -47,11 +47,17 @@ def check_dataset(make: Make, *, most: int = 20) -> None:
         for exam in exams:
             _exam(exam, name)
         _sequence(source.splits()[name], exams, name)
-    problems = [problem for problem in check_splits(splits) if not isinstance(problem, ExamWarning)]
-    _none(problems, "every exam stands once, and splits share no patient", "split by patient, with ids of their own")
+    _none(
+        check_splits(splits).errors,
+        "every exam stands once, and splits share no patient",
+        "split by patient, with ids of their own",
+    )
     first: dict[str, Sequence[Exam]] = {name: exams[:most] for name, exams in splits.items()}
-    problems = [problem for problem in check(_First(first)) if not isinstance(problem, ExamWarning)]
-    _none(problems, "every view loads as a grey or coloured picture", "give uint8 of H x W, or H x W x 3")
+    _none(
+        check(_First(first)).errors,
+        "every view loads as a grey or coloured picture",
+        "give uint8 of H x W, or H x W x 3",
+    )
     _again(make, source, splits)
     _views(first)
 

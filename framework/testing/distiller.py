@@ -10,7 +10,7 @@ import numpy as np
 
 from framework.testing.promise import Make, hold, made, promised
 from framework.text.lsa import ReportSpace
-from framework.topics.quality import TopicCard
+from framework.topics.quality import TopicDescription
 
 SENTENCES = (
     ("an anechoic cyst", "posterior enhancement", "a thin smooth wall", "no inner flow", "a round shape"),
@@ -117,9 +117,9 @@ def _assigned(distiller: Any, texts: Sequence[str]) -> tuple[np.ndarray, np.ndar
 def _told(distiller: Any, train: Sequence[str], labels: np.ndarray) -> None:
     count = distiller.topic_count
     cards = distiller.describe()
-    right = len(cards) == count and all(isinstance(card, TopicCard) for card in cards)
-    fix = "framework.topics.quality.topic_cards makes them"
-    hold(right, "describe tells every topic", found=len(cards), expected=f"{count} TopicCard, by number", fix=fix)
+    right = len(cards) == count and all(isinstance(card, TopicDescription) for card in cards)
+    fix = "framework.topics.quality.describe_topics makes them"
+    hold(right, "describe tells every topic", found=len(cards), expected=f"{count} TopicDescription", fix=fix)
     sizes = [card.size for card in cards]
     expected = np.bincount(labels, minlength=count).tolist()
     hold(sizes == expected, "a topic's size counts its training reports", found=sizes, expected=expected, fix=fix)
@@ -136,7 +136,7 @@ def _told(distiller: Any, train: Sequence[str], labels: np.ndarray) -> None:
     hold(right, "positions lays reports out on a map", found=found, expected=f"finite [{len(train)}, D]", fix=fix)
     quality = distiller.quality()
     right = isinstance(quality, dict) and all(value is None or np.isfinite(value) for value in quality.values())
-    fix = "framework.topics.quality.measure makes it"
+    fix = "framework.topics.quality.topic_quality makes it"
     hold(right, "quality gives numbers by name", found=quality, expected="{name: number or None}", fix=fix)
     hold(
         hasattr(distiller, "space") and isinstance(distiller.space, (ReportSpace, type(None))),

@@ -14,7 +14,7 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from framework.registry.source import did_you_mean
-from framework.text.lsa import USUAL_DIMENSIONS, ReportSpace, count_words, inverse_document_frequency
+from framework.text.lsa import LSA_DIMENSIONS, ReportSpace, count_words, inverse_document_frequency
 from framework.text.sentence_encoder import SentenceEncoder, encoder_folder, folder_identity
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def build_text_embedding(
             f"embedding {name} reads no encoder; leave out '{encoder}', or set embedding: sentence_encoder"
         )
     if name == "lsa":
-        return LatentSemanticEmbedding(segment, seed, USUAL_DIMENSIONS if dimensions is None else dimensions)
+        return LatentSemanticEmbedding(segment, seed, LSA_DIMENSIONS if dimensions is None else dimensions)
     return WordEmbedding(segment, WORD_LIMIT if dimensions is None else dimensions, weighted=name == "tfidf")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse
 
 log = logging.getLogger(__name__)
-USUAL_DIMENSIONS = 64  # of a space that nobody has asked another size of
+LSA_DIMENSIONS = 64  # of a space that nobody has asked another size of
 # Directions with less than this share of the largest singular value are rounding noise, not structure.
 NOISE = 1e-5
 
@@ -132,6 +132,6 @@ class ReportSpace:
         return vectors
 
 
-def usual_positions(word_lists: Sequence[Sequence[str]], seed: int) -> np.ndarray:
+def lsa_positions(word_lists: Sequence[Sequence[str]], seed: int) -> np.ndarray:
     """Where reports lie in a space of the usual size that is made for them alone, float32 [n, D]."""
-    return ReportSpace(USUAL_DIMENSIONS, seed).fit(word_lists).embed(word_lists)
+    return ReportSpace(LSA_DIMENSIONS, seed).fit(word_lists).embed(word_lists)

@@ -55,7 +55,7 @@ def is_cjk(character: str) -> bool:
     return re.match(f"[{CJK}]", character) is not None
 
 
-def language_of(texts: Iterable[str]) -> Literal["en", "zh"]:
+def detect_language(texts: Iterable[str]) -> Literal["en", "zh"]:
     """Chinese where more than half of the letters are; masked measures have none."""
     letters = chinese = 0
     for text in texts:
@@ -66,7 +66,7 @@ def language_of(texts: Iterable[str]) -> Literal["en", "zh"]:
     return "zh" if chinese * 2 > letters else "en"
 
 
-def split(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """The words of a text, in order, as they are spelled."""
     words: list[str] = []
     for token in TOKEN.findall(text):
@@ -77,12 +77,12 @@ def split(text: str) -> list[str]:
     return words
 
 
-def key_of(word: str, lowercase: bool) -> str:
+def normalize_word(word: str, lowercase: bool) -> str:
     """What a word counts as."""
     return word.lower() if lowercase and not MASKED.fullmatch(word) else word
 
 
-def segmentation_of(language: str, lowercase: bool) -> str:
+def describe_segmentation(language: str, lowercase: bool) -> str:
     """What scores depend on; stored beside them, since scores of different words are not comparable."""
     case = ", lower case" if lowercase else ""
     if language == "zh":

@@ -37,7 +37,7 @@ class TopicChoice:
     error: list[float]  # the standard error of the score
 
 
-def asked_range(name: str, topics: int | str, auto_range: tuple[int, int] | None) -> None:
+def check_auto_range(name: str, topics: int | str, auto_range: tuple[int, int] | None) -> None:
     """Checks a distiller's two keys together.
 
     Raises:
@@ -57,13 +57,13 @@ def asked_range(name: str, topics: int | str, auto_range: tuple[int, int] | None
         )
 
 
-def require_different_words(name: str, topics: int | str, word_lists: Sequence[Sequence[str]]) -> None:
+def require_distinct_reports(name: str, topics: int | str, word_lists: Sequence[Sequence[str]]) -> None:
     """Raises ValueError where fewer reports differ in their words than there are to be topics, if it is a number."""
     if topics != AUTO:
-        require_different(name, int(topics), len(word_lists), len({tuple(sorted(words)) for words in word_lists}))
+        require_distinct(name, int(topics), len(word_lists), len({tuple(sorted(words)) for words in word_lists}))
 
 
-def require_different(name: str, topics: int, reports: int, different: int) -> None:
+def require_distinct(name: str, topics: int, reports: int, different: int) -> None:
     """Raises ValueError where there are fewer different reports than topics."""
     if different < topics:
         raise ValueError(

@@ -22,7 +22,7 @@ from framework.text.lsa import ReportSpace
 from framework.text.segmentation import TERMS
 from framework.topics.count import TopicChoice
 from framework.topics.plot import draw_topics
-from framework.topics.quality import TopicCard, different_reports
+from framework.topics.quality import TopicDescription, distinct_reports
 
 log = logging.getLogger(__name__)
 TRAIN = "train"  # the one split that topics are fitted on
@@ -65,11 +65,11 @@ class Distiller(Protocol):
     def positions(self, texts: Sequence[str]) -> np.ndarray:
         """Where reports lie, float32 [n, D], for a map of them."""
 
-    def describe(self) -> list[TopicCard]:
+    def describe(self) -> list[TopicDescription]:
         """The topics, by number."""
 
     def quality(self) -> dict[str, float | None]:
-        """Measures on the training reports, see `framework.topics.quality.measure`."""
+        """Measures on the training reports, see `framework.topics.quality.topic_quality`."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _read(place: Path, name: str) -> Topics | None:
 
 
 def _picture(distiller: Distiller, topics: Topics, train: list[str]) -> bytes:
-    once = different_reports(train)
+    once = distinct_reports(train)
     copies = Counter(train)
     return draw_topics(
         distiller.positions([train[place] for place in once]),

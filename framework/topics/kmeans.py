@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.cluster import kmeans_plusplus
 
 from framework.models.device import on_cpu
-from framework.topics.quality import by_size
+from framework.topics.quality import largest_first
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class KMeans:
             "GPU" if _gpus() else "CPU" if on_cpu() else "CPU (this faiss offers no GPU)",
         )
         centroids = self.centroids(points, count, seed)
-        centroids = centroids[by_size(squared_distances(points, centroids).argmin(axis=1), count)]
+        centroids = centroids[largest_first(squared_distances(points, centroids).argmin(axis=1), count)]
         spread = float(squared_distances(points, centroids).min(axis=1).mean())
         return Clusters(centroids, max(spread, 1e-6), self.spherical)
 

@@ -20,7 +20,7 @@ REFITS = 3
 
 
 @dataclass(frozen=True)
-class TopicCard:
+class TopicDescription:
     """One topic, for people."""
 
     words: list[str]  # the most characteristic first
@@ -28,7 +28,7 @@ class TopicCard:
     example: str  # the training report that belongs to it most; empty for an empty topic
 
 
-def different_reports(texts: Sequence[str]) -> np.ndarray:
+def distinct_reports(texts: Sequence[str]) -> np.ndarray:
     """Where each text stands for the first time, int64."""
     first: dict[str, int] = {}
     for place, text in enumerate(texts):
@@ -36,14 +36,14 @@ def different_reports(texts: Sequence[str]) -> np.ndarray:
     return np.fromiter(first.values(), dtype=np.int64, count=len(first))
 
 
-def by_size(labels: np.ndarray, count: int) -> np.ndarray:
+def largest_first(labels: np.ndarray, count: int) -> np.ndarray:
     """The topics from the largest to the smallest, int64 [K]: `order[new] = old`. Ties keep their order."""
     return np.argsort(-np.bincount(labels, minlength=count), kind="stable")
 
 
-def topic_cards(
+def describe_topics(
     texts: Sequence[str], word_lists: Sequence[Sequence[str]], labels: np.ndarray, weights: np.ndarray, top: int = 8
-) -> list[TopicCard]:
+) -> list[TopicDescription]:
     """Describes topics by their training reports.
 
     A word is characteristic of a topic by p log(p / q), where p and q are the shares of the topic's reports and of all
@@ -61,7 +61,7 @@ def topic_cards(
     for topic in range(weights.shape[1]):
         members = np.flatnonzero(labels == topic)
         if len(members) == 0:
-            cards.append(TopicCard([], 0, ""))
+            cards.append(TopicDescription([], 0, ""))
             continue
         share = np.asarray(holds[members].mean(axis=0)).ravel()
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -70,7 +70,7 @@ def topic_cards(
             score = share  # nothing to differ from
         best = [int(row) for row in np.argsort(-score, kind="stable")[:top] if score[row] > 1e-9]
         example = texts[members[np.argmax(weights[members, topic])]]
-        cards.append(TopicCard([words[row] for row in best], len(members), example))
+        cards.append(TopicDescription([words[row] for row in best], len(members), example))
     return cards
 
 
@@ -98,7 +98,7 @@ def stability(
 
     Args:
         refit: seed -> labels [n] of the same reports.
-        among: the different reports, see `different_reports`.
+        among: the different reports, see `distinct_reports`.
 
     Returns:
         over all reports, over different reports.
@@ -111,7 +111,7 @@ def stability(
     return float(np.mean(everywhere)), float(np.mean(once))
 
 
-def measure(
+def topic_quality(
     texts: Sequence[str], points: np.ndarray, labels: np.ndarray, refit: Callable[[int], np.ndarray], seed: int
 ) -> dict[str, float | None]:
     """The quality of topics on training reports, by name; see the functions above.
@@ -119,7 +119,7 @@ def measure(
     Args:
         points: float [n, D], the reports in a report space.
     """
-    once = different_reports(texts)
+    once = distinct_reports(texts)
     everywhere, among = stability(labels, refit, seed, once)
     return {
         "silhouette": silhouette(points, labels, seed),

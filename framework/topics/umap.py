@@ -15,7 +15,7 @@ import torch
 from framework.text.embedding import TextEmbedding
 
 
-class ReportPlane:
+class UmapLayout:
     """Different training reports, laid out by UMAP with the cosine distance; unseen ones are placed among them.
 
     - Copies: the layout is of different reports, each once. With copies, the neighbours of a text that is there more
@@ -51,7 +51,7 @@ class ReportPlane:
         self.min_dist = min_dist
         self.seed = seed
 
-    def fit(self, texts: Sequence[str]) -> ReportPlane:
+    def fit(self, texts: Sequence[str]) -> UmapLayout:
         """Lays training reports out.
 
         Raises:
@@ -113,7 +113,7 @@ class ReportPlane:
         with _threads_kept():
             return np.asarray(self._layout.transform(vector_D[None])[0])
 
-    def again(self, rows: np.ndarray, seed: int) -> np.ndarray:
+    def refit(self, rows: np.ndarray, seed: int) -> np.ndarray:
         """Where training reports lie in a layout of these alone, from another seed: float32 [n, C].
 
         Args:

@@ -185,31 +185,32 @@ class Manifest:
     def _exam(self, entry: Any, split: str, name: str, problems: list[ExamError]) -> Exam:
         """An exam, with what is wrong with it added to `problems`; raises `ExamError` where it has no id."""
         if not isinstance(entry, dict):
-            raise ExamError(name, f"is a {_kind(entry)}, expected {{uid, finding, image_path}}")
+            raise ExamError(name, "wrong-type", f"is a {_kind(entry)}, expected {{uid, finding, image_path}}")
         id_key = next((key for key in self.id_keys if key in entry), None)
         found = None if id_key is None else entry[id_key]
         if isinstance(found, bool) or not isinstance(found, (str, int)) or found == "":
-            what = f"its {id_key} is {found!r}, expected a number or text"
             if found is None:
-                what = f"has no {' or '.join(self.id_keys)}"
-            raise ExamError(name, what)
+                raise ExamError(name, "missing-key", f"has no {' or '.join(self.id_keys)}")
+            raise ExamError(name, "wrong-type", f"its {id_key} is {found!r}", expected="a number or text")
         exam_id = str(found)
         key = next((key for key in self.report_keys if key in entry), None)
         report = entry[key] if key is not None else None
         if key is None:
             near = did_you_mean(self.report_keys[0], list(entry))
             other = ", or name another key: data.dataset.report_key" if len(self.report_keys) > 1 else ""
-            problems.append(ExamError(exam_id, f"has no {', '.join(self.report_keys)} ({split}){near or other}"))
+            found = f"has no {', '.join(self.report_keys)} ({split}){near or other}"
+            problems.append(ExamError(exam_id, "missing-key", found))
         elif not isinstance(report, str) or not report.strip():
             what = "is empty" if isinstance(report, str) else f"is a {_kind(report)}, expected text"
-            problems.append(ExamError(exam_id, f"{key} {what} ({split})"))
+            code = "empty-report" if isinstance(report, str) else "wrong-type"
+            problems.append(ExamError(exam_id, code, f"{key} {what} ({split})"))
         said = entry.get(self.split_key, split)
         if (ALSO_CALLED.get(said, said) if isinstance(said, str) else said) != split:
-            problems.append(ExamError(exam_id, f"says split {said}, but is listed in {split}"))
+            problems.append(ExamError(exam_id, "conflicting-settings", f"says split {said}, but is listed in {split}"))
         patient = entry.get(self.patient_key, exam_id)
         if isinstance(patient, bool) or not isinstance(patient, (str, int)):
             what = f"{self.patient_key} is a {_kind(patient)}, expected a number or text ({split})"
-            problems.append(ExamError(exam_id, what))
+            problems.append(ExamError(exam_id, "wrong-type", what))
         key = next((key for key in self.images_keys if key in entry), self.images_keys[0])
         views = self._views(exam_id, key, entry.get(key), split, problems)
         attributes = {"labels": entry["labels"]} if "labels" in entry else {}
@@ -218,7 +219,9 @@ class Manifest:
     def _views(self, exam_id: str, key: str, paths: Any, split: str, problems: list[ExamError]) -> tuple[FileView, ...]:
         paths = [paths] if isinstance(paths, str) else paths
         if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
-            problems.append(ExamError(exam_id, f"{key} is {str(paths)[:80]}, expected file names ({split})"))
+            problems.append(
+                ExamError(exam_id, "wrong-type", f"{key} is {str(paths)[:80]} ({split})", expected="file names")
+            )
             return ()
         views = []
         for path in paths:
@@ -227,7 +230,7 @@ class Manifest:
                 if not file.is_file():
                     raise ValueError(f"no image {path} in {self.images}")
             except (ValueError, OSError) as error:
-                problems.append(ExamError(exam_id, f"{error} ({split})"))
+                problems.append(ExamError(exam_id, "no-such-file", f"{error} ({split})"))
                 continue
             views.append(FileView(str(file), path))
         return tuple(views)
@@ -237,9 +240,11 @@ def _once(exam: Exam, split: str, home: dict[str, str], patients: dict[str, str]
     """Notes where an exam stands, and whether it or its patient stood elsewhere before."""
     if exam.id in home:
         where = f"twice in {split}" if home[exam.id] == split else f"in {home[exam.id]} and in {split}"
-        problems.append(ExamError(exam.id, f"is listed {where}"))
+        problems.append(ExamError(exam.id, "duplicate-id", f"is listed {where}"))
     elif patients.get(exam.patient, split) != split:
-        problems.append(ExamError(exam.id, f"patient {exam.patient} is in {patients[exam.patient]} and in {split}"))
+        problems.append(
+            ExamError(exam.id, "split-leak", f"patient {exam.patient} is in {patients[exam.patient]} and in {split}")
+        )
     home.setdefault(exam.id, split)
     patients.setdefault(exam.patient, split)
 

@@ -13,10 +13,10 @@ from pydantic import PositiveInt
 
 from framework.registry import register
 from framework.text.embedding import build_text_embedding
-from framework.text.lsa import ReportSpace, usual_positions
-from framework.topics.count import AUTO, TopicChoice, asked_range, choose_topic_count, require_different_words
+from framework.text.lsa import ReportSpace, lsa_positions
+from framework.topics.count import AUTO, TopicChoice, check_auto_range, choose_topic_count, require_distinct_reports
 from framework.topics.kmeans import KMeans
-from framework.topics.quality import TopicCard, measure, topic_cards
+from framework.topics.quality import TopicDescription, describe_topics, topic_quality
 
 
 @register("distiller", "faiss_kmeans")
@@ -56,7 +56,7 @@ class FaissKMeans:
         restarts: PositiveInt = 5,
         iterations: PositiveInt = 50,
     ) -> None:
-        asked_range("faiss_kmeans", topics, auto_range)
+        check_auto_range("faiss_kmeans", topics, auto_range)
         self.segment = segment
         self.seed = seed
         self.topics = topics
@@ -77,7 +77,7 @@ class FaissKMeans:
         """
         self._texts = list(texts)
         self._word_lists = [self.segment(text) for text in texts]
-        require_different_words("faiss_kmeans", self.topics, self._word_lists)
+        require_distinct_reports("faiss_kmeans", self.topics, self._word_lists)
         self.space = self.embedding.fit(self._texts).space
         self._points = self.embedding.embed(self._texts)
         if self.topics == AUTO:
@@ -100,19 +100,19 @@ class FaissKMeans:
         """Where reports lie in the space of texts, float32 [n, D]."""
         return self.embedding.embed(texts)
 
-    def describe(self) -> list[TopicCard]:
+    def describe(self) -> list[TopicDescription]:
         """Words, size and an example of each topic, from the training reports."""
-        return topic_cards(self._texts, self._word_lists, *self._clusters.assign(self._points))
+        return describe_topics(self._texts, self._word_lists, *self._clusters.assign(self._points))
 
     def quality(self) -> dict[str, float | None]:
         """Silhouette and stability on the training reports. Refits cluster the same space from other starts.
 
         Silhouettes are measured in a report space, the distiller's own where it has one, so that embeddings compare.
         """
-        points = usual_positions(self._word_lists, self.seed) if self.space is None else self._points
+        points = lsa_positions(self._word_lists, self.seed) if self.space is None else self._points
         labels, _ = self._clusters.assign(self._points)
 
         def refit(seed: int) -> np.ndarray:
             return self.kmeans.labels(self._points, self.topic_count, seed)
 
-        return measure(self._texts, points, labels, refit, self.seed)
+        return topic_quality(self._texts, points, labels, refit, self.seed)

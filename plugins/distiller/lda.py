@@ -16,9 +16,9 @@ from sklearn.decomposition import LatentDirichletAllocation
 
 from framework.registry import register
 from framework.registry.types import Fraction
-from framework.text.lsa import ReportSpace, count_words, usual_positions
-from framework.topics.count import AUTO, TopicChoice, asked_range, choose_topic_count, require_different_words
-from framework.topics.quality import TopicCard, by_size, measure, topic_cards
+from framework.text.lsa import ReportSpace, count_words, lsa_positions
+from framework.topics.count import AUTO, TopicChoice, check_auto_range, choose_topic_count, require_distinct_reports
+from framework.topics.quality import TopicDescription, describe_topics, largest_first, topic_quality
 
 
 @register("distiller", "lda")
@@ -57,7 +57,7 @@ class LDA:
         min_reports: PositiveInt = 2,
         max_share: Fraction = 0.9,
     ) -> None:
-        asked_range("lda", topics, auto_range)
+        check_auto_range("lda", topics, auto_range)
         self.segment = segment
         self.seed = seed
         self.topics = topics
@@ -79,7 +79,7 @@ class LDA:
         """
         self._texts = list(texts)
         self._word_lists = [self.segment(text) for text in texts]
-        require_different_words("lda", self.topics, self._word_lists)
+        require_distinct_reports("lda", self.topics, self._word_lists)
         found = Counter(word for words in self._word_lists for word in set(words))
         kept = sorted(w for w, n in found.items() if self.min_reports <= n <= self.max_share * len(texts))
         if not kept:
@@ -92,12 +92,12 @@ class LDA:
         self._counts = count_words(self._word_lists, self._index)
         if self.topics == AUTO:
             self.choice = choose_topic_count(
-                "lda", usual_positions(self._word_lists, self.seed), self._clusterer, self.auto_range, self.seed
+                "lda", lsa_positions(self._word_lists, self.seed), self._clusterer, self.auto_range, self.seed
             )
             self.topic_count = self.choice.chosen
         self._model = self._fitted(self._counts, self.topic_count, self.seed, self.restarts)
         self._order = np.arange(self.topic_count)
-        self._order = by_size(self._weigh(self._counts)[0], self.topic_count)
+        self._order = largest_first(self._weigh(self._counts)[0], self.topic_count)
 
     def _fitted(self, counts: sparse.csr_matrix, topics: int, seed: int, restarts: int) -> LatentDirichletAllocation:
         fits = []
@@ -135,10 +135,10 @@ class LDA:
         """The roots of the mixtures, float32 [n, K]: straight distances between them are Hellinger's."""
         return np.sqrt(self.assign(texts)[1])
 
-    def describe(self) -> list[TopicCard]:
+    def describe(self) -> list[TopicDescription]:
         """Words, size and an example of each topic, from the training reports."""
         labels, weights = self._weigh(self._counts)
-        return topic_cards(self._texts, self._word_lists, labels, weights)
+        return describe_topics(self._texts, self._word_lists, labels, weights)
 
     def quality(self) -> dict[str, float | None]:
         """Silhouette (in a report space made for this alone) and stability on the training reports."""
@@ -147,6 +147,6 @@ class LDA:
             model = self._fitted(self._counts, self.topic_count, seed, self.restarts)
             return model.transform(self._counts).argmax(axis=1)
 
-        return measure(
-            self._texts, usual_positions(self._word_lists, self.seed), self._weigh(self._counts)[0], refit, self.seed
+        return topic_quality(
+            self._texts, lsa_positions(self._word_lists, self.seed), self._weigh(self._counts)[0], refit, self.seed
         )

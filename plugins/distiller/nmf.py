@@ -17,9 +17,9 @@ from sklearn.exceptions import ConvergenceWarning
 
 from framework.registry import register
 from framework.text.embedding import build_text_embedding
-from framework.text.lsa import ReportSpace, usual_positions
-from framework.topics.count import AUTO, TopicChoice, asked_range, choose_topic_count, require_different_words
-from framework.topics.quality import TopicCard, by_size, measure, topic_cards
+from framework.text.lsa import ReportSpace, lsa_positions
+from framework.topics.count import AUTO, TopicChoice, check_auto_range, choose_topic_count, require_distinct_reports
+from framework.topics.quality import TopicDescription, describe_topics, largest_first, topic_quality
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Nmf:
         dimensions: PositiveInt | None = None,
         iterations: PositiveInt = 500,
     ) -> None:
-        asked_range("nmf", topics, auto_range)
+        check_auto_range("nmf", topics, auto_range)
         self.segment = segment
         self.seed = seed
         self.topics = topics
@@ -73,12 +73,12 @@ class Nmf:
         """
         self._texts = list(texts)
         self._word_lists = [self.segment(text) for text in texts]
-        require_different_words("nmf", self.topics, self._word_lists)
+        require_distinct_reports("nmf", self.topics, self._word_lists)
         self._rows = self.embedding.fit(self._texts).embed(self._texts).astype(np.float64)
         words = self._rows.shape[1]
         if self.topics == AUTO:
             self.choice = choose_topic_count(
-                "nmf", usual_positions(self._word_lists, self.seed), self._clusterer, self.auto_range, self.seed
+                "nmf", lsa_positions(self._word_lists, self.seed), self._clusterer, self.auto_range, self.seed
             )
             self.topic_count = self.choice.chosen
         if words < self.topic_count:
@@ -92,7 +92,7 @@ class Nmf:
                 "distiller nmf: its error still fell after %d iterations; raise distiller.iterations", self.iterations
             )
         self._order = np.arange(self.topic_count)
-        self._order = by_size(self._weigh(self._rows)[0], self.topic_count)
+        self._order = largest_first(self._weigh(self._rows)[0], self.topic_count)
 
     def _fitted(self, rows: np.ndarray, count: int, seed: int, init: str = "nndsvda") -> NMF:
         model = NMF(count, init=init, solver="cd", max_iter=self.iterations, random_state=seed % 2**32)
@@ -125,9 +125,9 @@ class Nmf:
         """The roots of the mixtures, float32 [n, K]: straight distances between them are Hellinger's."""
         return np.sqrt(self.assign(texts)[1])
 
-    def describe(self) -> list[TopicCard]:
+    def describe(self) -> list[TopicDescription]:
         """Words, size and an example of each topic, from the training reports."""
-        return topic_cards(self._texts, self._word_lists, *self._weigh(self._rows))
+        return describe_topics(self._texts, self._word_lists, *self._weigh(self._rows))
 
     def quality(self) -> dict[str, float | None]:
         """Silhouette (in a report space made for this alone) and stability on the training reports.
@@ -138,8 +138,8 @@ class Nmf:
         def refit(seed: int) -> np.ndarray:
             return _mixtures(self._fitted(self._rows, self.topic_count, seed, "random"), self._rows).argmax(axis=1)
 
-        return measure(
-            self._texts, usual_positions(self._word_lists, self.seed), self._weigh(self._rows)[0], refit, self.seed
+        return topic_quality(
+            self._texts, lsa_positions(self._word_lists, self.seed), self._weigh(self._rows)[0], refit, self.seed
         )
 
 

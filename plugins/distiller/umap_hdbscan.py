@@ -17,9 +17,9 @@ from sklearn.neighbors import NearestNeighbors
 from framework.registry import register
 from framework.registry.types import Fraction
 from framework.text.embedding import build_text_embedding
-from framework.text.lsa import ReportSpace, usual_positions
-from framework.topics.quality import TopicCard, by_size, measure, topic_cards
-from framework.topics.umap import ReportPlane
+from framework.text.lsa import ReportSpace, lsa_positions
+from framework.topics.quality import TopicDescription, describe_topics, largest_first, topic_quality
+from framework.topics.umap import UmapLayout
 
 AT_A_TIME = 512  # reports, whose distances to all of training take memory
 TINY = 1e-9  # a distance; its inverse is a finite density
@@ -77,7 +77,7 @@ class UmapHdbscan:
         self.embedding = build_text_embedding(
             embedding, segment=segment, seed=seed, dimensions=dimensions, encoder=encoder
         )
-        self.plane = ReportPlane(
+        self.plane = UmapLayout(
             "umap_hdbscan",
             self.embedding,
             neighbours=neighbours,
@@ -105,7 +105,7 @@ class UmapHdbscan:
             )
         rows = self.plane.rows(self._texts)
         of_reports = np.where(rows >= 0, found[rows], -1)  # copies count in a topic's size
-        order = by_size(of_reports[of_reports >= 0], found.max() + 1)
+        order = largest_first(of_reports[of_reports >= 0], found.max() + 1)
         number = np.append(np.argsort(order), len(order))  # of noise, found as -1, the last
         self.topic_count = len(order) + 1
         self._groups = DenseGroups(self.plane.places_mC, number[found], len(order), self.min_samples)
@@ -133,24 +133,24 @@ class UmapHdbscan:
         """Where reports lie in the layout, float32 [n, C]."""
         return self.plane.places(texts)[0]
 
-    def describe(self) -> list[TopicCard]:
+    def describe(self) -> list[TopicDescription]:
         """Words, size and an example of each topic, from the training reports."""
         words = [self.segment(text) for text in self._texts]
-        return topic_cards(self._texts, words, *self.assign(self._texts))
+        return describe_topics(self._texts, words, *self.assign(self._texts))
 
     def quality(self) -> dict[str, float | None]:
         """Silhouette (in a report space made for this alone; noise is a topic) and stability on the training reports.
 
         Each refit lays the reports out anew.
         """
-        points = usual_positions([self.segment(text) for text in self._texts], self.seed)
+        points = lsa_positions([self.segment(text) for text in self._texts], self.seed)
 
         def refit(seed: int) -> np.ndarray:
             rows = self.plane.rows(self._texts)
-            found = self._clustered(self.plane.again(np.arange(len(self.plane.places_mC)), seed))
+            found = self._clustered(self.plane.refit(np.arange(len(self.plane.places_mC)), seed))
             return np.where(rows >= 0, found[rows], -1)
 
-        return measure(self._texts, points, self.assign(self._texts)[0], refit, self.seed)
+        return topic_quality(self._texts, points, self.assign(self._texts)[0], refit, self.seed)
 
 
 class DenseGroups:

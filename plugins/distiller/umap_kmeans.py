@@ -14,11 +14,11 @@ from pydantic import PositiveInt
 from framework.registry import register
 from framework.registry.types import Fraction
 from framework.text.embedding import build_text_embedding
-from framework.text.lsa import ReportSpace, usual_positions
-from framework.topics.count import AUTO, TopicChoice, asked_range, choose_topic_count, require_different
+from framework.text.lsa import ReportSpace, lsa_positions
+from framework.topics.count import AUTO, TopicChoice, check_auto_range, choose_topic_count, require_distinct
 from framework.topics.kmeans import KMeans
-from framework.topics.quality import TopicCard, measure, topic_cards
-from framework.topics.umap import ReportPlane
+from framework.topics.quality import TopicDescription, describe_topics, topic_quality
+from framework.topics.umap import UmapLayout
 
 
 @register("distiller", "umap_kmeans")
@@ -61,7 +61,7 @@ class UmapKMeans:
         restarts: PositiveInt = 5,
         iterations: PositiveInt = 50,
     ) -> None:
-        asked_range("umap_kmeans", topics, auto_range)
+        check_auto_range("umap_kmeans", topics, auto_range)
         self.segment = segment
         self.seed = seed
         self.topics = topics
@@ -70,7 +70,7 @@ class UmapKMeans:
         self.embedding = build_text_embedding(
             embedding, segment=segment, seed=seed, dimensions=dimensions, encoder=encoder
         )
-        self.plane = ReportPlane(
+        self.plane = UmapLayout(
             "umap_kmeans",
             self.embedding,
             neighbours=neighbours,
@@ -96,11 +96,11 @@ class UmapKMeans:
             vectors = self.embedding.embed(self._texts)
             self.choice = choose_topic_count("umap_kmeans", vectors, self._clusterer, self.auto_range, self.seed)
             self.topic_count = self.choice.chosen
-        require_different("umap_kmeans", self.topic_count, len(texts), len(self.plane.places_mC))
+        require_distinct("umap_kmeans", self.topic_count, len(texts), len(self.plane.places_mC))
         self._clusters = self.kmeans.topics(self._points, self.topic_count, self.seed)
 
     def _clusterer(self, places: np.ndarray, seed: int) -> Callable[[int], np.ndarray]:
-        points = self.plane.again(self.plane.rows(self._texts)[places], seed)
+        points = self.plane.refit(self.plane.rows(self._texts)[places], seed)
         return lambda count: self.kmeans.labels(points, count, seed)
 
     def assign(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -115,19 +115,19 @@ class UmapKMeans:
         """Where reports lie in the layout, float32 [n, C]."""
         return self.plane.places(texts)[0]
 
-    def describe(self) -> list[TopicCard]:
+    def describe(self) -> list[TopicDescription]:
         """Words, size and an example of each topic, from the training reports."""
         words = [self.segment(text) for text in self._texts]
-        return topic_cards(self._texts, words, *self._clusters.assign(self._points))
+        return describe_topics(self._texts, words, *self._clusters.assign(self._points))
 
     def quality(self) -> dict[str, float | None]:
         """Silhouette (in a report space made for this alone) and stability on the training reports.
 
         Each refit lays the reports out anew.
         """
-        points = usual_positions([self.segment(text) for text in self._texts], self.seed)
+        points = lsa_positions([self.segment(text) for text in self._texts], self.seed)
         labels, _ = self._clusters.assign(self._points)
         every = np.arange(len(self._texts))
-        return measure(
+        return topic_quality(
             self._texts, points, labels, lambda seed: self._clusterer(every, seed)(self.topic_count), self.seed
         )

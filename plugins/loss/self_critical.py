@@ -42,7 +42,7 @@ class SelfCritical(nn.Module):
     at a weight of 0 as well, so a weight that rises late saves nothing. Begin with a model that next_token has trained
     to its end (`init_from`), since a decoder that cannot write yet draws nothing worth a reward, at a rate far below
     that of next_token from scratch, which ruins what is learned. Choose a reward that no single report wins when it is
-    written for all exams (the floor `the best single report` tells what that earns), or the decoder learns to write
+    written for all exams (the baseline `the best single report` shows what that earns), or the decoder learns to write
     that one. Needs whole weights on each process: no zero3, no fsdp.
 
     Source:

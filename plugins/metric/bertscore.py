@@ -18,7 +18,7 @@ from framework.models.device import on_cpu
 from framework.models.pretrained import load_text_encoder, max_positions, read_config, weights_folder
 from framework.registry import register
 from framework.runtime.errors import UserError
-from framework.scoring.dependencies import LastRows
+from framework.scoring.dependencies import LastResult
 from framework.scoring.pairs import require_references, warn_empty_predictions
 
 KEY = "metric bertscore"
@@ -84,7 +84,7 @@ class BertScore:
         self.layer, self.idf, self.batch_size = layer or layers, idf, batch_size
         self.limit = min(int(self.tokenizer.model_max_length), max_positions(self.model))
         self.special_ids = frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
-        self._last = LastRows()
+        self._last = LastResult()
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `empty-split` or `empty-report`."""
@@ -101,7 +101,7 @@ class BertScore:
     def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Per report: precision, recall, their F1, and 1. With `idf`, weights come from all of `pairs`."""
         require_references("BERTScore", pairs, by_words=False)
-        return self._last.of(pairs, lambda: self._rows(pairs))
+        return self._last.get(pairs, lambda: self._rows(pairs))
 
     def _rows(self, pairs: Sequence[Pair]) -> np.ndarray:
         asked = [(pair.prediction.strip(), pair.reference.strip()) for pair in pairs]

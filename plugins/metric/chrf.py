@@ -12,7 +12,7 @@ from pydantic import NonNegativeInt
 
 from framework.exam import Pair
 from framework.registry import register
-from framework.scoring.counts import ngrams, share
+from framework.scoring.counts import ngrams, safe_divide
 from framework.scoring.pairs import require_references, warn_empty_predictions
 from framework.scoring.scorer import CHARACTER
 
@@ -69,8 +69,8 @@ class Chrf:
         """chrF from sums over exams, [..., 3 times the orders]."""
         predicted, reference, matches = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
         orders = np.maximum(((predicted > 0) & (reference > 0)).sum(-1), 1)
-        precision, recall = (share(matches, ngrams).sum(-1) / orders for ngrams in (predicted, reference))
-        return {"chrf": share((1 + BETA**2) * precision * recall, BETA**2 * precision + recall)}
+        precision, recall = (safe_divide(matches, ngrams).sum(-1) / orders for ngrams in (predicted, reference))
+        return {"chrf": safe_divide((1 + BETA**2) * precision * recall, BETA**2 * precision + recall)}
 
 
 @lru_cache(maxsize=4096)  # text-only baselines score the same references again

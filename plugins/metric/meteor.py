@@ -17,7 +17,7 @@ import numpy as np
 from framework.exam import Pair
 from framework.registry import register
 from framework.runtime.errors import UserError
-from framework.scoring.counts import share
+from framework.scoring.counts import safe_divide
 from framework.scoring.dependencies import package_folder, require_english
 from framework.scoring.pairs import require_references, warn_empty_predictions
 
@@ -84,15 +84,15 @@ class Meteor:
         words, true_words, function, true_function = np.moveaxis(sums[..., :4], -1, 0)
         matched = np.moveaxis(sums[..., 4:20].reshape(*sums.shape[:-1], 4, 4), -1, 0)
         content, true_content, functional, true_functional = (each @ MATCHES for each in matched)
-        precision = share(
+        precision = safe_divide(
             DELTA * content + (1 - DELTA) * functional, DELTA * (words - function) + (1 - DELTA) * function
         )
-        recall = share(
+        recall = safe_divide(
             DELTA * true_content + (1 - DELTA) * true_functional,
             DELTA * (true_words - true_function) + (1 - DELTA) * true_function,
         )
-        mean = share(precision * recall, ALPHA * precision + (1 - ALPHA) * recall)
-        breaks = share(sums[..., 20], (sums[..., 21] + sums[..., 22]) / 2)
+        mean = safe_divide(precision * recall, ALPHA * precision + (1 - ALPHA) * recall)
+        breaks = safe_divide(sums[..., 20], (sums[..., 21] + sums[..., 22]) / 2)
         return {"meteor": mean * (1 - GAMMA * breaks**BETA)}
 
 

@@ -11,7 +11,13 @@ import numpy as np
 from framework.exam import Pair
 from framework.registry import register
 from framework.runtime.errors import UserError, first_line
-from framework.scoring.dependencies import LastRows, imported, one_each, require_english, with_letters
+from framework.scoring.dependencies import (
+    LastResult,
+    finite_values,
+    import_package,
+    indices_with_words,
+    require_english,
+)
 
 # Values per report; the first is the score.
 VALUES = {
@@ -49,7 +55,7 @@ class RadEval:
     def __init__(self, *, language: str, score: Literal["radgraph", "radeval_bertscore"] = "radgraph") -> None:
         require_english("radeval", language)
         self.score = score
-        package = imported("radeval", "radeval", "radeval")
+        package = import_package("radeval", "radeval", "radeval")
         try:
             with warnings.catch_warnings():  # it would silence the warnings of all others
                 self._scorer = package.RadEval(metrics=[score], per_sample=True, show_progress=False)
@@ -60,7 +66,7 @@ class RadEval:
                 place="metric radeval",
                 hint="Its models come from the model hub or the hub's cache (HF_HOME).",
             ) from error
-        self._last = LastRows()
+        self._last = LastResult()
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `empty-split` or `empty-report`."""
@@ -68,20 +74,20 @@ class RadEval:
 
     def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Per report: all values of the package, and 1."""
-        return self._last.of(pairs, lambda: self._rows(pairs))
+        return self._last.get(pairs, lambda: self._rows(pairs))
 
     def _rows(self, pairs: Sequence[Pair]) -> np.ndarray:
         keys = VALUES[self.score]
         rows = np.zeros((len(pairs), len(keys) + 1))
         rows[:, -1] = 1
-        if asked := with_letters("radeval", pairs):
+        if asked := indices_with_words("radeval", pairs):
             with warnings.catch_warnings():
                 scores = self._scorer(
                     refs=[pairs[number].reference for number in asked],
                     hyps=[pairs[number].prediction for number in asked],
                 )
             for place, key in enumerate(keys):
-                rows[asked, place] = one_each("radeval", scores.get(key, ()), len(asked))
+                rows[asked, place] = finite_values("radeval", scores.get(key, ()), len(asked))
         return rows
 
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:

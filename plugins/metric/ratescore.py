@@ -14,7 +14,13 @@ from framework.models.device import on_cpu
 from framework.models.pretrained import weight_files, weights_folder
 from framework.registry import register
 from framework.runtime.errors import UserError, first_line
-from framework.scoring.dependencies import LastRows, imported, one_each, require_english, with_letters
+from framework.scoring.dependencies import (
+    LastResult,
+    finite_values,
+    import_package,
+    indices_with_words,
+    require_english,
+)
 
 
 @register("metric", "ratescore")
@@ -56,7 +62,7 @@ class RateScore:
         batch_size: PositiveInt = 16,
     ) -> None:
         require_english("ratescore", language)
-        package = imported("ratescore", "RaTEScore", "ratescore")
+        package = import_package("ratescore", "RaTEScore", "ratescore")
         folders = {"bert_model": _folder(recognizer, "recognizer"), "eval_model": _folder(synonyms, "synonyms")}
         try:
             self._scorer = package.RaTEScore(
@@ -73,7 +79,7 @@ class RateScore:
                 place="metric ratescore",
                 hint=f"Its models are in {where}.",
             ) from error
-        self._last = LastRows()
+        self._last = LastResult()
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `empty-split` or `empty-report`."""
@@ -81,16 +87,16 @@ class RateScore:
 
     def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Per report: its score, and 1."""
-        return self._last.of(pairs, lambda: self._rows(pairs))
+        return self._last.get(pairs, lambda: self._rows(pairs))
 
     def _rows(self, pairs: Sequence[Pair]) -> np.ndarray:
         rows = np.zeros((len(pairs), 2))
         rows[:, 1] = 1
-        if asked := with_letters("ratescore", pairs):
+        if asked := indices_with_words("ratescore", pairs):
             scores = self._scorer.compute_score(
                 [pairs[number].prediction for number in asked], [pairs[number].reference for number in asked]
             )
-            rows[asked, 0] = one_each("ratescore", scores, len(asked))
+            rows[asked, 0] = finite_values("ratescore", scores, len(asked))
         return rows
 
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:

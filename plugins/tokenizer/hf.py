@@ -12,7 +12,7 @@ from framework.models.pretrained import load_tokenizer, weights_folder
 from framework.registry import register
 from framework.runtime.console import print0
 from framework.runtime.errors import UserError
-from framework.text.segmentation import key_of, language_of, segmentation_of, split
+from framework.text.segmentation import describe_segmentation, detect_language, normalize_word, split_words
 from framework.text.vocabulary import add_special_tokens, special_ids_of, strip_special_tokens, subwords_of
 
 FORMAT = "sonoscribe hf 2"
@@ -61,7 +61,7 @@ class Hf:
     def fit(self, reports: Sequence[str]) -> None:
         """Detects the language for `auto`, and prints how many reports the subwords cannot reproduce."""
         if self._asked_language == "auto":
-            self._language = language_of(reports)
+            self._language = detect_language(reports)
         lost = [report for report in reports if self.segment(self.decode(self.encode(report))) != self.segment(report)]
         if lost:
             print0(
@@ -82,11 +82,11 @@ class Hf:
     @property
     def segmentation(self) -> str:
         """Identifies the segmentation of scored words; that of `words`, so scores are comparable."""
-        return segmentation_of(self.language, LOWERCASE)
+        return describe_segmentation(self.language, LOWERCASE)
 
     def segment(self, text: str) -> list[str]:
         """The words of a text, in order. Needs no `fit`."""
-        return [key_of(word, LOWERCASE) for word in split(text)]
+        return [normalize_word(word, LOWERCASE) for word in split_words(text)]
 
     def encode(self, text: str, max_length: int | None = None) -> list[int]:
         """Ids from BOS to EOS; at most `max_length` of them, both included.

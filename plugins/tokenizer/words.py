@@ -13,7 +13,14 @@ from pydantic import PositiveInt
 from framework.exam import SPECIAL_TOKENS, UNK
 from framework.registry import register
 from framework.runtime.errors import UserError
-from framework.text.segmentation import MASKED, is_cjk, key_of, language_of, segmentation_of, split
+from framework.text.segmentation import (
+    MASKED,
+    describe_segmentation,
+    detect_language,
+    is_cjk,
+    normalize_word,
+    split_words,
+)
 from framework.text.vocabulary import add_special_tokens, strip_special_tokens
 
 FORMAT = "sonoscribe words 1"
@@ -60,13 +67,13 @@ class Words:
             UserError: `empty-report` if no report has a word, `out-of-range` if `min_count` leaves none.
         """
         if self._asked_language == "auto":
-            self._language = language_of(reports)
+            self._language = detect_language(reports)
         counts: Counter[str] = Counter()
         spellings: dict[str, Counter[str]] = {}
         for report in reports:
             starts = True
-            for word in split(report):
-                key = key_of(word, self.lowercase)
+            for word in split_words(report):
+                key = normalize_word(word, self.lowercase)
                 counts[key] += 1
                 # A capital at the start of a sentence means nothing; one within BI-RADS or CDFI does.
                 if not starts or word[1:] != word[1:].lower():
@@ -110,11 +117,11 @@ class Words:
     @property
     def segmentation(self) -> str:
         """Identifies the segmentation; stored with scores, which are comparable only for equal segmentation."""
-        return segmentation_of(self.language, self.lowercase)
+        return describe_segmentation(self.language, self.lowercase)
 
     def segment(self, text: str) -> list[str]:
         """The words of a text, in order. Needs no `fit`."""
-        return [key_of(word, self.lowercase) for word in split(text)]
+        return [normalize_word(word, self.lowercase) for word in split_words(text)]
 
     def encode(self, text: str, max_length: int | None = None) -> list[int]:
         """Ids from BOS to EOS; at most `max_length` of them, both included.

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import PositiveInt
 
 from framework.registry import register
-from framework.topics.quality import TopicCard, measure, topic_cards
+from framework.topics.quality import TopicDescription, describe_topics, topic_quality
 
 
 @register("distiller", "my_distiller")
@@ -43,11 +43,11 @@ class MyDistiller:
         """Where reports lie on a map: their number of words, float32 [n, 1]."""
         return np.array([[len(self.segment(text))] for text in texts], dtype=np.float32)
 
-    def describe(self) -> list[TopicCard]:
+    def describe(self) -> list[TopicDescription]:
         """Words, size and an example of each topic, from the training reports."""
-        return topic_cards(self._texts, self._words, *self.assign(self._texts))
+        return describe_topics(self._texts, self._words, *self.assign(self._texts))
 
     def quality(self) -> dict[str, float | None]:
         """Measures on the training reports. Nothing is drawn, so every refit finds the same topics."""
         labels, _ = self.assign(self._texts)
-        return measure(self._texts, self.positions(self._texts), labels, lambda seed: labels, self.seed)
+        return topic_quality(self._texts, self.positions(self._texts), labels, lambda seed: labels, self.seed)

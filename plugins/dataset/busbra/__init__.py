@@ -157,7 +157,7 @@ class Busbra:
             try:
                 found.append(self._lesion(row))
             except ValueError as error:
-                problems.append(ExamError(row["ID"], str(error)))
+                problems.append(ExamError(row["ID"], "wrong-format", str(error)))
         if problems:
             raise ValueError(f"{self.root / 'bus_data.csv'}: {len(problems)} rows cannot be used\n{listing(problems)}")
         return tuple(found)
@@ -196,7 +196,7 @@ class Busbra:
                 try:
                     stat = Path(view.path).stat()
                 except OSError as error:
-                    problems.append(ExamError(lesion.id, f"{view.path}: {error.strerror}"))
+                    problems.append(ExamError(lesion.id, "no-such-file", f"{view.path}: {error.strerror}"))
                 else:
                     seen.update(f"{view.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         if problems:
@@ -224,7 +224,7 @@ class Busbra:
                 grey = image if image.ndim == 2 else image.mean(2).astype("uint8")
                 found[lesion.id] = measuring.measure(grey, lesion.mask.load() > 127)
             except (OSError, ValueError) as error:
-                problems.append(ExamError(lesion.id, str(error)))
+                problems.append(ExamError(lesion.id, "broken-image", str(error)))
         if problems:
             raise ValueError(f"{self.root}: {len(problems)} images cannot be measured\n{listing(problems)}")
         try:

@@ -175,7 +175,9 @@ class Ddti:
         problems: defaultdict[int, list[str]] = defaultdict(list)
         for number, path in sorted(files.items()):
             found.append(self._case(number, path, problems[number]))
-        if lines := [ExamError(f"{number}.xml", text) for number, texts in problems.items() for text in texts]:
+        if lines := [
+            ExamError(f"{number}.xml", "wrong-format", text) for number, texts in problems.items() for text in texts
+        ]:
             raise ValueError(f"{self.root}: {len(lines)} problems of the archive\n{listing(lines)}")
         return tuple(case for case in found if case is not None)
 

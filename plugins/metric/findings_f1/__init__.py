@@ -9,7 +9,7 @@ import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
-from framework.scoring.counts import share
+from framework.scoring.counts import safe_divide
 from framework.scoring.pairs import require_pairs
 from plugins.metric.findings_f1.numbers import Size, agreeing
 from plugins.metric.findings_f1.reader import APART, Measure, attributes, read_all
@@ -72,11 +72,11 @@ class FindingsF1:
         """The values from sums over exams, [..., 3 times the attributes]; 0 for an attribute that is never stated."""
         counts = sums.reshape(*sums.shape[:-1], 3, -1)
         both, predicted, reference = np.moveaxis(counts[..., : len(attributes())].sum(-1), -1, 0)
-        f1_of_each = share(2 * counts[..., 0, :], counts[..., 1, :] + counts[..., 2, :])
+        f1_of_each = safe_divide(2 * counts[..., 0, :], counts[..., 1, :] + counts[..., 2, :])
         return {
-            "findings_f1": share(2 * both, predicted + reference),
-            "findings_precision": share(both, predicted),
-            "findings_recall": share(both, reference),
+            "findings_f1": safe_divide(2 * both, predicted + reference),
+            "findings_precision": safe_divide(both, predicted),
+            "findings_recall": safe_divide(both, reference),
             **{f"{PART}{name}": f1_of_each[..., number] for number, name in enumerate(_columns())},
         }
 

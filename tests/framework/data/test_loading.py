@@ -12,7 +12,7 @@ from harness import problem
 from framework.build import load_exams
 from framework.data.image_cache import build_image_cache, fit
 from framework.data.loading import BatchPlan, ExamSet, collate, epoch_order
-from framework.exam import Exam
+from framework.exam import Exam, ExamError
 from framework.runtime.files import atomic_write
 
 
@@ -88,12 +88,11 @@ def test_views_and_reports_are_padded(tmp_path: Path) -> None:
     assert batch.topic_B is not None and batch.topic_B.tolist() == [3, 0]
 
 
-def test_broken_views_stop_the_run_and_all_are_named(tmp_path: Path) -> None:
+def test_broken_views_stop_the_run_and_all_are_listed(tmp_path: Path) -> None:
     exams = [exam(1, 9), exam(2, -1), exam(3, 9, -2)]
-    with pytest.raises(ValueError, match=r"2 views cannot be read") as caught:
+    with problem("broken-image", kind=ExamError) as found:
         make_cache(exams, tmp_path)
-    assert "exam e2: view grey -1: truncated" in str(caught.value)
-    assert "exam e3: view grey -2: truncated" in str(caught.value)
+    assert [each.place for each in found] == ["exam e2", "exam e3"]
 
 
 def test_broken_views_can_be_left_out_with_a_count(tmp_path: Path) -> None:
@@ -114,7 +113,7 @@ def test_proportions_are_kept() -> None:
     assert square[8].min() == 200 and square[0].max() == 0
 
 
-def test_splits_that_share_a_patient_are_refused_and_all_is_told_at_once() -> None:
+def test_a_patient_in_two_splits_is_refused_and_all_problems_are_listed() -> None:
     class Leaky:
         cache_key = "k"
 
@@ -122,10 +121,13 @@ def test_splits_that_share_a_patient_are_refused_and_all_is_told_at_once() -> No
             one, two, three = exam(1, 5), exam(2, 5), exam(1, 5)
             return {"train": [one], "val": [two], "test": [three, Exam("e9", "p2", two.views, "text")]}
 
-    with pytest.raises(ValueError, match=r"3 problems of the data set") as caught:
+    with problem("split-leak") as found:
         load_exams(Leaky())
-    assert "exam e1: the id stands in splits train and test" in str(caught.value)
-    assert "patient p2 is in splits val and test" in str(caught.value)
+    assert [(each.code, each.place) for each in found] == [
+        ("duplicate-id", "exam e1"),
+        ("split-leak", "exam e1"),
+        ("split-leak", "exam e9"),
+    ]
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which process writes the reports of which exams, and how often a metric reads them."""
+"""Which process generates the reports of which exams, and how often a metric reads them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from framework.evaluation import evaluate as evaluation
-from framework.evaluation.evaluate import evaluate_split, shares
+from framework.evaluation.evaluate import evaluate_split, shard_indices
 from framework.exam import Pair
-from framework.scoring.dependencies import LastRows
+from framework.scoring.dependencies import LastResult
 from framework.scoring.scorer import Scorer
 from framework.scoring.table import HIGH, LOW
 
@@ -26,13 +26,13 @@ class Slow:
     higher_is_better = True
 
     def __init__(self) -> None:
-        self.last, self.reads = LastRows(), Counter[str]()
+        self.last, self.reads = LastResult(), Counter[str]()
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         return {name: float(value) for name, value in self.compute(self.per_exam_stats(pairs).sum(0)).items()}
 
     def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
-        return self.last.of(pairs, lambda: self.read(pairs))
+        return self.last.get(pairs, lambda: self.read(pairs))
 
     def read(self, pairs: Sequence[Pair]) -> np.ndarray:
         self.reads.update(pair.prediction for pair in pairs)
@@ -47,9 +47,9 @@ def test_a_metrics_model_reads_the_reports_of_a_split_once(tmp_path: Path, monke
         exams=[SimpleNamespace(id=str(number), patient=str(number), report="x" * 4) for number in range(6)]
     )
     rows = [(exam.id, "m" * (number + 1), exam.report) for number, exam in enumerate(exams.exams)]
-    floors = {name: [(exam.id, name, exam.report) for exam in exams.exams] for name in ("fixed_report", "rewording")}
+    baselines = {name: [(exam.id, name, exam.report) for exam in exams.exams] for name in ("fixed_report", "rewording")}
     monkeypatch.setattr(evaluation, "generate_reports", lambda *_, **keys: rows)
-    monkeypatch.setattr(evaluation, "baseline_rows", lambda *_: floors)
+    monkeypatch.setattr(evaluation, "baseline_rows", lambda *_: baselines)
     metric = Slow()
     tokenizer = SimpleNamespace(segment=str.split, language="en", segmentation="words")
     train = SimpleNamespace(exams=[SimpleNamespace(report="x" * 4)])
@@ -60,18 +60,18 @@ def test_a_metrics_model_reads_the_reports_of_a_split_once(tmp_path: Path, monke
         train=SimpleNamespace(seed=1), evaluate=SimpleNamespace(num_beams=1, bootstrap_samples=50, monitored="slow")
     )
     scores = evaluate_split(SimpleNamespace(num_processes=1), None, parts, recipe, "test", tmp_path)
-    assert list(scores) == ["model", *floors, LOW, HIGH]
+    assert list(scores) == ["model", *baselines, LOW, HIGH]
     assert scores[LOW]["slow"] < scores["model"]["slow"] == 21 / 24 < scores[HIGH]["slow"]
     assert {metric.reads[prediction] for _, prediction, _ in rows} == {1}
-    assert {metric.reads[name] for name in floors} == {6}
+    assert {metric.reads[name] for name in baselines} == {6}
 
 
 @pytest.mark.parametrize("processes", range(1, 10))
-def test_every_exam_is_one_process_s_and_no_process_has_two_more_than_another(processes: int) -> None:
+def test_each_exam_is_in_one_shard_and_shards_differ_by_at_most_one_exam(processes: int) -> None:
     for exams in range(41):
-        cut = shares(exams, processes)
-        assert len(cut) == processes
-        assert sorted(number for share in cut for number in share) == list(range(exams))
-        lengths = [len(share) for share in cut]
+        shards = shard_indices(exams, processes)
+        assert len(shards) == processes
+        assert sorted(number for shard in shards for number in shard) == list(range(exams))
+        lengths = [len(shard) for shard in shards]
         assert max(lengths) - min(lengths) <= 1
-        assert lengths[0] == max(lengths), "the first process's batches are how many rounds there are"
+        assert lengths[0] == max(lengths), "the first shard sets the number of rounds"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import ROOT
+from harness import ROOT, problem
 from tiny_models import of_bytes, save_llama, save_swin
 from torch import nn
 
@@ -273,10 +273,10 @@ def test_topics_that_only_the_reports_tell_are_found_and_kept_for_the_run(tmp_pa
     assert found.topics == json.loads(kept.read_text())["count"] and 2 <= found.topics <= 4
 
 
-def test_what_a_run_would_refuse_is_refused_with_its_words() -> None:
-    with pytest.raises(ValueError, match="8 exams do not divide into 3 processes"):
+def test_a_plan_refuses_what_a_run_would_refuse() -> None:
+    with problem("does-not-divide", "train.batch_size"):
         plan(smoke(), 3)
-    with pytest.raises(ValueError, match=r"train\.batch_size: 1000 is more than the 64 training exams"):
+    with problem("out-of-range", "train.batch_size"):
         plan(smoke("train.batch_size=1000"), 1)
     with pytest.raises((ValueError, OSError), match=r"nowhere\.json"):
         plan(smoke("data.dataset={name: manifest, file: nowhere.json, images: nowhere}"), 1)
@@ -294,12 +294,12 @@ def test_sizes_and_times_are_written_for_people() -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("optimizer.group_lrs={decoder.embedd: 0.1}", "optimizer.group_lrs: no parameter begins with 'decoder.embedd'"),
-        ("init_from=runs/nope", "init_from: runs/nope is no run with a model"),
+        ("optimizer.group_lrs={decoder.embedd: 0.1}", r"optimizer\.group_lrs: .*\[unknown-name\]"),
+        ("init_from=runs/nope", r"init_from: .*\[no-model\]"),
         ("distributed.deepspeed_config=nope.json", "nope.json"),
     ],
 )
-def test_what_a_run_would_refuse_later_is_refused(key: str, message: str) -> None:
+def test_a_plan_refuses_what_a_run_would_refuse_later(key: str, message: str) -> None:
     few = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "distiller.topics=2"]
     with pytest.raises(ValueError, match=message):
         plan(smoke(*few, "distributed.strategy=zero2" if "deepspeed" in key else "train.epochs=1", key), 1)

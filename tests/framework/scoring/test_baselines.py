@@ -1,4 +1,4 @@
-"""Floors and ceilings on exams small enough to know the answer."""
+"""Baselines and oracles on exams small enough to know the answer."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def scorer() -> Scorer:
     return Scorer([Bleu(), Cider()], tokenizer)
 
 
-def test_each_floor_and_ceiling_gives_the_report_it_promises(tmp_path: Path, scorer: Scorer) -> None:
+def test_each_baseline_and_oracle_writes_the_report_that_it_should(tmp_path: Path, scorer: Scorer) -> None:
     train = make(tmp_path, [(NONE, 100, 0)] * 3 + [(CYST, 10, 1), (MASS, 200, 2)], "train")
     val = make(tmp_path, [(NONE, 90, 0), (NONE, 90, 0), (CYST, 12, 1)], "val")
     test = make(tmp_path, [(CYST, 12, 1), (MASS + " large .", 190, 2), (NONE, 205, 0)], "test")
@@ -65,28 +65,9 @@ def test_the_fixed_report_is_the_one_that_scores_best_not_the_most_frequent(scor
     assert best_report([CYST, CYST, CYST, MASS], [MASS, MASS, CYST], scorer, "bleu_4") == MASS
 
 
-def test_floors_do_not_read_the_test_references(tmp_path: Path, scorer: Scorer) -> None:
+def test_baselines_do_not_read_the_test_references(tmp_path: Path, scorer: Scorer) -> None:
     train, val = make(tmp_path, [(NONE, 100, 0), (CYST, 10, 1)], "train"), make(tmp_path, [(NONE, 90, 0)], "val")
     one = baseline_rows(make(tmp_path, [(CYST, 12, 1)], "t"), train, val, scorer, "bleu_4", 1)
     two = baseline_rows(make(tmp_path, [(MASS, 12, 1)], "t"), train, val, scorer, "bleu_4", 1)
     for name in ("fixed_report", "random_report", "nearest_image"):
         assert [row[1] for row in one[name]] == [row[1] for row in two[name]]
-
-
-def test_chinese_is_scored_on_words_and_on_characters() -> None:
-    tokenizer = Words()
-    tokenizer.fit(["左乳见一低回声结节，大小_2DS_。", "双乳未见明显肿块。"])
-    scorer = Scorer([Bleu()], tokenizer)
-    values = scorer.score(
-        [
-            ("a", "左乳见一低回声结节。", "左乳见一低回声结节，大小_2DS_。"),
-            ("b", "双乳未见肿块。", "双乳未见明显肿块。"),
-        ]
-    )
-    assert 0 < values["bleu_4"] != values["bleu_4_char"] > 0
-    assert "character" in scorer.segmentation
-
-
-def test_an_unknown_monitor_names_what_there_is(scorer: Scorer) -> None:
-    with pytest.raises(ValueError, match=r"no metric gives 'bleu_5'.*bleu_1"):
-        scorer.metric_of("bleu_5")

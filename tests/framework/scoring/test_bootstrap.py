@@ -29,7 +29,7 @@ REPORTS = [
 
 
 class Right:
-    """Share of reports that are word for word right."""
+    """Fraction of reports that equal their reference."""
 
     names = ("right",)
     by_words = True
@@ -46,7 +46,7 @@ class Right:
 
 
 class Called:
-    """The same by calls alone."""
+    """The same without per-exam statistics."""
 
     names = ("called",)
     by_words = True
@@ -62,7 +62,7 @@ class Called:
 
 
 class Sometimes(Right):
-    """Not finite of reports that are all right."""
+    """Infinite if all reports are right."""
 
     names = ("sometimes",)
 
@@ -92,20 +92,19 @@ def ends(
     bootstrap_samples: int = 200,
     seed: int = 1,
 ):
-    return told(which, rows, patients, bootstrap_samples, seed)[:2]
+    return with_reasons(which, rows, patients, bootstrap_samples, seed)[:2]
 
 
-def told(
+def with_reasons(
     which: Scorer,
     rows: list[tuple[str, str, str]],
     patients: dict[str, str],
     bootstrap_samples: int = 200,
     seed: int = 1,
 ):
-    """Ends, and why some have none."""
-    took: dict[tuple[int, str], float] = {}
-    known = which.score(rows, took)
-    return intervals(which, rows, patients, known, took, seed=seed, bootstrap_samples=bootstrap_samples)
+    """Low and high ends, and the reasons of scores without them."""
+    known, seconds = which.timed_score(rows)
+    return intervals(which, rows, patients, known, seconds, seed=seed, bootstrap_samples=bootstrap_samples)
 
 
 def alone(rows: list[tuple[str, str, str]]) -> dict[str, str]:
@@ -177,7 +176,7 @@ def test_a_slow_metric_has_no_interval_and_the_table_says_so(monkeypatch: pytest
     monkeypatch.setattr(module, "CALLS_S", 0.0)
     metric = Called()
     rows, which = rows_of([True, False, True]), scorer(Right(), metric)
-    low, high, without = told(which, rows, alone(rows))
+    low, high, without = with_reasons(which, rows, alone(rows))
     assert metric.calls == 1, "it is not called again to be timed"
     scores = {"model": {"exams": 3, **which.score(rows)}, "model_low": low, "model_high": high}
     scores["model_without_interval"] = without
@@ -196,14 +195,14 @@ def test_a_metric_that_fails_on_a_resample_has_no_interval_and_says_why(capsys: 
     metric.fails = True
     rows = rows_of([True, False, True, True])
     which = scorer(Right(), metric, Sometimes(), weights={"right": 1.0, "called": 1.0})
-    low, high, without = told(which, rows, alone(rows))
+    low, high, without = with_reasons(which, rows, alone(rows))
     assert set(low) == {"right"}
     assert without["called"].startswith("its metric fails on a resample: ZeroDivisionError")
-    assert without["sometimes"] == "on some resamples it is not finite"
+    assert without["sometimes"] == "not finite on some resamples"
     assert without["monitor"] == "a score in its sum has none" and "right" not in without
     scores = {"model": {"exams": 4, **which.score(rows)}, "model_low": low, "model_high": high}
     scores["model_without_interval"] = without
-    assert "too long" not in legend(scores) and "of sometimes: on some resamples it is not finite" in legend(scores)
+    assert "too long" not in legend(scores) and "of sometimes: not finite on some resamples" in legend(scores)
     assert "no interval of called: its metric fails on a resample: ZeroDivisionError" in capsys.readouterr().out
 
 

@@ -12,7 +12,7 @@ from framework.topics import distill as distill_module
 from framework.topics import plot
 from framework.topics.count import TopicChoice
 from framework.topics.distill import Topics, distill
-from framework.topics.quality import different_reports, measure, silhouette, topic_cards
+from framework.topics.quality import describe_topics, distinct_reports, silhouette, topic_quality
 
 TEXTS = {
     "train": ["oval mass left", "oval mass right", "oval mass left", "cyst seen", "large cyst seen", "no lesion"],
@@ -43,11 +43,11 @@ class ByFirstWord:
         return self.space.embed([text.split() for text in texts])
 
     def describe(self):
-        return topic_cards(self.texts, [text.split() for text in self.texts], *self.assign(self.texts))
+        return describe_topics(self.texts, [text.split() for text in self.texts], *self.assign(self.texts))
 
     def quality(self):
         labels = self.assign(self.texts)[0]
-        return measure(self.texts, self.positions(self.texts), labels, lambda seed: labels, 0)
+        return topic_quality(self.texts, self.positions(self.texts), labels, lambda seed: labels, 0)
 
 
 def same(one: Topics, two: Topics) -> bool:
@@ -216,8 +216,10 @@ def test_chinese_is_told_from_latin():
 
 
 def test_copies_are_counted_once_among_different_reports():
-    assert different_reports(["a", "b", "a", "c", "b"]).tolist() == [0, 1, 3]
-    assert measure(["a", "b"], np.eye(2), np.array([0, 0]), lambda seed: np.array([0, 0]), 0)["silhouette"] is None
+    assert distinct_reports(["a", "b", "a", "c", "b"]).tolist() == [0, 1, 3]
+    assert (
+        topic_quality(["a", "b"], np.eye(2), np.array([0, 0]), lambda seed: np.array([0, 0]), 0)["silhouette"] is None
+    )
 
 
 def test_copies_flatter_a_silhouette_and_the_second_number_shows_it():
@@ -226,7 +228,7 @@ def test_copies_flatter_a_silhouette_and_the_second_number_shows_it():
     points = np.concatenate([noise, np.repeat(noise[:1], 60, axis=0)])
     labels = np.concatenate([[0], np.arange(19) % 2 + 1, np.zeros(60, int)])
     texts = [*map(str, range(20)), *["0"] * 60]
-    told = measure(texts, points, labels, lambda seed: labels, 0)
+    told = topic_quality(texts, points, labels, lambda seed: labels, 0)
     assert told["silhouette"] > 0.5 > told["silhouette_different"]
     assert told["stability"] == 1 and told["reports_different"] == 20
 
@@ -239,7 +241,7 @@ def test_a_silhouette_leaves_reports_at_the_origin_out():
 def test_characteristic_words_tell_a_topic_from_the_others():
     texts = ["gland even , cyst left .", "gland even , cyst right .", "gland even , mass left .", "gland even , mass ."]
     weights = np.array([[0.9, 0.1, 0], [0.8, 0.2, 0], [0.3, 0.7, 0], [0.1, 0.9, 0]])
-    cards = topic_cards(texts, [text.split() for text in texts], weights.argmax(1), weights)
+    cards = describe_topics(texts, [text.split() for text in texts], weights.argmax(1), weights)
     assert [card.words[0] for card in cards[:2]] == ["cyst", "mass"]
     assert "gland" not in cards[0].words and "," not in cards[0].words
     assert cards[1].example == texts[3] and cards[0].size == 2

@@ -9,7 +9,7 @@ from harness import ROOT
 from mini_busbra import COLS, ROWS, draw, ellipse, scan
 from PIL import Image
 
-from framework.data.check import check
+from framework.data.check import CheckResult, check
 from plugins.dataset.busbra import Busbra
 from plugins.dataset.busbra.compose import attributes, compose, describe
 from plugins.dataset.busbra.measure import Measures, measure
@@ -164,7 +164,7 @@ def test_patients_stay_whole_and_views_share_a_report(archive):
     assert "BI-RADS category 3" in exam.report and "cyst" not in exam.report
     assert exam.rewording and "BI-RADS category 3" in exam.rewording
     assert splits["train"][0].attributes["orientation"] == "not parallel"
-    assert check(source) == []
+    assert check(source) == CheckResult()
     assert "cyst" in build(archive, histology=True).splits()["test"][0].report
 
 

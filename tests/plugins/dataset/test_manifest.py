@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from framework.data.check import ExamWarning, check
+from framework.data.check import CheckResult, check
 from framework.data.image_file import FileView, inside
-from framework.exam import Exam, ExamError
+from framework.exam import Exam
 from plugins.dataset.manifest import Manifest
 
 RANDOM = np.random.default_rng(0)
@@ -118,7 +118,7 @@ def test_links_may_not_leave_the_folder_of_images(listed, tmp_path):
     picture(tmp_path / "secret.png")
     (tmp_path / "images" / "link.png").symlink_to(tmp_path / "secret.png")
     found["train"][0]["image_path"] = "link.png"
-    with pytest.raises(ValueError, match=r"exam 1: 'link\.png' is a link that leaves"):
+    with pytest.raises(ValueError, match=r"exam 1: 'link\.png' is a symbolic link to"):
         save().splits()
     assert inside(tmp_path, "images/1_1.png") == (tmp_path / "images" / "1_1.png").resolve()
 
@@ -200,7 +200,7 @@ def test_a_file_cut_short_says_so(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     picture(path, (200, 200))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(OSError, match="broken or cut short"):
+    with pytest.raises(OSError, match="damaged or truncated"):
         FileView(str(path), "a").load()
 
 
@@ -240,7 +240,7 @@ def exam(tmp_path, exam_id, *, patient=None, report="Text.", picture_of=None):
 def test_good_data_have_no_problem_and_progress_counts_to_the_end(tmp_path):
     seen = []
     source = Source(**{split: [exam(tmp_path, f"{split}{n}") for n in range(2)] for split in ("train", "val", "test")})
-    assert check(source, lambda done, total: seen.append((done, total))) == []
+    assert check(source, lambda done, total: seen.append((done, total))) == CheckResult()
     assert seen == [(n, 6) for n in range(1, 7)]
 
 
@@ -253,26 +253,25 @@ def test_check_lists_every_problem_at_once(tmp_path):
         val=[broken, exam(tmp_path, "c", patient="b"), Exam("empty", "empty", (), "Text.")],
         test=[exam(tmp_path, "d", picture_of="a")],
     )
-    problems = {(p.exam_id, type(p)): p.problem for p in check(source)}
-    assert "split train twice" in problems.pop(("a", ExamError))
-    assert "report is empty" in problems.pop(("b", ExamError))
-    assert "not an image" in problems.pop(("broken", ExamError))
-    assert "patient b is in splits train and val" in problems.pop(("c", ExamError))
-    assert "no view" in problems.pop(("empty", ExamError))
-    assert "blank" in problems.pop(("blank", ExamWarning))
-    assert "pixel by pixel view a.png of exam a in train" in problems.pop(("d", ExamWarning))
-    assert problems == {}
+    result = check(source)
+    assert {(problem.place, problem.code) for problem in result.errors} == {
+        ("exam a", "duplicate-id"),
+        ("exam b", "empty-report"),
+        ("exam broken", "broken-image"),
+        ("exam c", "split-leak"),
+        ("exam empty", "broken-image"),
+    }
+    assert {(problem.place, problem.code) for problem in result.warnings} == {
+        ("exam blank", "suspicious-image"),
+        ("exam d", "suspicious-image"),
+    }
+    assert "view a.png of exam a in train" in result.warnings[-1].found
 
 
 def test_check_names_missing_and_unknown_splits(tmp_path):
-    problems = [str(p) for p in check(Source(train=[exam(tmp_path, "a")], valid=[exam(tmp_path, "b")]))]
-    assert [
-        words for words in ("'val' has no", "'test' has no", "'valid' is never") if words in " ".join(problems)
-    ] == [
-        "'val' has no",
-        "'test' has no",
-        "'valid' is never",
-    ]
+    result = check(Source(train=[exam(tmp_path, "a")], valid=[exam(tmp_path, "b")]))
+    assert [(p.code, p.place) for p in result.errors] == [("empty-split", "split val"), ("empty-split", "split test")]
+    assert [(p.code, p.place) for p in result.warnings] == [("unused-split", "split valid")]
 
 
 @pytest.mark.parametrize("lines", [False, True], ids=["a list", "json lines"])

@@ -12,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from framework.testing import check_distiller
 from framework.text.embedding import build_text_embedding
 from framework.topics import umap as topics_umap
-from framework.topics.umap import ReportPlane
+from framework.topics.umap import UmapLayout
 from plugins.distiller.umap_hdbscan import DenseGroups, UmapHdbscan
 from plugins.distiller.umap_kmeans import UmapKMeans
 
@@ -66,9 +66,9 @@ def quick(monkeypatch):
     monkeypatch.setattr(Principal, "fits", [])
 
 
-def plane(**keys) -> ReportPlane:
+def plane(**keys) -> UmapLayout:
     embedding = build_text_embedding("counts", segment=str.split, seed=1)
-    return ReportPlane("mine", embedding, **{"neighbours": 4, "components": 2, "min_dist": 0.1, "seed": 1, **keys})
+    return UmapLayout("mine", embedding, **{"neighbours": 4, "components": 2, "min_dist": 0.1, "seed": 1, **keys})
 
 
 def hdbscan(**keys) -> UmapHdbscan:

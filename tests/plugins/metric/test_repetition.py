@@ -5,7 +5,7 @@ from __future__ import annotations
 from pairs import pair
 
 from framework.exam import Pair
-from framework.text.segmentation import split
+from framework.text.segmentation import split_words
 from plugins.metric.repetition import Repetition
 
 
@@ -27,6 +27,6 @@ def test_chinese_sentences_that_repeat_are_found_and_a_decimal_ends_none() -> No
 
 
 def test_a_looping_text_repeats_in_the_tokenizers_words() -> None:
-    words = tuple(split("双乳未见明显结节。双乳未见明显结节。双乳未见明显结节。"))
+    words = tuple(split_words("双乳未见明显结节。双乳未见明显结节。双乳未见明显结节。"))
     looping = Pair("0", "", "a", words, ("a",))
     assert Repetition()([looping])["repeated_4gram"] == 1

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.exam import BOS, EOS, UNK
-from framework.text.segmentation import TERMS, language_of
+from framework.text.segmentation import TERMS, detect_language
 from plugins.tokenizer.words import Words
 
 ENGLISH = [
@@ -138,8 +138,8 @@ def test_it_crosses_to_a_worker_process_after_use():
 
 
 def test_language_follows_half_of_the_letters():
-    assert language_of(["CDFI 见结节边界清"]) == "zh"
-    assert language_of(["hypoechoic 结节 _2DS_"]) == "en"
+    assert detect_language(["CDFI 见结节边界清"]) == "zh"
+    assert detect_language(["hypoechoic 结节 _2DS_"]) == "en"
     assert Words(language="zh").language == "zh"
     with pytest.raises(RuntimeError, match="after fit"):
         _ = Words().language
