@@ -54,7 +54,7 @@ def measure(strategy: str, batch_size: int, words: list[str]) -> None:
     before = _resident()
     task = build_task(recipe, _Words(), None, _Space(), trained=True)
     batch_plan = BatchPlan.plan(batch_size, None, accelerator.process_index, accelerator.num_processes)
-    held = prepare(accelerator, recipe, task, batch_plan, lambda task: build_optimizer(recipe, task))
+    trained = prepare(accelerator, recipe, task, batch_plan, lambda task: build_optimizer(recipe, task))
     weights_L = weights_at(recipe, 0, 1)
     shape = (batch_plan.micro_batch_size, VIEWS, recipe.data.channels, recipe.data.image_size, recipe.data.image_size)
     generator = torch.Generator().manual_seed(accelerator.process_index)
@@ -64,26 +64,26 @@ def measure(strategy: str, batch_size: int, words: list[str]) -> None:
         torch.ones(shape[:2], dtype=torch.bool),
         torch.randint(4, WORDS, (batch_plan.micro_batch_size, TOKENS), generator=generator),
     )
-    held.task.train()
+    trained.task.train()
     times = []
     for _ in range(WARM_UP + STEPS):
         started = time.perf_counter()
-        train_step(held, [batch], weights_L)
+        train_step(trained, [batch], weights_L)
         if on_gpu:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
-    pieces = [piece for _, piece in held.pieces()]
-    kept = sum(p.weights.nbytes + sum(state.nbytes for state in p.states.values()) for p in pieces)
-    if strategy in ("zero1", "zero2"):  # beside the shares that the optimizer works on
-        kept += sum(weight.nbytes for weight in held.task.parameters())
+    shards = [shard for _, shard in trained.local_shards()]
+    kept = sum(p.weights.nbytes + sum(state.nbytes for state in p.states.values()) for p in shards)
+    if strategy in ("zero1", "zero2"):  # the optimizer works on shards of its own
+        kept += sum(weight.nbytes for weight in trained.task.parameters())
     peak = torch.cuda.max_memory_allocated() if on_gpu else _resident() - before
     seen = gather(accelerator, [[statistics.median(times[WARM_UP:]), peak, kept]])
     if accelerator.is_main_process:
         worst = [max(column) for column in zip(*seen)]
         device = torch.cuda.get_device_name() if on_gpu else "CPU"
-        parameters = sum(shape.numel() for shape in held.shapes.values())
-        told = dict(zip(("step", "peak", "kept"), worst)) | {"device": device, "parameters": parameters}
-        print("measured " + json.dumps(told), flush=True)
+        parameters = sum(shape.numel() for shape in trained.shapes.values())
+        measured = dict(zip(("step", "peak", "kept"), worst)) | {"device": device, "parameters": parameters}
+        print("measured " + json.dumps(measured), flush=True)
     accelerator.end_training()
 
 

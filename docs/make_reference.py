@@ -64,7 +64,7 @@ def row(key: Key, schema: Schema) -> tuple[str, ...]:
 
 
 def beside(kind: str, schema: Schema) -> str:
-    """The recipe's own keys in the block of a plugin."""
+    """Keys that a recipe adds to the block of a plugin."""
     block = schema["definitions"].get(kind, {}).get("else") or next(iter(_losses(schema).values()))
     names = [name for name in BESIDE[kind].model_fields if name in block["properties"] and name != "name"]
     return table([row((kind, name), block["properties"][name]) for name in names])
@@ -80,17 +80,17 @@ def recipe_page() -> str:
     parts = [
         NOTE,
         "# Keys of a recipe",
-        "Every key, its type, and what it is where no file and no override sets it. How files, groups and overrides "
-        "make one recipe: [recipes.md](../recipes.md). Keys of plugins: [plugins.md](plugins.md).",
-        "A plugin stands as its name (`distiller: lda`) or as a block (`distiller: {name: lda, topics: 12}`). In place "
-        "of any value, `${a.b}` takes that of another key.",
+        "Every key with its type and default. [recipes.md](../recipes.md) explains how files, groups and overrides are "
+        "merged; [plugins.md](plugins.md) lists the keys of plugins.",
+        "A plugin is given by its name (`distiller: lda`) or as a block (`distiller: {name: lda, topics: 12}`). "
+        "`${a.b}` in place of a value takes the value of another key.",
         "## Files",
         table(
             [
                 (code(name), "text or list of texts", "none", schema["properties"][name]["description"])
                 for name in ("_base_", "plugins")
             ]
-            + [(code(REPLACE), "`true`", "merge", "In any block: it replaces the block of the base.")]
+            + [(code(REPLACE), "`true`", "merge", "In any block: drops what the base sets in it.")]
         ),
     ]
     for name, item in schema["properties"].items():
@@ -102,7 +102,7 @@ def recipe_page() -> str:
             kind = SLOTS.get((name,), "loss")
             parts.append(table([row((name,), item)]))
             if kind in BESIDE:
-                parts += [f"Beside the keys of its plugin, every {kind} takes:", beside(kind, schema)]
+                parts += [f"Every {kind} also takes, in addition to the keys of its plugin:", beside(kind, schema)]
         elif "properties" in block:
             keys = {key: inner for key, inner in block["properties"].items() if key != REPLACE}
             parts += [item["description"], table([row((name, key), inner) for key, inner in keys.items()])]
@@ -115,15 +115,15 @@ def grids_page() -> str:
     parts = [
         NOTE,
         "# Keys of a grid file",
-        "Every key, its type, and what it is where the file does not set it. What they do together: "
-        "[grids.md](../grids.md). Keys of executors: [plugins.md](plugins.md#executor).",
+        "Every key with its type and default. [grids.md](../grids.md) explains grids; "
+        "[plugins.md](plugins.md#executor) lists the keys of executors.",
         *grid_tables("The file", GridFile),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def grid_tables(head: str, model: type[Section]) -> Iterator[str]:
-    """The table of a block of keys, and those of the blocks in it."""
+    """The table of a block of keys, then those of its inner blocks."""
     yield f"## {head}"
     yield inspect.getdoc(model) or ""
     yield table([grid_row(model, field) for field in model.model_fields])
@@ -148,7 +148,7 @@ def grid_row(model: type[Section], field: str) -> tuple[str, ...]:
 
 
 def sections_in(model: type[Section]) -> dict[str, type[Section]]:
-    """The fields that hold a block of keys of their own."""
+    """The fields that are blocks of keys."""
     found = {}
     for name, field in model.model_fields.items():
         for kind in (field.annotation, *get_args(field.annotation)):
@@ -158,7 +158,7 @@ def sections_in(model: type[Section]) -> dict[str, type[Section]]:
 
 
 def plugin_part(plugin: Plugin) -> str:
-    """One plugin: what it is, the rest of its docstring, its keys, and a piece of recipe."""
+    """One plugin: summary, rest of the docstring, keys, and a block to paste."""
     found = describe(plugin)
     place = plugin.path.relative_to(PLUGINS.parent)
     # Indented sections would be blocks of code in Markdown.
@@ -193,9 +193,9 @@ def plugins_page() -> str:
     parts = [
         NOTE,
         "# Shipped plugins",
-        "By kind: what each is, its keys, and a piece of recipe in which every key has its default; `???` stands where "
-        "a recipe must choose. Executors stand in a [grid file](../grids.md#executors). How to write one: "
-        "[plugins.md](../plugins.md).",
+        "Each plugin with its keys and a block to paste, in which every key has its default; `???` marks a value that "
+        "the recipe must set. Executors are set in a [grid file](../grids.md#executors). [plugins.md](../plugins.md) "
+        "explains how to write a plugin.",
     ]
     shipped = sorted((p for p in catalogue().values() if p.path.is_relative_to(PLUGINS)), key=lambda p: p.name)
     for kind in KINDS.values():

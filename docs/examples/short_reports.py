@@ -1,4 +1,4 @@
-"""A loss of one's own: reports that go on too long cost something."""
+"""A loss in a file of its own: penalizes reports that are too long."""
 
 from torch import nn
 
@@ -12,7 +12,7 @@ class ShortReports(nn.Module):
 
     needs = ("logits",)
 
-    def count(self, batch):  # the engine divides by this, over all processes: here, by exams
+    def count(self, batch):  # train_step divides by this, over all processes: here, by exams
         return batch.report_BT.new_tensor(len(batch.report_BT))
 
     def forward(self, batch, outputs):  # the sum over those exams

@@ -1,4 +1,4 @@
-"""docs/reference/ says what the code says."""
+"""docs/reference/ and docs/troubleshooting.md are generated from the code, and complete."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_every_row_of_a_table_has_the_cells_of_its_head(page: Path) -> None:
 def test_every_key_of_the_recipe_and_of_every_shipped_plugin_has_a_row() -> None:
     recipe, plugins = ((REFERENCE / f"{name}.md").read_text(encoding="utf-8") for name in ("recipe", "plugins"))
     for name, field in Recipe.model_fields.items():
-        held = field.annotation
-        inner = held.model_fields if isinstance(held, type) and issubclass(held, Section) else {}
+        kind = field.annotation
+        inner = kind.model_fields if isinstance(kind, type) and issubclass(kind, Section) else {}
         for key in [key for key in inner if key not in ("name", "keys") or name == "run"] or [name]:
             assert f"\n| `{key}` |" in recipe, f"{name}.{key}"
     for plugin in catalogue().values():
