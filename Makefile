@@ -1,8 +1,8 @@
-# Every target makes what it needs first. PYTHON names the Python that the environment is built from.
+# Every target builds what it needs first. PYTHON is the interpreter that creates the environment.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A machine with an NVIDIA GPU gets the packages for it.
+# A machine with an NVIDIA GPU gets the GPU packages.
 ACCELERATOR := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -12,7 +12,7 @@ env: $(VENV)/.installed
 env-dev: $(VENV)/.installed-dev
 
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sonoscribe needs Python 3.11 or newer; name one: make env PYTHON=python3.11")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sonoscribe needs Python 3.11 or newer: make env PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: setup.cfg constraints.txt | $(VENV)/bin/python
@@ -30,15 +30,15 @@ train: env
 test: env-dev
 	$(BIN)/python -m pytest tests --numprocesses logical --maxprocesses 4 --dist loadfile
 
-# Every strategy and way of resuming, deaths of all kinds: what takes minutes.
+# Tests that take minutes: every strategy, every way of resuming, killed processes.
 test-long: env-dev
 	$(BIN)/python -m pytest tests -m long
 
-# Two machines, played by two network namespaces: the same losses, a cut cable, and going on. Needs root.
+# Two machines, as network namespaces: equal losses, a cut cable, resuming. Needs root.
 two-hosts: env-dev
 	PYTHON=$(CURDIR)/$(BIN)/python bash tests/framework/distributed/two_hosts.sh
 
-# Installs wheels of sonoscribe and of examples/plugin-package into an environment of their own, and trains there.
+# Installs wheels of sonoscribe and examples/plugin-package into a new environment, and trains there.
 package:
 	PYTHON=$(PYTHON) ACCELERATOR=$(ACCELERATOR) bash tests/outside_package.sh
 
@@ -57,7 +57,7 @@ bench: env
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.saving
 
-# What is made from the code, and committed.
+# Files that are generated from the code and committed.
 docs: env
 	$(BIN)/python launch.py schema > recipes/.schema.part && mv recipes/.schema.part recipes/sonoscribe.schema.json
 	$(BIN)/python docs/make_reference.py

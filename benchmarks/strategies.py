@@ -72,17 +72,13 @@ def measure(strategy: str, batch_size: int, words: list[str]) -> None:
         if on_gpu:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
-    shards = [shard for _, shard in trained.local_shards()]
-    kept = sum(p.weights.nbytes + sum(state.nbytes for state in p.states.values()) for p in shards)
-    if strategy in ("zero1", "zero2"):  # the optimizer works on shards of its own
-        kept += sum(weight.nbytes for weight in trained.task.parameters())
     peak = torch.cuda.max_memory_allocated() if on_gpu else _resident() - before
-    seen = gather(accelerator, [[statistics.median(times[WARM_UP:]), peak, kept]])
+    seen = gather(accelerator, [[statistics.median(times[WARM_UP:]), peak]])
     if accelerator.is_main_process:
         worst = [max(column) for column in zip(*seen)]
         device = torch.cuda.get_device_name() if on_gpu else "CPU"
         parameters = sum(shape.numel() for shape in trained.shapes.values())
-        measured = dict(zip(("step", "peak", "kept"), worst)) | {"device": device, "parameters": parameters}
+        measured = dict(zip(("step", "peak"), worst)) | {"device": device, "parameters": parameters}
         print("measured " + json.dumps(measured), flush=True)
     accelerator.end_training()
 
@@ -143,7 +139,6 @@ def main() -> None:
         found = launched(strategy, options.processes, options.batch_size, words)
         device, parameters = found["device"], found["parameters"]
         rows.append((f"{strategy}: a step of {options.batch_size} exams", "s", round(found["step"], 3)))
-        rows.append((f"{strategy}: weights and optimizer state of a process", "MiB", round(found["kept"] / 2**20)))
         rows.append((f"{strategy}: peak memory of a process", "MiB", round(found["peak"] / 2**20)))
     cores = len(os.sched_getaffinity(0))
     machine = f"{platform.machine()}, {cores} cores, {device}, {options.processes} processes, torch {torch.__version__}"
