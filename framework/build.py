@@ -40,7 +40,7 @@ from framework.topics.distill import Topics, distill
 
 
 @dataclass(frozen=True)
-class Parts:
+class RunComponents:
     """The objects of a run, ready to train or evaluate."""
 
     exams: dict[str, ExamSet]
@@ -264,7 +264,9 @@ def build_scorer(recipe: Recipe, tokenizer: Any) -> Scorer:
     return Scorer(metrics, tokenizer, recipe.evaluate.weights)
 
 
-def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path | None, trained: Path | None = None) -> Parts:
+def build_components(
+    recipe: Recipe, accelerator: Accelerator, *, run: Path | None, trained: Path | None = None
+) -> RunComponents:
     """Builds the objects of a run. One process decodes images and finds topics; the others read its caches.
 
     Args:
@@ -308,7 +310,7 @@ def build_parts(recipe: Recipe, accelerator: Accelerator, *, run: Path | None, t
         _require_all_views_fit(task, exams)
     augment = None if recipe.data.augment is None else build_plugin(recipe, "augment", recipe.data.augment)
     left_out = len({error.exam_id for error in errors})
-    return Parts(exams, tokenizer, topics, task, augment, scorer, left_out)
+    return RunComponents(exams, tokenizer, topics, task, augment, scorer, left_out)
 
 
 def require_no_mirrored_sides(recipe: Recipe, training_reports: Sequence[str]) -> None:

@@ -54,11 +54,11 @@ class Trainer:
     """Trains the task of a run. Decisions are made once and shared, so that all processes take the same path."""
 
     def __init__(self, run: TrainingRun) -> None:
-        recipe, accelerator, exams = run.recipe, run.accelerator, run.parts.exams["train"]
-        self.training_run, self.recipe, self.accelerator, self.parts = run, recipe, accelerator, run.parts
-        self.batch_plan = resolve_batch_plan(accelerator, recipe, run.parts.task, exams)
+        recipe, accelerator, exams = run.recipe, run.accelerator, run.components.exams["train"]
+        self.training_run, self.recipe, self.accelerator, self.components = run, recipe, accelerator, run.components
+        self.batch_plan = resolve_batch_plan(accelerator, recipe, run.components.task, exams)
         self.strategy = prepare(
-            accelerator, recipe, run.parts.task, self.batch_plan, lambda task: build_optimizer(recipe, task)
+            accelerator, recipe, run.components.task, self.batch_plan, lambda task: build_optimizer(recipe, task)
         )
         self.steps_per_epoch = self.batch_plan.steps(len(exams))
         self.steps = recipe.train.epochs * self.steps_per_epoch
@@ -133,7 +133,7 @@ class Trainer:
         # Random numbers depend on seed, step and process alone, so that a resumed run draws the same.
         set_seed(step_seed(recipe.train.seed, state.step, self.accelerator.process_index))
         weights_L = weights_at(recipe, state.step, self.steps)
-        augment = batch_augment(self.parts.augment, recipe.train.seed, state.epoch)
+        augment = batch_augment(self.components.augment, recipe.train.seed, state.epoch)
         try:
             output = train_step(self.strategy, micro_batches, weights_L, augment)
         except torch.OutOfMemoryError as error:
@@ -161,14 +161,21 @@ class Trainer:
 
     def validate(self) -> str:
         """Scores generated reports of the validation split and updates the best step. Returns a line to print."""
-        recipe, state, exams = self.recipe, self.state, self.parts.exams["val"]
+        recipe, state, exams = self.recipe, self.state, self.components.exams["val"]
         beams = recipe.evaluate.val_num_beams
         with self.strategy.full_params_model() as task:
             rows = generate_reports(
-                self.accelerator, task, self.parts.tokenizer, exams, recipe, beams, bar=False, between=self._between
+                self.accelerator,
+                task,
+                self.components.tokenizer,
+                exams,
+                recipe,
+                beams,
+                bar=False,
+                before_batch=self._before_batch,
             )
         # Scored once and shared: early stopping must be the same decision on every process.
-        scores = on_main(self.accelerator, lambda: self.parts.scorer.score(rows))
+        scores = on_main(self.accelerator, lambda: self.components.scorer.score(rows))
         self.tracker.scalars(state.step, {f"val/{name}": value for name, value in scores.items()})
         for exam, (exam_id, prediction, reference) in list(zip(exams.exams, rows))[:SAMPLES]:
             if self.accelerator.is_main_process:
@@ -196,12 +203,18 @@ class Trainer:
                 print0(f"best model: step {state.best_step} ({self._monitor} {state.best_score:.4f})")
             for split in ("val", "test"):
                 scores = evaluate_split(
-                    accelerator, task, self.parts, recipe, split, self.training_run.folder, between=self._between
+                    accelerator,
+                    task,
+                    self.components,
+                    recipe,
+                    split,
+                    self.training_run.folder,
+                    before_batch=self._before_batch,
                 )
                 values = {f"final/{split}/{name}": value for name, value in scores["model"].items()}
                 self.tracker.scalars(state.step, values)
-        print_scores("test", scores, self.parts.scorer.segmentation)
-        page = on_main(accelerator, lambda: write_page(self.training_run.folder, self.parts))
+        print_scores("test", scores, self.components.scorer.segmentation)
+        page = on_main(accelerator, lambda: write_page(self.training_run.folder, self.components))
         write_cost(self.training_run, self.strategy)
         folder = self.training_run.folder
         print0(f"\nrun     {folder}\nopen    {page}\n        tensorboard --logdir {folder}")
@@ -221,7 +234,7 @@ class Trainer:
     def _monitor(self) -> str:
         return self.recipe.evaluate.monitor_words
 
-    def _between(self) -> None:
+    def _before_batch(self) -> None:
         """Called before each batch while reports are generated, equally often on every process."""
         self.training_run.monitor.at("generating reports")
         self._handle_stop()

@@ -17,7 +17,7 @@ from framework.recipe import Recipe
 from framework.runtime.console import print0
 from framework.runtime.errors import UserError
 
-NOTES = "patients"  # metadata file beside a model, see ModelTexts
+PATIENTS_FILE = "patients"  # metadata file beside a model, see ModelTexts
 # A split that a model has seen -> splits of a later stage that must not contain its patients.
 MUST_BE_UNSEEN = {"train": ("val", "test"), "val": ("test",)}
 
@@ -28,7 +28,7 @@ def patients_seen(recipe: Recipe, exams: Mapping[str, ExamSet], before: Path | N
     Args:
         before: the model that the run starts or resumes from, whose patients are included; None for a new model.
     """
-    seen = {} if before is None else read_metadata(before, NOTES)
+    seen = {} if before is None else read_metadata(before, PATIENTS_FILE)
     dataset = recipe.data.dataset.name
     merged = {"datasets": sorted({*seen.get("datasets", ()), dataset})}
     return merged | {split: sorted({*seen.get(split, ()), *_hashes(dataset, exams[split])}) for split in MUST_BE_UNSEEN}
@@ -48,7 +48,7 @@ def require_unseen(
     Raises:
         UserError: it was trained on patients of val or test, or selected on patients of test.
     """
-    dataset, seen = recipe.data.dataset, read_metadata(model, NOTES)
+    dataset, seen = recipe.data.dataset, read_metadata(model, PATIENTS_FILE)
     if not seen and model_recipe.data.dataset == dataset:
         return  # written before models recorded patients, and with the same splits
     if dataset.name not in seen.get("datasets", ()):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from framework.build import Parts, build_parts, run_recipe
+from framework.build import RunComponents, build_components, run_recipe
 from framework.data.leakage import require_unseen
 from framework.data.loading import ExamSet, build_loader
 from framework.distributed.collectives import gather, on_main
@@ -28,7 +28,7 @@ from framework.scoring.baselines import baseline_rows, rows_of, unseen_rows
 from framework.scoring.bootstrap import intervals
 from framework.scoring.scorer import Rows
 from framework.scoring.table import HIGH, LOW, NO_INTERVAL, Scores, print_scores
-from framework.topics.distill import TOLD, differing_topics
+from framework.topics.distill import TOPICS_FILE, topic_changes
 
 
 def shard_indices(exams: int, processes: int) -> list[list[int]]:
@@ -44,13 +44,13 @@ def generate_reports(
     recipe: Recipe,
     num_beams: int,
     bar: bool = True,
-    between: Callable[[], None] | None = None,
+    before_batch: Callable[[], None] | None = None,
 ) -> Rows:
     """Rows (exam id, prediction, reference) of all exams, in their order, the same on every process.
 
     Args:
         task: a task with unsharded weights in eval mode, or an ensemble of such tasks.
-        between: called before each batch, equally often on every process, even if a process has no batch left.
+        before_batch: called before each batch, equally often on every process, even if a process has no batch left.
     """
     settings = recipe.evaluate
     shards = shard_indices(len(exams), accelerator.num_processes)
@@ -60,8 +60,8 @@ def generate_reports(
     generated: list[tuple[str, str]] = []
     loader = iter(build_loader(exams, batches, recipe.data.num_workers))
     for _ in progress_bar(range(rounds), total=rounds, text="reports", shown=bar):
-        if between is not None:
-            between()
+        if before_batch is not None:
+            before_batch()
         batch = next(loader, None)
         if batch is None:
             continue
@@ -93,11 +93,11 @@ def generate_reports(
 def evaluate_split(
     accelerator: Accelerator,
     task: Any,
-    parts: Parts,
+    components: RunComponents,
     recipe: Recipe,
     split: str,
     run: Path,
-    between: Callable[[], None] | None = None,
+    before_batch: Callable[[], None] | None = None,
     label: str = "",
     written_by: Sequence[str] = (),
 ) -> Scores:
@@ -106,32 +106,34 @@ def evaluate_split(
     The ends of the 95 % intervals of the model's scores, and the reasons of scores without one, are rows of their own.
 
     Args:
-        between: see `generate_reports`.
+        before_batch: see `generate_reports`.
         label: suffix of the names of the files, unless the run's own model generates the reports.
         written_by: the models that generate the reports, if there is a label.
     """
-    exams, train, val = parts.exams[split], parts.exams["train"], parts.exams["val"]
+    exams, train, val = components.exams[split], components.exams["train"], components.exams["val"]
     num_beams = recipe.evaluate.num_beams
-    rows = generate_reports(accelerator, task, parts.tokenizer, exams, recipe, num_beams, between=between)
+    rows = generate_reports(
+        accelerator, task, components.tokenizer, exams, recipe, num_beams, before_batch=before_batch
+    )
 
     def scored() -> Scores:
         scores: Scores = {}
         named = {"model": rows}
         if unseen := unseen_rows(rows, train):
             named["model_on_unseen_reports"] = unseen
-        named |= baseline_rows(exams, train, val, parts.scorer, recipe.evaluate.monitored, recipe.train.seed)
+        named |= baseline_rows(exams, train, val, components.scorer, recipe.evaluate.monitored, recipe.train.seed)
         patients = {exam.id: exam.patient for exam in exams.exams}
         seed, bootstrap_samples = recipe.train.seed, recipe.evaluate.bootstrap_samples
         ends: tuple[dict[str, Any], ...] = ()
         for name in progress_bar(named, total=len(named), text="scores"):
-            values, seconds = parts.scorer.timed_score(named[name])
+            values, seconds = components.scorer.timed_score(named[name])
             scores[name] = {"exams": len(named[name]), **values}
             if name == "model":  # now, while metrics cache the statistics of these reports
                 ends = intervals(
-                    parts.scorer, rows, patients, values, seconds, seed=seed, bootstrap_samples=bootstrap_samples
+                    components.scorer, rows, patients, values, seconds, seed=seed, bootstrap_samples=bootstrap_samples
                 )
         scores.update((name, values) for name, values in zip((LOW, HIGH, NO_INTERVAL), ends) if values)
-        _store(run, split, scores, rows, parts, label, written_by)
+        _store(run, split, scores, rows, components, label, written_by)
         return scores
 
     return on_main(accelerator, scored)
@@ -142,7 +144,7 @@ def _store(
     split: str,
     scores: Scores,
     rows: Rows,
-    parts: Parts,
+    components: RunComponents,
     label: str,
     written_by: Sequence[str],
 ) -> None:
@@ -156,7 +158,7 @@ def _store(
     path = run / f"scores{suffix}.json"  # last, so that scores never lack their predictions
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     models = {"written_by": list(written_by)} if label else {}
-    write_json(path, {**stored, "segmentation": parts.scorer.segmentation, split: {**scores, **models}})
+    write_json(path, {**stored, "segmentation": components.scorer.segmentation, split: {**scores, **models}})
 
 
 def evaluate_run(run: Path, split: str, selection: ModelSelection = BEST) -> Scores:
@@ -168,27 +170,27 @@ def evaluate_run(run: Path, split: str, selection: ModelSelection = BEST) -> Sco
     """
     recipe = run_recipe(run)
     accelerator = start_accelerator(recipe, training=False)
-    topics = run / TOLD
+    topics = run / TOPICS_FILE
     # The topics that the run was trained on are kept; a model that was copied to another folder gets them now.
-    parts = build_parts(recipe, accelerator, run=None if topics.is_file() else run, trained=run / "model")
-    if split not in parts.exams:
-        expected = f"one of {', '.join(parts.exams)}"
+    components = build_components(recipe, accelerator, run=None if topics.is_file() else run, trained=run / "model")
+    if split not in components.exams:
+        expected = f"one of {', '.join(components.exams)}"
         raise UserError("unknown-name", f"the data have no split '{split}'", place="--split", expected=expected)
-    scored = {split: parts.exams[split]}
+    scored = {split: components.exams[split]}
     require_unseen("evaluate", run / "model", recipe, recipe, scored)
     for other in selection.others:
         require_unseen(f"--with {other}", other / "model", run_recipe(other), recipe, scored)
-    if differing := differing_topics(topics, parts.topics):
+    if differing := topic_changes(topics, components.topics):
         print0(f"notice: {topics}: {differing}; the file is kept. Only the score topic_oracle depends on topics")
-    task, descriptions = load_models(run, recipe, parts.tokenizer, selection, parts.task)
+    task, descriptions = load_models(run, recipe, components.tokenizer, selection, components.task)
     task, label = task.to(accelerator.device).eval(), selection.label
-    scores = evaluate_split(accelerator, task, parts, recipe, split, run, label=label, written_by=descriptions)
-    print_scores(f"{split}, {label}" if label else split, scores, parts.scorer.segmentation)
+    scores = evaluate_split(accelerator, task, components, recipe, split, run, label=label, written_by=descriptions)
+    print_scores(f"{split}, {label}" if label else split, scores, components.scorer.segmentation)
     if label:
         for number, description in enumerate(descriptions, 1):
             print0(f"model {number}  {description}")
         print0(f"scores   {run / f'scores-{label}.json'}\nreports  {run / 'predictions' / f'{split}-{label}.jsonl'}")
     elif accelerator.is_main_process:
-        write_page(run, parts)
+        write_page(run, components)
     accelerator.end_training()
     return scores

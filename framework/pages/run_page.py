@@ -19,14 +19,14 @@ from framework.runtime.files import atomic_write
 from framework.scoring.table import HIGH, LABELS, LOW, Scores, legend, score_table
 
 if TYPE_CHECKING:
-    from framework.build import Parts
+    from framework.build import RunComponents
 
 SHOWN = 12  # test exams on the page
 FEW = 40  # points of a curve that each have a mark
 OWN = {LABELS["model"]: "own main", LABELS[LOW]: "own", LABELS["model_on_unseen_reports"]: "own"}  # styles of rows
 
 
-def write_page(run: Path, parts: Parts) -> Path:
+def write_page(run: Path, components: RunComponents) -> Path:
     """Writes `run/report.html` from the files of the run and the images of its test exams."""
     scores = json.loads((run / "scores.json").read_text(encoding="utf-8"))
     # A model that was copied to another place has no records beside it.
@@ -40,7 +40,7 @@ def write_page(run: Path, parts: Parts) -> Path:
         attributes=_attributes(scores["test"]) if "test" in scores else None,
         curves=[_panel(title, lines) for title, lines in curves.items()],
         topics=_data_uri((run / "topics.png").read_bytes()) if (run / "topics.png").is_file() else None,
-        exams=_exams(run / "predictions" / "test.jsonl", parts),
+        exams=_exams(run / "predictions" / "test.jsonl", components),
     )
     atomic_write(run / "report.html", page)
     return run / "report.html"
@@ -108,10 +108,10 @@ def _panel(title: str, lines: dict[str, list[tuple[int, float]]]) -> Figure:
     return Figure(title, plot.svg(f"{title} by step: {', '.join(lines)}"), keys=keys if len(keys) > 1 else ())
 
 
-def _exams(path: Path, parts: Parts) -> list[dict[str, str]]:
+def _exams(path: Path, components: RunComponents) -> list[dict[str, str]]:
     if not path.is_file():
         return []
-    cache = parts.exams["test"].cache
+    cache = components.exams["test"].cache
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:SHOWN]]
     return [{**row, "image": _side_by_side(cache.images(row["id"]))} for row in rows]
 

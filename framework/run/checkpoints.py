@@ -9,7 +9,7 @@ from torch import Tensor
 from framework.checkpoint.export import ModelTexts
 from framework.checkpoint.format import RetentionPolicy, SavedState, Snapshot, TrainState
 from framework.checkpoint.saver import AsyncCheckpointer
-from framework.data.leakage import NOTES, patients_seen
+from framework.data.leakage import PATIENTS_FILE, patients_seen
 from framework.distributed.collectives import on_main
 from framework.distributed.strategy import Strategy
 from framework.models.external_weights import model_metadata, require_same_weights
@@ -27,14 +27,14 @@ class RunCheckpoints:
 
     def __init__(self, run: TrainingRun, strategy: Strategy) -> None:
         self.run, self.strategy, self.accelerator = run, strategy, run.accelerator
-        keep, parts = run.recipe.checkpoint, run.parts
-        self.higher_is_better = parts.scorer.higher_is_better(run.recipe.evaluate.monitored)
+        keep, components = run.recipe.checkpoint, run.components
+        self.higher_is_better = components.scorer.higher_is_better(run.recipe.evaluate.monitored)
         self.position: tuple[int, ...] | None = None  # of the last checkpoint
         self.writer: AsyncCheckpointer | None = None
         if self.accelerator.is_main_process:
             policy = RetentionPolicy(keep.keep_last, keep.keep_best, self.higher_is_better)
             self.writer = AsyncCheckpointer(run.folder / "checkpoints", policy, keep.background)
-            self.patients = patients_seen(run.recipe, parts.exams, run.model_before)
+            self.patients = patients_seen(run.recipe, components.exams, run.model_before)
 
     def restore(self, steps: int) -> TrainState:
         """The train state of the checkpoint that the run resumes from, with its tensors loaded; else a new one.
@@ -78,8 +78,8 @@ class RunCheckpoints:
             val_scores=dict(train_state.val_scores),
             scaler={} if scaler is None else dict(scaler.state_dict()),
         )
-        metadata = {**model_metadata(self.strategy.task), NOTES: self.patients}
-        texts = ModelTexts(self.run.parts.tokenizer, save(self.run.recipe), metadata)
+        metadata = {**model_metadata(self.strategy.task), PATIENTS_FILE: self.patients}
+        texts = ModelTexts(self.run.components.tokenizer, save(self.run.recipe), metadata)
         self.writer.save(Snapshot(train_state, state, self.strategy.export_weights(state), texts))
 
     @property

@@ -30,7 +30,7 @@ from framework.recipe.source import is_within
 from framework.runtime.console import print0
 from framework.runtime.errors import Problem, Stopped, UserError
 from framework.runtime.signals import WATCHER
-from framework.topics.distill import TOLD
+from framework.topics.distill import TOPICS_FILE
 
 ORPHANS_S = 60.0  # how long a process whose launcher was killed may hold the lock
 SHOWN = 8  # differences of a recipe in a message
@@ -109,7 +109,7 @@ def remove_refused_run(opened: OpenedRun) -> None:
 
 def topics_to_keep(recipe: Recipe, opened: OpenedRun) -> Path | None:
     """topics.json of a resumed run, whose topics must not change; None for a new run or if they may change."""
-    path = opened.folder / TOLD
+    path = opened.folder / TOPICS_FILE
     may_change = any(is_within(key, "distiller") for key in recipe.resume_ignore)
     return path if opened.checkpoint is not None and path.is_file() and not may_change else None
 

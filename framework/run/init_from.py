@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Size, Tensor
 
-from framework.build import Parts, build_tokenizer
+from framework.build import RunComponents, build_tokenizer
 from framework.checkpoint.export import PARTS, WEIGHTS, read_weights
 from framework.checkpoint.format import (
     CheckpointError,
@@ -50,7 +50,7 @@ def find_initial_weights(accelerator: Accelerator, recipe: Recipe, opened: Opene
 
 
 def initial_weights(
-    accelerator: Accelerator, recipe: Recipe, parts: Parts, opened: OpenedRun, source: Source | None
+    accelerator: Accelerator, recipe: Recipe, components: RunComponents, opened: OpenedRun, source: Source | None
 ) -> dict[str, Any]:
     """Loads the source's weights on the main process, from which `prepare` broadcasts them.
 
@@ -58,7 +58,8 @@ def initial_weights(
         what environment.json says of the source under `init_from`; a resumed run keeps its own.
     """
     if source is not None:
-        load = lambda: load_initial_weights(source, recipe, parts.task, parts.tokenizer, parts.exams)  # noqa: E731
+        task, tokenizer, exams = components.task, components.tokenizer, components.exams
+        load = lambda: load_initial_weights(source, recipe, task, tokenizer, exams)  # noqa: E731
         return {"init_from": on_main(accelerator, load)}
     before = {} if opened.train_state is None else opened.train_state.launch
     return {key: value for key, value in before.items() if key == "init_from"}

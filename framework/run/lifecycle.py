@@ -1,4 +1,4 @@
-"""What surrounds training: the processes, the run's folder, its parts, and what is printed before the first step."""
+"""What surrounds training: the processes, the run's folder, its components, what is printed first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from framework.build import Parts, build_parts
+from framework.build import RunComponents, build_components
 from framework.checkpoint.format import CheckpointError
 from framework.data.leakage import require_unseen
 from framework.data.loading import BatchPlan
@@ -27,7 +27,7 @@ from framework.run.tracking import COST, peak_memory_gib, write_environment, wri
 from framework.runtime.console import print0
 from framework.runtime.files import atomic_write
 from framework.runtime.signals import StopSignals
-from framework.topics.distill import differing_topics
+from framework.topics.distill import topic_changes
 
 
 @dataclass
@@ -48,7 +48,7 @@ class TrainingRun:
     opened: OpenedRun
     launch: dict[str, Any]
     source: Source | None = None
-    parts: Parts = field(init=False)
+    components: RunComponents = field(init=False)
     started: bool = False
 
     @property
@@ -83,9 +83,9 @@ def open_run_for_training(recipe: Recipe) -> Iterator[TrainingRun]:
             run.source = find_initial_weights(accelerator, recipe, opened)
             monitor.at("preparing exams and topics", patient=True)
             kept = topics_to_keep(recipe, opened)
-            run.parts = build_parts(recipe, accelerator, run=None if kept else run.folder)
+            run.components = build_components(recipe, accelerator, run=None if kept else run.folder)
             on_main(accelerator, lambda: _require_same_data(run, kept))
-            launch |= initial_weights(accelerator, recipe, run.parts, opened, run.source)
+            launch |= initial_weights(accelerator, recipe, run.components, opened, run.source)
             yield run
         except ValueError:
             if accelerator.is_main_process and not run.started:
@@ -111,12 +111,12 @@ def record_settings(run: TrainingRun, strategy: Strategy, batch_plan: BatchPlan,
 
 def print_sizes(run: TrainingRun, strategy: Strategy, batch_plan: BatchPlan, steps: int) -> None:
     """Prints exams, words, parameters, how a batch is divided, and where results depend on that."""
-    parts = run.parts
-    exams = ", ".join(f"{len(exams)} {name}" for name, exams in parts.exams.items())
-    topics = f", {parts.topics.count} topics" if parts.topics else ""
-    left_out = f" ({parts.left_out} left out: broken images)" if parts.left_out else ""
+    components = run.components
+    exams = ", ".join(f"{len(exams)} {name}" for name, exams in components.exams.items())
+    topics = f", {components.topics.count} topics" if components.topics else ""
+    left_out = f" ({components.left_out} left out: broken images)" if components.left_out else ""
     millions = count_parameters(strategy) / 1e6
-    print0(f"exams {exams}{left_out}; {len(parts.tokenizer)} words{topics}; {millions:.1f} M parameters")
+    print0(f"exams {exams}{left_out}; {len(components.tokenizer)} words{topics}; {millions:.1f} M parameters")
     division = (
         f"{batch_plan.micro_batch_size} x {batch_plan.processes} processes x {batch_plan.accumulation} accumulated"
     )
@@ -150,8 +150,8 @@ def _require_same_data(run: TrainingRun, topics: Path | None) -> None:
     recipe, checkpoint = run.recipe, run.opened.checkpoint
     if checkpoint is not None:
         model = checkpoint / "model"
-        require_unseen("resume", model, load_saved_recipe(model / "recipe.yaml"), recipe, run.parts.exams)
-    if topics is not None and (differing := differing_topics(topics, run.parts.topics)):
+        require_unseen("resume", model, load_saved_recipe(model / "recipe.yaml"), recipe, run.components.exams)
+    if topics is not None and (differing := topic_changes(topics, run.components.topics)):
         raise CheckpointError(
             "topics-differ",
             f"{differing}; topics change when data.cache_dir ({recipe.data.cache_dir}) is cleared, or with other "

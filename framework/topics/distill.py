@@ -26,7 +26,7 @@ from framework.topics.quality import TopicDescription, distinct_reports
 
 log = logging.getLogger(__name__)
 TRAIN = "train"  # the one split that topics are fitted on
-TOLD = "topics.json"  # in a run's folder
+TOPICS_FILE = "topics.json"  # in a run's folder
 # Part of the key, beside the distiller's own file and the terms that Chinese is cut by: another version may find other
 # topics.
 FRAMEWORK = Path(__file__).resolve().parents[1]
@@ -121,17 +121,17 @@ def distill(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(place / f"{name}.png", folder / "topics.png")
-        atomic_write(folder / TOLD, _as_json(topics))
+        atomic_write(folder / TOPICS_FILE, _as_json(topics))
     return topics
 
 
-def differing_topics(told: Path, topics: Topics | None) -> str:
-    """How topics of the training exams differ from those that a run's topics.json tells; empty where nothing does."""
-    if topics is None or not told.is_file():
+def topic_changes(file: Path, topics: Topics | None) -> str:
+    """How the topics of the training exams differ from those in a run's topics.json; empty if they do not."""
+    if topics is None or not file.is_file():
         return ""
-    before, now = json.loads(told.read_bytes())["labels"][TRAIN], topics.labels[TRAIN].tolist()
+    before, now = json.loads(file.read_bytes())["labels"][TRAIN], topics.labels[TRAIN].tolist()
     if len(before) != len(now):
-        return f"it tells the topics of {len(before)} training exams, and there are {len(now)}"
+        return f"it has the topics of {len(before)} training exams, and there are {len(now)}"
     differing = sum(one != other for one, other in zip(before, now))
     return f"{differing} of {len(now)} training exams have another topic now" if differing else ""
 

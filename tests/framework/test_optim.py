@@ -11,7 +11,7 @@ import torch
 from harness import ROOT, problem, records
 from torch import Tensor, nn
 
-from framework.build import Parts, build_optimizer, build_parts, build_plugin
+from framework.build import RunComponents, build_components, build_optimizer, build_plugin
 from framework.data.loading import BatchPlan, collate
 from framework.distributed.launch import start_accelerator
 from framework.distributed.prepare import prepare
@@ -32,22 +32,24 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def made(cache: Path, tmp_path: Path) -> Callable[..., tuple[Strategy, Parts]]:
-    def make(*keys: str) -> tuple[Strategy, Parts]:
+def made(cache: Path, tmp_path: Path) -> Callable[..., tuple[Strategy, RunComponents]]:
+    def make(*keys: str) -> tuple[Strategy, RunComponents]:
         recipe = load_recipe(SMOKE, [*FEW, RESNET, f"data.cache_dir={cache}", *keys])
         accelerator = start_accelerator(recipe)
-        parts = build_parts(recipe, accelerator, run=tmp_path)
+        components = build_components(recipe, accelerator, run=tmp_path)
         batch_plan = BatchPlan.plan(8, None, 0, 1)
-        return prepare(accelerator, recipe, parts.task, batch_plan, lambda task: build_optimizer(recipe, task)), parts
+        return prepare(
+            accelerator, recipe, components.task, batch_plan, lambda task: build_optimizer(recipe, task)
+        ), components
 
     return make
 
 
-def steps(strategy: Strategy, parts: Parts, count: int) -> None:
-    batch = collate([parts.exams["train"][number] for number in range(8)])
+def steps(strategy: Strategy, components: RunComponents, count: int) -> None:
+    batch = collate([components.exams["train"][number] for number in range(8)])
     strategy.task.train()
     for _ in range(count):
-        train_step(strategy, [batch], torch.ones(len(parts.task.losses)))
+        train_step(strategy, [batch], torch.ones(len(components.task.losses)))
 
 
 def values(strategy: Strategy) -> dict[str, Tensor]:
@@ -66,11 +68,11 @@ def values(strategy: Strategy) -> dict[str, Tensor]:
     ],
 )
 def test_what_is_frozen_keeps_every_bit_and_its_statistics_and_the_rest_learns(
-    made: Callable[..., tuple[Strategy, Parts]], key: str, frozen: tuple[str, ...]
+    made: Callable[..., tuple[Strategy, RunComponents]], key: str, frozen: tuple[str, ...]
 ) -> None:
-    strategy, parts = made(key, "train.ema_decay=0.9", "model.decoder.dropout=0.2")
+    strategy, components = made(key, "train.ema_decay=0.9", "model.decoder.dropout=0.2")
     before = values(strategy)
-    steps(strategy, parts, 2)
+    steps(strategy, components, 2)
     after = values(strategy)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if not name.startswith(frozen)}
@@ -85,12 +87,12 @@ def test_what_is_frozen_keeps_every_bit_and_its_statistics_and_the_rest_learns(
 
 
 def test_the_rest_learns_the_same_whether_the_encoder_is_frozen_by_name_or_by_rate(
-    made: Callable[..., tuple[Strategy, Parts]],
+    made: Callable[..., tuple[Strategy, RunComponents]],
 ) -> None:
     found = []
     for key in ("train.freeze=[encoder]", "optimizer.encoder_lr=0"):
-        strategy, parts = made(key)
-        steps(strategy, parts, 2)
+        strategy, components = made(key)
+        steps(strategy, components, 2)
         found.append(values(strategy))
     assert not [name for name in found[0] if not torch.equal(found[0][name], found[1][name])]
 
@@ -207,7 +209,9 @@ def test_layer_decay_needs_an_encoder_with_all_its_parameters_in_stages(stages: 
     parameter_groups(Staged(stages), 1.0)
 
 
-def test_the_rates_of_a_run_follow_the_schedule_each_from_its_own(made: Callable[..., tuple[Strategy, Parts]]) -> None:
+def test_the_rates_of_a_run_follow_the_schedule_each_from_its_own(
+    made: Callable[..., tuple[Strategy, RunComponents]],
+) -> None:
     strategy, _ = made("optimizer.lr=1", "optimizer.encoder_lr=0.8", "optimizer.layer_decay=0.5")
     strategy.set_lr(0.1)
     found = {

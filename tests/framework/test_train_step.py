@@ -14,7 +14,7 @@ from harness import ROOT, launch, records
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from framework.build import build_optimizer, build_parts
+from framework.build import build_components, build_optimizer
 from framework.checkpoint.format import SavedState
 from framework.data.loading import BatchPlan, collate
 from framework.distributed.launch import start_accelerator
@@ -180,13 +180,13 @@ def test_learned_factors_are_the_same_however_a_step_is_cut() -> None:
 def built(folder: Path, *keys: str) -> tuple[object, Recipe, list[Batch]]:
     recipe = load_recipe(SMOKE, [*TINY, f"data.cache_dir={folder / 'cache'}", *keys])
     accelerator = start_accelerator(recipe)
-    parts = build_parts(recipe, accelerator, run=folder)
+    components = build_components(recipe, accelerator, run=folder)
     batch_plan = BatchPlan.plan(8, None, 0, 1)
-    strategy = prepare(accelerator, recipe, parts.task, batch_plan, lambda task: build_optimizer(recipe, task))
+    strategy = prepare(accelerator, recipe, components.task, batch_plan, lambda task: build_optimizer(recipe, task))
     return (
         strategy,
         recipe,
-        [collate([parts.exams["train"][place] for place in range(start, start + 8)]) for start in (0, 8)],
+        [collate([components.exams["train"][place] for place in range(start, start + 8)]) for start in (0, 8)],
     )
 
 

@@ -13,7 +13,7 @@ from harness import ROOT
 from PIL import Image
 from transformers import ResNetConfig, ResNetModel
 
-from framework.build import build_optimizer, build_parts
+from framework.build import build_components, build_optimizer
 from framework.data.loading import BatchPlan, collate
 from framework.distributed.launch import start_accelerator
 from framework.distributed.prepare import prepare
@@ -104,15 +104,15 @@ def test_settings_are_those_published(organ: str) -> None:
 def test_on_exams_in_the_published_layout_steps_lower_the_loss(tmp_path: Path) -> None:
     recipe = load_recipe(PAPER / "breast.yaml", small(tmp_path))
     accelerator = start_accelerator(recipe)
-    parts = build_parts(recipe, accelerator, run=tmp_path)
-    assert {name: len(exams) for name, exams in parts.exams.items()} == {"train": 16, "val": 4, "test": 4}
-    assert all(len(exam.views) == 2 for exam in parts.exams["train"].exams)
-    assert {"_2ds_", "_loc_", "_locr_", "_scm_"} <= {word.lower() for word in parts.tokenizer.vocabulary}
+    components = build_components(recipe, accelerator, run=tmp_path)
+    assert {name: len(exams) for name, exams in components.exams.items()} == {"train": 16, "val": 4, "test": 4}
+    assert all(len(exam.views) == 2 for exam in components.exams["train"].exams)
+    assert {"_2ds_", "_loc_", "_locr_", "_scm_"} <= {word.lower() for word in components.tokenizer.vocabulary}
     batch_plan = BatchPlan.plan(8, None, 0, 1)
-    strategy = prepare(accelerator, recipe, parts.task, batch_plan, lambda task: build_optimizer(recipe, task))
+    strategy = prepare(accelerator, recipe, components.task, batch_plan, lambda task: build_optimizer(recipe, task))
     rates = {group["lr"] for group in strategy.optimizer.param_groups}
     assert rates == {5e-5, 1e-3}
-    batch = collate([parts.exams["train"][number] for number in range(8)])
+    batch = collate([components.exams["train"][number] for number in range(8)])
     assert batch.image_BVCHW.shape[2] == 3 and not torch.equal(*batch.image_BVCHW[:, :, :2].unbind(2)), "in colour"
     losses = []
     for _ in range(4):

@@ -13,7 +13,7 @@ from mini_ddti import write_archive
 from tiny_models import of_bytes, save_llama, save_swin
 from torch import Tensor
 
-from framework.build import build_model, build_optimizer, build_parts, build_tokenizer
+from framework.build import build_components, build_model, build_optimizer, build_tokenizer
 from framework.data.loading import BatchPlan, collate
 from framework.distributed.launch import start_accelerator
 from framework.distributed.prepare import prepare
@@ -68,10 +68,10 @@ def test_the_recipes_that_the_readme_names_are_there() -> None:
 def test_a_shipped_recipe_builds_and_one_step_lowers_its_loss(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", made_small(name, tmp_path))
     accelerator = start_accelerator(recipe)
-    parts = build_parts(recipe, accelerator, run=tmp_path)
+    components = build_components(recipe, accelerator, run=tmp_path)
     batch_plan = BatchPlan.plan(4, None, 0, 1)
-    strategy = prepare(accelerator, recipe, parts.task, batch_plan, lambda task: build_optimizer(recipe, task))
-    task, train_set = parts.task, parts.exams["train"]
+    strategy = prepare(accelerator, recipe, components.task, batch_plan, lambda task: build_optimizer(recipe, task))
+    task, train_set = components.task, components.exams["train"]
     (numbers, *_) = batch_plan.epoch(len(train_set), recipe.train.seed, 0)
     batch = collate([train_set[number] for number in numbers])
     weights_L = weights_at(recipe, 0, 1)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from framework.build import Parts, build_optimizer, build_parts
+from framework.build import RunComponents, build_components, build_optimizer
 from framework.checkpoint.format import SavedState
 from framework.data.loading import BatchPlan, collate
 from framework.distributed.launch import start_accelerator
@@ -47,7 +47,7 @@ class Setting:
     """What all strategies start from."""
 
     recipe: Recipe
-    parts: Parts
+    components: RunComponents
     plan: BatchPlan
     folder: Path
 
@@ -57,20 +57,20 @@ class Setting:
         cache = f"data.cache_dir={folder / 'cache'}"
         recipe = load_recipe(smoke, [*KEYS, cache, "distributed.strategy=fsdp"])  # starts a process group on any number
         accelerator = start_accelerator(recipe)
-        parts = build_parts(recipe, accelerator, run=folder)
+        components = build_components(recipe, accelerator, run=folder)
         plan = BatchPlan.plan(8, 2, accelerator.process_index, accelerator.num_processes)
-        return cls(recipe, parts, plan, folder)
+        return cls(recipe, components, plan, folder)
 
     def strategy(self, name: str) -> Strategy:
         recipe = self.recipe.model_copy(
             update={"distributed": self.recipe.distributed.model_copy(update={"strategy": name})}
         )
-        accelerator, task = start_accelerator(recipe), copy.deepcopy(self.parts.task)
+        accelerator, task = start_accelerator(recipe), copy.deepcopy(self.components.task)
         return prepare(accelerator, recipe, task, self.plan, lambda task: build_optimizer(recipe, task))
 
     def train(self, strategy: Strategy, first: int, last: int) -> dict[str, Any]:
         """Steps `first` to `last` - 1: losses and norms of the gradient."""
-        exams, weights_L = self.parts.exams["train"], weights_at(self.recipe, 0, 1)
+        exams, weights_L = self.components.exams["train"], weights_at(self.recipe, 0, 1)
         found: dict[str, Any] = {"losses": [], "norms": []}
         strategy.task.train()
         for step in range(first, last):
@@ -115,11 +115,11 @@ def trained(setting: Setting, name: str) -> dict[str, Any]:
 def moved(setting: Setting, before: str, now: str) -> dict[str, Any]:
     """Loads the state of a strategy under another, whose own weights were all changed, and trains on."""
     with torch.no_grad():
-        kept = copy.deepcopy(setting.parts.task)
-        for parameter in setting.parts.task.parameters():
+        kept = copy.deepcopy(setting.components.task)
+        for parameter in setting.components.task.parameters():
             parameter.add_(1.0)
         strategy = setting.strategy(now)
-        setting.parts.task.load_state_dict(kept.state_dict())
+        setting.components.task.load_state_dict(kept.state_dict())
     folder = setting.folder / f"{before}-middle"
     saved = load_file(folder / "training.safetensors")
     strategy.load(SavedState(folder) if strategy.accelerator.is_main_process else None, SAVED)

@@ -11,7 +11,7 @@ from harness import ROOT, problem
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from framework.build import Parts, build_optimizer, build_parts
+from framework.build import RunComponents, build_components, build_optimizer
 from framework.checkpoint.export import ModelError, ModelTexts, load_weights, write_model
 from framework.checkpoint.format import (
     CheckpointError,
@@ -152,7 +152,7 @@ def test_a_damaged_model_names_itself(tmp_path: Path) -> None:
 # A strategy's state, through a checkpoint into another.
 
 
-def made(folder: Path, *keys: str, tied: bool = False) -> tuple[Strategy, Parts]:
+def made(folder: Path, *keys: str, tied: bool = False) -> tuple[Strategy, RunComponents]:
     """Of the smoke recipe on one process.
 
     Args:
@@ -162,27 +162,29 @@ def made(folder: Path, *keys: str, tied: bool = False) -> tuple[Strategy, Parts]
     words = [*few, "train.ema_decay=0.9", f"data.cache_dir={folder / 'cache'}", *keys]
     recipe = load_recipe(ROOT / "recipes" / "smoke.yaml", words)
     accelerator = start_accelerator(recipe)
-    parts = build_parts(recipe, accelerator, run=folder)
+    components = build_components(recipe, accelerator, run=folder)
     if tied:
-        parts.task.decoder.lm_head.weight = parts.task.decoder.embed_tokens.weight
+        components.task.decoder.lm_head.weight = components.task.decoder.embed_tokens.weight
     batch_plan = BatchPlan.plan(8, None, 0, 1)
-    return prepare(accelerator, recipe, parts.task, batch_plan, lambda task: build_optimizer(recipe, task)), parts
+    return prepare(
+        accelerator, recipe, components.task, batch_plan, lambda task: build_optimizer(recipe, task)
+    ), components
 
 
-def steps(strategy: Strategy, parts: Parts, *numbers: int) -> Tensor:
+def steps(strategy: Strategy, components: RunComponents, *numbers: int) -> Tensor:
     """Losses of some steps, each with a rate and random numbers of its own."""
-    weights, losses = torch.ones(len(parts.task.losses)), []
+    weights, losses = torch.ones(len(components.task.losses)), []
     strategy.task.train()
     for number in numbers:
         torch.manual_seed(number)
         strategy.set_lr(1 / (1 + number))
-        batch = collate([parts.exams["train"][place] for place in range(4 * (number % 3), 4 * (number % 3) + 4)])
+        batch = collate([components.exams["train"][place] for place in range(4 * (number % 3), 4 * (number % 3) + 4)])
         losses.append(train_step(strategy, [batch], weights).terms_L)
     return torch.stack(losses)
 
 
-def saved(strategy: Strategy, parts: Parts, folder: Path) -> Path:
-    state, texts = strategy.state(), ModelTexts(parts.tokenizer, "name: x\n")
+def saved(strategy: Strategy, components: RunComponents, folder: Path) -> Path:
+    state, texts = strategy.state(), ModelTexts(components.tokenizer, "name: x\n")
     train_state = TrainState(step=strategy.steps)
     return write_checkpoint(folder, Snapshot(train_state, state, strategy.export_weights(state), texts), KEEP)
 
@@ -190,12 +192,12 @@ def saved(strategy: Strategy, parts: Parts, folder: Path) -> Path:
 @pytest.mark.parametrize("extra", ["optimizer.amsgrad=false", "optimizer.amsgrad=true", "optimizer.encoder_lr=0"])
 def test_a_loaded_checkpoint_trains_like_the_saved_one(tmp_path: Path, extra: str) -> None:
     keys = [extra, "model.decoder.dropout=0.2"]
-    strategy, parts = made(tmp_path, *keys)
-    steps(strategy, parts, 0, 1, 2)
-    path = saved(strategy, parts, tmp_path / "run")
-    other, other_parts = made(tmp_path, *keys)
+    strategy, components = made(tmp_path, *keys)
+    steps(strategy, components, 0, 1, 2)
+    path = saved(strategy, components, tmp_path / "run")
+    other, other_components = made(tmp_path, *keys)
     other.load(SavedState(path), read_train_state(path).step)
-    assert torch.equal(steps(strategy, parts, 3, 4), steps(other, other_parts, 3, 4))
+    assert torch.equal(steps(strategy, components, 3, 4), steps(other, other_components, 3, 4))
     one, two = strategy.state(), other.state()
     assert one.keys() == two.keys() and {name.split("/")[0] for name in one} >= {"weights", "ema", "optimizer"}
     assert not [name for name in one if not torch.equal(one[name], two[name])]
@@ -203,17 +205,17 @@ def test_a_loaded_checkpoint_trains_like_the_saved_one(tmp_path: Path, extra: st
 
 
 def test_a_state_is_a_copy(tmp_path: Path) -> None:
-    strategy, parts = made(tmp_path)
-    steps(strategy, parts, 0)
+    strategy, components = made(tmp_path)
+    steps(strategy, components, 0)
     state = strategy.state()
     before = {name: value.clone() for name, value in state.items()}
-    steps(strategy, parts, 1)
+    steps(strategy, components, 1)
     assert not [name for name in state if not torch.equal(state[name], before[name])]
 
 
 def test_the_exported_model_is_the_ema_and_equals_the_validated_one(tmp_path: Path) -> None:
-    strategy, parts = made(tmp_path)
-    steps(strategy, parts, 0, 1)
+    strategy, components = made(tmp_path)
+    steps(strategy, components, 0, 1)
     state = strategy.state()
     exported = strategy.export_weights(state)
     with strategy.full_params_model() as task:
@@ -224,10 +226,10 @@ def test_the_exported_model_is_the_ema_and_equals_the_validated_one(tmp_path: Pa
 
 
 def test_an_ema_that_a_run_did_not_have_starts_at_its_weights(tmp_path: Path) -> None:
-    strategy, parts = made(tmp_path, "train.ema_decay=null")
-    steps(strategy, parts, 0, 1)
+    strategy, components = made(tmp_path, "train.ema_decay=null")
+    steps(strategy, components, 0, 1)
     other, _ = made(tmp_path)
-    other.load(SavedState(saved(strategy, parts, tmp_path / "run")), strategy.steps)
+    other.load(SavedState(saved(strategy, components, tmp_path / "run")), strategy.steps)
     state = other.state()
     averages = [name for name in state if name.startswith("ema/")]
     assert averages
@@ -238,8 +240,8 @@ def test_an_ema_that_a_run_did_not_have_starts_at_its_weights(tmp_path: Path) ->
 def test_tied_weights_are_one_while_training_and_two_in_the_exported_model(tmp_path: Path, strategy: str) -> None:
     read, write = "decoder.embed_tokens.weight", "decoder.lm_head.weight"
     keys = [f"distributed.strategy={strategy}"]
-    trained, parts = made(tmp_path, *keys, tied=True)
-    steps(trained, parts, 0, 1)
+    trained, components = made(tmp_path, *keys, tied=True)
+    steps(trained, components, 0, 1)
     state = trained.state()
     assert f"weights/{read}" in state and not [name for name in state if name.endswith(write)]
     exported = trained.export_weights(state)
@@ -247,14 +249,14 @@ def test_tied_weights_are_one_while_training_and_two_in_the_exported_model(tmp_p
     with trained.full_params_model() as task:
         assert task.decoder.lm_head.weight is task.decoder.embed_tokens.weight
         assert torch.equal(task.decoder.embed_tokens.weight, exported[read])
-    write_model(tmp_path / "model", exported, ModelTexts(parts.tokenizer, "name: x\n"))
+    write_model(tmp_path / "model", exported, ModelTexts(components.tokenizer, "name: x\n"))
     _, fresh = made(tmp_path, tied=True)
     assert not torch.equal(fresh.task.decoder.embed_tokens.weight, exported[read])
     load_weights(tmp_path / "model", fresh.task)
     assert fresh.task.decoder.lm_head.weight is fresh.task.decoder.embed_tokens.weight
     assert torch.equal(fresh.task.decoder.embed_tokens.weight, exported[read])
 
-    path = saved(trained, parts, tmp_path / "run")
-    other, other_parts = made(tmp_path, *keys, tied=True)
+    path = saved(trained, components, tmp_path / "run")
+    other, other_components = made(tmp_path, *keys, tied=True)
     other.load(SavedState(path), trained.steps)
-    assert torch.equal(steps(trained, parts, 2, 3), steps(other, other_parts, 2, 3))
+    assert torch.equal(steps(trained, components, 2, 3), steps(other, other_components, 2, 3))

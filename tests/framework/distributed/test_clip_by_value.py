@@ -10,7 +10,7 @@ import torch
 from harness import ROOT, records
 from torch.distributed.tensor import DTensor
 
-from framework.build import build_optimizer, build_parts
+from framework.build import build_components, build_optimizer
 from framework.data.loading import BatchPlan, collate
 from framework.distributed.launch import start_accelerator
 from framework.distributed.prepare import prepare
@@ -31,9 +31,9 @@ def gradients(folder: Path, *keys: str) -> tuple[dict[str, torch.Tensor], float]
     """What the optimizer is handed in the first step, and the norm that is told."""
     recipe = load_recipe(SMOKE, [*FEW, f"data.cache_dir={folder / 'cache'}", *keys])
     accelerator = start_accelerator(recipe)
-    parts = build_parts(recipe, accelerator, run=folder)
+    components = build_components(recipe, accelerator, run=folder)
     batch_plan = BatchPlan.plan(8, None, 0, 1)
-    strategy = prepare(accelerator, recipe, parts.task, batch_plan, lambda task: build_optimizer(recipe, task))
+    strategy = prepare(accelerator, recipe, components.task, batch_plan, lambda task: build_optimizer(recipe, task))
     found: dict[str, torch.Tensor] = {}
 
     def note(*_: object) -> None:
@@ -42,7 +42,7 @@ def gradients(folder: Path, *keys: str) -> tuple[dict[str, torch.Tensor], float]
             found[name] = grad.detach().clone()
 
     strategy.optimizer.register_step_pre_hook(note)
-    exams = parts.exams["train"]
+    exams = components.exams["train"]
     norm = train_step(strategy, [collate([exams[n] for n in range(8)])], weights_at(recipe, 0, 1)).norm
     return found, norm
 

@@ -11,7 +11,7 @@ import pytest
 from harness import ROOT
 from PIL import Image
 
-from framework.build import build_parts
+from framework.build import build_components
 from framework.data.image_cache import build_image_cache
 from framework.data.loading import BatchPlan, ExamSet, collate, hardest_sample
 from framework.distributed.launch import start_accelerator
@@ -95,9 +95,9 @@ def test_more_views_than_fit_are_refused_before_training_in_any_split(
     recipe = load_recipe(str(ROOT / "recipes" / "smoke.yaml"), [*five_views, *keys])
     if code is not None:
         with pytest.raises(ValueError, match=rf"exam test0 of split test has 5 views.*\[{code}\]"):
-            build_parts(recipe, start_accelerator(recipe), run=tmp_path)
+            build_components(recipe, start_accelerator(recipe), run=tmp_path)
         return
-    task = build_parts(recipe, start_accelerator(recipe), run=tmp_path).task
+    task = build_components(recipe, start_accelerator(recipe), run=tmp_path).task
     assert all(part.training for part in task.modules())
 
 

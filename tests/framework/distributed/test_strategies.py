@@ -14,7 +14,7 @@ import torch
 from harness import ROOT, launch, records
 from torch import nn
 
-from framework.build import Parts, build_optimizer, build_parts
+from framework.build import RunComponents, build_components, build_optimizer
 from framework.data.loading import BatchPlan, collate
 from framework.distributed.deepspeed_config import deepspeed_config
 from framework.distributed.launch import start_accelerator
@@ -193,15 +193,15 @@ def test_batch_normalization_on_two_processes_is_the_same_under_every_strategy(e
 # In process: one strategy on one process.
 
 
-def made(folder: Path, *keys: str) -> tuple[Strategy, Parts, Recipe, BatchPlan]:
+def made(folder: Path, *keys: str) -> tuple[Strategy, RunComponents, Recipe, BatchPlan]:
     few = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "distiller.topics=2"]
     recipe = load_recipe(SMOKE, [*few, f"data.cache_dir={folder / 'cache'}", *keys])
     accelerator = start_accelerator(recipe)
-    parts = build_parts(recipe, accelerator, run=folder)
+    components = build_components(recipe, accelerator, run=folder)
     batch_plan = BatchPlan.plan(recipe.train.batch_size, None, 0, 1)
     return (
-        prepare(accelerator, recipe, parts.task, batch_plan, lambda task: build_optimizer(recipe, task)),
-        parts,
+        prepare(accelerator, recipe, components.task, batch_plan, lambda task: build_optimizer(recipe, task)),
+        components,
         recipe,
         batch_plan,
     )
@@ -232,10 +232,10 @@ def test_recomputed_blocks_draw_the_same_dropout_and_count_a_batch_once(tmp_path
     ]  # fmt: skip
     losses, ends = [], []
     for again in ("false", "true"):
-        strategy, parts, recipe, _ = made(tmp_path, *keys, f"distributed.activation_checkpointing={again}")
+        strategy, components, recipe, _ = made(tmp_path, *keys, f"distributed.activation_checkpointing={again}")
         weights = weights_at(recipe, 0, 1)
         strategy.task.train()
-        batches = [[collate([parts.exams["train"][i] for i in range(start, start + 4)])] for start in (0, 4, 8)]
+        batches = [[collate([components.exams["train"][i] for i in range(start, start + 4)])] for start in (0, 4, 8)]
         terms = []
         for number, group in enumerate(batches):
             torch.manual_seed(number)
@@ -252,7 +252,7 @@ def test_recomputed_blocks_draw_the_same_dropout_and_count_a_batch_once(tmp_path
 def test_a_strategy_computes_blocks_a_second_time_where_it_is_told_to(tmp_path: Path, again: str, times: int) -> None:
     encoder = "model.encoder={_delete_: true, name: resnet, depth: 10, width: 8}"
     keys = [encoder, "model.decoder.layers=2", f"distributed.activation_checkpointing={again}"]
-    strategy, parts, recipe, _ = made(tmp_path, *keys)
+    strategy, components, recipe, _ = made(tmp_path, *keys)
     calls: Counter[nn.Module] = Counter()
     for block in (*blocks_of(strategy.task.encoder), *blocks_of(strategy.task.decoder)):
         # Inside the block, whose own hooks stand before what is computed again.
@@ -261,7 +261,7 @@ def test_a_strategy_computes_blocks_a_second_time_where_it_is_told_to(tmp_path: 
         inside.register_forward_hook(lambda part, given, out: calls.update([part]))
     strategy.task.train()
     weights = weights_at(recipe, 0, 1)
-    train_step(strategy, [collate([parts.exams["train"][0], parts.exams["train"][1]])], weights)
+    train_step(strategy, [collate([components.exams["train"][0], components.exams["train"][1]])], weights)
     assert len(calls) >= 4 and set(calls.values()) == {times}
 
 

@@ -15,7 +15,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from tiny_models import of_bytes, save_llama, save_swin
 
-from framework.build import Parts, build_model, build_optimizer, build_parts, build_task, build_tokenizer
+from framework.build import RunComponents, build_components, build_model, build_optimizer, build_task, build_tokenizer
 from framework.checkpoint.export import ModelTexts, load_weights
 from framework.checkpoint.format import (
     RetentionPolicy,
@@ -62,31 +62,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def made(folder: Path, *keys: str) -> tuple[Recipe, Strategy, Parts]:
+def made(folder: Path, *keys: str) -> tuple[Recipe, Strategy, RunComponents]:
     recipe = load_recipe(folder / "lora.yaml", [f"data.cache_dir={folder / 'cache'}", *keys])
     accelerator = start_accelerator(recipe)
-    parts = build_parts(recipe, accelerator, run=folder)
+    components = build_components(recipe, accelerator, run=folder)
     batch_plan = BatchPlan.plan(8, None, 0, 1)
     return (
         recipe,
-        prepare(accelerator, recipe, parts.task, batch_plan, lambda task: build_optimizer(recipe, task)),
-        parts,
+        prepare(accelerator, recipe, components.task, batch_plan, lambda task: build_optimizer(recipe, task)),
+        components,
     )
 
 
-def steps(strategy: Strategy, parts: Parts, *numbers: int) -> list[float]:
+def steps(strategy: Strategy, components: RunComponents, *numbers: int) -> list[float]:
     losses = []
     strategy.task.train()
     for number in numbers:
         torch.manual_seed(number)
-        batch = collate([parts.exams["train"][place] for place in range(4 * number, 4 * number + 4)])
+        batch = collate([components.exams["train"][place] for place in range(4 * number, 4 * number + 4)])
         losses.append(float(train_step(strategy, [batch], torch.ones(1)).loss))
     return losses
 
 
-def saved(recipe: Recipe, strategy: Strategy, parts: Parts, folder: Path) -> Path:
+def saved(recipe: Recipe, strategy: Strategy, components: RunComponents, folder: Path) -> Path:
     state = strategy.state()
-    texts = ModelTexts(parts.tokenizer, save(recipe), model_metadata(strategy.task))
+    texts = ModelTexts(components.tokenizer, save(recipe), model_metadata(strategy.task))
     progress = TrainState(step=strategy.steps)
     keep = RetentionPolicy(keep_last=1, keep_best=0, higher_is_better=True)
     return write_checkpoint(
@@ -105,10 +105,10 @@ def saved(recipe: Recipe, strategy: Strategy, parts: Parts, folder: Path) -> Pat
 def test_external_weights_are_not_saved_and_training_resumes_exactly(
     folder: Path, tmp_path: Path, keys: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe, strategy, parts = made(folder, *keys)
-    names = unsaved_names(parts.task)
-    steps(strategy, parts, 0, 1)
-    path = saved(recipe, strategy, parts, tmp_path)
+    recipe, strategy, components = made(folder, *keys)
+    names = unsaved_names(components.task)
+    steps(strategy, components, 0, 1)
+    path = saved(recipe, strategy, components, tmp_path)
     with strategy.full_params_model() as task:
         whole = {name: value.clone() for name, value in task.state_dict().items()}
     kept = {name.split("/")[-1] for name in load_file(path / "training.safetensors")}
@@ -118,10 +118,10 @@ def test_external_weights_are_not_saved_and_training_resumes_exactly(
     print_saved(strategy.task, strategy.shapes)
     assert f"the others are read from {folder}/swin, {folder}/llama again" in capsys.readouterr().out
 
-    _, other, other_parts = made(folder, *keys)
+    _, other, other_components = made(folder, *keys)
     require_same_weights(path / "model", other.task)
     other.load(SavedState(path), strategy.steps)
-    assert steps(strategy, parts, 2, 3) == steps(other, other_parts, 2, 3)
+    assert steps(strategy, components, 2, 3) == steps(other, other_components, 2, 3)
 
     tokenizer = build_tokenizer(recipe, [], path / "model")
     fresh = build_task(recipe, tokenizer, None, None, trained=True, model=path / "model")
@@ -134,8 +134,8 @@ def test_a_missing_or_changed_folder_is_refused(folder: Path, tmp_path: Path) ->
     mine = tmp_path / "mine"
     shutil.copytree(folder, mine)
     (mine / "lora.yaml").write_text(RECIPE.format(root=ROOT, folder=mine))
-    recipe, strategy, parts = made(mine)
-    model = saved(recipe, strategy, parts, tmp_path) / "model"
+    recipe, strategy, components = made(mine)
+    model = saved(recipe, strategy, components, tmp_path) / "model"
     tokenizer = build_tokenizer(recipe, [], model)
     (mine / "llama").rename(mine / "away")
     with problem("no-such-file", place="weights"):
@@ -151,13 +151,15 @@ def test_a_missing_or_changed_folder_is_refused(folder: Path, tmp_path: Path) ->
         with problem("weights-differ", place="model.decoder.weights"):
             check()
     asked = f"init_from={model.parent}"
-    recipe, strategy, parts = made(mine, asked)
+    recipe, strategy, components = made(mine, asked)
     with pytest.raises(
         ValueError, match=r"^init_from: model\.decoder.*has other weights.* anew: 'init_exclude=\[decoder\]'$"
     ):
-        load_initial_weights(find_source(str(model.parent)), recipe, strategy.task, parts.tokenizer, parts.exams)
-    recipe, strategy, parts = made(mine, asked, "init_exclude=[decoder]")
-    load_initial_weights(find_source(str(model.parent)), recipe, strategy.task, parts.tokenizer, parts.exams)
+        load_initial_weights(
+            find_source(str(model.parent)), recipe, strategy.task, components.tokenizer, components.exams
+        )
+    recipe, strategy, components = made(mine, asked, "init_exclude=[decoder]")
+    load_initial_weights(find_source(str(model.parent)), recipe, strategy.task, components.tokenizer, components.exams)
     save_file({first: weights[first]}, mine / "llama" / "model.safetensors", {"format": "pt"})
     with problem("weights-differ", place="model.decoder.weights"):
         build_model(recipe, tokenizer, trained=True, model=model)
@@ -168,10 +170,12 @@ def test_a_fully_trained_model_is_rebuilt_without_its_folders(folder: Path, tmp_
     shutil.copytree(folder, mine)
     text = RECIPE.format(root=ROOT, folder=mine).replace("frozen_stages: 2", "frozen_stages: 0")
     (mine / "lora.yaml").write_text(text.replace("tuning: lora, lora_rank: 2", "tuning: full"))
-    recipe, strategy, parts = made(mine)
-    steps(strategy, parts, 0)
-    model = saved(recipe, strategy, parts, tmp_path) / "model"
-    assert not unsaved_names(parts.task) and "external_weights" not in json.loads((model / "decoder.json").read_text())
+    recipe, strategy, components = made(mine)
+    steps(strategy, components, 0)
+    model = saved(recipe, strategy, components, tmp_path) / "model"
+    assert not unsaved_names(components.task) and "external_weights" not in json.loads(
+        (model / "decoder.json").read_text()
+    )
     for gone in ("swin", "llama"):
         shutil.rmtree(mine / gone)
     task = build_task(recipe, build_tokenizer(recipe, [], model), None, None, trained=True, model=model)
@@ -180,15 +184,15 @@ def test_a_fully_trained_model_is_rebuilt_without_its_folders(folder: Path, tmp_
 
 
 def test_init_from_keeps_the_own_prompt(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe, strategy, parts = made(folder, "model.decoder.prompt=zq")
-    theirs = saved(recipe, strategy, parts, tmp_path)
-    recipe, strategy, parts = made(folder, "model.decoder.prompt=qz")
-    mine = parts.task.decoder.prompt_T.clone()
+    recipe, strategy, components = made(folder, "model.decoder.prompt=zq")
+    theirs = saved(recipe, strategy, components, tmp_path)
+    recipe, strategy, components = made(folder, "model.decoder.prompt=qz")
+    mine = components.task.decoder.prompt_T.clone()
     source = load_file(theirs / "model" / "model.safetensors")
     assert len(source["decoder.prompt_T"]) == len(mine) and not torch.equal(source["decoder.prompt_T"], mine)
-    load_initial_weights(find_source(str(theirs)), recipe, parts.task, parts.tokenizer, parts.exams)
-    assert torch.equal(parts.task.decoder.prompt_T, mine)
-    assert torch.equal(parts.task.decoder.input_proj[0].weight, source[LEARNED])
+    load_initial_weights(find_source(str(theirs)), recipe, components.task, components.tokenizer, components.exams)
+    assert torch.equal(components.task.decoder.prompt_T, mine)
+    assert torch.equal(components.task.decoder.input_proj[0].weight, source[LEARNED])
     assert "model.decoder.prompt ('zq' there, 'qz' here)" in capsys.readouterr().out
 
 

@@ -38,8 +38,8 @@ def a_run(home: Path, text: str = "plain") -> tuple[Path, Any]:
     return run, SimpleNamespace(exams={"test": SimpleNamespace(cache=cache)})
 
 
-def page_of(run: Path, parts: Any) -> Page:
-    assert write_page(run, parts) == run / "report.html"
+def page_of(run: Path, components: Any) -> Page:
+    assert write_page(run, components) == run / "report.html"
     return Page((run / "report.html").read_text(encoding="utf-8"))
 
 
@@ -64,19 +64,19 @@ def test_reports_ids_and_names_are_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "topics.png", "predictions/test.jsonl"])
 def test_a_model_without_the_other_files_of_its_run_has_a_page(name: str, tmp_path: Path) -> None:
-    run, parts = a_run(tmp_path)
+    run, components = a_run(tmp_path)
     (run / name).unlink()
     headings = len(page_of(*a_run(tmp_path / "whole")).all("h2"))
-    page = page_of(run, parts)
+    page = page_of(run, components)
     assert len(page.all("h2")) == headings - (name != "predictions/test.jsonl")
     assert ("No predictions yet." in page.text) == (name == "predictions/test.jsonl")
 
 
 def test_a_recipe_without_findings_says_so(tmp_path: Path) -> None:
-    run, parts = a_run(tmp_path)
+    run, components = a_run(tmp_path)
     text = (run / "scores.json").read_text("utf-8").replace("findings_f1/", "other/")
     (run / "scores.json").write_text(text, "utf-8")
-    assert "The recipe has no metric of findings." in page_of(run, parts).text
+    assert "The recipe has no metric of findings." in page_of(run, components).text
 
 
 def test_each_validation_score_has_an_axis_of_its_own(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from harness import ROOT, problem
 from tiny_models import of_bytes, save_llama, save_swin
 from torch import nn
 
-from framework.build import build_optimizer, build_parts, build_task
+from framework.build import build_components, build_optimizer, build_task
 from framework.distributed.launch import start_accelerator
 from framework.distributed.prepare import prepare
 from framework.exam import Batch
@@ -55,7 +55,7 @@ def test_parameters_are_those_of_the_task_that_a_run_builds(name: str, tmp_path:
         llama = save_llama(tmp_path / "llama", of_bytes(["An oval mass."]))
         keys += [f"model.encoder.weights={save_swin(tmp_path / 'swin')}", f"model.decoder.weights={llama}"]
     recipe = load_recipe(RECIPES / f"{name}.yaml", keys)
-    real = build_parts(recipe, start_accelerator(recipe), run=tmp_path).task
+    real = build_components(recipe, start_accelerator(recipe), run=tmp_path).task
     material = read_material(recipe)
     meta = build_meta_task(recipe, material, count_topics(recipe, material))
     assert of_shapes(meta) == of_shapes(real)

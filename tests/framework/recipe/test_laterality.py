@@ -10,7 +10,7 @@ import pytest
 from harness import ROOT, problem
 from PIL import Image
 
-from framework.build import build_parts
+from framework.build import build_components
 from framework.cli.recipes import validate
 from framework.distributed.launch import start_accelerator
 from framework.plan import plan
@@ -96,7 +96,7 @@ def listed(tmp_path: Path) -> list[str]:
 def test_a_run_refuses_to_mirror_images_whose_reports_name_sides(listed: list[str], tmp_path: Path) -> None:
     recipe = load_recipe(SMOKE, [*listed, "data.augment={name: jitter, flip: 0.5}"])
     with problem("mirrored-sides", "data.augment.flip") as found:
-        build_parts(recipe, start_accelerator(recipe), run=tmp_path)
+        build_components(recipe, start_accelerator(recipe), run=tmp_path)
     assert found[0].found.startswith("3 of 4 training reports name a side, such as '左乳结节。'")
     assert not (tmp_path / "cache").exists(), "no image was decoded"
     with problem("mirrored-sides", "data.augment.flip"):

@@ -17,7 +17,7 @@ from harness import ROOT, problem
 from safetensors.torch import load_file
 
 from framework import trainer
-from framework.build import build_parts
+from framework.build import build_components
 from framework.checkpoint.export import ModelTexts
 from framework.checkpoint.format import (
     CheckpointError,
@@ -27,7 +27,7 @@ from framework.checkpoint.format import (
     checkpoints_of,
     write_checkpoint,
 )
-from framework.data.leakage import NOTES, patients_seen
+from framework.data.leakage import PATIENTS_FILE, patients_seen
 from framework.distributed.launch import launch_id, start_accelerator
 from framework.recipe import Recipe, load_recipe, recipe_hash, result_tree, save
 from framework.run import folder as run_folder
@@ -339,11 +339,11 @@ def test_a_resumed_run_has_the_same_patients_and_topics(tmp_path: Path, monkeypa
     monkeypatch.setattr(trainer, "Trainer", start)
     keys = [*FEW, f"data.cache_dir={tmp_path / 'cache'}", "run.name=mine", "resume=auto"]
     recipe, folder = recipe_of(tmp_path / "runs", *keys), tmp_path / "runs" / "smoke" / "mine"
-    exams = build_parts(recipe, start_accelerator(recipe), run=folder).exams
+    exams = build_components(recipe, start_accelerator(recipe), run=folder).exams
     known = json.loads((folder / "topics.json").read_text())
 
     def checkpoint(train: str) -> None:
-        notes = {NOTES: patients_seen(recipe, {"train": exams[train], "val": exams["val"]}, None)}
+        notes = {PATIENTS_FILE: patients_seen(recipe, {"train": exams[train], "val": exams["val"]}, None)}
         train_state = TrainState(
             step=7, best_step=7, best_score=1.0, val_scores={"step-7": 1.0}, recipe=result_tree(recipe)
         )

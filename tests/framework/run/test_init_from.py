@@ -17,10 +17,10 @@ from harness import ROOT, launch, problem, records
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from framework.build import Parts, build_parts
+from framework.build import RunComponents, build_components
 from framework.checkpoint.export import ModelTexts
 from framework.checkpoint.format import RetentionPolicy, Snapshot, TrainState, write_checkpoint
-from framework.data.leakage import NOTES, patients_seen
+from framework.data.leakage import PATIENTS_FILE, patients_seen
 from framework.data.loading import collate
 from framework.distributed.launch import start_accelerator
 from framework.exam import Batch
@@ -36,16 +36,20 @@ RESNET = "model.encoder={_delete_: true, name: resnet, depth: 10, width: 8}"  # 
 @dataclass
 class Made:
     recipe: Recipe
-    parts: Parts
+    components: RunComponents
     batch: Batch
 
     def begin(self, folder: Path) -> dict[str, Any]:
         return load_initial_weights(
-            find_source(str(folder)), self.recipe, self.parts.task, self.parts.tokenizer, self.parts.exams
+            find_source(str(folder)),
+            self.recipe,
+            self.components.task,
+            self.components.tokenizer,
+            self.components.exams,
         )
 
     def logits(self) -> Tensor:
-        task = self.parts.task.eval()
+        task = self.components.task.eval()
         with torch.no_grad():
             return task.decoder(task.features(self.batch), self.batch.report_BT[:, :-1])
 
@@ -56,8 +60,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Made]:
 
     def make(*keys: str, encoder: Sequence[str] = (RESNET,)) -> Made:
         recipe = load_recipe(SMOKE, [*FEW, f"data.cache_dir={folder / 'cache'}", *encoder, *keys])
-        parts = build_parts(recipe, start_accelerator(recipe), run=folder)
-        return Made(recipe, parts, collate([parts.exams["train"][number] for number in range(4)]))
+        components = build_components(recipe, start_accelerator(recipe), run=folder)
+        return Made(recipe, components, collate([components.exams["train"][number] for number in range(4)]))
 
     return make
 
@@ -68,13 +72,13 @@ def source(made: Callable[..., Made], tmp_path_factory: pytest.TempPathFactory) 
     run, source = tmp_path_factory.mktemp("source") / "run", made("train.seed=5")
     torch.manual_seed(0)
     with torch.no_grad():
-        for value in source.parts.task.state_dict().values():
+        for value in source.components.task.state_dict().values():
             if value.is_floating_point():
                 value.add_(torch.rand_like(value) / 4)
-    state = {name: value.clone().contiguous() for name, value in source.parts.task.state_dict().items()}
+    state = {name: value.clone().contiguous() for name, value in source.components.task.state_dict().items()}
     train_state = TrainState(step=7, best_score=0.25, best_step=7, val_scores={"step-7": 0.25})
-    notes = {NOTES: patients_seen(source.recipe, source.parts.exams, None)}
-    texts = ModelTexts(source.parts.tokenizer, save(source.recipe), notes)
+    notes = {PATIENTS_FILE: patients_seen(source.recipe, source.components.exams, None)}
+    texts = ModelTexts(source.components.tokenizer, save(source.recipe), notes)
     write_checkpoint(run / "checkpoints", Snapshot(train_state, {}, state, texts), RetentionPolicy(1, 1, True))
     return source, run
 
@@ -85,14 +89,14 @@ def test_the_model_generates_what_the_source_generates_and_the_origin_is_stored(
 ) -> None:
     theirs, run = source
     ours = made("train.seed=6", "train.freeze=[encoder]")
-    head = ours.parts.task.losses["topic"].head[1].weight.clone()
+    head = ours.components.task.losses["topic"].head[1].weight.clone()
     assert not torch.allclose(ours.logits(), theirs.logits(), atol=0.1)
     told = ours.begin(run / inner)
     assert torch.equal(ours.logits(), theirs.logits())
-    assert torch.equal(ours.parts.task.losses["topic"].head[1].weight, head), "losses begin anew"
-    assert not any(weight.requires_grad for weight in ours.parts.task.encoder.parameters())
+    assert torch.equal(ours.components.task.losses["topic"].head[1].weight, head), "losses begin anew"
+    assert not any(weight.requires_grad for weight in ours.components.task.encoder.parameters())
     model = run / inner / "model" / "model.safetensors"
-    parts = theirs.parts.task.encoder, theirs.parts.task.decoder
+    components = theirs.components.task.encoder, theirs.components.task.decoder
     assert told == {
         "model": str(model.parent),
         "sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
@@ -100,7 +104,7 @@ def test_the_model_generates_what_the_source_generates_and_the_origin_is_stored(
         "score": 0.25,
         "dataset": {"name": "phantom", **theirs.recipe.data.dataset.keys},
         "tensors": len(load_file(model)),
-        "parameters": sum(weight.numel() for part in parts for weight in part.parameters()),
+        "parameters": sum(weight.numel() for part in components for weight in part.parameters()),
     }
     printed = capsys.readouterr().out
     assert f"initial weights: {model.parent}, step 7 (val/bleu_4 0.2500), {told['tensors']} tensors, 0." in printed
@@ -123,7 +127,10 @@ def test_excluded_parts_keep_random_weights_and_may_differ(
     keys = ("model.decoder.feedforward=32", "init_exclude=[decoder]", f"init_from={run}")
     ours, anew = made(*keys), made(*keys)
     ours.begin(run)
-    pairs = [(ours.parts.task.encoder, theirs.parts.task.encoder), (ours.parts.task.decoder, anew.parts.task.decoder)]
+    pairs = [
+        (ours.components.task.encoder, theirs.components.task.encoder),
+        (ours.components.task.decoder, anew.components.task.decoder),
+    ]
     for one, other in pairs:
         assert not [
             name for name, value in one.state_dict().items() if not torch.equal(value, other.state_dict()[name])
@@ -153,7 +160,7 @@ def test_a_tied_weight_is_excluded_by_either_name(
     save_file(weights | {"decoder.lm_head.weight": weights["decoder.embed_tokens.weight"].clone()}, file)
     for part in ("embed_tokens", "lm_head"):
         ours = made(f"init_exclude=[decoder.{part}]", f"init_from={run}")
-        decoder = ours.parts.task.decoder
+        decoder = ours.components.task.decoder
         decoder.lm_head.weight = decoder.embed_tokens.weight
         before = decoder.embed_tokens.weight.clone()
         ours.begin(run)
@@ -162,10 +169,10 @@ def test_a_tied_weight_is_excluded_by_either_name(
 
 def complaint(made: Callable[..., Made], run: Path, *keys: str, **asked: Any) -> Problem:
     ours = made(*keys, **asked)
-    before = {name: value.clone() for name, value in ours.parts.task.state_dict().items()}
+    before = {name: value.clone() for name, value in ours.components.task.state_dict().items()}
     with pytest.raises(UserError) as raised:
         ours.begin(run)
-    after = ours.parts.task.state_dict()
+    after = ours.components.task.state_dict()
     assert not [name for name in before if not torch.equal(before[name], after[name])], "all fits, or nothing is loaded"
     (problem,) = raised.value.problems
     return problem
@@ -190,17 +197,17 @@ def test_weights_of_other_words_are_refused_even_of_the_same_shape(
 ) -> None:
     theirs, run = source
     misfit = complaint(made, run, "data.dataset.organ=thyroid")
-    other = made("data.dataset.organ=thyroid").parts.tokenizer.vocabulary
-    mine = theirs.parts.tokenizer.vocabulary
+    other = made("data.dataset.organ=thyroid").components.tokenizer.vocabulary
+    mine = theirs.components.tokenizer.vocabulary
     said = f"{len(mine)} there and {len(other)} here, {len(set(mine) ^ set(other))} words are in one only"
     assert f"belong to other words (vocabularies of {said}): decoder.embed_tokens.weight, " in misfit.found
     (skip,) = re.findall(r"'(init_exclude=\[decoder.embed_tokens, decoder.lm_head\])'", misfit.hint)
     ours = made("data.dataset.organ=thyroid", skip, f"init_from={run}")
     ours.begin(run)  # the way out is one
-    one, two = (m.parts.task.decoder.state_dict()["layers.0.feedforward.0.weight"] for m in (ours, theirs))
+    one, two = (m.components.task.decoder.state_dict()["layers.0.feedforward.0.weight"] for m in (ours, theirs))
     assert torch.equal(one, two), "all but the words is taken"
     turned = made("init_exclude=[decoder.embed_tokens]", f"init_from={run}")
-    turned.parts.tokenizer.vocabulary[-2:] = turned.parts.tokenizer.vocabulary[:-3:-1]
+    turned.components.tokenizer.vocabulary[-2:] = turned.components.tokenizer.vocabulary[:-3:-1]
     with problem("does-not-fit", "init_from") as found:
         turned.begin(run)
     assert "in another order): decoder.lm_head.weight" in found[0].found
@@ -224,13 +231,13 @@ def test_patients_of_scored_splits_were_not_seen_also_two_stages_ago(
 ) -> None:
     run = source[1]
     ours = made("data.dataset.test_exams=4")
-    mine = ours.parts.exams["test"].exams
+    mine = ours.components.exams["test"].exams
 
     def refused(folder: Path, split: str) -> str:
-        ours.parts.exams["test"].exams = [*mine, *ours.parts.exams[split].exams]
+        ours.components.exams["test"].exams = [*mine, *ours.components.exams[split].exams]
         with problem("split-leak", "init_from") as found:
             ours.begin(folder)
-        ours.parts.exams["test"].exams = mine
+        ours.components.exams["test"].exams = mine
         return str(found[0])
 
     message = refused(run, "train")
@@ -241,10 +248,10 @@ def test_patients_of_scored_splits_were_not_seen_also_two_stages_ago(
     data = ours.recipe.data.model_copy(update={"dataset": Choice(name="manifest")})
     theirs = ours.recipe.model_copy(update={"data": data})
     notes = second / "patients.json"
-    notes.write_text(json.dumps(patients_seen(theirs, ours.parts.exams, run / "model")))
+    notes.write_text(json.dumps(patients_seen(theirs, ours.components.exams, run / "model")))
     assert "in train of" in refused(second.parent, "train")
     assert ours.begin(run)["dataset"]["name"] == "phantom" and "notice:" not in capsys.readouterr().out
-    notes.write_text(json.dumps(patients_seen(theirs, ours.parts.exams, None)))
+    notes.write_text(json.dumps(patients_seen(theirs, ours.components.exams, None)))
     ours.begin(second.parent)
     assert f"notice: init_from: {second} was trained on the data sets manifest only" in capsys.readouterr().out
     notes.unlink()
@@ -255,7 +262,7 @@ def test_patients_of_scored_splits_were_not_seen_also_two_stages_ago(
 def test_patients_are_stored_as_hashes(source: tuple[Made, Path]) -> None:
     theirs, run = source
     told = json.loads((run / "model" / "patients.json").read_text())
-    patients = {split: {exam.patient for exam in theirs.parts.exams[split].exams} for split in ("train", "val")}
+    patients = {split: {exam.patient for exam in theirs.components.exams[split].exams} for split in ("train", "val")}
     assert {split: len(told[split]) for split in patients} == {split: len(ids) for split, ids in patients.items()}
     assert not [patient for ids in patients.values() for patient in ids if patient in told["train"] + told["val"]]
     other = sha256_of("manifest", next(iter(patients["train"])))

@@ -294,10 +294,10 @@ def test_it_alone_teaches_a_decoder_to_write_what_is_rewarded() -> None:
 def test_a_reward_is_the_weighted_sum_of_scores_of_each_report_alone() -> None:
     mix = reward(cider=0.5, bleu_1=2.0, rouge_l=1.0)
     ids, written = ["e2", "e0"], [[A, A, B], [C, A, B]]
-    parts = [reward(**{name: 1.0})(ids, written) for name in ("cider", "bleu_1", "rouge_l")]
-    np.testing.assert_allclose(mix(ids, written), 0.5 * parts[0] + 2 * parts[1] + parts[2])
+    components = [reward(**{name: 1.0})(ids, written) for name in ("cider", "bleu_1", "rouge_l")]
+    np.testing.assert_allclose(mix(ids, written), 0.5 * components[0] + 2 * components[1] + components[2])
     np.testing.assert_allclose(mix(ids, written)[::-1], mix(ids[::-1], written[::-1]))
-    assert parts[1][0] == pytest.approx(np.exp(1 - 5 / 3)) and parts[1][1] == pytest.approx(np.exp(1 - 4 / 3))
+    assert components[1][0] == pytest.approx(np.exp(1 - 5 / 3)) and components[1][1] == pytest.approx(np.exp(1 - 4 / 3))
 
 
 def test_cider_weighs_words_by_all_training_reports_and_not_by_those_of_the_batch() -> None:
@@ -397,7 +397,7 @@ def test_what_a_loss_cannot_be_built_of_is_told_before_an_image_is_read(
     monkeypatch.setitem(sys.modules, "radeval", None)
     monkeypatch.setattr(build, "build_image_cache", lambda *_, **__: pytest.fail("images are read"))
     with pytest.raises(ValueError, match=re.escape(problem)):
-        build.build_parts(recipe, Accelerator(cpu=True), run=tmp_path)
+        build.build_components(recipe, Accelerator(cpu=True), run=tmp_path)
 
 
 @pytest.mark.long
