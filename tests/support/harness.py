@@ -112,6 +112,7 @@ EXACT = (
     "data.dataset.exams=33", "data.dataset.val_exams=7", "data.dataset.test_exams=1", "distiller.topics=2",
     "train.epochs=6", "evaluate.every_epochs=3", "evaluate.max_length=60", "optimizer.lr=1e-2",
     "optimizer.encoder_lr=5e-3", "train.max_grad_norm=0.3", "train.ema_decay=0.9", "checkpoint.every_steps=3",
+    "train.log_every=1",
     "checkpoint.keep_last=99",
 )  # fmt: skip
 

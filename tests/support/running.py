@@ -28,7 +28,7 @@ model:
   encoder: {{_delete_: true, name: waiting_cnn, width: 64}}
   decoder: {{dropout: 0.1}}
 losses: {{breaking: {{weight: 1.0}}}}
-train: {{epochs: 2}}
+train: {{epochs: 2, log_every: 1}}
 evaluate: {{batch_size: 4}}
 """
 # So a run takes 16 steps; on one process it writes 4 batches of reports for each epoch's validation, and at the end
