@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import NonNegativeFloat
 from torch.optim import Adam
 
+from framework.models.device import on_cpu
 from framework.optim import Group
 from framework.registry import register
 from framework.registry.types import Fraction
@@ -34,4 +35,4 @@ def adam(
         {"params": group.parameters, "lr": group.lr, "weight_decay": weight_decay if group.decay else 0.0}
         for group in groups
     ]
-    return Adam(rows, betas=(beta1, beta2), amsgrad=amsgrad)
+    return Adam(rows, betas=(beta1, beta2), amsgrad=amsgrad, fused=not on_cpu())
