@@ -1,4 +1,4 @@
-"""The contract of every kind of plugin, as checks that a plugin's own tests call.
+"""The contract of every kind of plugin, as checks for a plugin's own tests.
 
     from framework.testing import check_encoder
     from my_package.wavelet import Wavelet
@@ -7,7 +7,7 @@
         check_encoder(lambda **given: Wavelet(width=16, **given))
 
 A check makes the plugin again and again, with run-time values of its own choosing; `make` is the class itself, or
-whatever gives one. It raises `BrokenPromise` (an AssertionError) that names the promise, what was found, what was
+whatever gives one. It raises `ContractError` (an AssertionError) that names the rule, what was found, what was
 expected, and the way out.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 from framework.registry import KINDS, PluginError, catalogue, find, load
 from framework.registry.source import unknown_kind
 from framework.testing.augment import check_augment
+from framework.testing.contract import ContractError, Make
 from framework.testing.dataset import check_dataset
 from framework.testing.decoder import check_decoder
 from framework.testing.distiller import check_distiller
@@ -28,7 +29,6 @@ from framework.testing.executor import check_executor
 from framework.testing.loss import check_loss
 from framework.testing.metric import check_metric
 from framework.testing.optimizer import check_optimizer
-from framework.testing.promise import BrokenPromise, Make
 from framework.testing.schedule import check_schedule
 from framework.testing.tokenizer import check_tokenizer
 
@@ -48,17 +48,17 @@ CHECKS: dict[str, Callable[..., None]] = {
 
 
 def check(kind: str, make: Make, **settings: Any) -> None:
-    """Holds a plugin to the contract of its kind; `settings` are those of the kind's own check."""
+    """Checks a plugin against the contract of its kind; `settings` are those of the kind's check."""
     if kind not in CHECKS:
         raise PluginError.of([unknown_kind(kind)])
     CHECKS[kind](make, **settings)
 
 
 def plugin(path: Path, kind: str, name: str) -> Any:
-    """The class or function of a plugin file, found as a recipe finds it: for a test beside the file."""
+    """The class or function in a plugin file, loaded as a recipe loads it; for tests beside the file."""
     path = path.resolve()
     known = catalogue().get((kind, name))
     return load(known if known is not None and known.path == path else find(kind, name, (path,)))
 
 
-__all__ = ["CHECKS", "BrokenPromise", "check", "plugin", *sorted(f"check_{kind}" for kind in KINDS)]
+__all__ = ["CHECKS", "ContractError", "check", "plugin", *sorted(f"check_{kind}" for kind in KINDS)]

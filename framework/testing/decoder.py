@@ -1,4 +1,4 @@
-"""What a decoder promises. Shapes: B batch, N patches, D width, T tokens, W words in the vocabulary."""
+"""The contract of a decoder. Shapes: B batch, N patches, D width, T tokens, W words in the vocabulary."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from framework.exam import BOS, Features
 from framework.models.generation import generate, reorder_cache
 from framework.registry.signature import GIVES
+from framework.testing.contract import Make, build_plugin, require, runs
 from framework.testing.modules import Untouchable, check_gradients, check_module, check_seeds, drawn, same, seeded
-from framework.testing.promise import Make, hold, made, promised
 
 WORDS, WIDTH, LONGEST = 11, 16, 7
 VOCABULARY = ("<pad>", "<bos>", "<eos>", "<unk>", "The", "mass", "is", "oval", "left", "right", ".")
@@ -20,18 +20,19 @@ GIVEN = GIVES["encoder"]  # what a decoder may need
 
 
 def check_decoder(make: Make) -> None:
-    """Holds a decoder to its contract.
+    """Checks a decoder against its contract.
 
     Args:
-        make: The class, or what makes one; gets `vocabulary_size`, `vocabulary`, `feature_width` and `max_length`.
+        make: The class, or a function that builds one; receives `vocabulary_size`, `vocabulary`, `feature_width` and
+            `max_length`.
 
     Raises:
-        BrokenPromise: the first promise that it does not keep.
+        ContractError: the first rule that it breaks.
     """
 
     def build() -> Any:
         given = {"vocabulary_size": WORDS, "vocabulary": list(VOCABULARY), "feature_width": WIDTH}
-        return made(make, **given, max_length=LONGEST)
+        return build_plugin(make, **given, max_length=LONGEST)
 
     def use(decoder: Any, place: Callable[[Tensor], Tensor]) -> list[Tensor]:
         whole = decoder(_features(decoder, place), place(_tokens()))
@@ -53,9 +54,9 @@ def check_decoder(make: Make) -> None:
 
 def _needs(decoder: Any) -> tuple[str, ...]:
     needs = tuple(getattr(decoder, "needs", ("patches",)))
-    hold(
+    require(
         needs and set(needs) <= set(GIVEN),
-        "`needs` names what an encoder gives",
+        "`needs` lists features of an encoder",
         found=needs,
         expected=f"some of {GIVEN}",
         fix='write needs = ("patches",) in the class',
@@ -70,7 +71,7 @@ def _tokens() -> Tensor:
 
 
 def _features(decoder: Any, place: Callable[[Tensor], Tensor] = lambda t: t) -> Any:
-    """Three exams, the second with gaps; what the decoder does not need may not be touched."""
+    """Three exams, the second with masked patches; features outside of `needs` raise when touched."""
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 5])
     given: dict[str, dict[str, Tensor]] = {"patches": {"patches_BND": drawn(3, 5, WIDTH), "patch_mask_BN": mask}}
     given["pooled"] = {"pooled_BD": drawn(3, WIDTH, seed=1)}
@@ -88,13 +89,13 @@ def _rows(features: Any, rows: Tensor) -> Any:
 
 
 def _shapes(decoder: Any) -> None:
-    promise = "a decoder gives logits [B, T, W] of as many tokens as a report may have"
-    fix = "give a score of every word at every token; look only at the features that `needs` names"
-    with promised(promise, expected=f"(3, {LONGEST}, {WORDS})", fix=fix):
+    rule = "forward returns logits [B, T, W] for the longest report"
+    fix = "return a logit of every word at every token; read only the features in `needs`"
+    with runs(rule, expected=f"(3, {LONGEST}, {WORDS})", fix=fix):
         logits = decoder(_features(decoder), _tokens())
     expected = (3, LONGEST, WORDS)
-    hold(tuple(logits.shape) == expected, promise, found=tuple(logits.shape), expected=expected, fix=fix)
-    hold(torch.isfinite(logits).all(), "logits are finite", found="some that are not", expected="finite", fix=fix)
+    require(tuple(logits.shape) == expected, rule, found=tuple(logits.shape), expected=expected, fix=fix)
+    require(torch.isfinite(logits).all(), "logits are finite", found="NaN or Inf", expected="finite", fix=fix)
 
 
 def _causal(decoder: Any) -> None:
@@ -104,8 +105,8 @@ def _causal(decoder: Any) -> None:
     same(
         [decoder(_features(decoder), changed)[:, :4]],
         [before],
-        "no word sees the words after it",
-        "mask attention above the diagonal; read the report in one direction only",
+        "a logit does not depend on later tokens",
+        "use causal attention; run a recurrent layer in one direction",
     )
 
 
@@ -113,7 +114,12 @@ def _alone(decoder: Any) -> None:
     together = decoder(_features(decoder), _tokens())
     row = torch.tensor([1])
     alone = decoder(_rows(_features(decoder), row), _tokens()[row])
-    same([alone], [together[row]], "exams do not mix: one alone is as in a batch", "keep sums and norms within an exam")
+    same(
+        [alone],
+        [together[row]],
+        "exams are independent: one alone gives the same as in a batch",
+        "compute sums and norms within an exam",
+    )
 
 
 def _masked(decoder: Any) -> None:
@@ -123,28 +129,28 @@ def _masked(decoder: Any) -> None:
     same(
         [decoder(seen._replace(patches_BND=other), _tokens())],
         [decoder(seen, _tokens())],
-        "masked patches change nothing",
-        "attend where patch_mask_BN is True, and take means over those alone",
+        "masked patches have no effect",
+        "attend only where patch_mask_BN is True, and average over those patches",
     )
 
 
 def _cache(decoder: Any) -> None:
     whole = decoder(_features(decoder), _tokens())
-    promise, fix = "steps on the cache equal the whole at once", "keep in the state all that earlier words left behind"
-    expected = f"start(Features) -> state, then {LONGEST} times step(tokens_B, state) -> logits_BW, state"
-    with promised(promise, expected=expected, fix=fix):
-        same([_steps(decoder, None)], [whole], promise, fix)
-    promise = "steps equal the whole also after beam search has reordered the cache"
-    fix = "make the state a nest of dicts, lists and tuples of tensors with the batch first, and keep nothing in self"
+    rule, fix = "step with a cache equals forward", "store in the cache everything that earlier tokens produced"
+    expected = f"init_cache(Features) -> cache, then {LONGEST} times step(tokens_B, cache) -> logits_BW, cache"
+    with runs(rule, expected=expected, fix=fix):
+        same([_steps(decoder, None)], [whole], rule, fix)
+    rule = "step equals forward after reorder_cache"
+    fix = "make the cache a nest of dicts, lists and tuples of tensors with the batch first; store nothing in self"
     rows = torch.tensor([2, 0, 0, 1])
-    with promised(promise, expected="the same logits", fix=fix):
+    with runs(rule, expected="the same logits", fix=fix):
         reordered = decoder(_rows(_features(decoder), rows), _tokens()[rows])
-        same([_steps(decoder, rows)[:, 3:]], [reordered[:, 3:]], promise, fix)
+        same([_steps(decoder, rows)[:, 3:]], [reordered[:, 3:]], rule, fix)
     _beams(decoder)
 
 
 def _steps(decoder: Any, rows: Tensor | None) -> Tensor:
-    """Logits of every step; from the fourth on of these rows of the batch. [B, T, W]."""
+    """Logits of every step [B, T, W]; the fourth and later ones for these rows of the batch."""
     tokens, cache = _tokens(), decoder.init_cache(_features(decoder))
     logits: list[Tensor] = []
     for place in range(LONGEST):
@@ -156,25 +162,25 @@ def _steps(decoder: Any, rows: Tensor | None) -> Tensor:
 
 
 def _beams(decoder: Any) -> None:
-    """Generation of a batch is that of its exams alone, with beams that finish at different times."""
+    """Generation in a batch equals generation of each exam alone, with beams that finish at different times."""
     features = _features(decoder)
     if isinstance(features.pooled_BD, Untouchable):
         features = features._replace(pooled_BD=drawn(3, WIDTH, seed=1))
-    promise = "beam search writes the same report of an exam alone and in a batch"
-    fix = "let the state hold the batch first in every tensor, and nothing that all rows share"
-    with promised(promise, expected="reports", fix=fix):
+    rule = "beam search returns the same report for an exam alone and in a batch"
+    fix = "put the batch first in every tensor of the cache"
+    with runs(rule, expected="reports", fix=fix):
         together = generate(decoder, features, max_length=LONGEST, num_beams=3)
         alone = [
             generate(decoder, _rows(features, torch.tensor([n])), max_length=LONGEST, num_beams=3)[0] for n in range(3)
         ]
-    hold(together == alone, promise, found=together, expected=alone, fix=fix)
+    require(together == alone, rule, found=together, expected=alone, fix=fix)
 
 
 def _gradients(decoder: Any) -> None:
     features, needs = _features(decoder), _needs(decoder)
     for weight in decoder.parameters():
         if weight.requires_grad and weight.dim() > 1 and not weight.any():
-            # A matrix that begins at zero, as one of LoRA's does, hides others until its first update.
+            # A matrix initialized to zero, as LoRA's B, blocks the gradient of others before its first update.
             weight.data.copy_(0.02 * drawn(*weight.shape))
     inputs = {}
     for word, name in (("patches", "patches_BND"), ("pooled", "pooled_BD")):

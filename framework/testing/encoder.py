@@ -1,4 +1,4 @@
-"""What an encoder promises. Shapes: B batch, V views, C channels, H W image, N patches, D width."""
+"""The contract of an encoder. Shapes: B batch, V views, C channels, H W image, N patches, D width."""
 
 from __future__ import annotations
 
@@ -10,25 +10,29 @@ import torch
 from torch import Tensor
 
 from framework.registry.signature import GIVES
+from framework.testing.contract import Make, build_plugin, require, runs
 from framework.testing.modules import CLOSE, check_gradients, check_module, check_seeds, same, seeded
-from framework.testing.promise import Make, hold, made, promised
 
 
 def check_encoder(make: Make, *, size: int = 64) -> None:
-    """Holds an encoder to its contract, on grey and on coloured images.
+    """Checks an encoder against its contract, on grayscale and RGB images.
 
     Args:
-        make: The class, or what makes one; gets `channels`.
+        make: The class, or a function that builds one; receives `channels`.
         size: Pixels of the square images.
 
     Raises:
-        BrokenPromise: the first promise that it does not keep.
+        ContractError: the first rule that it breaks.
     """
     for channels in (1, 3):
         image_BVCHW, mask_BV = _exams(channels, size)
-        build = partial(made, make, channels=channels)
+        build = partial(build_plugin, make, channels=channels)
         use = partial(_use, image_BVCHW, mask_BV)
-        with promised("an encoder takes grey and coloured images", expected="Features", fix="build it for `channels`"):
+        with runs(
+            "the encoder accepts grayscale and RGB images",
+            expected="Features",
+            fix="build the first layer for `channels`",
+        ):
             encoder = seeded(1, build).eval()
             features = encoder(image_BVCHW, mask_BV)
         _shapes(encoder, features)
@@ -56,7 +60,7 @@ def gives_of(encoder: Any) -> tuple[str, ...]:
 
 
 def _given(encoder: Any, features: Any) -> list[Tensor]:
-    """Patches that are there, and the vector of an exam; those of them that the encoder declares."""
+    """Unmasked patches and pooled vectors, as far as the encoder declares them."""
     found = []
     if "patches" in gives_of(encoder):
         found.append(features.patches_BND * features.patch_mask_BN[..., None])
@@ -67,17 +71,17 @@ def _given(encoder: Any, features: Any) -> list[Tensor]:
 
 def _shapes(encoder: Any, features: Any) -> None:
     gives = gives_of(encoder)
-    hold(
+    require(
         gives and set(gives) <= set(GIVES["encoder"]),
-        "`gives` names what an encoder can give",
+        "`gives` lists features of an encoder",
         found=gives,
         expected=f"some of {GIVES['encoder']}",
         fix='write gives = ("patches", "pooled") in the class, or leave it out',
     )
     width = getattr(encoder, "width", None)
-    hold(
+    require(
         type(width) is int and width > 0,
-        "`width` tells the width of the features",
+        "`width` is the width of the features",
         found=width,
         expected="a positive int",
         fix="set self.width in __init__",
@@ -92,33 +96,37 @@ def _shapes(encoder: Any, features: Any) -> None:
         value = getattr(features, name, None)
         right = isinstance(value, Tensor) and value.dim() == len(shape) and value.dtype == kind
         right = right and all(want in (None, have) for want, have in zip(shape, value.shape))  # type: ignore[union-attr]
-        hold(
+        require(
             right,
-            f"an encoder that gives {word} gives {name} as promised",
+            f"an encoder that gives {word} returns {name} with this shape and dtype",
             found=f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else value,
             expected=f"{kind} {tuple('N' if n is None else n for n in shape)} with 3 exams and width {width}",
-            fix="return framework.exam.Features; framework.models.views.encode_views makes it from maps of each view",
+            fix="return framework.exam.Features; framework.models.views.encode_views builds it from feature maps",
         )
     if "patches" in gives:
         patches, mask = features.patches_BND.shape[1], features.patch_mask_BN.shape[1]
-        fix = "repeat view_mask_BV once for each patch of a view"
-        hold(patches == mask, "patches and their mask have one length", found=(patches, mask), expected="N, N", fix=fix)
+        fix = "repeat view_mask_BV for each patch of a view"
+        require(
+            patches == mask,
+            "patches and their mask have the same length",
+            found=(patches, mask),
+            expected="N, N",
+            fix=fix,
+        )
 
 
 def _stages(encoder: Any) -> None:
-    """Of an encoder that offers `stages()`: what rates of learning by layer are set by."""
+    """The optional `stages()`, which layer-wise learning rates use."""
     if not hasattr(encoder, "stages"):
         return
-    promise = "stages() gives every parameter once, in lists from the image to the features"
-    fix = (
-        "give list[list[nn.Parameter]]; framework.models.blocks.stages_of makes it of a backbone with a list of blocks"
-    )
-    with promised(promise, expected="a list of lists of parameters", fix=fix):
+    rule = "stages() returns every parameter once, in lists from the image to the features"
+    fix = "return list[list[nn.Parameter]], as framework.models.blocks.stages_of does for lists of blocks"
+    with runs(rule, expected="a list of lists of parameters", fix=fix):
         found = [id(weight) for stage in encoder.stages() for weight in stage]
     names = {id(weight): name for name, weight in encoder.named_parameters()}
     wrong = [name for each, name in names.items() if found.count(each) != 1]
-    wrong += ["one that is not the encoder's"] * any(each not in names for each in found)
-    hold(not wrong, promise, found=f"not once: {', '.join(wrong[:3])}", expected=f"{len(names)} parameters", fix=fix)
+    wrong += ["a foreign one"] * any(each not in names for each in found)
+    require(not wrong, rule, found=f"not once: {', '.join(wrong[:3])}", expected=f"{len(names)} parameters", fix=fix)
 
 
 @torch.no_grad()
@@ -134,8 +142,8 @@ def _gaps(build: Callable[[], Any], image_BVCHW: Tensor, mask_BV: Tensor) -> Non
         same(
             seen[1],
             seen[0],
-            "what stands in the gap of a missing view changes nothing, " + ("training" if training else "evaluating"),
-            "encode image_BVCHW[view_mask_BV] alone (framework.models.views.encode_views does), and mask its patches",
+            "the pixels of a missing view have no effect, " + ("in training" if training else "in evaluation"),
+            "encode only image_BVCHW[view_mask_BV], as framework.models.views.encode_views does",
             0.0 if not training else CLOSE,
         )
 
@@ -149,12 +157,12 @@ def _alone(encoder: Any, image_BVCHW: Tensor, mask_BV: Tensor) -> None:
         if "patches" in gives_of(encoder):
             rows.append(together.patches_BND[exam][together.patch_mask_BN[exam]])
             own.append(alone.patches_BND[0][alone.patch_mask_BN[0]])
-            hold(
+            require(
                 len(rows[0]) == len(own[0]),
                 "patches of a missing view are masked",
                 found=f"{len(rows[0])} patches of an exam with {views} of 2 views",
-                expected=f"{len(own[0])}, as many as without the gap",
-                fix="set patch_mask_BN to False where view_mask_BV is",
+                expected=f"{len(own[0])}, as without the missing view",
+                fix="set patch_mask_BN to False where view_mask_BV is False",
             )
         if "pooled" in gives_of(encoder):
             rows.append(together.pooled_BD[exam])
@@ -162,6 +170,6 @@ def _alone(encoder: Any, image_BVCHW: Tensor, mask_BV: Tensor) -> None:
         same(
             rows,
             own,
-            "exams do not mix: one alone is as in a batch",
-            "keep sums and norms within an exam, and divide by the views that are there",
+            "exams are independent: one alone gives the same as in a batch",
+            "compute sums and norms within an exam, and divide by the number of present views",
         )

@@ -1,4 +1,4 @@
-"""What an executor promises. The check starts real commands, which write files."""
+"""The contract of an executor. The check starts real commands, which write files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.grid.executor import Handle, Job
-from framework.testing.promise import Make, hold, made, promised
+from framework.testing.contract import Make, build_plugin, require, runs
 
 WRITES = "import pathlib, sys; print('printed'); pathlib.Path(sys.argv[1]).write_text(sys.argv[2])"
 WAITS = """
@@ -25,22 +25,22 @@ signal.signal(signal.SIGTERM, saved)
 pathlib.Path(sys.argv[2]).write_text("ready")
 time.sleep(600)
 """
-WORD = "a b'c\"$d"  # that a shell would take apart
+WORD = "a b'c\"$d"  # a shell would split it
 
 
 def check_executor(make: Make, *, patience_s: float = 60.0) -> None:
-    """Holds an executor to its contract.
+    """Checks an executor against its contract.
 
     Args:
-        make: The class, or what makes one; with room for two commands at once.
+        make: The class, or a function that builds one; with room for two commands at once.
         patience_s: Seconds that a command may take from its start to its end. [s]
 
     Raises:
-        BrokenPromise: the first promise that it does not keep.
+        ContractError: the first rule that it breaks.
     """
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        executor = made(make, jobs=2, folder=folder / "own")
+        executor = build_plugin(make, jobs=2, folder=folder / "own")
         try:
             _declared(executor)
             _runs(executor, folder, patience_s)
@@ -51,20 +51,20 @@ def check_executor(make: Make, *, patience_s: float = 60.0) -> None:
 
 def _declared(executor: Any) -> None:
     processes = getattr(executor, "processes", None)
-    hold(
+    require(
         isinstance(processes, int) and processes > 0,
-        "`processes` tells how many processes a cell has",
+        "`processes` is the number of processes per cell",
         found=processes,
         expected="a whole number above 0",
         fix="set self.processes in __init__",
     )
     room = executor.room()
-    hold(
+    require(
         isinstance(room, int) and room >= 2,
-        "an executor that runs nothing has room for as many jobs as it was made for",
-        found=f"room() = {room}, made with jobs=2",
+        "an idle executor has room for `jobs` jobs",
+        found=f"room() = {room}, built with jobs=2",
         expected="2 or more",
-        fix="count only the jobs that are not gone",
+        fix="count only jobs that are not gone",
     )
 
 
@@ -75,29 +75,29 @@ def _runs(executor: Any, folder: Path, patience_s: float) -> None:
         jobs.append(Job(f"check-{number}", command, folder / f"log-{number}" / "log.txt"))
     handles = _started(executor, jobs)
     for job, handle in zip(jobs, handles):
-        _wait(handle, partial(_is_gone, handle), "a command that has ended is gone", patience_s)
+        _wait(handle, partial(_is_gone, handle), "an ended command is gone", patience_s)
         target, word = Path(job.command[3]), job.command[4]
-        hold(
+        require(
             target.is_file() and target.read_text() == word,
-            "a command is run with its words as they are",
-            found=repr(target.read_text()) if target.is_file() else "it was not run",
+            "a command gets its arguments unchanged",
+            found=repr(target.read_text()) if target.is_file() else "it did not run",
             expected=repr(word),
-            fix="start it without a shell, from a list of words",
+            fix="start it from a list of arguments, without a shell",
         )
         log = job.log.read_text() if job.log.is_file() else ""
-        hold(
+        require(
             "printed" in log,
-            "what a command prints is added to its log",
+            "the output of a command is appended to its log",
             found=repr(log),
             expected="'printed' in it",
-            fix="make the log's folder, open the log for appending, and hand it to the command",
+            fix="create the log's folder, and pass the log, opened for appending, to the command",
         )
-    hold(
+    require(
         executor.room() >= 2,
-        "jobs that are gone leave their room to others",
+        "ended jobs free their room",
         found=f"room() = {executor.room()}",
         expected="2 or more",
-        fix="count only the jobs that are not gone",
+        fix="count only jobs that are not gone",
     )
 
 
@@ -106,31 +106,37 @@ def _cancels(executor: Any, folder: Path, patience_s: float) -> None:
     job = Job("check-cancel", (sys.executable, "-c", WAITS, str(saved), str(ready)), folder / "cancel.txt")
     (handle,) = _started(executor, [job])
     try:
-        _wait(handle, ready.exists, "a command is started", patience_s)
+        _wait(handle, ready.exists, "a command starts", patience_s)
         state = handle.state()
-        hold(state == "running", "a command that runs is running", found=state, expected="running", fix="mend state()")
+        require(
+            state == "running",
+            "a running command has the state running",
+            found=state,
+            expected="running",
+            fix="correct state()",
+        )
     finally:
         handle.cancel()
-    _wait(handle, partial(_is_gone, handle), "a command that was cancelled ends", patience_s)
-    hold(
+    _wait(handle, partial(_is_gone, handle), "a cancelled command ends", patience_s)
+    require(
         saved.exists(),
-        "a command that is cancelled gets SIGTERM, and time to save",
-        found="it was ended without",
-        expected="SIGTERM, and some minutes until it is killed",
+        "a cancelled command gets SIGTERM and time to save",
+        found="it was killed without",
+        expected="SIGTERM, and minutes before it is killed",
         fix="send SIGTERM to the command itself",
     )
-    handle.cancel()  # of what is gone: nothing
+    handle.cancel()  # must do nothing
 
 
 def _started(executor: Any, jobs: list[Job]) -> list[Handle]:
-    with promised("an executor starts jobs", expected="handles", fix="see framework/grid/executor.py"):
+    with runs("start(jobs) returns handles", expected="handles", fix="see framework/grid/executor.py"):
         handles: list[Handle] = executor.start(jobs)
-    hold(
+    require(
         len(handles) == len(jobs),
-        "there is a handle for each job, in their order",
+        "start(jobs) returns a handle for each job, in order",
         found=len(handles),
         expected=len(jobs),
-        fix="return one for each",
+        fix="return one per job",
     )
     return handles
 
@@ -139,14 +145,14 @@ def _is_gone(handle: Handle) -> bool:
     return handle.state() == "gone"
 
 
-def _wait(handle: Handle, happens: Callable[[], bool], promise: str, patience_s: float) -> None:
+def _wait(handle: Handle, happens: Callable[[], bool], rule: str, patience_s: float) -> None:
     end = time.monotonic() + patience_s
     while not happens():
-        hold(
+        require(
             time.monotonic() < end,
-            promise,
+            rule,
             found=f"after {patience_s:.0f} s its state is {handle.state()}",
-            expected="that it happens soon",
-            fix="mend start() or state(), or raise patience_s",
+            expected="sooner",
+            fix="correct start() or state(), or raise patience_s",
         )
         time.sleep(0.1)

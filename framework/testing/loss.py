@@ -18,8 +18,8 @@ from torch.nn.functional import one_hot
 
 from framework.exam import BOS, EOS, PAD, Batch, Features, Outputs, Term
 from framework.registry.signature import GIVERS
+from framework.testing.contract import Make, build_plugin, require, runs
 from framework.testing.modules import Untouchable, check_gradients, check_module, check_seeds, drawn, same, seeded
-from framework.testing.promise import Make, hold, made, promised
 
 WORDS, WIDTH, TOPICS, EXAMS = 12, 6, 3, 6
 # One word for each id, of different lengths, as some losses cut words into pieces of their own.
@@ -37,11 +37,11 @@ def check_loss(make: Make) -> None:
             `topic_count`, `word_vectors_WD`, `max_length` and `make_reward`.
 
     Raises:
-        BrokenPromise: the first part of the contract that it breaks.
+        ContractError: the first part of the contract that it breaks.
     """
 
     def build() -> Any:
-        return made(
+        return build_plugin(
             make,
             vocabulary_size=WORDS,
             vocabulary=list(VOCABULARY),
@@ -127,7 +127,7 @@ def _needs(loss: Any) -> tuple[str, ...]:
 
 def _declared(loss: Any) -> None:
     needs = _needs(loss)
-    hold(
+    require(
         needs and set(needs) <= set(NEEDS),
         "`needs` names what a loss looks at",
         found=needs or "no `needs`",
@@ -170,20 +170,20 @@ def _outputs(loss: Any, place: Callable[[Tensor], Tensor] = lambda t: t) -> Outp
 
 
 def _scalars(loss: Any) -> None:
-    promise = "a loss looks at what its `needs` declares, and at nothing else"
+    rule = "a loss looks at what its `needs` declares, and at nothing else"
     fix = f"add the word to `needs` (one of {', '.join(NEEDS)}), or do not look at it"
-    with promised(promise, expected=f"needs = {_needs(loss)} to be enough", fix=fix):
+    with runs(rule, expected=f"needs = {_needs(loss)} to be enough", fix=fix):
         batch = _batch(loss)
         count, total = loss.count(batch), _total(loss, batch, _outputs(loss))
     for name, value in (("count(batch)", count), ("forward(batch, outputs)", total)):
-        hold(
+        require(
             isinstance(value, Tensor) and value.dim() == 0 and bool(torch.isfinite(value)),
             f"{name} gives one number",
             found=f"shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.dim() else value,
             expected="a finite tensor without dimensions",
             fix="sum over the items of the batch",
         )
-    hold(count >= 0, "a count is not negative", found=float(count), expected="0 or more", fix="count items")
+    require(count >= 0, "a count is not negative", found=float(count), expected="0 or more", fix="count items")
 
 
 def _cut(batch: Batch, outputs: Outputs, exams: slice, *, trim: bool) -> tuple[Batch, Outputs]:
@@ -207,7 +207,7 @@ def _cut(batch: Batch, outputs: Outputs, exams: slice, *, trim: bool) -> tuple[B
 def _cuts(loss: Any) -> None:
     batch, outputs = _batch(loss), _outputs(loss)
     total, count = _total(loss, batch, outputs).float(), loss.count(batch).float()
-    with promised("a loss takes a batch of one exam", expected="a sum", fix="give 0 where there is none to compare"):
+    with runs("a loss takes a batch of one exam", expected="a sum", fix="give 0 where there is none to compare"):
         # Also where sums of parts need not add up, so that none are asked for: a micro-batch may hold a single exam.
         _total(loss, *_cut(batch, outputs, CUTS[0][0], trim=True))
     for cut in CUTS:
@@ -238,7 +238,7 @@ def _metrics(loss: Any) -> None:
     batch, outputs = _batch(loss), _outputs(loss)
     whole = dict(_term(loss, batch, outputs).metrics)
     for name, value in whole.items():
-        hold(
+        require(
             isinstance(value, Tensor) and value.dim() == 0 and bool(torch.isfinite(value)),
             "a metric is one number",
             found=f"{name}: {value}",
@@ -248,7 +248,7 @@ def _metrics(loss: Any) -> None:
     sums = dict.fromkeys(whole, torch.zeros(()))
     for exams in CUTS[0]:
         part = _term(loss, *_cut(batch, outputs, exams, trim=True)).metrics
-        hold(
+        require(
             list(part) == list(whole),
             "metrics have the same names for every batch",
             found=list(part),
@@ -282,7 +282,7 @@ def _padding(loss: Any) -> None:
         same(
             [_total(loss, batch, replace(outputs, features=outputs.features._replace(patches_BND=patches)))],
             [total],
-            "masked patches change nothing",
+            "masked patches have no effect",
             "leave out where patch_mask_BN is False",
         )
 
@@ -297,7 +297,7 @@ def _left_alone(loss: Any) -> None:
         [one for one, _ in pairs],
         [two for _, two in pairs],
         "a loss leaves batch and outputs as they are",
-        "work on a copy: the next loss looks at the same tensors",
+        "modify a copy: the next loss looks at the same tensors",
         0.0,
     )
 
@@ -306,12 +306,12 @@ def _half_precision(loss: Any) -> None:
     rounded = _outputs(loss, lambda tensor: tensor.bfloat16() if tensor.is_floating_point() else tensor)
     plain = _outputs(loss, lambda tensor: tensor.bfloat16().float() if tensor.is_floating_point() else tensor)
     batch = _batch(loss)
-    promise, fix = "half precision keeps the sum", "take .float() of what an encoder or decoder gives, before the sum"
-    with promised(promise, expected="a sum", fix=fix), torch.autocast("cpu", dtype=torch.bfloat16):
+    rule, fix = "half precision keeps the sum", "take .float() of what an encoder or decoder gives, before the sum"
+    with runs(rule, expected="a sum", fix=fix), torch.autocast("cpu", dtype=torch.bfloat16):
         total = _total(loss, batch, rounded)
     if not _flag(loss, "draws"):  # what is drawn from rounded numbers may be something else
-        same([total.float()], [_total(loss, batch, plain).float()], promise, fix, 0.02)
-    hold(total.dtype == torch.float32, promise, found=total.dtype, expected=torch.float32, fix=fix)
+        same([total.float()], [_total(loss, batch, plain).float()], rule, fix, 0.02)
+    require(total.dtype == torch.float32, rule, found=total.dtype, expected=torch.float32, fix=fix)
 
 
 def _gradients(loss: Any) -> None:

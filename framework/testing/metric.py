@@ -1,4 +1,4 @@
-"""What a metric promises.
+"""The contract of a metric.
 
 It gives its values of pairs. It may offer a second way to them, by sums over exams, for grids, which ask for the values
 of thousands of resamples of one split:
@@ -23,48 +23,48 @@ from typing import Any
 import numpy as np
 
 from framework.exam import Pair
-from framework.testing.promise import Make, hold, made, promised
+from framework.testing.contract import Make, build_plugin, require, runs
 from framework.testing.tokenizer import REPORTS
 
 
 def check_metric(make: Make, *, reports: Sequence[str] = REPORTS, language: str = "en") -> None:
-    """Holds a metric to its contract.
+    """Checks a metric against its contract.
 
     Args:
-        make: The class, or what makes one.
+        make: The class, or a function that builds one.
         reports: References: some in the language that the metric is for.
         language: What a metric that asks for it is told.
 
     Raises:
-        BrokenPromise: the first promise that it does not keep.
+        ContractError: the first rule that it breaks.
     """
-    metric = made(make, language=language)
+    metric = build_plugin(make, language=language)
     _declared(metric)
     perfect, empty = _pairs(reports, reports), _pairs([""] * len(reports), reports)
     mixed = _pairs([*reports[1:], ""], reports)
     best, least, middle = _values(metric, perfect), _values(metric, empty), _values(metric, mixed)
     for name in metric.names:
         better = best[name] >= least[name] if metric.higher_is_better else best[name] <= least[name]
-        hold(
+        require(
             better,
-            "the references themselves score at least as well as empty reports",
+            "the references score at least as well as empty reports",
             found=f"{name}: {best[name]:.4g} for the references, {least[name]:.4g} for empty reports",
             expected="higher" if metric.higher_is_better else "lower",
-            fix="turn higher_is_better around, or the score",
+            fix="invert higher_is_better, or the score",
         )
     shuffled = random.Random(3).sample(mixed, len(mixed))
-    _equal(_values(metric, shuffled), middle, "the order of reports changes nothing", "sum or average over all pairs")
-    _equal(_values(metric, mixed), middle, "a metric remembers nothing of other reports", "start anew in each call")
+    _equal(_values(metric, shuffled), middle, "the order of reports has no effect", "sum or average over all pairs")
+    _equal(_values(metric, mixed), middle, "a call does not depend on earlier calls", "store no state between calls")
     _equal(
-        _values(made(make, language=language), mixed),
+        _values(build_plugin(make, language=language), mixed),
         middle,
-        "a metric made anew gives the same values",
-        "draw nothing at random",
+        "a new instance gives the same values",
+        "use no random numbers",
     )
     if not metric.by_words:
         wordless = [replace(pair, prediction_words=(), reference_words=()) for pair in mixed]
-        fix = "read `prediction` and `reference`, or say by_words = True"
-        _equal(_values(metric, wordless), middle, "by_words = False means that words are not looked at", fix)
+        fix = "read `prediction` and `reference`, or set by_words = True"
+        _equal(_values(metric, wordless), middle, "by_words = False means that words are not read", fix)
     _values(metric, perfect[:1])
     if hasattr(metric, "per_exam_stats") or hasattr(metric, "compute"):
         for pairs in (perfect, empty, mixed):
@@ -81,87 +81,89 @@ def _pairs(predictions: Sequence[str], references: Sequence[str]) -> list[Pair]:
 def _declared(metric: Any) -> None:
     names = getattr(metric, "names", None)
     right = isinstance(names, tuple) and names and all(isinstance(name, str) for name in names)
-    hold(right, "`names` tells the values", found=names, expected="a tuple of texts", fix='write names = ("mine",)')
+    require(right, "`names` lists the values", found=names, expected="a tuple of texts", fix='write names = ("mine",)')
     for word in ("by_words", "higher_is_better"):
         value = getattr(metric, word, None)
-        fix = f"write {word} = True or False in the class"
-        hold(isinstance(value, bool), f"`{word}` says so or not", found=value, expected="True or False", fix=fix)
+        fix = f"set {word} = True or False in the class"
+        require(isinstance(value, bool), f"`{word}` is set", found=value, expected="True or False", fix=fix)
 
 
 def _values(metric: Any, pairs: list[Pair]) -> dict[str, float]:
-    promise = "a metric gives a number of any reports, empty ones included"
+    rule = "a metric returns numbers for any reports, including empty ones"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a warning is a metric's way to say that its value means little
-        with promised(promise, expected="numbers", fix="let no length be divided by"):
+        warnings.simplefilter("ignore")  # metrics warn of values that mean little
+        with runs(rule, expected="numbers", fix="do not divide by a length of 0"):
             values = metric(list(pairs))
             broken = {name: value for name, value in values.items() if not math.isfinite(float(value))}
-    hold(not broken, promise, found=broken, expected="finite numbers", fix="let no length be divided by")
+    require(not broken, rule, found=broken, expected="finite numbers", fix="do not divide by a length of 0")
     names = tuple(metric.names)
     strangers = [name for name in values if name not in names and name.split("/")[0] not in names]
-    hold(
+    require(
         not strangers and set(names) <= set(values),
-        "a metric gives the values that `names` tells",
+        "a metric returns the values in `names`",
         found=list(values),
         expected=f"{list(names)}, and parts of them such as '{names[0]}/part'",
-        fix="write the same names twice",
+        fix="use the same names in both",
     )
     return values
 
 
 def _by_sums(metric: Any, pairs: list[Pair]) -> None:
-    """The second way to the values gives the same, and also of resamples."""
-    promise, fix = "a metric that offers sums offers per_exam_stats and compute", "write both, or neither"
+    """Values from sums equal those of the metric, also for resamples."""
+    rule, fix = "per_exam_stats and compute come together", "implement both or neither"
     here = [word for word in ("per_exam_stats", "compute") if hasattr(metric, word)]
-    hold(len(here) == 2, promise, found=f"only {here[0]}", expected="both", fix=fix)
+    require(len(here) == 2, rule, found=f"only {here[0]}", expected="both", fix=fix)
     sums_ES = _per_exam(metric, pairs)
-    turned = "a row of per_exam_stats is that of its exam"
+    turned = "a row of per_exam_stats depends only on its exam"
     right = np.allclose(_per_exam(metric, pairs[::-1])[::-1], sums_ES, rtol=1e-6, atol=1e-9)
-    hold(
+    require(
         right,
         turned,
-        found="other rows of pairs in another order",
-        expected="the same rows, turned around",
-        fix="count each pair for itself",
+        found="other rows for reversed pairs",
+        expected="the same rows, reversed",
+        fix="compute each row from its pair",
     )
-    whole = "sums over all exams give what the metric gives of them"
+    whole = "compute of the summed rows equals the metric"
     values = _values(metric, pairs)
     found = {name: float(value) for name, value in _of_sums(metric, sums_ES.sum(0)).items() if name in values}
-    _equal(found, values, whole, "make __call__ of per_exam_stats and compute")
-    # As a resample may be that holds one exam over and over.
+    _equal(found, values, whole, "implement __call__ with per_exam_stats and compute")
+    # A resample may contain one exam many times.
     alone_ES = len(pairs) * sums_ES
     many = _of_sums(metric, np.stack([alone_ES, sums_ES]))
     for number, row_S in enumerate(alone_ES):
         one = _of_sums(metric, row_S)
         same = {name: float(value[0, number]) for name, value in many.items()}
-        _equal(same, {name: float(value) for name, value in one.items()}, "compute takes [..., S]", "index [..., s]")
+        _equal(
+            same, {name: float(value) for name, value in one.items()}, "compute accepts [..., S]", "index with [..., s]"
+        )
 
 
 def _per_exam(metric: Any, pairs: list[Pair]) -> np.ndarray:
-    promise, expected = "per_exam_stats gives the sums of each exam", f"float64, {len(pairs)} rows, finite"
-    fix = "return np.array(rows, dtype=np.float64), a row a pair"
-    with promised(promise, expected=expected, fix=fix):
+    rule, expected = "per_exam_stats returns a row per exam", f"float64, {len(pairs)} rows, finite"
+    fix = "return np.array(rows, dtype=np.float64), one row per pair"
+    with runs(rule, expected=expected, fix=fix):
         sums_ES = metric.per_exam_stats(list(pairs))
         right = sums_ES.dtype == np.float64 and sums_ES.ndim == 2 and len(sums_ES) == len(pairs)
         found = f"{sums_ES.dtype}, {sums_ES.shape}"
-        hold(right and np.isfinite(sums_ES).all(), promise, found=found, expected=expected, fix=fix)
+        require(right and np.isfinite(sums_ES).all(), rule, found=found, expected=expected, fix=fix)
     return sums_ES
 
 
 def _of_sums(metric: Any, sums: np.ndarray) -> dict[str, np.ndarray]:
-    promise, fix = "compute gives a finite value of any sums, without a warning", "let nothing be divided by 0"
+    rule, fix = "compute returns finite values without warnings", "do not divide by 0"
     expected = f"each of shape {sums.shape[:-1]}"
-    with promised(promise, expected=expected, fix=fix), warnings.catch_warnings():
+    with runs(rule, expected=expected, fix=fix), warnings.catch_warnings():
         warnings.simplefilter("error")
         values = {name: np.asarray(value) for name, value in metric.compute(sums).items()}
     broken = {
         name: value for name, value in values.items() if value.shape != sums.shape[:-1] or not np.isfinite(value).all()
     }
-    hold(not broken, promise, found=broken, expected=expected, fix=fix)
+    require(not broken, rule, found=broken, expected=expected, fix=fix)
     return values
 
 
-def _equal(found: dict[str, float], expected: dict[str, float], promise: str, fix: str) -> None:
+def _equal(found: dict[str, float], expected: dict[str, float], rule: str, fix: str) -> None:
     right = found.keys() == expected.keys() and all(
         math.isclose(found[name], expected[name], rel_tol=1e-6, abs_tol=1e-9) for name in found
     )
-    hold(right, promise, found=found, expected=expected, fix=fix)
+    require(right, rule, found=found, expected=expected, fix=fix)

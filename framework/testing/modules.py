@@ -1,4 +1,4 @@
-"""What encoders, decoders and losses promise alike, as torch modules that are trained, saved and moved.
+"""The common contract of encoders, decoders and losses as torch modules: training, saving, devices.
 
 Shapes as in `framework.exam`.
 """
@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from framework.testing.contract import require, runs
 from framework.testing.elsewhere import Elsewhere, There, TwoDevicesError, send
-from framework.testing.promise import hold, promised
 
 CLOSE = 1e-4  # sums in another order differ by less; a wrong value by more
-# Uses a module on random inputs, the same each time, which `place` puts on a device.
+# Applies a module to fixed random inputs, which `place` moves to a device.
 Use = Callable[[Any, Callable[[Tensor], Tensor]], list[Tensor]]
 
 
@@ -37,7 +37,7 @@ def stay(tensor: Tensor) -> Tensor:
 
 
 def gap(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
-    """The largest difference over the size of the values; infinite where shapes differ or a value is not finite."""
+    """The largest relative difference; infinite if shapes differ or a value is NaN."""
     largest = 0.0
     for one, other in zip(ones, others, strict=True):
         if one.shape != other.shape:
@@ -50,42 +50,42 @@ def gap(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
     return largest
 
 
-def same(ones: Sequence[Tensor], others: Sequence[Tensor], promise: str, fix: str, most: float = CLOSE) -> None:
-    """Holds that two results are equal."""
+def same(ones: Sequence[Tensor], others: Sequence[Tensor], rule: str, fix: str, most: float = CLOSE) -> None:
+    """Requires that two results are equal."""
     difference = gap(ones, others)
-    hold(difference <= most, promise, found=f"a difference of {difference:.3g}", expected=f"at most {most:g}", fix=fix)
+    require(difference <= most, rule, found=f"a difference of {difference:.3g}", expected=f"at most {most:g}", fix=fix)
 
 
 @torch.no_grad()
 def check_seeds(build: Callable[[], Any], use: Use) -> None:
-    """Comes before whatever compares two results, which says little of a module that draws as it likes."""
-    hold(
+    """Determinism; runs first, since all comparisons of two results rely on it."""
+    require(
         isinstance(build(), nn.Module),
-        "the plugin is a torch module",
+        "the plugin is an nn.Module",
         found=type(build()).__name__,
         expected="torch.nn.Module",
-        fix="inherit from nn.Module, and call super().__init__() first",
+        fix="inherit from nn.Module and call super().__init__() first",
     )
     one, two = seeded(1, build), seeded(1, build)
     first = use(one.eval(), stay)
     same(
         use(one, stay),
         first,
-        "outside training the same input gives the same output",
-        "let dropout ask self.training, and keep nothing from one call to the next",
+        "in eval mode the same input gives the same output",
+        "apply dropout only if self.training, and store nothing between calls",
         0.0,
     )
-    fix = "draw every random number from torch's global generator, without a generator or seed of its own"
-    same(use(two.eval(), stay), first, "the same seed makes the same module", fix, 0.0)
+    fix = "draw random numbers only from torch's global generator"
+    same(use(two.eval(), stay), first, "the same seed builds the same module", fix, 0.0)
     runs = [seeded(3, partial(use, module.train(), stay)) for module in (one, two)]
-    same(runs[0], runs[1], "the same seed trains the same", fix, 0.0)
+    same(runs[0], runs[1], "the same seed gives the same training output", fix, 0.0)
 
 
 def check_module(build: Callable[[], Any], use: Use, *, draws: bool = False) -> None:
-    """Saving, devices and half precision.
+    """Checks saving, devices and half precision.
 
     Args:
-        draws: results hang on random numbers, which are others on a GPU.
+        draws: results depend on random numbers, which differ on a GPU.
     """
     _saving(build, use)
     _devices(build, use, draws)
@@ -97,8 +97,8 @@ def _saving(build: Callable[[], Any], use: Use) -> None:
     trained = seeded(1, build).train()
     for _ in range(3):
         use(trained, stay)  # moves running statistics, where there are any
-    promise = "state_dict holds all that a trained module is"
-    with promised(promise, expected="tensors alone, which load strictly", fix="keep state in parameters and buffers"):
+    rule = "a state_dict restores a trained module"
+    with runs(rule, expected="only tensors, which load strictly", fix="keep state in parameters and buffers"):
         state = {name: value.detach().clone().contiguous() for name, value in trained.state_dict().items()}
         save(state)
         fresh = seeded(2, build)
@@ -106,16 +106,16 @@ def _saving(build: Callable[[], Any], use: Use) -> None:
     same(
         use(fresh.eval(), stay),
         use(trained.eval(), stay),
-        promise,
-        "register what is drawn or learned: nn.Parameter, or self.register_buffer(name, tensor)",
+        rule,
+        "register tensors as nn.Parameter or with self.register_buffer(name, tensor)",
     )
 
 
 @torch.no_grad()
 def _devices(build: Callable[[], Any], use: Use, draws: bool) -> None:
-    """On a pretended device, and on a GPU where there is one. Autocast is one thing that cannot be pretended."""
-    promise = "everything follows .to(device)"
-    fix = "make constants with device=x.device or x.new_zeros(...), and keep tensors with self.register_buffer"
+    """On a simulated device, and on a GPU if there is one."""
+    rule = "all tensors move with .to(device)"
+    fix = "create constants with device=x.device or x.new_zeros(...); register stored tensors with self.register_buffer"
     module = seeded(1, build).eval()
     expected = use(module, stay)
     send(module)
@@ -123,52 +123,50 @@ def _devices(build: Callable[[], Any], use: Use, draws: bool) -> None:
         with Elsewhere():
             use(module, There)
     except TwoDevicesError as error:
-        hold(False, promise, found=error, expected="all tensors on the module's device", fix=fix)
-    except Exception as error:  # it ran on the CPU: what fails is the pretence
-        warnings.warn(f"devices were not checked without a GPU: {error}", stacklevel=2)
+        require(False, rule, found=error, expected="all tensors on the module's device", fix=fix)
+    except Exception as error:  # it ran on the CPU: the simulation failed
+        warnings.warn(f"the device check needs a GPU here: {error}", stacklevel=2)
     if torch.cuda.is_available():
-        with promised(promise, expected="all tensors on the module's device", fix=fix):
+        with runs(rule, expected="all tensors on the module's device", fix=fix):
             found = use(seeded(1, build).eval().cuda(), lambda tensor: tensor.cuda())
         if not draws:
-            same([value.cpu() for value in found], expected, "a GPU gives what the CPU gives", fix, 1e-2)
+            same([value.cpu() for value in found], expected, "a GPU gives the same result as the CPU", fix, 1e-2)
 
 
 @torch.no_grad()
 def _half_precision(build: Callable[[], Any], use: Use) -> None:
-    promise, expected = "values are finite in bfloat16 autocast", "finite numbers"
-    fix = "compute sums, logarithms and divisions in .float()"
-    with promised(promise, expected=expected, fix=fix), torch.autocast("cpu", dtype=torch.bfloat16):
+    rule, expected = "outputs are finite under bfloat16 autocast", "finite numbers"
+    fix = "compute sums, logarithms and divisions in float32"
+    with runs(rule, expected=expected, fix=fix), torch.autocast("cpu", dtype=torch.bfloat16):
         values = use(seeded(1, build).eval(), stay)
     broken = sum(int((~torch.isfinite(value)).sum()) for value in values)
-    hold(broken == 0, promise, found=f"{broken} values that are not", expected=expected, fix=fix)
+    require(broken == 0, rule, found=f"{broken} NaN or Inf", expected=expected, fix=fix)
 
 
 def check_gradients(module: nn.Module, values: Sequence[Tensor], inputs: dict[str, Tensor]) -> None:
     """A gradient of `values` reaches every trainable parameter, and each of `inputs`."""
     total = sum((value * drawn(*value.shape, seed=9).to(value.dtype)).sum() for value in values)
-    promise = "a gradient reaches every trainable parameter"
-    unused = "use it, freeze it with requires_grad_(False), or leave it out: unused parameters stop training on GPUs"
-    with promised(
-        promise, expected="outputs that backward() takes", fix="no .detach(), .item() or new tensors between"
-    ):
+    rule = "a gradient reaches every trainable parameter"
+    unused = "use it, freeze it with requires_grad_(False), or remove it: DDP stops at unused parameters"
+    with runs(rule, expected="outputs with a gradient", fix="do not use .detach(), .item() or new tensors"):
         total.backward()  # type: ignore[union-attr]
     for name, weight in module.named_parameters():
         if weight.requires_grad:
             # A bias before a norm or a softmax may have none in exact arithmetic, but must be part of the graph.
             reached = weight.grad is not None and (name.endswith("bias") or bool(weight.grad.any()))
-            hold(reached, promise, found=f"none at {name}", expected="a gradient other than 0", fix=unused)
+            require(reached, rule, found=f"none at {name}", expected="a gradient other than 0", fix=unused)
     for name, value in inputs.items():
-        hold(
+        require(
             value.grad is not None and bool(value.grad.any()),
             f"a gradient reaches {name}",
             found="none",
             expected="a gradient other than 0",
-            fix=f"use {name} without .detach(), or do not declare it in `needs`",
+            fix=f"use {name} without .detach(), or remove it from `needs`",
         )
 
 
 class Untouchable:
-    """Stands where a plugin must not look."""
+    """Raises when it is used: a stand-in for values that a plugin must not read."""
 
     def __init__(self, name: str) -> None:
         vars(self)["name"] = name

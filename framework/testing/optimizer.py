@@ -1,4 +1,4 @@
-"""What an optimizer promises."""
+"""The contract of an optimizer."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import torch
 from torch import Tensor, nn
 
 from framework.optim import Group, parameter_groups
+from framework.testing.contract import Make, build_plugin, require, runs
 from framework.testing.modules import drawn, same
-from framework.testing.promise import Make, hold, made, promised
 
 
 def check_optimizer(make: Make) -> None:
-    """Holds an optimizer to its contract.
+    """Checks an optimizer against its contract.
 
     Args:
-        make: The class or function, or what makes one; gets `groups`.
+        make: The class or function, or one that builds it; receives `groups`.
 
     Raises:
-        BrokenPromise: the first promise that it does not keep.
+        ContractError: the first rule that it breaks.
     """
     task, optimizer = _made(make, lr=0.1, encoder_lr=0.01)
     _groups(optimizer, parameter_groups(task, 0.1, 0.01))
     before = _weights(task)
     _step(task, optimizer, 0)
     for name, (weight, old) in zip(dict(task.named_parameters()), zip(_weights(task), before)):
-        hold(
+        require(
             not torch.equal(weight, old),
-            "a step changes every parameter that has a gradient",
-            found=f"{name} as before",
+            "a step changes every parameter with a gradient",
+            found=f"{name} unchanged",
             expected="a change",
-            fix="make a row of `groups` each, and give all of them to the optimizer",
+            fix="pass a param group for each of `groups` to the optimizer",
         )
     _state(task, optimizer)
     _saving(make, task, optimizer)
@@ -52,12 +52,12 @@ class _Task(nn.Module):
 
 def _made(make: Make, lr: float, encoder_lr: float) -> tuple[_Task, Any]:
     task = _Task()
-    promise = "an optimizer is made from `groups`"
-    fix = 'rows such as {"params": group.parameters, "lr": group.lr} for a class of torch.optim'
-    with promised(promise, expected="torch.optim.Optimizer", fix=fix):
-        optimizer = made(make, groups=parameter_groups(task, lr, encoder_lr))
+    rule = "an optimizer is built from `groups`"
+    fix = 'param groups such as {"params": group.parameters, "lr": group.lr} for a class of torch.optim'
+    with runs(rule, expected="torch.optim.Optimizer", fix=fix):
+        optimizer = build_plugin(make, groups=parameter_groups(task, lr, encoder_lr))
     right = isinstance(optimizer, torch.optim.Optimizer)
-    hold(right, promise, found=type(optimizer).__name__, expected="torch.optim.Optimizer", fix=fix)
+    require(right, rule, found=type(optimizer).__name__, expected="torch.optim.Optimizer", fix=fix)
     return task, optimizer
 
 
@@ -66,7 +66,7 @@ def _weights(task: nn.Module) -> list[Tensor]:
 
 
 def _step(task: nn.Module, optimizer: Any, number: int) -> None:
-    """A step on the same gradients each time that it is asked for."""
+    """A step on gradients that depend only on `number`."""
     for place, weight in enumerate(task.parameters()):
         weight.grad = drawn(*weight.shape, seed=100 * number + place)
     optimizer.step()
@@ -79,12 +79,12 @@ def _groups(optimizer: Any, groups: list[Group]) -> None:
     expected = sorted({group.lr for group in groups})
     sizes = {rate: sum(n for r, n in found if r == rate) for rate in rates}
     want = {rate: sum(p.numel() for g in groups if g.lr == rate for p in g.parameters) for rate in expected}
-    hold(
+    require(
         sizes == want,
-        "every group learns at its own rate",
+        "every group has its own learning rate",
         found=f"parameters by rate: {sizes}",
         expected=want,
-        fix='take "lr": group.lr for each group',
+        fix='set "lr": group.lr in each param group',
     )
 
 
@@ -96,12 +96,12 @@ def _state(task: _Task, optimizer: Any) -> None:
         for name, value in state.items()
         if not _can_be_saved(value, shapes[id(weight)])
     ]
-    hold(
+    require(
         not found,
-        "what is kept of a parameter is of its shape or one number, each a tensor, so that it can be cut and saved",
+        "optimizer state is made of tensors of the parameter's shape or of one number, to be sharded and saved",
         found=", ".join(f"{name}: {_kind(value)}" for name, value in found[:3]),
         expected="tensors of the parameter's shape, or of one number",
-        fix="keep a count as torch.tensor(0.0), a mean as torch.zeros_like(parameter)",
+        fix="store a count as torch.tensor(0.0), a mean as torch.zeros_like(parameter)",
     )
 
 
@@ -114,31 +114,31 @@ def _kind(value: Any) -> str:
 
 
 def _saving(make: Make, task: _Task, optimizer: Any) -> None:
-    promise, fix = "an optimizer saved and loaded goes on to the same numbers", "keep all state in self.state"
+    rule, fix = "a loaded optimizer continues with the same numbers", "store all state in self.state"
     other, fresh = _made(make, lr=0.1, encoder_lr=0.01)
     other.load_state_dict(copy.deepcopy(task.state_dict()))
     packed = io.BytesIO()
-    with promised(promise, expected="a state_dict of tensors and numbers", fix=fix):
+    with runs(rule, expected="a state_dict of tensors and numbers", fix=fix):
         torch.save(optimizer.state_dict(), packed)
         packed.seek(0)
         fresh.load_state_dict(torch.load(packed, weights_only=True))
     for number in (1, 2, 3):
         _step(task, optimizer, number)
         _step(other, fresh, number)
-    same(_weights(other), _weights(task), promise, fix, 1e-6)
+    same(_weights(other), _weights(task), rule, fix, 1e-6)
 
 
 def _rates(make: Make) -> None:
-    promise, fix = "a rate of 0 changes nothing, whatever it was before", 'multiply every update by group["lr"]'
+    rule, fix = "a learning rate of 0 changes nothing, whatever it wunchanged", 'multiply every update by group["lr"]'
     task, optimizer = _made(make, lr=0.1, encoder_lr=0.0)
     before = _weights(task.encoder)
     _step(task, optimizer, 0)
-    same(_weights(task.encoder), before, promise, fix, 0.0)
+    same(_weights(task.encoder), before, rule, fix, 0.0)
     for row in optimizer.param_groups:
         row["lr"] = 0.0  # as a schedule sets it
     before = _weights(task)
     _step(task, optimizer, 1)
-    same(_weights(task), before, promise, fix, 0.0)
+    same(_weights(task), before, rule, fix, 0.0)
 
 
 def _decay(make: Make) -> None:
