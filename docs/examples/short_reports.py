@@ -1,4 +1,4 @@
-"""A loss in a file of its own: penalizes reports that are too long."""
+"""An example of a loss: the log-probability of EOS at the end of the reference."""
 
 from torch import nn
 
@@ -8,14 +8,14 @@ from framework.registry import register
 
 @register("loss", "short_reports")
 class ShortReports(nn.Module):
-    """How far the decoder is from ending a report where its reference ends."""
+    """Negative log-probability of EOS where the reference ends."""
 
     needs = ("logits",)
 
-    def count(self, batch):  # train_step divides by this, over all processes: here, by exams
+    def count(self, batch):  # the divisor, summed over all processes: the number of exams
         return batch.report_BT.new_tensor(len(batch.report_BT))
 
     def forward(self, batch, outputs):  # the sum over those exams
         last_B = (batch.report_BT != PAD).sum(1) - 2
-        ends_BT = outputs.logits_BTW.float().log_softmax(-1)[:, :, EOS]
-        return -ends_BT.gather(1, last_B[:, None]).sum()
+        logprobs_BT = outputs.logits_BTW.float().log_softmax(-1)[:, :, EOS]
+        return -logprobs_BT.gather(1, last_B[:, None]).sum()

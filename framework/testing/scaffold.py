@@ -30,7 +30,7 @@ def write_plugin(kind: str, name: str, folder: Path, *, shipped: bool = False) -
     _check_name(kind, name, shipped)
     own = name.split("/")[-1]
     if shipped:
-        path, test = folder / "plugins" / kind / f"{own}.py", folder / "tests" / "plugins" / f"test_{kind}_{own}.py"
+        path, test = folder / "plugins" / kind / f"{own}.py", folder / "tests" / "plugins" / kind / f"test_{own}.py"
     else:
         path, test = folder / f"{own}.py", folder / f"test_{own}.py"
     for file in (path, test):
@@ -86,6 +86,6 @@ def _free(word: str, kind: str, text: str) -> str:
 def _test(kind: str, name: str, shipped: bool) -> str:
     text = (TEMPLATES / TEST).read_text(encoding="utf-8")
     if shipped:  # known by its name alone
-        text = text.replace('.with_name("OWN.py")', '.resolve().parents[2] / "plugins" / "KIND" / "OWN.py"')
+        text = text.replace('.with_name("OWN.py")', '.resolve().parents[3] / "plugins" / "KIND" / "OWN.py"')
         text = text.replace(", (FILE,))", ")")
     return text.replace("KIND", kind).replace("NAME", name).replace("OWN", name.split("/")[-1])

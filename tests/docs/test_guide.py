@@ -63,7 +63,7 @@ def test_the_code_is_that_of_the_templates() -> None:
     assert not stale(TEXT), f"run: python {Path(__file__).relative_to(ROOT)}"
 
 
-def test_a_stale_block_is_named_and_written_anew() -> None:
+def test_a_stale_block_is_found_and_renewed() -> None:
     old = TEXT.replace(template("loss"), "import torch\n")
     assert stale(old) == ["loss"]
     assert renewed(old) == TEXT
@@ -92,10 +92,10 @@ def test_the_grid_file_of_the_executors_section_loads_with_its_plugin(tmp_path: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_section_tells_the_run_time_values_of_its_kind(kind: str) -> None:
-    (told,) = re.findall(r"(?ms)^\*\*May ask for:\*\* (.*?)\n\n", SECTIONS[kind])
-    assert {value for value in KINDS[kind].given if f"`{value}`" not in told} == set()
-    assert told.startswith("nothing.") == (not KINDS[kind].given)
+def test_a_section_lists_the_run_time_values_of_its_kind(kind: str) -> None:
+    (text,) = re.findall(r"(?ms)^\*\*Run-time values:\*\* (.*?)\n\n", SECTIONS[kind])
+    assert {value for value in KINDS[kind].injected_params if f"`{value}`" not in text} == set()
+    assert text.startswith("none.") == (not KINDS[kind].injected_params)
 
 
 def test_settings_of_checks_that_it_names_exist() -> None:

@@ -1,4 +1,4 @@
-"""A metric that tells a model which says too little from one which says too much."""
+"""A metric of report length."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from framework.registry import register
 
 @register("metric", "acme/length_ratio")
 class LengthRatio:
-    """How near the length of the reports is to that of the references: 1 is equal, 0 is nothing written.
+    """Ratio of all generated words to all words of the references, or its inverse if larger than 1. 0 to 1.
 
     Source:
-        The ratio that the brevity penalty of BLEU is made of (Papineni et al. 2002, section 2.2.2), made symmetric.
+        The ratio in BLEU's brevity penalty (Papineni et al. 2002, section 2.2.2), made symmetric.
     """
 
     names = ("acme_length_ratio",)
@@ -21,6 +21,6 @@ class LengthRatio:
     higher_is_better = True
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
-        written = sum(len(pair.prediction_words) for pair in pairs)
-        wanted = sum(len(pair.reference_words) for pair in pairs)
-        return {"acme_length_ratio": min(written, wanted) / max(written, wanted, 1)}
+        predicted = sum(len(pair.prediction_words) for pair in pairs)
+        expected = sum(len(pair.reference_words) for pair in pairs)
+        return {"acme_length_ratio": min(predicted, expected) / max(predicted, expected, 1)}

@@ -1,4 +1,4 @@
-"""An encoder that sees an image as a wavelet transform does: coarse shape and fine speckle side by side."""
+"""An encoder on a wavelet transform of the image."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Wavelet(nn.Module):
         Haar 1910, as packets: Coifman and Wickerhauser 1992, IEEE Trans. Inform. Theory 38(2).
 
     Args:
-        levels: How often the image is halved. [levels]
-        width: Channels of the maps, and of the features. [channels]
-        max_views: The most views an exam may have. [views]
+        levels: Number of wavelet levels, each of which halves the image. [levels]
+        width: Channels of the feature map. [channels]
+        max_views: Maximum number of views of an exam. [views]
     """
 
     gives = ("patches", "pooled")

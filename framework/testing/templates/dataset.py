@@ -1,4 +1,4 @@
-"""Made-up exams: a bright square left or right of the middle, and a report that says where."""
+"""Synthetic exams: a bright square left or right of the middle, and a report of its side."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pydantic import PositiveInt
 from framework.exam import Exam
 from framework.registry import register
 
-VERSION = 1  # raise it when the same settings would give other images
+VERSION = 1  # increase it when the images of the same settings change
 SIZE = 64
-SHARES = {"train": 2, "val": 1, "test": 1}
+SIZES = {"train": 2, "val": 1, "test": 1}
 
 
 @dataclass(frozen=True)
 class SquareView:
-    """One image, drawn when asked for. Views cross to worker processes, so they hold numbers and paths alone."""
+    """One image, drawn on load. Views are pickled for worker processes, so they hold only numbers and paths."""
 
     name: str
     column: int
     seed: int
 
     def load(self) -> np.ndarray:
-        """Grey values, uint8, H x W."""
+        """Grey levels, uint8, H x W."""
         image = np.random.default_rng(self.seed).integers(0, 60, (SIZE, SIZE), dtype=np.uint8)
         image[24:40, self.column : self.column + 16] += 150
         return image
@@ -33,28 +33,28 @@ class SquareView:
 
 @register("dataset", "my_dataset")
 class MyDataset:
-    """Exams with a drawn square, each of a patient of its own.
+    """Exams with a square, each of another patient.
 
     Args:
-        exams: Exams in `val` and in `test`; `train` has twice as many.
-        seed: Of all that is drawn.
+        exams: Number of exams in `val` and in `test`; `train` has twice as many.
+        seed: Random seed of images and reports.
     """
 
     def __init__(self, *, exams: PositiveInt = 8, seed: int = 0) -> None:
         self.exams, self.seed = exams, seed
 
     def splits(self) -> dict[str, Sequence[Exam]]:
-        """The exams of `train`, `val` and `test`. Cheap: no view is loaded."""
-        found: dict[str, Sequence[Exam]] = {}
+        """The exams of `train`, `val` and `test`; loads no view."""
+        splits: dict[str, Sequence[Exam]] = {}
         number = 0
-        for split, share in SHARES.items():
-            found[split] = [self._exam(f"{split}-{place}", number + place) for place in range(share * self.exams)]
-            number += share * self.exams
-        return found
+        for split, size in SIZES.items():
+            splits[split] = [self._exam(f"{split}-{place}", number + place) for place in range(size * self.exams)]
+            number += size * self.exams
+        return splits
 
     @property
     def cache_key(self) -> str:
-        """Changes whenever an image could: images of one key are decoded once."""
+        """Identifies the images: those of one key are decoded once."""
         return f"my_dataset-{VERSION}-{self.exams}-{self.seed}"
 
     def _exam(self, exam_id: str, number: int) -> Exam:

@@ -1,4 +1,4 @@
-"""Topics by length: short, middle and long reports, as a baseline that knows no word.
+"""Topics by length: short, medium and long reports, a baseline that ignores words.
 
 Shapes: n reports, K topics.
 """
@@ -16,31 +16,31 @@ from framework.topics.quality import TopicDescription, describe_topics, topic_qu
 
 @register("distiller", "my_distiller")
 class MyDistiller:
-    """Cuts the training reports into parts of equal size, by their number of words.
+    """Divides the training reports into groups of equal size by their number of words.
 
     Args:
-        topics: How many parts.
+        topics: Number of groups. [topics]
     """
 
     def __init__(self, *, segment: Callable[[str], list[str]], seed: int, topics: PositiveInt = 3) -> None:
         self.segment, self.seed = segment, seed
         self.topic_count = topics
-        self.space = None  # these topics lie in no report space
+        self.space = None  # these topics have no report space
 
     def fit(self, texts: Sequence[str]) -> None:
-        """Learns the cuts from training reports; `assign` only reads them."""
+        """Learns the thresholds from training reports; `assign` only reads them."""
         self._texts = list(texts)
         self._words = [self.segment(text) for text in texts]
-        shares = np.linspace(0, 1, self.topic_count + 1)[1:-1]
-        self._cuts = np.quantile([len(words) for words in self._words], shares)
+        quantiles = np.linspace(0, 1, self.topic_count + 1)[1:-1]
+        self._thresholds = np.quantile([len(words) for words in self._words], quantiles)
 
     def assign(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The topic of each report, int64 [n], and its weights, float32 [n, K], whose rows sum to 1."""
-        labels = np.searchsorted(self._cuts, self.positions(texts)[:, 0]).astype(np.int64)
+        labels = np.searchsorted(self._thresholds, self.positions(texts)[:, 0]).astype(np.int64)
         return labels, np.eye(self.topic_count, dtype=np.float32)[labels]
 
     def positions(self, texts: Sequence[str]) -> np.ndarray:
-        """Where reports lie on a map: their number of words, float32 [n, 1]."""
+        """Coordinates of reports for plots: their number of words, float32 [n, 1]."""
         return np.array([[len(self.segment(text))] for text in texts], dtype=np.float32)
 
     def describe(self) -> list[TopicDescription]:
@@ -48,6 +48,6 @@ class MyDistiller:
         return describe_topics(self._texts, self._words, *self.assign(self._texts))
 
     def quality(self) -> dict[str, float | None]:
-        """Measures on the training reports. Nothing is drawn, so every refit finds the same topics."""
+        """Measures on the training reports. Nothing is random, so every refit finds the same topics."""
         labels, _ = self.assign(self._texts)
         return topic_quality(self._texts, self.positions(self._texts), labels, lambda seed: labels, self.seed)

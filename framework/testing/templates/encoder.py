@@ -1,4 +1,4 @@
-"""Cuts views into square patches and maps each by one layer: the smallest start of a vision transformer.
+"""Patch embedding: splits views into square patches and maps each by one layer.
 
 Shapes: B batch, V views, C channels, H W image, M views of all exams, D width.
 """
@@ -15,12 +15,12 @@ from framework.registry import register
 
 @register("encoder", "my_encoder")
 class MyEncoder(nn.Module):
-    """A linear map of square patches, with a norm.
+    """A linear layer over square patches, with a norm.
 
     Args:
-        width: Width of a patch's vector. [channels]
-        patch: Side of a patch; it divides the image. [px]
-        max_views: The most views an exam may have. [views]
+        width: Width of the features. [channels]
+        patch: Side of a patch; must divide the image size. [px]
+        max_views: Maximum number of views of an exam. [views]
     """
 
     gives = ("patches", "pooled")
@@ -38,5 +38,5 @@ class MyEncoder(nn.Module):
         return encode_views(self._maps, image_BVCHW, view_mask_BV, self.position_VD)
 
     def _maps(self, image_MCHW: Tensor) -> Tensor:
-        """Maps [M, D, h, w] of views that are there; `encode_views` puts them together by exam."""
+        """Feature maps [M, D, h, w] of the present views; `encode_views` joins them by exam."""
         return self.norm(self.embed(image_MCHW - 0.5)).relu()

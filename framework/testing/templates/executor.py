@@ -1,4 +1,4 @@
-"""Cells on this machine, in the background: whatever else runs here goes first."""
+"""Runs cells on this machine at a low priority."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from framework.registry import register
 
 
 class MyHandle:
-    """A command that was started."""
+    """A started command."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
@@ -26,11 +26,11 @@ class MyHandle:
 
 @register("executor", "my_executor")
 class MyExecutor:
-    """A pool on this machine, at a low priority.
+    """A pool of processes with a raised niceness.
 
     Args:
-        processes: of each cell. [processes]
-        niceness: how far behind other work. [steps of nice]
+        processes: Number of processes per cell. [processes]
+        niceness: Increment of the niceness. [steps of nice]
     """
 
     def __init__(self, *, processes: PositiveInt = 1, niceness: NonNegativeInt = 10, jobs: int | None = None) -> None:
@@ -49,8 +49,8 @@ class MyExecutor:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("ab") as log:
             command = ["nice", "-n", str(self.niceness), *job.command]
-            # A session of its own: Ctrl-C is for the scheduler, which then lets its cells save.
+            # In its own session Ctrl-C does not reach it: the scheduler asks cells to save.
             return MyHandle(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
 
     def close(self) -> None:
-        """Cells that run go on."""
+        """Running cells continue."""

@@ -1,4 +1,4 @@
-"""The term that teaches how long a report should be.
+"""Report length: the expected number of EOS tokens in a report should be 1.
 
 Shapes: B batch, T tokens, W words in the vocabulary.
 """
@@ -14,10 +14,10 @@ from framework.registry import register
 
 @register("loss", "my_loss")
 class MyLoss(nn.Module):
-    """Squared distance between the expected number of ends in a report and the one that it has.
+    """Squared error of the expected number of EOS tokens.
 
     Args:
-        scale: What a distance is divided by before it is squared.
+        scale: Divisor of the error before it is squared.
     """
 
     needs = ("logits",)
@@ -27,12 +27,12 @@ class MyLoss(nn.Module):
         self.scale = scale
 
     def count(self, batch: Batch) -> Tensor:
-        """The number of exams, which train_step divides by: 0-dim."""
+        """The number of exams, by which train_step divides the sum. 0-dim."""
         return batch.report_BT.new_tensor(len(batch.exam_ids))
 
     def forward(self, batch: Batch, outputs: Outputs) -> Tensor:
-        """The sum over exams, never a mean: 0-dim, float32 whatever the precision of the logits."""
-        written_BT = batch.report_BT[:, 1:] != PAD
-        ends_BT = outputs.logits_BTW.float().softmax(-1)[..., EOS]
-        ends_B = (ends_BT * written_BT).sum(1)
-        return (((ends_B - 1) / self.scale) ** 2).sum()
+        """The sum over exams, not the mean. 0-dim, float32 for any dtype of the logits."""
+        token_BT = batch.report_BT[:, 1:] != PAD
+        eos_BT = outputs.logits_BTW.float().softmax(-1)[..., EOS]
+        eos_B = (eos_BT * token_BT).sum(1)
+        return (((eos_B - 1) / self.scale) ** 2).sum()

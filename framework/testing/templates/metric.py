@@ -11,10 +11,10 @@ from framework.registry.types import Fraction
 
 @register("metric", "my_metric")
 class MyMetric:
-    """Words of the shorter of report and reference over words of the longer, as a mean over reports. 0 to 1.
+    """Words of the shorter of report and reference divided by words of the longer, mean over reports. 0 to 1.
 
     Args:
-        floor: What a report counts at least.
+        floor: Minimum value of a report.
     """
 
     names = ("my_metric",)

@@ -15,8 +15,8 @@ def my_optimizer(*, groups: list[Group], momentum: Fraction = 0.9, weight_decay:
     """Gradient descent with momentum.
 
     Args:
-        momentum: Share of the last update that goes on.
-        weight_decay: Decay of matrices and filters; biases and norms have none.
+        momentum: Momentum factor.
+        weight_decay: L2 penalty of matrices and filters; biases and norms have none.
     """
     rows = [
         {"params": group.parameters, "lr": group.lr, "weight_decay": weight_decay if group.decay else 0.0}

@@ -1,4 +1,4 @@
-"""A learning rate that falls evenly."""
+"""Linear decay of the learning rate."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from framework.registry.types import Fraction
 
 @register("schedule", "my_schedule")
 def my_schedule(*, steps: int, floor: Fraction = 0.0) -> Callable[[int], float]:
-    """A straight line down from the full rate.
+    """Linear decay.
 
     Args:
-        floor: Share of the rate that is left after the last step.
+        floor: Learning rate after the last step. [share of lr]
     """
     return lambda step: 1 - (1 - floor) * min(1.0, step / steps)

@@ -1,4 +1,4 @@
-"""KIND NAME keeps the contract of its kind. Add what is its own below."""
+"""Tests of KIND NAME: the contract of its kind, and below it your own tests."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def test_it_keeps_the_contract_of_its_kind() -> None:
     check("KIND", plugin(FILE, "KIND", "NAME"))
 
 
-def test_every_key_says_what_it_is() -> None:
+def test_every_key_is_documented() -> None:
     assert [key.name for key in keys_of(find("KIND", "NAME", (FILE,))) if not key.doc] == []

@@ -1,4 +1,4 @@
-"""Characters as tokens: no word is unknown, and reports become long."""
+"""Characters as tokens: no unknown words, but long reports."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from framework.exam import BOS, EOS, UNK
+from framework.exam import BOS, EOS, SPECIAL_TOKENS, UNK
 from framework.registry import register
-
-SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")  # ids 0 to 3; no text segments into these
 
 
 @register("tokenizer", "my_tokenizer")
 class MyTokenizer:
-    """Every character is a token; scores are of words between spaces.
+    """Every character is a token; scores use words between spaces.
 
     Args:
-        min_count: How often a character must stand in the training reports to get an id of its own.
-        language: Of the reports.
+        min_count: Minimum count of a character in the training reports to enter the vocabulary. [times]
+        language: Language of the reports.
     """
 
     def __init__(self, *, min_count: PositiveInt = 1, language: Literal["en", "zh"] = "en") -> None:
@@ -35,7 +33,7 @@ class MyTokenizer:
 
     @property
     def segmentation(self) -> str:
-        """What the words of scores are; it stands beside them."""
+        """Identifies the words of scores."""
         return "my_tokenizer: words between spaces"
 
     def segment(self, text: str) -> list[str]:
@@ -43,12 +41,12 @@ class MyTokenizer:
         return text.split()
 
     def fit(self, reports: Sequence[str]) -> None:
-        """Takes the vocabulary from training reports."""
+        """Builds the vocabulary from training reports."""
         counts = Counter(character for report in reports for character in report)
         kept = sorted(character for character, count in counts.items() if count >= self.min_count)
-        self._adopt([*SPECIALS, *kept])
+        self._set([*SPECIAL_TOKENS, *kept])
 
-    def _adopt(self, vocabulary: list[str]) -> None:
+    def _set(self, vocabulary: list[str]) -> None:
         self.vocabulary = vocabulary
         self._ids = {character: number for number, character in enumerate(vocabulary)}
 
@@ -61,22 +59,22 @@ class MyTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first EOS, without padding and unknown characters."""
-        written = []
+        characters = []
         for number in ids:
             if number == EOS:
                 break
-            if number >= len(SPECIALS):
-                written.append(self.vocabulary[number])
-        return "".join(written)
+            if number >= len(SPECIAL_TOKENS):
+                characters.append(self.vocabulary[number])
+        return "".join(characters)
 
     def save(self, path: Path) -> None:
-        known = {"min_count": self.min_count, "language": self.language, "vocabulary": self.vocabulary}
-        path.write_text(json.dumps(known, ensure_ascii=False), encoding="utf-8")
+        saved = {"min_count": self.min_count, "language": self.language, "vocabulary": self.vocabulary}
+        path.write_text(json.dumps(saved, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> MyTokenizer:
-        """What `save` wrote."""
-        known = json.loads(path.read_text(encoding="utf-8"))
-        tokenizer = cls(min_count=known["min_count"], language=known["language"])
-        tokenizer._adopt(known["vocabulary"])
+        """Loads what `save` wrote."""
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        tokenizer = cls(min_count=saved["min_count"], language=saved["language"])
+        tokenizer._set(saved["vocabulary"])
         return tokenizer

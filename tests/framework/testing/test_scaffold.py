@@ -62,9 +62,9 @@ def test_the_name_of_the_template_itself_gives_the_template_as_it_is(kind: str, 
 def test_a_shipped_one_goes_where_ours_stand(tmp_path: Path) -> None:
     path, test = write_plugin("loss", "of_length", tmp_path, shipped=True)
     assert path == tmp_path / "plugins" / "loss" / "of_length.py"
-    assert test == tmp_path / "tests" / "plugins" / "test_loss_of_length.py"
+    assert test == tmp_path / "tests" / "plugins" / "loss" / "test_of_length.py"
     assert 'find("loss", "of_length")' in test.read_text()
-    assert 'parents[2] / "plugins" / "loss" / "of_length.py"' in test.read_text()
+    assert 'parents[3] / "plugins" / "loss" / "of_length.py"' in test.read_text()
     assert load(find("loss", "of_length", (path,))).needs == ("logits",)
 
 

@@ -518,7 +518,7 @@ class ForgetsItsOrder(Tokenizer):
     @classmethod
     def load(cls, path):
         found = super().load(path)
-        found._adopt([*found.vocabulary[:4], *reversed(found.vocabulary[4:])])
+        found._set([*found.vocabulary[:4], *reversed(found.vocabulary[4:])])
         return found
 
 
@@ -638,7 +638,7 @@ class DrawsAnew(Distiller):
 
     def fit(self, texts):
         super().fit(texts)
-        self._cuts = self._cuts + next(self.made)
+        self._thresholds = self._thresholds + next(self.made)
 
 
 @breaks("metric", "a metric returns the values in `names`")
