@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from framework.build import RunComponents
 
 SHOWN = 12  # test exams on the page
+NOT_LOSSES = (
+    "lr",
+    "gradient_norm",
+    "exams_per_s",
+    "step_s",
+    "data_wait_s",
+    "memory_gib",
+)  # curves in TensorBoard alone
 FEW = 40  # points of a curve that each have a mark
 OWN = {LABELS["model"]: "own main", LABELS[LOW]: "own", LABELS["model_on_unseen_reports"]: "own"}  # styles of rows
 
@@ -87,7 +95,7 @@ def read_curves(path: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
     found: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for name, step, value in read_records(path):
         split, *names = name.split("/")
-        if split == "train" and name not in ("train/lr", "train/gradient_norm"):
+        if split == "train" and names[0] not in NOT_LOSSES:
             panel, label = "/".join([split, *names[:-1]]), names[-1]
         elif split == "val" and len(names) == 1:
             panel, label = re.sub(r"_\d+$", "", name), names[0]

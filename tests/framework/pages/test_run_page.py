@@ -80,7 +80,15 @@ def test_a_recipe_without_findings_says_so(tmp_path: Path) -> None:
 
 
 def test_each_validation_score_has_an_axis_of_its_own(tmp_path: Path) -> None:
-    names = ["train/loss", "train/topic", "train/lr", "train/self_critical/drawn", "train/self_critical/greedy"]
+    names = [
+        "train/loss",
+        "train/topic",
+        "train/lr",
+        "train/exams_per_s",
+        "train/memory_gib",
+        "train/self_critical/drawn",
+        "train/self_critical/greedy",
+    ]
     names += ["val/bleu_1", "val/bleu_4", "val/cider", "val/my_metric", "val/findings_f1/margin", "final/test/cider"]
     lines = [json.dumps({"name": name, "step": step, "value": step / 2}) for step in (1, 2) for name in names]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
