@@ -48,6 +48,11 @@ accelerate launch -m framework.cli recipes/wavelet.yaml train.epochs=1 run.name=
   { cat train.log; exit 1; }
 python -c 'import json; scores = json.load(open("runs/wavelet/one/scores.json"))["test"]["model"]
 print("length ratio", scores["acme_length_ratio"])'
+say "report from Python"
+sonoscribe data make recipes/wavelet.yaml exams > /dev/null
+python -c 'import pathlib, sonoscribe
+image = min(pathlib.Path("exams/images").glob("*.png"))
+print(sonoscribe.load("runs/wavelet/one").report([image]))'
 say "test"
 python -m pytest --quiet tests
 say "new plugin"
