@@ -131,8 +131,8 @@ def plan(
 ) -> None:
     """Show parameters, memory, steps and tokens of a recipe without training, and with --probe its time."""
     loaded = load(recipe, overrides)
-    from framework.plan import plan as make_plan
-    from framework.plan import probe as time_it
+    from framework.plan.plan import plan as make_plan
+    from framework.plan.probe import probe as time_it
     from framework.plan.tables import (
         MEMORY_HEADER,
         MEMORY_NOTES,

@@ -1,4 +1,4 @@
-"""The model without its numbers: parameters on the meta device, activations of a batch of fake tensors."""
+"""Size of a model without weights: parameters on the meta device, activations with fake tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from framework.build import (
     freeze_parts,
 )
 from framework.exam import BOS, EOS, UNK, Batch
-from framework.plan.material import Material, Tokens, Views
+from framework.plan.inputs import PlanInputs, Tokens, Views
 from framework.recipe import Recipe
 from framework.registry import PluginError, find
 from framework.runtime.errors import first_line
@@ -30,7 +30,7 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Part:
-    """What a part of the task owns: numbers of parameters and buffers, and the bytes of each as they are stored."""
+    """Number and bytes of the parameters and buffers of a part of the task."""
 
     name: str
     parameters: int
@@ -42,9 +42,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Activations:
-    """What one micro-batch keeps for its backward; `bytes` is None where `unknown` says why.
+    """Memory that the largest micro-batch keeps for backward; if `bytes` is None, `unknown` is the reason.
 
-    The batch is the largest that can come: every exam with the most views and the longest report.
+    In the largest micro-batch, every exam has the most views and the longest report.
     """
 
     bytes: int | None
@@ -55,51 +55,50 @@ class Activations:
     precision: str
 
 
-def count_topics(recipe: Recipe, material: Material) -> int | None:
-    """How many topics a recipe's distiller is going to find.
+def count_topics(recipe: Recipe, inputs: PlanInputs) -> int | None:
+    """The number of topics that the recipe's distiller finds.
 
-    It is run only where the reports alone tell their number; a run of the same reports then finds the topics in the
-    cache. With data.on_broken: skip a run may leave exams out, whose reports are counted here, and find others.
+    The distiller runs only if the number depends on the reports; a later run finds the topics in the cache. A run with
+    data.on_broken: skip may leave out exams that count here.
     """
     if not recipe.has_topics:
         return None
-    count = getattr(build_distiller(recipe, material.tokenizer), "topic_count", "nothing")
+    count = getattr(build_distiller(recipe, inputs.tokenizer), "topic_count", "nothing")
     if count is None:
-        texts = {split: [exam.report for exam in exams] for split, exams in material.splits.items()}
-        topics, _ = build_topics(recipe, material.tokenizer, texts, None)
+        texts = {split: [exam.report for exam in exams] for split, exams in inputs.splits.items()}
+        topics, _ = build_topics(recipe, inputs.tokenizer, texts, None)
         assert topics is not None
         return topics.count
     if not isinstance(count, int):
-        where = find("distiller", recipe.distiller.name, recipe.plugin_files).where
         raise PluginError(
-            f"distiller '{recipe.distiller.name}' ({where}): found topic_count {count!r} before `fit`, expected a "
-            "number, or None where only the reports tell: set self.topic_count in __init__"
+            "invalid-plugin",
+            f"distiller '{recipe.distiller.name}' has topic_count {count!r} before `fit`",
+            place=find("distiller", recipe.distiller.name, recipe.plugin_files).where,
+            expected="a number, or None if it depends on the reports",
+            hint="Set self.topic_count in __init__.",
         )
     return count
 
 
-def build_meta_task(recipe: Recipe, material: Material, topic_count: int | None) -> ReportTask:
-    """The whole task on the meta device: shapes without numbers, so a model of any size takes no memory."""
+def build_meta_task(recipe: Recipe, inputs: PlanInputs, topic_count: int | None) -> ReportTask:
+    """The task on the meta device, where a model of any size takes no memory."""
     with torch.device("meta"):
-        # As for a trained model, since weights that are going to be loaded need not be fetched to be counted.
-        encoder, decoder = build_model(recipe, material.tokenizer, trained=True)
-    # Losses look at the values of what they are given, so these are real while they are built; as no space is
-    # fitted, it is one of the usual size in which each word points somewhere.
-    word_vectors_WD = torch.ones(len(material.tokenizer), LSA_DIMENSIONS)
-    losses = build_losses(
-        recipe, material.tokenizer, encoder.width, topic_count, word_vectors_WD, material.splits["train"]
-    )
+        # trained=True: pretrained weights need not be downloaded to be counted.
+        encoder, decoder = build_model(recipe, inputs.tokenizer, trained=True)
+    # Losses may read the values of their inputs, so they are built on the CPU, with placeholder word vectors.
+    word_vectors_WD = torch.ones(len(inputs.tokenizer), LSA_DIMENSIONS)
+    losses = build_losses(recipe, inputs.tokenizer, encoder.width, topic_count, word_vectors_WD, inputs.splits["train"])
     task = ReportTask(encoder, decoder, losses, build_weighting(recipe, losses)).to("meta")
     freeze_parts(recipe, task)
     return task
 
 
 def parts_of(task: ReportTask) -> tuple[Part, ...]:
-    """Encoder, decoder, each loss, and all together. A weight that several share stands in each, and once in all."""
+    """Encoder, decoder, each loss, and the total. Shared weights count in each part, and once in the total."""
     rows = {"encoder": task.encoder, "decoder": task.decoder}
     rows |= {f"losses.{name}": loss for name, loss in task.losses.items()}
     rows |= {} if task.weighting is None else {"weighting": task.weighting}
-    return tuple(_part(name, module) for name, module in {**rows, "together": task}.items())
+    return tuple(_part(name, module) for name, module in {**rows, "total": task}.items())
 
 
 def _part(name: str, module: nn.Module) -> Part:
@@ -114,7 +113,7 @@ def _part(name: str, module: nn.Module) -> Part:
     )
 
 
-def measure_activations(
+def estimate_activations(
     task: ReportTask,
     recipe: Recipe,
     micro_batch_size: int,
@@ -123,14 +122,14 @@ def measure_activations(
     topics: int | None,
     precision: str,
 ) -> Activations:
-    """Runs the task on the largest micro-batch with fake tensors, which have shapes and types as on a CPU, no numbers.
+    """Runs the task on the largest micro-batch with fake tensors: shapes and types as on a CPU, without values.
 
-    The meta device would not do, since it has no autocast. What decides about shapes stays real and small: which views
-    are there, and the tokens.
+    Fake tensors have autocast, which the meta device has not. The view mask and the tokens are real, since shapes
+    depend on them.
     """
-    writers = [f"losses.{name}" for name, loss in task.losses.items() if "decoder" in getattr(loss, "needs", ())]
-    if writers:
-        unknown = f"{', '.join(writers)} writes reports, and only a real model tells how long they get"
+    generating = [f"losses.{name}" for name, loss in task.losses.items() if "decoder" in getattr(loss, "needs", ())]
+    if generating:
+        unknown = f"{', '.join(generating)} generates reports, whose length depends on the weights"
         return Activations(None, unknown, micro_batch_size, views.most, tokens.longest, precision)
     known, unknown = None, ""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -149,29 +148,29 @@ def measure_activations(
             topic_weights_BK=torch.full((micro_batch_size, topics), 1 / topics) if topics else None,
         )
         known = saved_bytes(fake, batch, HALF.get(precision))
-    except Exception as error:  # whatever a plugin does that fake tensors cannot follow
+    except Exception as error:  # a plugin may do anything that fake tensors do not support
         unknown = f"{type(error).__name__}: {first_line(error)}"
     return Activations(known, unknown, micro_batch_size, views.most, tokens.longest, precision)
 
 
 def saved_bytes(task: nn.Module, batch: Batch, half: torch.dtype | None) -> int:
-    """Bytes that autograd keeps from `task(batch)` for the backward, each storage once.
+    """Bytes that autograd saves in `task(batch)` for backward, each storage once.
 
-    Parameters, buffers and the batch do not count: they are there anyway. Copies of weights in half precision do.
+    Parameters, buffers and the batch do not count, because they exist anyway; half-precision copies of weights do.
     """
     inputs = [value for value in vars(batch).values() if isinstance(value, Tensor)]
-    there = {_storage(tensor) for tensor in [*task.parameters(), *task.buffers(), *inputs]}
-    kept: dict[int, Tensor] = {}  # the tensors themselves, so that no storage's number is given again
+    existing = {_storage(tensor) for tensor in [*task.parameters(), *task.buffers(), *inputs]}
+    saved: dict[int, Tensor] = {}  # holds the tensors, so that no storage's address is reused
 
     def keep(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in there:
-            kept[_storage(tensor)] = tensor
+        if _storage(tensor) not in existing:
+            saved[_storage(tensor)] = tensor
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", dtype=half, enabled=half is not None):
         task(batch)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
 def _storage(tensor: Tensor) -> int:

@@ -1,38 +1,38 @@
-"""A plan and a probe as people read them: headers, and rows of text."""
+"""Tables of a plan and a probe: headers, and rows of text."""
 
 from __future__ import annotations
 
 from framework.plan.model import Activations
+from framework.plan.plan import Plan
 from framework.plan.probe import Probe
-from framework.plan.whole import Plan
 
 UNKNOWN = "not known"
 PART_HEADER = ("part", "parameters", "trainable", "buffers", "memory")
-MEMORY_HEADER = ("strategy", "chosen", "weights", "gradients", "optimizer", "activations", "together")
+MEMORY_HEADER = ("strategy", "chosen", "weights", "gradients", "optimizer", "activations", "total")
 MEMORY_NOTES = (
-    "Memory is of each process, an estimate by ZeRO (arXiv 1910.02054) and FSDP's full shard (arXiv 2304.11277).",
-    "Activations are of the largest micro-batch that can come, with a CPU's kernels; a GPU's attention keeps less.",
-    "Not in it: work space of kernels, fragmentation, the batch itself, what a backward holds for a moment, buckets of "
-    "gradients, and the largest layer, which zero3 and fsdp gather whole.",
+    "Memory per process, estimated after ZeRO (arXiv 1910.02054) and FSDP's full shard (arXiv 2304.11277).",
+    "Activations: of the largest micro-batch, with the kernels of a CPU; attention on a GPU saves less.",
+    "Not included: kernel workspace, fragmentation, the batch, temporary tensors of backward, gradient buckets, "
+    "and the largest layer, which zero3 and fsdp gather.",
 )
 
 
 def plan_rows(plan: Plan) -> list[tuple[str, str]]:
     steps, tokens, views = plan.steps, plan.tokens, plan.views
-    cut = f"{steps.micro_batch_size} x {steps.processes} processes x {steps.accumulation} accumulated"
+    factors = f"{steps.micro_batch_size} x {steps.processes} processes x {steps.accumulation} accumulated"
     return [
         ("exams", ", ".join(f"{count:,} {split}" for split, count in plan.exams.items())),
-        ("views an exam", f"{views.least} to {views.most}, {views.mean:.1f} on average"),
+        ("views per exam", f"{views.least} to {views.most}, {views.mean:.1f} on average"),
         ("vocabulary", f"{plan.words:,} words"),
         ("topics", "none" if plan.topics is None else str(plan.topics)),
-        ("tokens a report", f"{tokens.mean:.1f} on average, 95 of 100 up to {tokens.p95}, longest {tokens.longest}"),
-        ("reports cut", f"{tokens.cut:,} longer than evaluate.max_length"),
+        ("tokens per report", f"{tokens.mean:.1f} on average, 95th percentile {tokens.p95}, longest {tokens.longest}"),
+        ("reports truncated", f"{tokens.truncated:,} longer than evaluate.max_length"),
         ("tokens", f"{tokens.total:,} in the training reports, {plan.tokens_seen:,} over all epochs"),
-        ("global batch", f"{steps.batch_size} exams = {cut}"),
-        ("steps", f"{steps.total:,} = {steps.epochs} epochs x {steps.an_epoch:,}"),
+        ("global batch", f"{steps.batch_size} exams = {factors}"),
+        ("steps", f"{steps.total:,} = {steps.epochs} epochs x {steps.per_epoch:,}"),
         ("checkpoints", f"{steps.checkpoints:,} written"),
         ("validations", f"{steps.validations:,}"),
-        ("optimizer", f"{plan.optimizer_bytes:g} bytes a trainable parameter"),
+        ("optimizer", f"{plan.optimizer_bytes:g} bytes per trainable parameter"),
         ("activations", _activations(plan.activations)),
     ]
 
@@ -55,7 +55,7 @@ def memory_rows(plan: Plan) -> list[tuple[str, ...]]:
         (
             row.strategy,
             "yes" if row.chosen else "no",
-            *map(in_bytes, (row.weights, row.gradients, row.optimizer, row.activations, row.together)),
+            *map(in_bytes, (row.weights, row.gradients, row.optimizer, row.activations, row.total)),
         )
         for row in plan.memory
     ]
@@ -64,18 +64,18 @@ def memory_rows(plan: Plan) -> list[tuple[str, ...]]:
 def probe_rows(probe: Probe) -> list[tuple[str, str]]:
     step = f"{probe.step_s:.3g} s, median of {probe.steps_timed} from {probe.fastest_s:.3g} to {probe.slowest_s:.3g} s"
     return [
-        ("measured on", f"{probe.device}, {probe.precision}, one process with the share of one of {probe.processes}"),
-        ("a step", f"{step}; {probe.exams_per_s:.3g} exams/s"),
+        ("measured on", f"{probe.device}, {probe.precision}, one process with the load of one of {probe.processes}"),
+        ("step", f"{step}; {probe.exams_per_s:.3g} exams/s"),
         ("training", in_time(probe.training_s)),
         ("validations", in_time(probe.validations_s)),
-        ("evaluation at the end", in_time(probe.evaluation_s)),
-        ("together", in_time(probe.together_s)),
+        ("final evaluation", in_time(probe.evaluation_s)),
+        ("total", in_time(probe.total_s)),
         ("not counted", "; ".join(probe.not_counted)),
     ]
 
 
 def in_bytes(count: int | None) -> str:
-    """Powers of 1024, three digits."""
+    """In KiB, MiB ... with three digits."""
     if count is None:
         return UNKNOWN
     size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
@@ -93,8 +93,8 @@ def in_time(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _activations(found: Activations) -> str:
-    if found.bytes is None:
-        return f"{UNKNOWN}: {found.unknown}"
-    batch = f"{found.exams} exams of {found.views} views and {found.tokens} tokens in {found.precision}"
-    return f"{in_bytes(found.bytes)} kept for backward by {batch}"
+def _activations(largest: Activations) -> str:
+    if largest.bytes is None:
+        return f"{UNKNOWN}: {largest.unknown}"
+    batch = f"{largest.exams} exams of {largest.views} views and {largest.tokens} tokens in {largest.precision}"
+    return f"{in_bytes(largest.bytes)} for backward of {batch}"

@@ -1,4 +1,4 @@
-"""A plan tells what a run will be without being one: sizes of the real task, arithmetic by hand, nothing written."""
+"""Plans: sizes equal to those of the real task, arithmetic checked by hand, nothing written."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from framework.build import build_components, build_optimizer, build_task
 from framework.distributed.launch import start_accelerator
 from framework.distributed.prepare import prepare
 from framework.exam import Batch
-from framework.plan import plan, probe
-from framework.plan.material import count_tokens, count_views, read_material
+from framework.plan.inputs import count_tokens, count_views, read_inputs
 from framework.plan.memory import Memory, memory_by_strategy, optimizer_bytes
-from framework.plan.model import Part, build_meta_task, count_topics, measure_activations, saved_bytes
-from framework.plan.probe import time_steps
+from framework.plan.model import Part, build_meta_task, count_topics, estimate_activations, parts_of, saved_bytes
+from framework.plan.plan import batch_plan_of, plan
+from framework.plan.probe import probe, time_steps
 from framework.plan.tables import MEMORY_HEADER, in_bytes, in_time, memory_rows, part_rows, plan_rows, probe_rows
-from framework.plan.whole import batch_plan_of
 from framework.recipe import RECIPES, Recipe, load_recipe
 from framework.registry import PluginError
 from framework.text.lsa import ReportSpace
@@ -42,11 +41,16 @@ def of_shapes(task: nn.Module) -> dict[str, tuple[tuple[int, ...], bool]]:
     return {name: (tuple(weight.shape), weight.requires_grad) for name, weight in task.named_parameters()}
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.mark.parametrize("name", SHIPPED)
-def test_parameters_are_those_of_the_task_that_a_run_builds(name: str, tmp_path: Path) -> None:
+def test_parameters_are_those_of_the_task_that_a_run_builds(name: str, cache: Path, tmp_path: Path) -> None:
     keys = [
         "data=phantom_breast", "data.dataset.exams=24", "data.dataset.val_exams=2", "data.dataset.test_exams=2",
-        "data.dataset.size=64", "data.image_size=64", f"data.cache_dir={tmp_path}", "train.batch_size=4",
+        "data.dataset.size=64", "data.image_size=64", f"data.cache_dir={cache}", "train.batch_size=4",
         "init_from=null",
     ]  # fmt: skip
     if load_recipe(RECIPES / f"{name}.yaml").has_topics:
@@ -56,12 +60,12 @@ def test_parameters_are_those_of_the_task_that_a_run_builds(name: str, tmp_path:
         keys += [f"model.encoder.weights={save_swin(tmp_path / 'swin')}", f"model.decoder.weights={llama}"]
     recipe = load_recipe(RECIPES / f"{name}.yaml", keys)
     real = build_components(recipe, start_accelerator(recipe), run=tmp_path).task
-    material = read_material(recipe)
-    meta = build_meta_task(recipe, material, count_topics(recipe, material))
+    inputs = read_inputs(recipe)
+    meta = build_meta_task(recipe, inputs, count_topics(recipe, inputs))
     assert of_shapes(meta) == of_shapes(real)
     assert all(tensor.is_meta for tensor in [*meta.parameters(), *meta.buffers()])
-    planned = {part.name: part.parameters for part in plan(recipe, 1).parts}
-    parts = {"encoder": real.encoder, "decoder": real.decoder, "together": real}
+    planned = {part.name: part.parameters for part in parts_of(meta)}
+    parts = {"encoder": real.encoder, "decoder": real.decoder, "total": real}
     parts |= {f"losses.{name}": loss for name, loss in real.losses.items()}
     assert planned == {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
 
@@ -88,10 +92,10 @@ def test_activations_are_counted_once_and_without_what_is_there_anyway() -> None
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_fake_activations_weigh_as_much_as_real_ones(precision: str) -> None:
     recipe = smoke("model.decoder.dropout=0.1", "model.decoder.encoder_layers=1")
-    material = read_material(recipe)
-    views, tokens = count_views(material), count_tokens(material)
-    task = build_meta_task(recipe, material, count_topics(recipe, material))
-    found = measure_activations(task, recipe, 4, views, tokens, 4, precision)
+    inputs = read_inputs(recipe)
+    views, tokens = count_views(inputs), count_tokens(inputs)
+    task = build_meta_task(recipe, inputs, count_topics(recipe, inputs))
+    found = estimate_activations(task, recipe, 4, views, tokens, 4, precision)
     report_BT = torch.full((4, tokens.longest), 3)
     image_BVCHW, mask_BV = torch.rand(4, views.most, 1, 32, 32), torch.ones(4, views.most, dtype=torch.bool)
     batch = Batch(list("abcd"), image_BVCHW, mask_BV, report_BT, torch.zeros(4, dtype=torch.long))
@@ -121,9 +125,9 @@ def test_each_stage_of_zero_cuts_one_thing_more() -> None:
     copy that DeepSpeed's optimizer works on.
     """
     count = 10**9
-    whole = Part("together", count, count, 0, 4 * count, 0)
+    whole = Part("total", count, count, 0, 4 * count, 0)
     rows = by_strategy(memory_by_strategy(whole, 8, False, 0, 64, chosen="zero2"))
-    gigabytes = {name: row.together / GB for name, row in rows.items()}
+    gigabytes = {name: row.total / GB for name, row in rows.items()}
     expected = {"ddp": 16, "zero1": 8 + 12 / 64, "zero2": 4 + 16 / 64, "zero3": 20 / 64, "fsdp": 16 / 64}
     assert gigabytes == pytest.approx(expected)
     assert [name for name, row in rows.items() if row.chosen] == ["zero2"]
@@ -133,28 +137,28 @@ def test_each_stage_of_zero_cuts_one_thing_more() -> None:
 
 
 def test_frozen_weights_have_no_gradients_and_buffers_are_cut_by_nobody() -> None:
-    whole = Part("together", 1000, 100, 5, 4000, 20)
+    whole = Part("total", 1000, 100, 5, 4000, 20)
     rows = by_strategy(memory_by_strategy(whole, 8, False, 7, 4, chosen="ddp"))
-    assert asdict(rows["ddp"]) | {"together": 0} == {
+    assert asdict(rows["ddp"]) | {"total": 0} == {
         "strategy": "ddp", "chosen": True, "weights": 4020, "gradients": 400, "optimizer": 800, "activations": 7,
-        "together": 0,
+        "total": 0,
     }  # fmt: skip
     zero3 = rows["zero3"]
-    assert (zero3.weights, zero3.gradients, zero3.optimizer, zero3.together) == (1020, 100, 300, 1427)
+    assert (zero3.weights, zero3.gradients, zero3.optimizer, zero3.total) == (1020, 100, 300, 1427)
     assert (rows["zero2"].weights, rows["zero2"].gradients) == (4020, 100)
 
 
 def test_steps_checkpoints_and_validations_are_those_of_the_loop() -> None:
     found = plan(smoke("checkpoint.every_steps=3", "evaluate.every_epochs=2"), 1).steps
-    assert (found.an_epoch, found.total) == (8, 24)
+    assert (found.per_epoch, found.total) == (8, 24)
     # Steps 3, 6, 8, 9, 12, 15, 16, 18, 21, 24; epochs 2 and 3.
     assert (found.checkpoints, found.validations) == (10, 2)
 
 
-def test_tokens_are_counted_after_the_cut() -> None:
-    whole, cut = plan(smoke(), 1).tokens, plan(smoke("evaluate.max_length=60"), 1).tokens
-    assert whole.cut == 0 and whole.longest > 60
-    assert cut.longest == cut.p95 == 60 and 0 < cut.cut < 64 and cut.total < whole.total
+def test_tokens_are_counted_after_truncation() -> None:
+    full, short = plan(smoke(), 1).tokens, plan(smoke("evaluate.max_length=60"), 1).tokens
+    assert full.truncated == 0 and full.longest > 60
+    assert short.longest == short.p95 == 60 and 0 < short.truncated < 64 and short.total < full.total
 
 
 def test_a_decoder_of_a_billion_parameters_is_planned_in_little_memory() -> None:
@@ -177,7 +181,7 @@ def test_planning_and_probing_write_nothing(tmp_path: Path, monkeypatch: pytest.
     assert measured.exams_per_s == pytest.approx(8 / measured.step_s)
     assert measured.validations_s > 0 and measured.evaluation_s > 0
     sum_s = measured.training_s + measured.validations_s + measured.evaluation_s
-    assert measured.together_s == pytest.approx(sum_s)
+    assert measured.total_s == pytest.approx(sum_s)
     for rows in (plan_rows(found), part_rows(found), memory_rows(found), probe_rows(measured)):
         assert all(isinstance(cell, str) and cell for row in rows for cell in row)
     assert {len(row) for row in memory_rows(found)} == {len(MEMORY_HEADER)}
@@ -202,13 +206,13 @@ def test_a_probe_trains_no_part_that_a_run_would_not(monkeypatch: pytest.MonkeyP
 
 def test_the_steps_of_a_probe_are_steps() -> None:
     recipe = smoke("train.micro_batch_size=4")
-    material, accelerator = read_material(recipe), start_accelerator(recipe)
+    inputs, accelerator = read_inputs(recipe), start_accelerator(recipe)
     space = ReportSpace(8, 0)
-    space.fit([material.tokenizer.segment(exam.report) for exam in material.splits["train"]])
-    task = build_task(recipe, material.tokenizer, 4, space, trained=True)
+    space.fit([inputs.tokenizer.segment(exam.report) for exam in inputs.splits["train"]])
+    task = build_task(recipe, inputs.tokenizer, 4, space, trained=True)
     before = {name: weight.detach().clone() for name, weight in task.named_parameters()}
     strategy = prepare(accelerator, recipe, task, batch_plan_of(recipe, 1), lambda task: build_optimizer(recipe, task))
-    times = time_steps(strategy, recipe, plan(recipe, 1), material)
+    times = time_steps(strategy, recipe, plan(recipe, 1), inputs)
     assert len(times) > 0 and min(times) > 0
     assert not [name for name, weight in task.named_parameters() if torch.equal(weight, before[name])]
 
@@ -245,28 +249,27 @@ def outside(folder: Path, blocks: str) -> Recipe:
     return load_recipe(folder / "mine.yaml")
 
 
-def test_a_plugin_that_needs_numbers_leaves_activations_unknown_and_the_rest_told(tmp_path: Path) -> None:
+def test_activations_of_a_plugin_that_reads_values_are_unknown_and_the_rest_is_planned(tmp_path: Path) -> None:
     found = plan(outside(tmp_path, "model: {encoder: {name: stubborn}}"), 1)
     assert found.activations.bytes is None and "_local_scalar_dense" in found.activations.unknown
     assert found.parts[0].parameters == 16
-    assert found.memory[0].together is None and found.memory[0].optimizer == 8 * found.parts[-1].trainable
+    assert found.memory[0].total is None and found.memory[0].optimizer == 8 * found.parts[-1].trainable
     assert any(name == "activations" and text.startswith("not known: ") for name, text in plan_rows(found))
     assert memory_rows(found)[0][-1] == "not known"
 
 
-def test_a_loss_that_writes_reports_is_named_where_activations_are_unknown(tmp_path: Path) -> None:
+def test_activations_of_a_loss_that_generates_reports_are_unknown(tmp_path: Path) -> None:
     found = plan(smoke("+losses.self_critical={}", f"data.cache_dir={tmp_path}"), 1)
-    assert found.activations.bytes is None
-    told = "not known: losses.self_critical writes reports, and only a real model tells how long they get"
-    assert ("activations", told) in plan_rows(found)
+    assert found.activations.bytes is None and found.activations.unknown.startswith("losses.self_critical ")
+    assert ("activations", f"not known: {found.activations.unknown}") in plan_rows(found)
 
 
-def test_a_distiller_that_does_not_tell_its_topics_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match=r"distiller 'silent' .*found topic_count 'some' before `fit`"):
+def test_a_distiller_without_a_topic_count_is_refused(tmp_path: Path) -> None:
+    with problem("invalid-plugin", "mine.py", PluginError):
         plan(outside(tmp_path, "distiller: {name: silent}"), 1)
 
 
-def test_topics_that_only_the_reports_tell_are_found_and_kept_for_the_run(tmp_path: Path) -> None:
+def test_topics_whose_number_depends_on_the_reports_are_cached_for_the_run(tmp_path: Path) -> None:
     changes = ["distiller.topics=auto", "distiller.auto_range=[2,4]", "distiller.restarts=1"]
     found = plan(smoke(*changes, f"data.cache_dir={tmp_path}"), 1)
     (kept,) = (tmp_path / "topics").glob("*.json")

@@ -13,7 +13,7 @@ from PIL import Image
 from framework.build import build_components
 from framework.cli.recipes import validate
 from framework.distributed.launch import start_accelerator
-from framework.plan import plan
+from framework.plan.plan import plan
 from framework.recipe import load_recipe
 from framework.recipe.laterality import side_in
 from plugins.dataset.phantom import Phantom
