@@ -1,4 +1,5 @@
-"""Fills the tables of docs/method.md and docs/results/ablations.md from docs/results/GRID/result.json.
+"""Makes the tables of the docs from docs/results/GRID/result.json: those of method.md and results/ablations.md, and the
+files beside each result.json.
 
 python docs/make_tables.py           writes them
 python docs/make_tables.py --check   exits with 1 if they are stale
@@ -8,11 +9,12 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from framework.grid.page import PageData
 from framework.grid.results import GridResult, Row
-from framework.grid.table import as_markdown
+from framework.grid.table import as_csv, as_latex, as_markdown, cells_csv
 from framework.grid.wording import is_significant, spread_text
 
 DOCS = Path(__file__).resolve().parent
@@ -50,15 +52,24 @@ def filled(text: str) -> str:
     return BLOCK.sub(lambda block: f"{block[1]}{make[block[2]](block[3])}{block[4]}", text)
 
 
+def contents() -> Iterator[tuple[Path, str]]:
+    """Every file that is made here, and what it should contain."""
+    for page in (DOCS / "method.md", DOCS / "results" / "ablations.md"):
+        yield page, filled(page.read_text(encoding="utf-8"))
+    for path in sorted(DOCS.glob("results/*/result.json")):
+        result = result_of(path.parent.name)
+        yield path.with_name("table.csv"), as_csv(result)
+        yield path.with_name("cells.csv"), cells_csv(result)
+        yield path.with_name("table.tex"), as_latex(result)
+
+
 def main(arguments: list[str]) -> int:
     status = 0
-    for page in (DOCS / "method.md", DOCS / "results" / "ablations.md"):
-        before = page.read_text(encoding="utf-8")
-        after = filled(before)
+    for path, content in contents():
         if "--check" not in arguments:
-            page.write_text(after, encoding="utf-8")
-        elif after != before:
-            print(f"stale: {page.relative_to(DOCS.parent)}; run: python docs/make_tables.py", file=sys.stderr)
+            path.write_bytes(content.encode())
+        elif path.read_bytes() != content.encode():
+            print(f"stale: {path.relative_to(DOCS.parent)}; run: python docs/make_tables.py", file=sys.stderr)
             status = 1
     return status
 
