@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from framework.exam import Exam, ExamError, View
 from framework.runtime.console import progress_bar
-from framework.runtime.files import atomic_write, one_at_a_time
+from framework.runtime.files import atomic_write, file_lock
 from framework.runtime.processes import usable_cores
 
 VERSION = 1  # raise it when the same view would give other pixels
@@ -76,7 +76,7 @@ def build_image_cache(
     key = hashlib.sha256(json.dumps([VERSION, source_key, size, channels, names]).encode()).hexdigest()[:24]
     path, metadata = folder / "images" / f"{key}.npy", folder / "images" / f"{key}.json"
     if not metadata.is_file():  # an existing cache may be on a read-only disk, so no lock is taken
-        with one_at_a_time(path.with_suffix(".lock"), "images"):
+        with file_lock(path.with_suffix(".lock"), "images"):
             if not metadata.is_file():
                 _write_cache(jobs, path, metadata, size, channels)
     rows_of_broken = json.loads(metadata.read_text(encoding="utf-8"))

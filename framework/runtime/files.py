@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, whoever reads them meanwhile and whatever ends the process."""
+"""Atomic writes, hashes and locks of files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from framework.runtime.console import print0
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Writes beside `path` under a name of its own, then renames. Text is written in UTF-8."""
+    """Writes a temporary file beside `path`, then renames it, so that no reader sees a part of it. Text is UTF-8."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -25,43 +25,40 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Returns when the file's bytes are on the disk, and not in a memory that a power cut empties."""
+    """Flushes a file to disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """The same for the names in a folder."""
-    there = os.open(folder, os.O_RDONLY)
+    """Flushes the names in a folder to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(there)
+        os.fsync(descriptor)
     finally:
-        os.close(there)
+        os.close(descriptor)
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file, which is read piece by piece, since weights may be larger than the memory."""
+    """The SHA-256 of a file in hexadecimal. Does not load the file into memory."""
     with path.open("rb") as file:
-        found = hashlib.sha256()
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
-def one_at_a_time(path: Path, doing: str) -> Iterator[None]:
-    """Holds a lock in the file `path`, which all who do the same work name alike; it ends with the process.
+def file_lock(path: Path, result: str) -> Iterator[None]:
+    """Holds an exclusive lock on the file `path`, which ends with the process at the latest.
 
     Args:
-        doing: what is waited for, as in "topics".
+        result: what the holder makes, for the message of those who wait: "topics".
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        # A file system without locks: the work may be done twice, and is written whole all the same.
+        # On a file system without locks the work may be done twice, which is safe since it is written atomically.
         with contextlib.suppress(OSError):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print0(f"waiting for another run that makes the same {doing}")
+                print0(f"waiting for another run that makes the same {result}")
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""Whether a process still lives. Numbers of processes come again, so one is known by its number and its birth."""
+"""Identifies processes by id and start time, since ids are reused."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ PROC = Path("/proc")
 
 
 def process_start_time(pid: int) -> float | None:
-    """When a process began, in a unit of its own machine; None for one that is dead, or a zombie."""
+    """The start time of a process, comparable on the same machine only; None if it has ended or is a zombie."""
     if (PROC / "self").exists():
-        try:  # the kernel's own count: psutil's time of day moves when the clock is set
+        try:  # ticks since boot; psutil's time of day changes when the clock is set
             fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             return None
@@ -27,5 +27,5 @@ def process_start_time(pid: int) -> float | None:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, which on a shared machine are fewer than there are."""
+    """The number of cores that this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

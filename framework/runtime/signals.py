@@ -1,4 +1,4 @@
-"""How a run is asked to stop or to save: signals, and files in its folder. It heeds them at the next step or batch."""
+"""Requests to stop or save a run: signals, and the files SAVE and STOP in its folder. Handled at the next step or batch."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from framework.runtime.errors import Stopped
 from framework.runtime.processes import process_start_time
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-SAVE, STOP, FAILED = 1, 2, 3  # the larger is heeded
-LOOKS_S = 1.0  # between two looks at the folder, which may lie far away
-# In the environment, number and birth of a process without which the run shall not go on: who started it for a grid.
+SAVE, STOP, FAILED = 1, 2, 3  # the largest over all processes is handled
+POLL_S = 1.0  # between two checks of the folder, which may be on a slow file system
+# Environment variable: id and start time of the process that started the run for a grid; the run stops when it ends.
 WATCHER = "SONOSCRIBE_WATCHER"
-SAME_PRESS_S = 3.0  # a launcher passes on the SIGINT that the terminal has sent to all
+SAME_PRESS_S = 3.0  # a launcher forwards the SIGINT that the terminal has sent to all processes
 
 
 class StopSignals:
-    """Listens for requests. They are per process: what is done about them is agreed on by all, see engine.py."""
+    """The requests that one process has received. The trainer takes the maximum over all processes."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
         self.folder: Path | None = None
-        self.training = False  # before, there is nothing to save, and a signal ends the run at once
-        self._looked, self._owner = 0.0, os.getpid()
+        self.training = False  # until then there is nothing to save, and a signal ends the run at once
+        self._checked, self._owner = 0.0, os.getpid()
 
     def listen(self) -> None:
         for number in SIGNALS:
-            signal.signal(number, self._heard)
-        # A main thread that waits in a library hears nothing; the second Ctrl-C must be heard by another.
-        heard, told = os.pipe()
-        os.set_blocking(told, False)
-        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-        threading.Thread(target=_end_on_second_sigint, args=(heard,), name="signals", daemon=True).start()
+            signal.signal(number, self._receive)
+        # Handlers run in the main thread, which may wait in a library; a second Ctrl-C needs another thread.
+        receiver, sender = os.pipe()
+        os.set_blocking(sender, False)
+        signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
+        threading.Thread(target=_exit_on_second_sigint, args=(receiver,), name="signals", daemon=True).start()
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
-            return  # a worker that loads exams; the process that it works for will stop it
+            return  # a data-loading worker, which its training process stops
         name = signal.Signals(number).name
         if self.reason is not None:
             return
@@ -49,31 +49,31 @@ class StopSignals:
         if not self.training:
             raise Stopped(f"stopped by {name} before the first step: nothing to save")
         if is_main_process():
-            again = "; once more stops at once" if number == signal.SIGINT else ""
-            os.write(2, f"\n{name}: saving at the end of this step{again}\n".encode())
+            hint = "; press again to stop at once" if number == signal.SIGINT else ""
+            os.write(2, f"\n{name}: saving at the end of this step{hint}\n".encode())
 
     def watch(self, folder: Path) -> None:
-        """From here on the run's folder is looked at: `touch RUN/SAVE`, `touch RUN/STOP`."""
+        """Starts to check the run's folder for the files SAVE and STOP (`touch RUN/SAVE`)."""
         self.folder, self.training = folder, True
 
     def pending(self) -> int:
-        """What this process has heard: 0, SAVE or STOP."""
+        """The request of this process: 0, SAVE or STOP."""
         now = time.monotonic()
-        if self.folder is not None and now - self._looked > LOOKS_S:
-            self._looked = now
+        if self.folder is not None and now - self._checked > POLL_S:
+            self._checked = now
             if self.reason is None and (self.folder / "STOP").exists():
                 self.reason = f"{self.folder / 'STOP'}"
-            if self.reason is None and _watcher_is_gone():
-                self.reason = "the end of the process that watched over it"
+            if self.reason is None and _watcher_has_ended():
+                self.reason = "the end of the process that started it"
             if self.reason is None and (self.folder / "SAVE").exists():
                 return SAVE
         return STOP if self.reason else 0
 
     def done(self, request: int) -> None:
-        """Takes the files away that asked for what was done."""
+        """Removes the file of a request that was handled."""
         if self.folder is not None and request == SAVE:
             (self.folder / "SAVE").unlink(missing_ok=True)
-            print0("saved, as asked for by the file SAVE")
+            print0("saved, as requested by the file SAVE")
 
     def why(self) -> str:
         """The reason to stop. Leaves a file STOP for a launcher that restarts processes, so that it does not resume."""
@@ -82,14 +82,14 @@ class StopSignals:
         return self.reason or "a signal to another process"
 
 
-def _watcher_is_gone() -> bool:
-    pid, _, born = os.environ.get(WATCHER, "").partition(" ")
-    return bool(pid) and str(process_start_time(int(pid))) != born
+def _watcher_has_ended() -> bool:
+    pid, _, started = os.environ.get(WATCHER, "").partition(" ")
+    return bool(pid) and str(process_start_time(int(pid))) != started
 
 
-def _end_on_second_sigint(heard: int) -> None:
+def _exit_on_second_sigint(receiver: int) -> None:
     first: float | None = None
-    while number := os.read(heard, 1):
+    while number := os.read(receiver, 1):
         if number[0] != signal.SIGINT:
             continue
         now = time.monotonic()

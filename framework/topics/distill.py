@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from framework.runtime.files import atomic_write, one_at_a_time
+from framework.runtime.files import atomic_write, file_lock
 from framework.text.lsa import ReportSpace
 from framework.text.segmentation import TERMS
 from framework.topics.count import TopicChoice
@@ -110,7 +110,7 @@ def distill(
     place.mkdir(parents=True, exist_ok=True)
     topics = _read(place, name)
     if topics is None:
-        with one_at_a_time(place / f"{name}.lock", "topics"):
+        with file_lock(place / f"{name}.lock", "topics"):
             topics = _read(place, name)  # another run may have found them meanwhile
             if topics is None:
                 topics = _find(distiller, texts)

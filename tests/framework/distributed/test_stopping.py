@@ -147,7 +147,7 @@ def test_the_file_save_saves_and_the_file_stop_stops(recipe: str, runs: Path, wo
         started.end(0)
     assert not (run / "SAVE").exists()
     text = (tmp_path / "save" / "output.txt").read_text()
-    assert "saved, as asked for by the file SAVE" in text and "stopped by" not in text
+    assert "saved, as requested by the file SAVE" in text and "stopped by" not in text
 
     words = [recipe, "run.name=stopped_by_file"]
     with Running(*words, cwd=work, scratch=tmp_path / "stop", wait="train:3") as started:
@@ -171,7 +171,7 @@ def test_what_save_saved_is_gone_on_with(
         (run / "SAVE").touch()
         time.sleep(1.2)
         started.go()
-        started.until("saved, as asked for by the file SAVE")
+        started.until("saved, as requested by the file SAVE")
         os.kill(started.process.pid, signal.SIGKILL)
         started.end(-signal.SIGKILL)
     newest_is_whole(run)
@@ -235,7 +235,7 @@ def test_two_processes_heed_the_files_save_and_stop(recipe: str, runs: Path, wor
         (run / "SAVE").touch()
         time.sleep(1.2)
         started.go()
-        started.until("saved, as asked for by the file SAVE")
+        started.until("saved, as requested by the file SAVE")
         (run / "STOP").touch()
         text = started.end()
     assert f"stopped by {(run / 'STOP').relative_to(work)} after step" in text

@@ -1,4 +1,4 @@
-"""What several runs need is made by one of them, while the others wait."""
+"""Locks: one process works while the others wait."""
 
 import subprocess
 import sys
@@ -9,9 +9,9 @@ from harness import ROOT
 MAKES = """
 import sys, time
 from pathlib import Path
-from framework.runtime.files import one_at_a_time
+from framework.runtime.files import file_lock
 folder = Path(sys.argv[1])
-with one_at_a_time(folder / "work.lock", "topics"):
+with file_lock(folder / "work.lock", "topics"):
     if not (folder / "made").exists():
         time.sleep(1.0)
         with (folder / "made").open("a") as file:
@@ -23,17 +23,17 @@ def start(folder: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", MAKES, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
-def test_the_work_is_done_once_and_who_waits_is_told(tmp_path):
+def test_the_work_is_done_once_and_others_report_that_they_wait(tmp_path):
     makers = [start(tmp_path) for _ in range(3)]
-    told = [maker.communicate(timeout=60)[0] for maker in makers]
+    outputs = [maker.communicate(timeout=60)[0] for maker in makers]
     assert [maker.returncode for maker in makers] == [0, 0, 0]
     assert (tmp_path / "made").read_text() == "once\n"
-    assert sorted(told)[0] == "" and sorted(told)[-1] == "waiting for another run that makes the same topics\n"
+    assert sorted(outputs)[0] == "" and sorted(outputs)[-1] == "waiting for another run that makes the same topics\n"
 
 
-def test_a_lock_ends_with_the_process_that_held_it(tmp_path):
-    dies = "import os, sys; from pathlib import Path; from framework.runtime.files import one_at_a_time\n"
-    dies += "with one_at_a_time(Path(sys.argv[1]) / 'work.lock', 'topics'): os._exit(9)"
+def test_a_lock_ends_with_its_process(tmp_path):
+    dies = "import os, sys; from pathlib import Path; from framework.runtime.files import file_lock\n"
+    dies += "with file_lock(Path(sys.argv[1]) / 'work.lock', 'topics'): os._exit(9)"
     assert subprocess.run([sys.executable, "-c", dies, str(tmp_path)], cwd=ROOT).returncode == 9
     maker = start(tmp_path)
     assert maker.communicate(timeout=60)[0] == "" and (tmp_path / "made").exists()

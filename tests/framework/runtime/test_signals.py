@@ -1,4 +1,4 @@
-"""What a process makes of signals and of the files SAVE and STOP."""
+"""Signals and the files SAVE and STOP become requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.runtime import signals as stopping
+from framework.runtime import signals as module
 from framework.runtime.errors import Stopped
 from framework.runtime.signals import SAVE, SIGNALS, STOP, StopSignals
 
@@ -22,17 +22,17 @@ def requests() -> Iterator[StopSignals]:
     yield requests
     for number, handler in before.items():
         signal.signal(number, handler)
-    signal.set_wakeup_fd(-1)  # or a Ctrl-C to these tests would be heard as one to a run
+    signal.set_wakeup_fd(-1)  # or a Ctrl-C to these tests would end them as a run
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_before_the_first_step_a_signal_ends_the_run_at_once(requests: StopSignals, number: signal.Signals) -> None:
-    with pytest.raises(Stopped, match=f"stopped by {number.name} before the first step: nothing to save"):
+    with pytest.raises(Stopped, match=number.name):
         signal.raise_signal(number)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_while_training_a_signal_waits_to_be_heeded(
+def test_during_training_a_signal_waits_for_the_next_step(
     requests: StopSignals, tmp_path: Path, number: signal.Signals
 ) -> None:
     requests.watch(tmp_path)
@@ -48,7 +48,7 @@ def test_other_signals_do_not_hide_the_first(requests: StopSignals, tmp_path: Pa
     assert requests.reason == "SIGUSR1"
 
 
-def test_a_child_of_the_process_does_not_heed_what_its_parent_will(requests: StopSignals, tmp_path: Path) -> None:
+def test_a_child_process_ignores_the_signals_of_its_parent(requests: StopSignals, tmp_path: Path) -> None:
     child = os.fork()
     if not child:
         try:
@@ -56,14 +56,14 @@ def test_a_child_of_the_process_does_not_heed_what_its_parent_will(requests: Sto
             signal.raise_signal(signal.SIGUSR1)
             os._exit(0 if requests.reason is None else 1)
         except BaseException:
-            os._exit(1)  # or the child would go on with the tests
+            os._exit(1)  # or the child would continue with the tests
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_the_files_are_seen_and_save_is_taken_away(
+def test_the_files_are_seen_and_save_is_removed(
     requests: StopSignals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stopping, "LOOKS_S", 0.0)
+    monkeypatch.setattr(module, "POLL_S", 0.0)
     requests.watch(tmp_path)
     (tmp_path / "SAVE").touch()
     assert requests.pending() == SAVE
@@ -74,23 +74,23 @@ def test_the_files_are_seen_and_save_is_taken_away(
     assert requests.pending() == STOP and requests.reason == str(tmp_path / "STOP")
 
 
-def test_the_folder_is_not_looked_at_in_every_step(
+def test_the_folder_is_not_checked_at_every_step(
     requests: StopSignals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stopping, "LOOKS_S", 3600.0)
+    monkeypatch.setattr(module, "POLL_S", 3600.0)
     requests.watch(tmp_path)
     requests.pending()
     (tmp_path / "STOP").touch()
     assert requests.pending() == 0
-    monkeypatch.setattr(stopping, "LOOKS_S", 0.0)
+    monkeypatch.setattr(module, "POLL_S", 0.0)
     assert requests.pending() == STOP
 
 
 @pytest.mark.parametrize(("allowed", "left"), [("0", False), ("3", True)])
-def test_word_is_left_only_for_a_launcher_that_would_start_again(
+def test_a_file_stop_is_left_only_for_a_launcher_that_restarts_processes(
     requests: StopSignals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str, left: bool
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", allowed)
     requests.watch(tmp_path)
-    requests.leave_word()
+    assert requests.why() == "a signal to another process"
     assert (tmp_path / "STOP").exists() == left
