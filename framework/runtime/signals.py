@@ -1,4 +1,4 @@
-"""Requests to stop or save a run: signals, and the files SAVE and STOP in its folder. Handled at the next step or batch."""
+"""Requests to stop or save a run: signals, and the files SAVE and STOP in its folder, handled at the next step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The published settings, run on a made-up data set in the published layout; without data they say what is missing."""
+"""The published settings, on a synthetic data set in the published layout; without data they say what is missing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REPORTS = (
 
 
 def published(folder: Path, exams: int = 24) -> Path:
-    """As published: UTF-8 with a byte order mark, whole numbers as ids, two images an exam, measures masked."""
+    """As published: UTF-8 with a byte order mark, integer ids, two images per exam, masked measures."""
     draw = np.random.default_rng(0)
     found: dict[str, list[dict[str, Any]]] = {"train": [], "test": [], "val": []}
     (folder / "images").mkdir()
@@ -58,7 +58,7 @@ def tiny_weights(folder: Path) -> Path:
 
 
 def small(folder: Path) -> list[str]:
-    """Words that put a paper's recipe on made-up exams and a tiny network, and leave its other settings alone."""
+    """Overrides for synthetic exams and a tiny network, without changes to the other settings."""
     return [
         f"data.dataset.file={published(folder)}", f"data.dataset.images={folder / 'images'}",
         f"data.cache_dir={folder / 'cache'}", f"model.encoder.weights={tiny_weights(folder / 'weights')}",
@@ -101,7 +101,7 @@ def test_settings_are_those_published(organ: str) -> None:
     assert organ in recipe.data.dataset.keys["file"] and organ in recipe.data.dataset.keys["images"]
 
 
-def test_on_exams_in_the_published_layout_steps_lower_the_loss(tmp_path: Path) -> None:
+def test_steps_on_exams_in_the_published_layout_lower_the_loss(tmp_path: Path) -> None:
     recipe = load_recipe(PAPER / "breast.yaml", small(tmp_path))
     accelerator = start_accelerator(recipe)
     components = build_components(recipe, accelerator, run=tmp_path)
@@ -113,7 +113,7 @@ def test_on_exams_in_the_published_layout_steps_lower_the_loss(tmp_path: Path) -
     rates = {group["lr"] for group in strategy.optimizer.param_groups}
     assert rates == {5e-5, 1e-3}
     batch = collate([components.exams["train"][number] for number in range(8)])
-    assert batch.image_BVCHW.shape[2] == 3 and not torch.equal(*batch.image_BVCHW[:, :, :2].unbind(2)), "in colour"
+    assert batch.image_BVCHW.shape[2] == 3 and not torch.equal(*batch.image_BVCHW[:, :, :2].unbind(2)), "in color"
     losses = []
     for _ in range(4):
         torch.manual_seed(0)
@@ -121,12 +121,10 @@ def test_on_exams_in_the_published_layout_steps_lower_the_loss(tmp_path: Path) -
     assert losses[-1] < losses[0]
 
 
-def test_without_the_data_one_message_says_what_is_missing_and_where_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_data_one_message_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StopSignals, "listen", lambda _: None)  # signals stay the test runner's
     recipe = load_recipe(PAPER / "liver.yaml", [f"run.root={tmp_path / 'runs'}"])
-    with pytest.raises(ValueError) as caught:  # which the command line tells without a traceback
+    with pytest.raises(ValueError) as caught:  # the command line prints it without a traceback
         train(recipe)
     assert list(tmp_path.iterdir()) == [], "a refused run leaves no folder"
     for part in (
