@@ -1,10 +1,10 @@
-"""A process under a launcher: prints what the launcher has told it and what accelerate makes of it, a line of JSON.
+"""A process under a launcher: prints the environment that it was given and what accelerate does in it, as JSON.
 
-accelerate_worker.py tell             its environment
+accelerate_worker.py environment      its environment
 accelerate_worker.py fail_once        the same, and ends with an error at the launcher's first attempt
-accelerate_worker.py alone            an Accelerator that is told nothing
+accelerate_worker.py alone            an Accelerator without a backend
 accelerate_worker.py start [NAME ...] what framework/distributed/launch.py does: takes NAMEs out of the environment, and
-                                      makes an Accelerator that is told of gloo
+                                      starts an Accelerator with gloo
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from datetime import timedelta
 from typing import Any
 
 
-def started(names: list[str]) -> dict[str, Any]:
+def started() -> dict[str, Any]:
     import torch
     import torch.distributed as dist
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    for name in names:
-        os.environ.pop(name, None)
     os.environ["ACCELERATE_USE_CPU"] = "true"
     waits = timedelta(seconds=77)
     handlers = [
@@ -31,7 +29,7 @@ def started(names: list[str]) -> dict[str, Any]:
     ]
     accelerator = Accelerator(mixed_precision="no", kwargs_handlers=handlers)
     rank, state = accelerator.process_index, accelerator.state
-    told: dict[str, Any] = {
+    found: dict[str, Any] = {
         "type": accelerator.distributed_type.value,
         "processes": accelerator.num_processes,
         "backend": dist.get_backend(),
@@ -45,12 +43,12 @@ def started(names: list[str]) -> dict[str, Any]:
     part.running_mean.fill_(float(rank))
     part.eval()
     loss = wrapped(torch.full((3, 2), float(rank + 1))).sum()
-    told |= {"wrapper": type(wrapped).__name__, "buffer": float(part.running_mean[0])}
+    found |= {"wrapper": type(wrapped).__name__, "buffer": float(part.running_mean[0])}
     accelerator.backward(loss)
-    told["bias_gradient"] = float(part.bias.grad[0])
+    found["bias_gradient"] = float(part.bias.grad[0])
     with accelerator.no_sync(wrapped):
         accelerator.backward((wrapped(torch.zeros(1, 2)) * rank).sum())
-    told["unsynced"] = float(part.bias.grad[0])
+    found["unsynced"] = float(part.bias.grad[0])
     # As framework/distributed/heartbeat.py does.
     client = dist.TCPStore(
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False
@@ -58,21 +56,23 @@ def started(names: list[str]) -> dict[str, Any]:
     store = dist.PrefixStore("canary", client)
     store.set(f"{rank}", "here")
     store.wait(["0", "1"], timedelta(seconds=30))
-    told["seen"] = store.get(f"{1 - rank}").decode()
+    found["seen"] = store.get(f"{1 - rank}").decode()
     accelerator.end_training()
-    return told
+    return found
 
 
 def main(what: str, names: list[str]) -> None:
-    told: dict[str, Any] = {"environment": dict(os.environ), "parent": os.getppid()}
+    found: dict[str, Any] = {"environment": dict(os.environ), "parent": os.getppid()}
+    for name in names:
+        os.environ.pop(name, None)
     if what == "start":
-        told |= started(names)
+        found |= started()
     if what == "alone":
         from accelerate import Accelerator
 
-        told["processes"] = Accelerator().num_processes
+        found["processes"] = Accelerator().num_processes
     # One write, so that two processes' lines do not mix.
-    sys.stdout.write(f"told {json.dumps(told)}\n")
+    sys.stdout.write(f"found {json.dumps(found)}\n")
     sys.stdout.flush()
     if what == "fail_once" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         sys.exit(1)

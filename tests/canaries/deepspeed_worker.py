@@ -1,10 +1,7 @@
-"""One of two processes under torchrun: prints what DeepSpeed does with a small network, a line of JSON a process."""
+"""What DeepSpeed does with a small network, on one of two processes; see wrappers_worker.py."""
 
 from __future__ import annotations
 
-import copy
-import json
-import logging
 import math
 import os
 from datetime import timedelta
@@ -13,9 +10,10 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed import utils
 from torch import Tensor, nn
 
-CLIP, TIMEOUT = 0.5, timedelta(seconds=77)
+CLIP, TIMEOUT = 0.5, timedelta(seconds=77)  # the time-out of wrappers_worker.py
 RANK = int(os.environ["RANK"])
 OPS = deepspeed.ops.__compatible_ops__
 KNOWS_SHARED_MEMORY = "deepspeed_shm_comm" in OPS
@@ -116,136 +114,145 @@ def most(net: Net, other: Net) -> float:
     return max(float((whole(mine) - yours.detach().reshape(-1)).abs().max()) for mine, yours in pairs)
 
 
-def place(stage: int, cut: Any, parameter: Any) -> tuple[int, int, Tensor, int]:
-    """Start and count of this process's piece, the flat tensor that holds it, and where; as zero.py reads them."""
+def flats(stage: int, cut: Any, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The tensors that the optimizer works on, as zero.py finds them."""
     if stage == 3:
-        each = parameter.ds_tensor.numel()
-        group, begin, _ = cut.grad_position[cut.get_param_id(parameter)]
-        first = min(RANK * each, parameter.ds_numel)
-        return first, min(each, parameter.ds_numel - first), cut.fp32_partitioned_groups_flat[group], begin
-    groups = {id(weight): row for row, group in enumerate(cut.bit16_groups) for weight in group}
-    flat, found = cut.single_partition_of_fp32_groups[groups[id(parameter)]], parameter._hp_mapping
-    if found is None:
-        return 0, 0, flat, 0
-    return (
-        found.lp_fragment_address.start,
-        found.hp_fragment_address.numel,
-        flat,
-        found.hp_fragment_address.start,
-    )
+        return list(cut.fp32_partitioned_groups_flat)
+    return [group["params"][0] for group in optimizer.param_groups]
 
 
-def pieces(stage: int) -> dict[str, Any]:
-    """Where each value lies, and that the optimizer given is the one that works on it."""
-    engine, cut, net, optimizer = start(stage, adamw)
-    before = Net()
-    told: dict[str, Any] = {"state_at_start": len(optimizer.state), "moved_at_start": most(net, before)}
-    held, right, kept = {}, True, True
-    for (name, parameter), original in zip(learns(net), [p for _, p in learns(before)]):
-        first, count, flat, begin = place(stage, cut, parameter)
-        held[name] = [first, count]
-        right &= torch.equal(flat.detach()[begin : begin + count], original.detach().reshape(-1)[first : first + count])
-        right &= flat.dtype == torch.float32
-        if stage == 3:
-            right &= torch.equal(whole(parameter), original.detach().reshape(-1))
-    step(engine, 1)
-    for _, parameter in learns(net):
-        _, _, flat, _ = place(stage, cut, parameter)
-        state = optimizer.state[flat]
-        kept &= state["exp_avg"].shape == flat.shape and state["step"].numel() == 1
-    told |= {"held": held, "flat_holds_the_values": right, "state_is_of_the_flat": kept}
-    told["state_after"] = len(optimizer.state)
-
-    # As Zero._put does: the piece, and what forward sees of it.
-    new = copy.deepcopy(before)
-    with torch.no_grad():
-        for (_, parameter), value in zip(learns(net), [p for _, p in learns(new)]):
-            value += 1.5
-            first, count, flat, begin = place(stage, cut, parameter)
-            flat[begin : begin + count].copy_(value.reshape(-1)[first : first + count])
-            if stage == 3:
-                parameter.ds_tensor.view(-1)[:count].copy_(value.reshape(-1)[first : first + count])
-            else:
-                parameter.copy_(value)
-    if stage == 3:
-        some = cut.persistent_parameters
-        names = {id(parameter): name for name, parameter in net.named_parameters()}
-        told["persistent"] = sorted(names[id(parameter)] for parameter in some)
-        told["others_are_empty"] = net.first.weight.numel()
-        some[0].partition(some)
-        some[0].all_gather(some)
-        told["frozen"] = [net.frozen.weight.ds_numel, net.frozen.weight.ds_tensor.numel()]
-        told["frozen_has_no_place"] = cut.get_param_id(net.frozen.weight) not in cut.grad_position
-    x = batches(0, 9)[0]
-    told["forward_after_put"] = abs(float(engine(x).detach()) - float(new(x).detach()))
+def link(stage: int, cut: Any, net: Net, optimizer: torch.optim.Optimizer) -> None:
+    """As zero.py links optimizer states to parameters."""
     if stage < 3:
-        told["frozen_has_no_place"] = not any(
-            net.frozen.weight is weight for group in cut.bit16_groups for weight in group
+        first, last = flats(stage, cut, optimizer)
+        utils.lazy_init_hp_params_optimizer_state(list(net.first.parameters()), first, optimizer.state)
+        utils.lazy_init_hp_params_optimizer_state(list(net.last.parameters()), last, optimizer.state)
+
+
+def raises(function: Any, *words: Any) -> bool:
+    try:
+        function(*words)
+    except Exception:
+        return True
+    return False
+
+
+def states(stage: int) -> dict[str, Any]:
+    """Reading and writing weights and optimizer states by deepspeed.utils.safe_get_* and safe_set_*."""
+    engine, cut, net, optimizer = start(stage, adamw)
+    before = dict(Net().named_parameters())
+    found: dict[str, Any] = {"states_at_start": len(optimizer.state), "moved_at_start": most(net, Net())}
+    pairs = [(parameter, before[name].detach()) for name, parameter in learns(net)]
+    found["weights"] = all(torch.equal(utils.safe_get_full_fp32_param(mine), theirs) for mine, theirs in pairs)
+    found["flats"] = [flat.dtype == torch.float32 for flat in flats(stage, cut, optimizer)]
+    if stage == 3:
+        locals_ = [utils.safe_get_local_fp32_param(mine).clone() for mine, _ in pairs]
+        parts = [math.ceil(theirs.numel() / 2) for _, theirs in pairs]
+        found["local"] = all(
+            len(local) == part and torch.equal(local[: len(own)], own)
+            for local, part, own in (
+                (local, part, theirs.reshape(-1)[RANK * part : (RANK + 1) * part])
+                for local, part, (_, theirs) in zip(locals_, parts, pairs)
+            )
         )
+        with deepspeed.zero.GatheredParameters(net.frozen.weight):
+            found["frozen"] = torch.equal(net.frozen.weight.detach(), before["frozen.weight"].detach())
+        found["frozen_has_none"] = utils.safe_get_full_fp32_param(net.frozen.weight) is None
+    else:
+        found["replicated"] = all(torch.equal(mine.detach(), theirs) for mine, theirs in pairs)
+    step(engine, 1)
+    found["states_after"] = [flat in optimizer.state for flat in flats(stage, cut, optimizer)]
+    found["keys_after"] = sorted(next(iter(optimizer.state.values())))
+    last = net.last.weight
+    found["second_group_is_not_linked"] = raises(utils.safe_get_full_optimizer_state, last, "exp_avg")
+    link(stage, cut, net, optimizer)
+    found["shape"] = list(utils.safe_get_full_optimizer_state(last, "exp_avg").shape)
+
+    # As zero.py loads: into an optimizer without states.
+    engine, cut, net, optimizer = start(stage, adamw)
+    for flat in flats(stage, cut, optimizer):
+        optimizer.state[flat] = {"step": torch.tensor(4.0), "exp_avg": torch.zeros_like(flat)}
+        optimizer.state[flat]["exp_avg_sq"] = torch.zeros_like(flat)
+    link(stage, cut, net, optimizer)
+    new, right = Net(), True
+    for (_, parameter), (_, value) in zip(learns(net), learns(new)):
+        with torch.no_grad():
+            value += 1.5
+            with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
+                parameter.copy_(value)
+        full = value.detach()
+        if stage == 3:
+            part = math.ceil(full.numel() / 2)
+            own = full.reshape(-1)[RANK * part : (RANK + 1) * part]
+            own = nn.functional.pad(own, (0, part - len(own)))
+            if full.numel() % 2:  # on the last process, whose part is padded
+                found["full_does_not_divide"] = raises(utils.safe_set_full_fp32_param, parameter, full)
+            utils.safe_set_local_fp32_param(parameter, own)
+            utils.safe_set_local_optimizer_state(parameter, own, "exp_avg")
+        else:
+            utils.safe_set_full_fp32_param(parameter, full)
+            utils.safe_set_full_optimizer_state(parameter, full, "exp_avg")
+        right &= torch.equal(utils.safe_get_full_fp32_param(parameter), full)
+        right &= torch.equal(utils.safe_get_full_optimizer_state(parameter, "exp_avg"), full)
+    found["set"] = right
+    x = batches(0, 9)[0]
+    found["forward_after_set"] = abs(float(engine(x).detach()) - float(new(x).detach()))
     for group in optimizer.param_groups:
         group["lr"], group["weight_decay"] = 0.0, 0.0
     step(engine, 2)
-    told["moved_by_a_rate_of_zero"] = most(net, new)
-    return told
+    found["moved_by_a_rate_of_zero"] = most(net, new)
+    found["steps"] = sorted({float(state["step"]) for state in optimizer.state.values()})
+    return found
 
 
 def steps(stage: int) -> dict[str, Any]:
     """Gradients, clipping, and a gradient that is not finite on one process."""
-    told: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, clip in (("plain", math.inf), ("clipped", CLIP)):
         engine, _, net, _ = start(stage, sgd, gradient_clipping=0.0 if clip == math.inf else clip)
         other = Net()
         norm = by_hand(other, 1, clip)
         step(engine, 1)
-        told[name] = most(net, other)
-        told[f"{name}_norm"] = [float(engine.get_global_grad_norm()), norm]
-    told["applied"] = engine.was_step_applied()
+        found[name] = most(net, other)
+        found[f"{name}_norm"] = [float(engine.get_global_grad_norm()), norm]
+    found["applied"] = engine.was_step_applied()
     step(engine, 2, factor=math.nan if RANK else 1.0)
-    told["applied_with_nan"] = engine.was_step_applied()
-    told["moved_by_nan"] = most(net, other)
+    found["applied_with_nan"] = engine.was_step_applied()
+    found["moved_by_nan"] = most(net, other)
     by_hand(other, 3, CLIP)
     step(engine, 3)
-    told["applied_after_nan"], told["after_nan"] = engine.was_step_applied(), most(net, other)
-    return told
+    found["applied_after_nan"], found["after_nan"] = engine.was_step_applied(), most(net, other)
+    return found
 
 
 def rest() -> dict[str, Any]:
     """An optimizer of one's own, autocast, and groups of processes."""
-    told: dict[str, Any] = {"knows_shared_memory": KNOWS_SHARED_MEMORY}
+    found: dict[str, Any] = {"knows_shared_memory": KNOWS_SHARED_MEMORY}
     engine, *_ = start(2, lambda groups: Unknown(groups, lr=1.0))
     step(engine, 1)
-    told["unknown_optimizer"] = engine.was_step_applied()
+    found["unknown_optimizer"] = engine.was_step_applied()
     try:
         start(2, lambda groups: Unknown(groups, lr=1.0), zero_allow_untested_optimizer=False)
-        told["unknown_refused"] = False
+        found["unknown_refused"] = False
     except AssertionError:
-        told["unknown_refused"] = True
+        found["unknown_refused"] = True
     seen: list[str] = []
     engine, cut, net, _ = start(2, sgd, torch_autocast={"enabled": True, "dtype": "bfloat16"})
     net.first.register_forward_hook(lambda part, given, out: seen.append(str(out.dtype)))
     step(engine, 1)
-    told["autocast"] = [seen[0], str(net.first.weight.dtype), str(cut.single_partition_of_fp32_groups[0].dtype)]
+    found["autocast"] = [seen[0], str(net.first.weight.dtype), str(cut.single_partition_of_fp32_groups[0].dtype)]
     groups = list(dist.distributed_c10d._world.pg_map)
 
     def timeouts() -> list[float]:
         backends = [group._get_backend(torch.device("cpu")) for group in groups]
         return sorted({backend.options._timeout.total_seconds() for backend in backends})
 
-    told["groups"], told["timeouts"] = len(groups), timeouts()
+    found["groups"], found["timeouts"] = len(groups), timeouts()
     for group in groups:
         dist.distributed_c10d._set_pg_timeout(2 * TIMEOUT, group)
-    told["timeouts_set"] = timeouts()
-    return told
+    found["timeouts_set"] = timeouts()
+    return found
 
 
-if __name__ == "__main__":
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    dist.init_process_group("gloo", timeout=TIMEOUT)
-    facts = {f"zero{stage}": {"pieces": pieces(stage), "steps": steps(stage)} for stage in (1, 2, 3)}
-    facts["rest"] = rest()
-    everything: list[Any] = [None, None]
-    dist.all_gather_object(everything, facts)
-    if RANK == 0:
-        print("facts", json.dumps(everything), flush=True)
-    dist.barrier()
-    os._exit(0)  # DeepSpeed's own farewell may wait for a peer that has gone
+def facts() -> dict[str, Any]:
+    return {f"zero{stage}": {"states": states(stage), "steps": steps(stage)} for stage in (1, 2, 3)} | {"rest": rest()}

@@ -1,11 +1,9 @@
-"""One of two processes under torchrun: prints what fully_shard does with small networks, a line of JSON a process."""
+"""What fully_shard does with small networks, on one of two processes; see wrappers_worker.py."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -68,41 +66,41 @@ def most(net: Net, other: Net) -> float:
     return max(float((mine.full_tensor() - yours).abs().max()) for mine, yours in pairs)
 
 
-def cutting() -> dict[str, Any]:
+def sharding() -> dict[str, Any]:
     net, names = Net(), [name for name, _ in Net().named_parameters()]
     net = sharded(net)
-    told: dict[str, Any] = {"same_names": names == [name for name, _ in net.named_parameters()], "rows": {}}
+    found: dict[str, Any] = {"same_names": names == [name for name, _ in net.named_parameters()], "rows": {}}
     before = dict(Net().named_parameters())
     right, views = True, True
     for name, parameter in net.named_parameters():
         local = parameter.detach().to_local()
         rows = before[name].shape[0]
         first = min(RANK * math.ceil(rows / 2), rows)  # as fsdp.py has it
-        told["rows"][name] = [rows, first, local.shape[0]]
+        found["rows"][name] = [rows, first, local.shape[0]]
         right &= torch.equal(local, before[name].detach()[first : first + local.shape[0]])
         local.view(-1).fill_(2.5)
         views &= bool((parameter.full_tensor() == 2.5).all())
-    told |= {"rows_hold_the_values": right, "local_is_a_view": views}
+    found |= {"rows_hold_the_values": right, "local_is_a_view": views}
     other = Net()
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.fill_(2.5)
     x = batches(0, 9)[0]
-    told["forward_sees_it"] = abs(float(net(x).detach()) - float(other(x).detach()))
+    found["forward_sees_it"] = abs(float(net(x).detach()) - float(other(x).detach()))
     turned = nn.Linear(4, 6)
     turned.weight.data = torch.randn(4, 6).t()
     try:
         fully_shard(turned, mesh=init_device_mesh("cpu", (2,)))
-        told["other_layouts_refused"] = False
+        found["other_layouts_refused"] = False
     except (NotImplementedError, ValueError):
-        told["other_layouts_refused"] = True
+        found["other_layouts_refused"] = True
     waits = {group._get_backend(torch.device("cpu")).options._timeout for group in dist.distributed_c10d._world.pg_map}
-    told["timeouts"] = sorted(wait.total_seconds() for wait in waits)
-    return told
+    found["timeouts"] = sorted(wait.total_seconds() for wait in waits)
+    return found
 
 
 def steps() -> dict[str, Any]:
-    told: dict[str, Any] = {}
+    found: dict[str, Any] = {}
 
     def step(number: int, clip: float, factor: float = 1.0) -> Any:
         for batch in batches(RANK, number):
@@ -119,31 +117,25 @@ def steps() -> dict[str, Any]:
         optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
         expected = by_hand(other, 1, clip)
         norm, whole = step(1, clip)
-        told[f"{name}_norm"], told[name] = [whole, expected], most(net, other)
-        told["norm_is_sharded"] = isinstance(norm, DTensor)
+        found[f"{name}_norm"], found[name] = [whole, expected], most(net, other)
+        found["norm_is_sharded"] = isinstance(norm, DTensor)
     _, whole = step(2, CLIP, factor=math.nan if RANK else 1.0)
-    told["norm_with_nan"], told["moved_by_nan"] = str(whole), most(net, other)
+    found["norm_with_nan"], found["moved_by_nan"] = str(whole), most(net, other)
 
     net = sharded(Net())
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
     step(1, CLIP)
-    told["states"] = all(
+    found["states"] = all(
         isinstance(optimizer.state[p][key], DTensor) and optimizer.state[p][key].to_local().shape == p.to_local().shape
         for p in net.parameters()
         if p.requires_grad
         for key in ("exp_avg", "exp_avg_sq")
     )
     counts = [optimizer.state[p]["step"] for p in net.parameters() if p.requires_grad]
-    told["step_is_plain"] = all(isinstance(count, Tensor) and not isinstance(count, DTensor) for count in counts)
-    told["like_is_sharded"] = isinstance(torch.zeros_like(net.last.weight), DTensor)
-    return told
+    found["step_is_plain"] = all(isinstance(count, Tensor) and not isinstance(count, DTensor) for count in counts)
+    found["like_is_sharded"] = isinstance(torch.zeros_like(net.last.weight), DTensor)
+    return found
 
 
-if __name__ == "__main__":
-    dist.init_process_group("gloo", timeout=timedelta(seconds=77))
-    everything: list[Any] = [None, None]
-    dist.all_gather_object(everything, {**cutting(), **steps()})
-    if RANK == 0:
-        print("facts", json.dumps(everything), flush=True)
-    dist.barrier()
-    dist.destroy_process_group()
+def facts() -> dict[str, Any]:
+    return {**sharding(), **steps()}
