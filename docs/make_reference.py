@@ -20,7 +20,7 @@ import troubleshooting  # noqa: E402
 
 from framework.grid.file import GridFile  # noqa: E402
 from framework.recipe.describe import SECTION, describe, in_words  # noqa: E402
-from framework.recipe.json_schema import BESIDE, json_schema, meaning  # noqa: E402
+from framework.recipe.json_schema import SECTION_OF_KIND, json_schema, meaning  # noqa: E402
 from framework.recipe.merge import REPLACE, value_at  # noqa: E402
 from framework.recipe.schema import CHOICES, SLOTS, Section  # noqa: E402
 from framework.recipe.source import Key  # noqa: E402
@@ -66,7 +66,7 @@ def row(key: Key, schema: Schema) -> tuple[str, ...]:
 def beside(kind: str, schema: Schema) -> str:
     """Keys that a recipe adds to the block of a plugin."""
     block = schema["definitions"].get(kind, {}).get("else") or next(iter(_losses(schema).values()))
-    names = [name for name in BESIDE[kind].model_fields if name in block["properties"] and name != "name"]
+    names = [name for name in SECTION_OF_KIND[kind].model_fields if name in block["properties"] and name != "name"]
     return table([row((kind, name), block["properties"][name]) for name in names])
 
 
@@ -90,18 +90,26 @@ def recipe_page() -> str:
                 (code(name), "text or list of texts", "none", schema["properties"][name]["description"])
                 for name in ("_base_", "plugins")
             ]
+            + [
+                (
+                    code("format"),
+                    code(schema["properties"]["format"]["const"]),
+                    "none",
+                    schema["properties"]["format"]["description"],
+                )
+            ]
             + [(code(REPLACE), "`true`", "merge", "In any block: drops what the base sets in it.")]
         ),
     ]
     for name, item in schema["properties"].items():
         block = item["anyOf"][-1] if "anyOf" in item else item
-        if name in ("_base_", "plugins"):
+        if name in ("_base_", "plugins", "format"):
             continue
         parts.append(f"## {name}")
         if (name,) in SLOTS or name == "losses":
             kind = SLOTS.get((name,), "loss")
             parts.append(table([row((name,), item)]))
-            if kind in BESIDE:
+            if kind in SECTION_OF_KIND:
                 parts += [f"Every {kind} also takes, in addition to the keys of its plugin:", beside(kind, schema)]
         elif "properties" in block:
             keys = {key: inner for key, inner in block["properties"].items() if key != REPLACE}

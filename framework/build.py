@@ -61,7 +61,8 @@ def build_plugin(recipe: Recipe, kind: str, choice: Choice, **values: Any) -> An
     plugin = find(kind, choice.name, recipe.plugin_files)
     params = injected_params(plugin)
     if missing := sorted(set(params) - set(values)):
-        raise PluginError(f"{kind} '{choice.name}' ({plugin.where}) needs {', '.join(missing)}, which this run has not")
+        found = f"{kind} '{choice.name}' needs {', '.join(missing)}, which this run does not have"
+        raise PluginError("missing-input", found, place=plugin.where)
     return load(plugin)(**choice.keys, **{name: values[name] for name in params})
 
 

@@ -61,31 +61,31 @@ def rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
 
 
-def with_verb(words: Sequence[str]) -> list[str]:
-    """Puts `train` before words that begin with a recipe, and removes what DeepSpeed's launcher adds.
+def with_verb(args: Sequence[str]) -> list[str]:
+    """Puts `train` before arguments that begin with a recipe, and removes what DeepSpeed's launcher adds.
 
     Raises:
         UserError: the first word looks like a misspelled verb.
     """
     verbs = [*(verb.__name__ for verb in VERBS), "data", "grid"]
-    words = [word for word in words if not word.startswith("--local_rank=")]  # also in the environment
-    if not words or words[0] in verbs or words[0].startswith("-"):
-        return list(words)
+    args = [arg for arg in args if not arg.startswith("--local_rank=")]  # also in the environment
+    if not args or args[0] in verbs or args[0].startswith("-"):
+        return list(args)
     from framework.recipe.source import shipped_recipes
     from framework.registry import did_you_mean
 
-    first, guess = words[0], did_you_mean(words[0], verbs)
+    first, guess = args[0], did_you_mean(args[0], verbs)
     if guess and first.isalpha() and first not in shipped_recipes() and not Path(first).exists():
         hint = f"{guess} Verbs: {', '.join(verbs)}".strip()
         raise UserError("unknown-name", f"'{first}' is neither a verb nor a recipe", hint=hint)
-    return ["train", *words]
+    return ["train", *args]
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None) -> None:
     """Runs a command line. Errors that a user can fix end in a short message and exit code 2."""
-    words = sys.argv[1:] if words is None else words
+    args = sys.argv[1:] if args is None else args
     try:
-        app(args=with_verb(words), prog_name="sonoscribe" if Path(sys.argv[0]).name == "sonoscribe" else "launch.py")
+        app(args=with_verb(args), prog_name="sonoscribe" if Path(sys.argv[0]).name == "sonoscribe" else "launch.py")
     except (ValueError, OSError) as error:
         errors.write_outcome(errors.USER_ERROR, error)
         if os.environ.get(TRACEBACK):

@@ -141,26 +141,26 @@ def explain(error: ValidationError, tree: Any, base: Key, known: Callable[[Key],
 def _fields(place: Key) -> list[str]:
     """The keys that the schema has at a place."""
     model = _section(place)
-    return [] if model is None else list(model.words())
+    return [] if model is None else list(model.field_names())
 
 
 def _section(place: Key) -> type[Section] | None:
     """The schema's section at a place; None if it is a value."""
     model: type[Section] | None = Recipe
     for part in place if place[:1] != BY_NAMES else (*BY_NAMES, *place[2:]):
-        words = {} if model is None else model.words()
-        model = section_in(model.model_fields[words[str(part)]].annotation) if model and part in words else None
+        names = {} if model is None else model.field_names()
+        model = section_in(model.model_fields[names[str(part)]].annotation) if model and part in names else None
     return model
 
 
 def _expected(place: Key) -> str:
     """What the schema expects at a place."""
     home = _section(place[:-1])
-    if _section(place) is not None or home is None or place[-1] not in home.words():
+    if _section(place) is not None or home is None or place[-1] not in home.field_names():
         fields = [] if place == BY_NAMES else _fields(place)
         return f"a mapping of {', '.join(fields) or 'names'}"
     try:
-        expected: Any = home.model_fields[home.words()[str(place[-1])]].annotation
+        expected: Any = home.model_fields[home.field_names()[str(place[-1])]].annotation
         TypeAdapter(expected).validate_python(object())
     except ValidationError as error:
         return " or ".join(dict.fromkeys(EXPECTED.get(item["type"], item["msg"]) for item in error.errors()))
@@ -187,7 +187,7 @@ def _block(check: Check, key: Key, kind: str, block: Any) -> Any:
         check.note(key, "wrong-type", f"found {as_written(block)}", expected=f"{article} {kind}: {{{example}}}")
         return dict(UNREADABLE)
     reserved = RESERVED.get(kind, frozenset())
-    beside = {name: value for name, value in block.items() if name in reserved}
+    fields = {name: value for name, value in block.items() if name in reserved}
     keys = {name: value for name, value in block.items() if name not in reserved | {"name"}}
     if kind == "loss":
         if "name" in block:
@@ -202,7 +202,7 @@ def _block(check: Check, key: Key, kind: str, block: Any) -> Any:
             )
         else:
             check.note((*key, "name"), "missing-key", "is missing", hint=_names(check, kind))
-        return {**UNREADABLE, **beside}
+        return {**UNREADABLE, **fields}
     if kind == "distiller" and name == NO_TOPICS:
         for extra in keys:
             check.note((*key, extra), "unknown-key", "the distiller 'none' has no keys")
@@ -216,9 +216,9 @@ def _block(check: Check, key: Key, kind: str, block: Any) -> Any:
             if kind == "distiller" and problem.code == "unknown-name":
                 problem = replace(problem, hint=f"{problem.hint}, {NO_TOPICS}")
             check.found.append((at, problem))
-        return {"name": name, **beside}
+        return {"name": name, **fields}
     check.plugins[key] = plugin
-    return {"name": name, "keys": _keys(check, key, keys, plugin, model), **beside}
+    return {"name": name, "keys": _keys(check, key, keys, plugin, model), **fields}
 
 
 def _keys(check: Check, key: Key, keys: dict[str, Any], plugin: Plugin, model: type[BaseModel]) -> dict[str, Any]:
@@ -281,7 +281,7 @@ def _check_combinations(check: Check, recipe: Recipe) -> None:
     names = [metric.name for metric in recipe.evaluate.metrics]
     for index, name in enumerate(names):
         if name in names[:index] and name != UNREADABLE["name"]:
-            check.note(("evaluate", "metrics", index), "duplicate-name", f"'{name}' stands twice")
+            check.note(("evaluate", "metrics", index), "duplicate-name", f"'{name}' occurs twice")
     _check_distributed(check, recipe)
     _check_losses(check, recipe)
     _check_parts(check, recipe)

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
-from framework.recipe.json_schema import BESIDE
+from framework.recipe.json_schema import SECTION_OF_KIND
 from framework.recipe.schema import SLOTS
 from framework.recipe.source import read_text
 from framework.registry import KINDS, Plugin, PluginError, broken, catalogue, did_you_mean, find, short, unusable
@@ -209,10 +209,10 @@ def snippet(plugin: Plugin) -> str:
     """YAML that uses a plugin, each key with its default or `???`; of a grid file for an executor, else of a recipe."""
     slot = next((slot for slot, kind in SLOTS.items() if kind == plugin.kind), (plugin.kind,))
     keys = [f"{key.name}: {'???' if key.required else as_yaml(key.default)}" for key in keys_of(plugin)]
-    if plugin.kind in BESIDE:
-        fields = BESIDE[plugin.kind].model_fields
-        beside = {word: fields[word].get_default(call_default_factory=True) for word in RESERVED[plugin.kind]}
-        keys = [f"{word}: {as_yaml(beside[word])}" for word in sorted(beside, reverse=True)] + keys
+    if plugin.kind in SECTION_OF_KIND:
+        fields = SECTION_OF_KIND[plugin.kind].model_fields
+        defaults = {name: fields[name].get_default(call_default_factory=True) for name in RESERVED[plugin.kind]}
+        keys = [f"{name}: {as_yaml(defaults[name])}" for name in sorted(defaults, reverse=True)] + keys
     if plugin.kind != "loss":
         keys = [f"name: {plugin.name}", *keys]
     block = "{" + ", ".join(keys) + "}"

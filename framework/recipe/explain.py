@@ -135,10 +135,10 @@ def _default(recipe: Recipe, tree: dict[str, Any], key: Key) -> Iterator[tuple[A
         yield value_at(CHOICES, key), f"default of {SCHEMA}"
         return
     for part in key:
-        words = {} if model is None else model.words()
-        if part not in words:
+        names = {} if model is None else model.field_names()
+        if part not in names:
             return
-        field = model.model_fields[words[part]]
+        field = model.model_fields[names[part]]
         model = section_in(field.annotation)
     if not field.is_required():
         yield field.get_default(call_default_factory=True), f"default of {SCHEMA}"

@@ -27,7 +27,7 @@ from framework.registry.signature import class_texts, keys_of
 Schema = dict[str, Any]
 Files = tuple[Path, ...]
 
-BESIDE: dict[str, type[Section]] = {"loss": Loss, "optimizer": Optimizer}  # their fields stand beside the keys
+SECTION_OF_KIND: dict[str, type[Section]] = {"loss": Loss, "optimizer": Optimizer}  # their fields stand beside the keys
 REPLACES: Schema = {"const": True, "description": "Replaces the block of the base instead of merging with it."}
 REFERS: Schema = {"$ref": "#/definitions/reference"}
 NUMBER: Schema = {"anyOf": [{"type": "number"}, REFERS]}
@@ -92,7 +92,7 @@ def _section(model: type[Section], key: tuple[str, ...], files: Files) -> dict[s
     """The fields of a section: values, plugins and inner sections."""
     values = model.model_json_schema()["properties"]
     fields = {}
-    for word, name in model.words().items():
+    for word, name in model.field_names().items():
         field, here = model.model_fields[name], (*key, word)
         if here == ("plugins",):
             continue
@@ -160,7 +160,7 @@ def _plugins(kind: str, files: Files) -> list[Plugin]:
 
 def _keys(plugin: Plugin) -> dict[str, Schema]:
     """The keys of a plugin's block beside its name."""
-    keys = _section(BESIDE[plugin.kind], (plugin.kind,), ()) if plugin.kind in BESIDE else {}
+    keys = _section(SECTION_OF_KIND[plugin.kind], (plugin.kind,), ()) if plugin.kind in SECTION_OF_KIND else {}
     keys = {name: item for name, item in keys.items() if name not in ("name", "keys")}
     for key in keys_of(plugin):
         made = TypeAdapter(key.type).json_schema()

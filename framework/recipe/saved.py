@@ -41,12 +41,12 @@ NOT_BARE = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 def plain(value: Any) -> Any:
     """A recipe in the form of its YAML: a plugin's keys stand beside its name."""
     if isinstance(value, Choice):
-        beside = {name: plain(getattr(value, name)) for name in type(value).model_fields if name != "keys"}
+        fields = {name: plain(getattr(value, name)) for name in type(value).model_fields if name != "keys"}
         if isinstance(value, Loss):
-            del beside["name"]  # its key in `losses`
-        return {**beside, **plain(value.keys)}
+            del fields["name"]  # its key in `losses`
+        return {**fields, **plain(value.keys)}
     if isinstance(value, Section):
-        return {word: plain(getattr(value, name)) for word, name in type(value).words().items()}
+        return {key: plain(getattr(value, name)) for key, name in type(value).field_names().items()}
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -55,7 +55,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
-    def words(cls) -> dict[str, str]:
+    def field_names(cls) -> dict[str, str]:
         """Recipe key -> field name. They differ where the key is a Python keyword."""
         return {field.alias or name: name for name, field in cls.model_fields.items()}
 

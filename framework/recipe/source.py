@@ -194,7 +194,7 @@ def read_node(node: yaml.Node, key: Key, name: str, origins: dict[Key, str], pro
                 continue
             inner = (*key, key_node.value)
             if key_node.value in mapping:
-                first = f"stands twice, first in line {origins[inner].split(':')[-2]}"
+                first = f"occurs twice, first in line {origins[inner].split(':')[-2]}"
                 problems.append(Problem("duplicate-key", first, f"{here}: {dotted(inner)}"))
                 continue
             origins[inner] = here

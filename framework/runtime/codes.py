@@ -25,7 +25,7 @@ CODES: dict[str, tuple[str, str]] = {
         "Take the nearest match or one of the known names that the message lists.",
     ),
     "duplicate-key": (
-        "A key stands twice in one block.",
+        "A key occurs twice in one block.",
         "Delete one of the two.",
     ),
     "duplicate-name": (

@@ -7,7 +7,7 @@ from harness import TOYS, problem
 
 from framework.grid.file import shipped_grids
 from framework.recipe.describe import INJECTED, describe, find_by_words, in_words, plugins_of, rows_of_files, stands_in
-from framework.recipe.json_schema import BESIDE
+from framework.recipe.json_schema import SECTION_OF_KIND
 from framework.recipe.schema import Choice
 from framework.recipe.source import shipped_recipes
 from framework.registry import KINDS, Broken, PluginError, catalogue, find
@@ -62,9 +62,9 @@ def test_types_are_described_in_words(schema, words):
     assert in_words(schema) == words
 
 
-@pytest.mark.parametrize("kind", sorted({*RESERVED, *BESIDE}))
+@pytest.mark.parametrize("kind", sorted({*RESERVED, *SECTION_OF_KIND}))
 def test_fields_beside_a_plugins_keys_are_reserved(kind):
-    assert RESERVED[kind] == set(BESIDE[kind].words()) - set(Choice.model_fields)
+    assert RESERVED[kind] == set(SECTION_OF_KIND[kind].field_names()) - set(Choice.model_fields)
 
 
 def test_a_kind_may_be_plural():
