@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from framework.exam import Exam
-from framework.runtime.errors import Problem
+from framework.runtime.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from framework.exam import ExamSource
@@ -108,6 +108,15 @@ def _check_views(exam: Exam, split: str, first: dict[bytes, tuple[str, str, str]
         if other != split:
             found = f"{name} has the same pixels as view {view_name} of exam {exam_id} in {other}"
             result.warnings.append(Problem("suspicious-image", found, place))
+
+
+def first_problems(errors: Sequence[UserError], place: object, most: int = 20) -> list[Problem]:
+    """The problems of all errors at a place such as a file; after `most`, one problem that counts the others."""
+    problems = [problem for error in errors for problem in error.problems]
+    listed = [replace(problem, place=f"{place}, {problem.place}") for problem in problems[:most]]
+    if rest := problems[most:]:
+        listed.append(Problem(rest[0].code, f"{len(rest)} more problems", str(place)))
+    return listed
 
 
 def listing(problems: Sequence[object], most: int = 20) -> str:

@@ -1,4 +1,4 @@
-"""Exams listed in one JSON file beside a folder of images: the format of the published report sets, and of R2Gen."""
+"""Exams in one JSON file with a folder of images: the format of the published reports, and of R2Gen."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from framework.data.check import SPLITS, listing
+from framework.data.check import SPLITS, first_problems
 from framework.data.image_file import FileView, inside
 from framework.exam import Exam, ExamError
 from framework.registry import did_you_mean, register
+from framework.runtime.errors import UserError
 
-# What other data sets call a split.
-ALSO_CALLED = {
+# Other names of the splits.
+SPLIT_ALIASES = {
     "training": "train",
     "validation": "val",
     "validate": "val",
@@ -28,31 +29,31 @@ LAYOUT = """\
   a JSON file    {"train": [...], "val": [...], "test": [...]} of exams such as
                  {"uid": 7, "finding": "...", "image_path": ["7_1.jpeg", "7_2.jpeg"]}
   a folder       7_1.jpeg 7_2.jpeg ...
-Set data.dataset.file and data.dataset.images to where they lie. recipes/breast.yaml runs without any download."""
+Set data.dataset.file and data.dataset.images to their paths. recipes/breast.yaml runs without any download."""
 
 
 @register("dataset", "manifest")
 class Manifest:
     """Your own exams: a JSON file of reports, and a folder of images.
 
-    The file holds `{"train": [...], "val": [...], "test": [...]}`, or a flat list of exams that each say their split:
-    in JSON, or one exam a line in a `.jsonl` file. An exam is `{"uid": 7, "finding": "...", "image_path": ["7_1.jpeg",
-    "7_2.jpeg"]}`, or in R2Gen's words `{"id": ..., "report": ..., "image_path": [...]}`, or in the words that the keys
-    below name. One view may be a plain string. `labels` is kept among the attributes; other keys are left alone.
-    `validation`, `validate`, `valid` and `dev` are read as `val`.
+    The file is `{"train": [...], "val": [...], "test": [...]}`, or a flat list of exams with their split: as JSON, or
+    one exam per line in a `.jsonl` file. An exam is `{"uid": 7, "finding": "...", "image_path": ["7_1.jpeg",
+    "7_2.jpeg"]}`, or in R2Gen's format `{"id": ..., "report": ..., "image_path": [...]}`, or with the keys named below.
+    A single view may be a string. `labels` becomes an attribute; other keys are ignored. `validation`, `validate`,
+    `valid` and `dev` are read as `val`.
 
     Source:
         The data format of Li et al. 2024, arXiv 2406.00644, and of R2Gen: Chen et al. 2020, arXiv 2010.16056.
 
     Args:
-        file: the JSON or JSON Lines file, in UTF-8.
-        images: the folder that the images' paths start from.
-        id_key: the key of an exam's id, where it is neither `uid` nor `id`.
-        report_key: the key of its report, where it is none of `finding`, `findings` and `report`.
-        images_key: the key of its images, where it is none of `image_path`, `images` and `image`.
-        patient_key: the key of the patient, whom splits must not share; without it each exam is a patient of its own.
-        split_key: the key of its split, in a flat list.
-        get_from: who hands these exams out; told where they are not there.
+        file: JSON or JSON Lines file in UTF-8.
+        images: Folder to which image paths are relative.
+        id_key: Key of the exam id; null for `uid` or `id`.
+        report_key: Key of the report; null for `finding`, `findings` or `report`.
+        images_key: Key of the images; null for `image_path`, `images` or `image`.
+        patient_key: Key of the patient, who appears in only one split; without it each exam is another patient.
+        split_key: Key of the split in a flat list.
+        get_from: Source of these exams, printed if they are missing.
     """
 
     def __init__(
@@ -72,20 +73,20 @@ class Manifest:
         self.report_keys = (report_key,) if report_key else ("finding", "findings", "report")
         self.images_keys = (images_key,) if images_key else ("image_path", "images", "image")
         self.patient_key, self.split_key = patient_key, split_key
-        self.missing = f"{'' if get_from is None else f' Get it from {get_from}.'} Expected:\n{LAYOUT}"
+        self.layout = f"{'' if get_from is None else f'Get it from {get_from}. '}Expected:\n{LAYOUT}"
 
     def splits(self) -> dict[str, Sequence[Exam]]:
-        """The exams as listed; that the images are there is checked, their content is not.
+        """The exams as listed. Checks that the images exist, not their content.
 
         Raises:
-            ValueError: file or folder missing, not JSON (with line and column), a split missing, or exams that cannot
-                be used, all of them listed.
+            UserError: the file or folder is missing, not JSON (with line and column), or lacks a split; or exams cannot
+                be used, with one problem for each.
         """
         return self._splits
 
     @property
     def cache_key(self) -> str:
-        """From the manifest's own bytes, and from name, size and time of every image."""
+        """Hash of the file, and of name, size and time of every image."""
         seen = hashlib.sha256(self.file.read_bytes())
         for exams in self._splits.values():
             for exam in exams:
@@ -99,7 +100,9 @@ class Manifest:
     def _splits(self) -> dict[str, Sequence[Exam]]:
         listed = self._read()
         if not self.images.is_dir():
-            raise ValueError(f"{self.images}: no such folder of images (data.dataset.images).{self.missing}")
+            raise UserError(
+                "no-such-file", "no such folder of images (data.dataset.images)", place=self.images, hint=self.layout
+            )
         found: dict[str, Sequence[Exam]] = {}
         problems: list[ExamError] = []
         home: dict[str, str] = {}
@@ -110,13 +113,13 @@ class Manifest:
                 name = f"number {number} of {split}"
                 try:
                     exam = self._exam(entry, split, name, problems)
-                    _once(exam, split, home, patients, problems)
+                    _check_unique(exam, split, home, patients, problems)
                     exams.append(exam)
                 except ExamError as error:
                     problems.append(error)
             found[split] = tuple(exams)
         if problems:
-            raise ValueError(f"{self.file}: {len(problems)} problems\n{listing(problems)}")
+            raise UserError.of(first_problems(problems, self.file))
         return found
 
     def _read(self) -> Mapping[str, list[Any]]:
@@ -124,9 +127,13 @@ class Manifest:
         try:
             text = self.file.read_text(encoding="utf-8-sig")
         except FileNotFoundError:
-            raise ValueError(f"{self.file}: no such manifest (data.dataset.file).{self.missing}") from None
+            raise UserError(
+                "no-such-file", "no such manifest (data.dataset.file)", place=self.file, hint=self.layout
+            ) from None
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self.file}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+            raise UserError(
+                "unreadable-file", f"not UTF-8 at byte {error.start}", place=self.file, hint="Save it as UTF-8."
+            ) from None
         if self.file.suffix == ".jsonl":
             lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
             found: Any = [self._parse(line, number) for number, line in lines]
@@ -135,55 +142,67 @@ class Manifest:
         if isinstance(found, list):
             found = self._by_split(found)
         if not isinstance(found, dict):
-            raise ValueError(
-                f"{self.file}: holds a {_kind(found)}, expected {{train: [...], val: [...], test: [...]}}, or a list "
-                f"of exams that say their {self.split_key}"
+            raise UserError(
+                "wrong-type",
+                f"it is a {_kind(found)}",
+                place=self.file,
+                expected=f"{{train: [...], val: [...], test: [...]}}, or a list of exams with a {self.split_key}",
             )
         named: dict[str, Any] = {}
         for name, entries in found.items():
-            split: Any = ALSO_CALLED.get(name, name)
+            split: Any = SPLIT_ALIASES.get(name, name)
             if split in named:
-                raise ValueError(f"{self.file}: the splits {name} and {split} are both there, and mean the same")
+                raise UserError("conflicting-settings", f"the splits {name} and {split} are the same", place=self.file)
             named[split] = entries
         lacking = [split for split in SPLITS if split not in named]
         if lacking:
-            raise ValueError(
-                f"{self.file}: no split {', '.join(lacking)}; found {', '.join(found) or 'nothing'}, expected "
-                f"{', '.join(SPLITS)}"
+            raise UserError(
+                "missing-key",
+                f"no split {', '.join(lacking)}; found {', '.join(found) or 'nothing'}",
+                place=self.file,
+                expected=", ".join(SPLITS),
             )
         for split in SPLITS:
             if not isinstance(named[split], list) or not named[split]:
-                what = "is empty" if named[split] == [] else f"is a {_kind(named[split])}"
-                raise ValueError(f"{self.file}: split {split} {what}, expected a list of exams")
+                empty = named[split] == []
+                raise UserError(
+                    "empty-split" if empty else "wrong-type",
+                    f"split {split} is {'empty' if empty else f'a {_kind(named[split])}'}",
+                    place=self.file,
+                    expected="a list of exams",
+                )
         return named
 
     def _parse(self, text: str, line: int) -> Any:
-        """JSON, where the text begins in this line of the file."""
+        """Parses JSON that starts at this line of the file."""
         try:
             return json.loads(text, object_pairs_hook=_unique)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{self.file}:{line + error.lineno - 1}:{error.colno}: not JSON: {error.msg}") from None
+            place = f"{self.file}:{line + error.lineno - 1}:{error.colno}"
+            raise UserError("wrong-format", f"not JSON: {error.msg}", place=place) from None
         except RecursionError:
-            raise ValueError(f"{self.file}: nested too deeply for a manifest") from None
-        except ValueError as error:
-            raise ValueError(f"{self.file}: {error}") from None
+            raise UserError("wrong-format", "nested too deeply", place=self.file) from None
+        except _DuplicateKeyError as error:
+            raise UserError("duplicate-key", f"the key '{error}' occurs twice in one object", place=self.file) from None
 
     def _by_split(self, entries: list[Any]) -> dict[str, list[Any]]:
-        """A flat list of exams, sorted by the split that each of them says."""
+        """A flat list of exams, grouped by split."""
         found: dict[str, list[Any]] = {}
         for number, entry in enumerate(entries, 1):
             split = entry.get(self.split_key) if isinstance(entry, dict) else None
             if not isinstance(split, str):
                 what = f"has no {self.split_key}" if isinstance(entry, dict) else f"is a {_kind(entry)}"
-                raise ValueError(
-                    f"{self.file}: number {number} of the list {what}; in a flat list every exam says its split, under "
-                    "the key that data.dataset.split_key names"
+                raise UserError(
+                    "missing-key",
+                    f"item {number} of the list {what}",
+                    place=self.file,
+                    hint="In a flat list every exam has a split; data.dataset.split_key names its key.",
                 )
             found.setdefault(split, []).append(entry)
         return found
 
     def _exam(self, entry: Any, split: str, name: str, problems: list[ExamError]) -> Exam:
-        """An exam, with what is wrong with it added to `problems`; raises `ExamError` where it has no id."""
+        """An exam; appends its problems to `problems`. Raises `ExamError` if it has no id."""
         if not isinstance(entry, dict):
             raise ExamError(name, "wrong-type", f"is a {_kind(entry)}, expected {{uid, finding, image_path}}")
         id_key = next((key for key in self.id_keys if key in entry), None)
@@ -205,7 +224,7 @@ class Manifest:
             code = "empty-report" if isinstance(report, str) else "wrong-type"
             problems.append(ExamError(exam_id, code, f"{key} {what} ({split})"))
         said = entry.get(self.split_key, split)
-        if (ALSO_CALLED.get(said, said) if isinstance(said, str) else said) != split:
+        if (SPLIT_ALIASES.get(said, said) if isinstance(said, str) else said) != split:
             problems.append(ExamError(exam_id, "conflicting-settings", f"says split {said}, but is listed in {split}"))
         patient = entry.get(self.patient_key, exam_id)
         if isinstance(patient, bool) or not isinstance(patient, (str, int)):
@@ -236,8 +255,10 @@ class Manifest:
         return tuple(views)
 
 
-def _once(exam: Exam, split: str, home: dict[str, str], patients: dict[str, str], problems: list[ExamError]) -> None:
-    """Notes where an exam stands, and whether it or its patient stood elsewhere before."""
+def _check_unique(
+    exam: Exam, split: str, home: dict[str, str], patients: dict[str, str], problems: list[ExamError]
+) -> None:
+    """Records the split of an exam, and a problem if its id or patient has occurred elsewhere."""
     if exam.id in home:
         where = f"twice in {split}" if home[exam.id] == split else f"in {home[exam.id]} and in {split}"
         problems.append(ExamError(exam.id, "duplicate-id", f"is listed {where}"))
@@ -249,13 +270,17 @@ def _once(exam: Exam, split: str, home: dict[str, str], patients: dict[str, str]
     patients.setdefault(exam.patient, split)
 
 
+class _DuplicateKeyError(ValueError):
+    """Holds the key."""
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; a key that stands twice would silently drop exams."""
+    """A JSON object. A duplicate key would silently drop exams."""
     found = dict(pairs)
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key '{twice}' stands twice in one object")
+        raise _DuplicateKeyError(twice)
     return found
 
 

@@ -1,4 +1,4 @@
-"""BUS-BRA, the public breast ultrasound archive, as exams whose reports are composed from its annotation."""
+"""BUS-BRA, the public breast ultrasound archive, with reports composed from its annotation."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from framework.data.check import listing
+from framework.data.check import first_problems
 from framework.data.image_file import FileView, inside
 from framework.exam import Exam, ExamError
 from framework.registry import register
+from framework.runtime.errors import UserError
 from framework.runtime.files import atomic_write
 from plugins.dataset.busbra import compose
 from plugins.dataset.busbra import measure as measuring
@@ -27,16 +28,16 @@ log = logging.getLogger("sonoscribe")
 
 LAYOUT = """\
   Images/bus_0001-l.png ...   1875 images
-  Masks/mask_0001-l.png ...   one contour an image
+  Masks/mask_0001-l.png ...   one mask per image
   bus_data.csv  5-fold-cv.csv  10-fold-cv.csv
 It is published at https://zenodo.org/records/8231412 (Gomez-Flores, Gregorio-Calas, Coelho de Albuquerque Pereira,
 "BUS-BRA: A breast ultrasound dataset for assessing computer-aided diagnosis systems", Medical Physics 51(4), 2024).
-Unpack it and set data.dataset.root to the folder that holds bus_data.csv."""
+Unpack it and set data.dataset.root to the folder of bus_data.csv."""
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """One image of the archive and what is written about it."""
+    """One image of the archive and its annotation."""
 
     id: str
     patient: str
@@ -50,24 +51,24 @@ class Lesion:
 
 @register("dataset", "busbra")
 class Busbra:
-    """BUS-BRA: 1064 breast exams with one or two views; its reports are composed, not written by a physician.
+    """BUS-BRA: 1064 breast exams with one or two views. Reports are composed, not written by a physician.
 
-    A report is the experts' annotation (BI-RADS category, on request histology) and words for what is measured on their
-    contour and on the image (docs/data.md). It is English.
+    A report states in English the experts' annotation (BI-RADS category, optionally histology) and measures of the mask
+    and the image (docs/data.md).
 
-    Test patients are those of the official fold. The official validation column draws images, and so tears patients
-    with two views apart; here a patient follows the first image.
+    Test patients are those of the official fold. The official validation column is by image and separates the views of
+    some patients; here all views of a patient follow the first one.
 
     Source:
         Images and annotation: Gómez-Flores et al. 2024, Medical Physics 51(4). The measures and the reports:
         Sonoscribe.
 
     Args:
-        root: folder of the unpacked archive, which holds bus_data.csv.
-        fold: the fold to test on, from 1.
-        folds: which official partition, of 5 or of 10 folds. [folds]
-        histology: whether the impression names the biopsy's result, which no image shows for certain.
-        cache: folder to keep the measures in, so that the 1875 images are measured once (about a minute).
+        root: Folder of the unpacked archive, with bus_data.csv.
+        fold: Test fold, from 1.
+        folds: Official partition, of 5 or 10 folds. [folds]
+        histology: Adds the result of the biopsy to the impression, which no image shows for certain.
+        cache: Folder for the measures, so that the 1875 images are measured once (about a minute).
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Busbra:
         cache: str = ".cache/sonoscribe",
     ) -> None:
         if fold > folds:
-            raise ValueError(f"fold {fold} of {folds}: write 1 to {folds}, or folds: 10")
+            raise UserError("out-of-range", f"found {fold}", place="data.dataset.fold", expected=f"1 to {folds}")
         self.root, self.fold, self.folds, self.histology = Path(root), fold, folds, histology
         self.cache = Path(cache)
 
@@ -88,7 +89,7 @@ class Busbra:
         """`train`, `val` and `test` by patient. The first call on a machine measures every image.
 
         Raises:
-            ValueError: the archive is not there, not complete, or not as it was published; lists every bad exam.
+            UserError: the archive is missing, incomplete or changed; one problem for each exam.
         """
         return self._splits
 
@@ -106,7 +107,7 @@ class Busbra:
     def _exam(self, patient: str, lesions: list[Lesion], measures: list[measuring.Measures]) -> Exam:
         truth = compose.describe(
             measuring.Measures.mean(measures),
-            birads=max(lesion.birads for lesion in lesions),  # one patient has 4 and 5: the graver one leads
+            birads=max(lesion.birads for lesion in lesions),  # one patient has 4 and 5: the higher one counts
             pathology=lesions[0].pathology,
             histology=lesions[0].histology,
             device=lesions[0].device,
@@ -125,13 +126,20 @@ class Busbra:
     def _home(self, lesion: Lesion) -> str:
         row = self._partition.get(lesion.id)
         if row is None:
-            raise ValueError(f"{self._partition_file}: no row for {lesion.id}, which bus_data.csv lists")
+            raise UserError(
+                "damaged-file", f"no row for {lesion.id}, which bus_data.csv lists", place=self._partition_file
+            )
         if row["kFold"] == str(self.fold):
             return "test"
         drawn = row[f"valid_{self.fold}"]
         if drawn not in {"0", "1"}:
-            raise ValueError(f"{self._partition_file}: {lesion.id} has valid_{self.fold} = '{drawn}', expected 0 or 1")
-        return "train" if drawn == "1" else "val"  # 1 stands for training: it is four in five
+            raise UserError(
+                "damaged-file",
+                f"{lesion.id} has valid_{self.fold} = '{drawn}'",
+                place=self._partition_file,
+                expected="0 or 1",
+            )
+        return "train" if drawn == "1" else "val"  # 1 is training: four of five have it
 
     @property
     def _partition_file(self) -> Path:
@@ -150,7 +158,12 @@ class Busbra:
             if not (self.root / name).exists()
         ]
         if missing:
-            raise ValueError(f"{self.root}: no BUS-BRA archive here, {', '.join(missing)} missing. Expected:\n{LAYOUT}")
+            raise UserError(
+                "no-such-file",
+                f"no BUS-BRA archive: {', '.join(missing)} missing",
+                place=self.root,
+                hint=f"Expected:\n{LAYOUT}",
+            )
         rows = _read(self.root / "bus_data.csv", {"ID", "Case", "Histology", "Pathology", "BIRADS", "Device"})
         found, problems = [], []
         for row in rows:
@@ -159,7 +172,7 @@ class Busbra:
             except ValueError as error:
                 problems.append(ExamError(row["ID"], "wrong-format", str(error)))
         if problems:
-            raise ValueError(f"{self.root / 'bus_data.csv'}: {len(problems)} rows cannot be used\n{listing(problems)}")
+            raise UserError.of(first_problems(problems, self.root / "bus_data.csv"))
         return tuple(found)
 
     def _lesion(self, row: dict[str, str]) -> Lesion:
@@ -184,7 +197,7 @@ class Busbra:
 
     @property
     def cache_key(self) -> str:
-        """From the sizes and times of all images and contours, and from the fold."""
+        """Hash of sizes and times of all images and masks, and the fold."""
         return f"busbra-{self.folds}-{self.fold}-{self._files}"
 
     @cached_property
@@ -200,14 +213,11 @@ class Busbra:
                 else:
                     seen.update(f"{view.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         if problems:
-            raise ValueError(
-                f"{self.root}: {len(problems)} files that bus_data.csv names are not there; unpack the archive again\n"
-                f"{listing(problems)}"
-            )
+            raise UserError.of(first_problems(problems, self.root))
         return seen.hexdigest()[:20]
 
     def _measures(self) -> dict[str, measuring.Measures]:
-        """Every image's measures, from the cache where it fits."""
+        """The measures of every image, from the cache if it is valid."""
         file = self.cache / f"busbra-measures-{self._files}.json"
         names = [field.name for field in fields(measuring.Measures)]
         if file.is_file():
@@ -226,7 +236,7 @@ class Busbra:
             except (OSError, ValueError) as error:
                 problems.append(ExamError(lesion.id, "broken-image", str(error)))
         if problems:
-            raise ValueError(f"{self.root}: {len(problems)} images cannot be measured\n{listing(problems)}")
+            raise UserError.of(first_problems(problems, self.root))
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(file, json.dumps({key: asdict(value) for key, value in found.items()}))
@@ -241,12 +251,12 @@ def _read(file: Path, columns: set[str]) -> list[dict[str, str]]:
         reader = csv.DictReader(stream)
         lacking = columns - set(reader.fieldnames or ())
         if lacking:
-            raise ValueError(
-                f"{file}: no column {', '.join(sorted(lacking))}; it is not as published. Expected:\n{LAYOUT}"
+            raise UserError(
+                "damaged-file", f"no column {', '.join(sorted(lacking))}", place=file, hint=f"Expected:\n{LAYOUT}"
             )
         rows = []
         for row in reader:
             if any(row[column] is None for column in columns):
-                raise ValueError(f"{file}:{reader.line_num}: the line is cut short")
+                raise UserError("damaged-file", "the line is truncated", place=f"{file}:{reader.line_num}")
             rows.append(row)
     return rows

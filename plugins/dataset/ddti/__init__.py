@@ -1,4 +1,4 @@
-"""DDTI, the public thyroid ultrasound archive, as exams whose reports are composed from the experts' descriptors."""
+"""DDTI, the public thyroid ultrasound archive, with reports composed from the experts' descriptors."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from pathlib import Path
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from framework.data.check import listing
+from framework.data.check import first_problems
 from framework.data.image_file import FileView, inside
 from framework.exam import Exam, ExamError
 from framework.registry import did_you_mean, register
+from framework.runtime.errors import UserError
 from plugins.dataset.ddti import scan
 from plugins.dataset.ddti.compose import SPELLINGS, attributes, compose
 
 LAYOUT = """\
-  1.xml 2.xml ...        a case each: descriptors, TI-RADS, and the number of each of its images
+  1.xml 2.xml ...        one case each: descriptors, TI-RADS, and the numbers of its images
   1_1.jpg 1_2.jpg ...    its images
 It is described in Pedraza, Vargas, Narvaez, Duran, Munoz, Romero, "An open access thyroid ultrasound-image database",
-Proceedings of SPIE 9287, 2015. Get it from its authors and set data.dataset.root to the folder that holds 1.xml.
+Proceedings of SPIE 9287, 2015. Get it from its authors and set data.dataset.root to the folder of 1.xml.
 Without it, recipes/thyroid.yaml runs on simulated exams."""
-# Frames with words on the tissue itself, which no mask of the margins reaches: 80_2 says that it shows adenopathy.
+# Frames with text on the tissue, which masking the margins does not remove: 80_2 names adenopathy.
 WORDS_ON_TISSUE = frozenset({"80_2.jpg"})
-LARGEST = 1_000_000  # bytes of a case's file, which is a thousand times smaller
+LARGEST = 1_000_000  # maximum size of a case's file, a thousand times the usual [bytes]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One case of the archive: what its file says, and its images."""
+    """One case of the archive: its descriptors and images."""
 
     number: int
-    words: dict[str, str | None]  # by descriptor, spelled as one word is spelled here; None where it is left out
+    words: dict[str, str | None]  # by descriptor, in our spelling; None if missing
     age: int | None
     sex: str | None
     images: tuple[FileView, ...]
@@ -51,27 +52,28 @@ class Case:
 
 @register("dataset", "ddti")
 class Ddti:
-    """DDTI: real thyroid exams with a nodule; their reports are composed, not written by a physician.
+    """DDTI: real thyroid exams with a nodule. Reports are composed, not written by a physician.
 
-    A report is the experts' descriptors (composition, echogenicity, margins, calcifications) and their TI-RADS category
-    in words, in English. It names no side. Of the 390 cases 198 have all descriptors and a category, and 100 more a
-    category and some of them. The other 92 have no category, 91 of them nothing at all, and are left out.
+    A report states in English the experts' descriptors (composition, echogenicity, margins, calcifications) and their
+    TI-RADS category, without a side. Of the 390 cases, 198 have all descriptors and a category, and 100 a category and
+    some descriptors. The other 92 have no category, 91 of them no descriptor either, and are left out.
 
-    Everything outside of the scan area is black: text burnt into the margins tells the category (docs/data.md).
+    Pixels outside of the scan area are set to black, since burnt-in text in the margins names the category
+    (docs/data.md).
 
-    Cases that share an image are one patient. Patients are dealt to `folds` folds, each TI-RADS category by itself, in
-    an order drawn from `split_seed`: fold `fold` is for testing, the next one for validation.
+    Cases that share an image are one patient. Patients are assigned to `folds` folds, stratified by TI-RADS category,
+    in an order drawn from `split_seed`: fold `fold` is the test split, the next one the validation split.
 
     Source:
         Images and descriptors: Pedraza et al. 2015, Proceedings of SPIE 9287. The scan areas, the splits and the
         reports: Sonoscribe.
 
     Args:
-        root: folder of the unpacked archive, which holds 1.xml.
-        complete: whether cases that lack a descriptor are left out; else their reports leave it unsaid.
-        fold: the fold to test on, from 1.
-        folds: how many parts the patients are dealt to, from 3. [folds]
-        split_seed: what the order of patients is drawn from.
+        root: Folder of the unpacked archive, with 1.xml.
+        complete: Leaves out cases that lack a descriptor; otherwise their reports do not state it.
+        fold: Test fold, from 1.
+        folds: Number of folds, from 3. [folds]
+        split_seed: Random seed of the order of patients.
     """
 
     def __init__(
@@ -84,9 +86,9 @@ class Ddti:
         split_seed: NonNegativeInt = 0,
     ) -> None:
         if folds < 3:
-            raise ValueError(f"data.dataset.folds: {folds}, expected at least 3: to train, to validate, to test")
+            raise UserError("out-of-range", f"found {folds}", place="data.dataset.folds", expected="at least 3")
         if fold > folds:
-            raise ValueError(f"data.dataset.fold: {fold} of {folds} folds; write 1 to {folds}")
+            raise UserError("out-of-range", f"found {fold}", place="data.dataset.fold", expected=f"1 to {folds}")
         self.root, self.complete = Path(root), complete
         self.fold, self.folds, self.split_seed = fold, folds, split_seed
 
@@ -94,13 +96,13 @@ class Ddti:
         """`train`, `val` and `test` by patient.
 
         Raises:
-            ValueError: the archive is not there or not as it was published; lists every bad case.
+            UserError: the archive is missing or changed; one problem for each case.
         """
         return self._splits
 
     @property
     def cache_key(self) -> str:
-        """From the bytes of all images, and from how scan areas are found."""
+        """Hash of all images, and the version of the scan-area detection."""
         seen = "".join(f"{view.name} {digest}\n" for view, digest in sorted(self._digests.items(), key=str))
         return f"ddti-{scan.VERSION}-{hashlib.sha256(seen.encode()).hexdigest()[:20]}"
 
@@ -116,7 +118,7 @@ class Ddti:
             exam = Exam(
                 id=case.name,
                 patient=f"ddti_{patient:03d}",
-                views=tuple(scan.ScanView(view) for view in self._different(case.images)),
+                views=tuple(scan.ScanView(view) for view in self._distinct(case.images)),
                 report=compose(truth, case.name),
                 attributes=truth,
                 rewording=compose(truth, f"{case.name} again"),
@@ -126,7 +128,7 @@ class Ddti:
 
     @cached_property
     def _patients(self) -> dict[int, int]:
-        """The patient of each case, named by the first of their cases: those that share an image are one."""
+        """The patient of each case, named by its first case: cases that share an image are one patient."""
         first: dict[int, int] = {case.number: case.number for case in self._cases}
         owners: dict[str, int] = {}
         for case in self._cases:
@@ -139,23 +141,23 @@ class Ddti:
 
     @cached_property
     def _homes(self) -> dict[int, str]:
-        """The split of each patient with a category, the same whether incomplete cases are read or not."""
-        gravest: dict[int, str] = {}
+        """The split of each patient with a category; does not depend on `complete`."""
+        highest: dict[int, str] = {}
         for case in self._cases:
             category = case.words["tirads"]
             if category is not None:
                 patient = self._patients[case.number]
-                gravest[patient] = max(gravest.get(patient, ""), category)
+                highest[patient] = max(highest.get(patient, ""), category)
 
         def drawn(patient: int) -> str:
             return hashlib.sha256(f"{self.split_seed}/{patient}".encode()).hexdigest()
 
-        order = sorted(gravest, key=lambda patient: (gravest[patient], drawn(patient)))
+        order = sorted(highest, key=lambda patient: (highest[patient], drawn(patient)))
         names = {self.fold - 1: "test", self.fold % self.folds: "val"}
         return {patient: names.get(place % self.folds, "train") for place, patient in enumerate(order)}
 
-    def _different(self, images: tuple[FileView, ...]) -> list[FileView]:
-        """Images of a case without words on the tissue, and without those that repeat one before, byte by byte."""
+    def _distinct(self, images: tuple[FileView, ...]) -> list[FileView]:
+        """Images of a case without text on the tissue and without exact duplicates."""
         first: dict[str, FileView] = {}
         for view in (view for view in images if view.name not in WORDS_ON_TISSUE):
             first.setdefault(self._digests[view], view)
@@ -170,7 +172,9 @@ class Ddti:
     def _cases(self) -> tuple[Case, ...]:
         files = {int(path.stem): path for path in self.root.glob("*.xml") if path.stem.isdecimal()}
         if not files:
-            raise ValueError(f"{self.root}: no DDTI archive here, 1.xml and its like are missing. Expected:\n{LAYOUT}")
+            raise UserError(
+                "no-such-file", "no DDTI archive: no files such as 1.xml", place=self.root, hint=f"Expected:\n{LAYOUT}"
+            )
         found: list[Case | None] = []
         problems: defaultdict[int, list[str]] = defaultdict(list)
         for number, path in sorted(files.items()):
@@ -178,17 +182,17 @@ class Ddti:
         if lines := [
             ExamError(f"{number}.xml", "wrong-format", text) for number, texts in problems.items() for text in texts
         ]:
-            raise ValueError(f"{self.root}: {len(lines)} problems of the archive\n{listing(lines)}")
+            raise UserError.of(first_problems(lines, self.root))
         return tuple(case for case in found if case is not None)
 
     def _case(self, number: int, path: Path, problems: list[str]) -> Case | None:
         text = path.read_bytes()
         try:
             if len(text) > LARGEST or b"<!DOCTYPE" in text:
-                raise ValueError("too long, or declares a document type, which no case does")
+                raise ValueError("it is too long or declares a document type")
             tree = ElementTree.fromstring(text)
         except (ElementTree.ParseError, ValueError) as error:
-            problems.append(f"cannot be read as a case: {error}")
+            problems.append(f"not a case: {error}")
             return None
         said = {name: " ".join((tree.findtext(name) or "").split()) for name in (*SPELLINGS, "age", "sex")}
         words: dict[str, str | None] = {}
@@ -196,7 +200,7 @@ class Ddti:
             words[name] = spellings.get(said[name].lower())
             if said[name] and words[name] is None:
                 known = did_you_mean(said[name], spellings) or f" Known: {', '.join(spellings)}"
-                problems.append(f"{name} is '{said[name]}', which is no word of the archive.{known}")
+                problems.append(f"{name} is '{said[name]}', which the archive does not use.{known}")
         images, marks = [], list(tree.iter("mark"))
         for mark in marks:
             name = f"{number}_{(mark.findtext('image') or '').strip()}.jpg"

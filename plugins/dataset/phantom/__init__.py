@@ -14,6 +14,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from framework.exam import Exam
 from framework.registry import register
 from framework.registry.types import Fraction
+from framework.runtime.errors import UserError
 
 from .anatomy import Plan, draw_view
 from .chinese import write_chinese
@@ -119,7 +120,7 @@ class Phantom:
         seed: NonNegativeInt = 9233,
     ) -> None:
         if size < 48:
-            raise ValueError(f"phantom: size is {size} pixels; lesions and marks need at least 48")
+            raise UserError("out-of-range", f"found {size}", place="data.dataset.size", expected="at least 48 pixels")
         self.organ, self.language, self.measures = organ, language, measures
         self.counts = (exams, val_exams, test_exams)
         self.unseen, self.difficulty, self.size, self.seed = unseen, difficulty, size, seed

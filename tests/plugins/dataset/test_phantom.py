@@ -14,7 +14,7 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
-from harness import ROOT
+from harness import ROOT, problem
 from scipy.ndimage import binary_dilation
 
 from framework.exam import Exam
@@ -132,7 +132,7 @@ def test_splits_are_cheap_and_settings_change_the_cache_key() -> None:
 
 
 def test_a_size_that_shows_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 48"):
+    with problem("out-of-range", place="data.dataset.size"):
         Phantom(size=32)
 
 
