@@ -1,4 +1,4 @@
-"""Topics as clusters of reports in a space of texts: the knowledge distiller of arXiv 2406.00644, with faiss.
+"""Topics as k-means clusters of text embeddings: the knowledge distiller of arXiv 2406.00644, with faiss.
 
 Shapes: n reports, K topics, D dimensions.
 """
@@ -21,7 +21,7 @@ from framework.topics.quality import TopicDescription, describe_topics, topic_qu
 
 @register("distiller", "faiss_kmeans")
 class FaissKMeans:
-    """A text embedding, then k-means with faiss (on a GPU where faiss offers one).
+    """A text embedding, then k-means with faiss, on a GPU if faiss supports one.
 
     `topics: auto` takes 5 s of CPU time for 1,200 phantom reports.
 
@@ -30,16 +30,16 @@ class FaissKMeans:
         1702.08734. Spherical: Dhillon and Modha 2001, Machine Learning 42.
 
     Args:
-        topics: number of clusters; `auto` chooses it by silhouette and stability on the training reports. [topics]
-        auto_range: the least and the largest number that `auto` tries; 2 to 30 unless given. [topics]
-        embedding: where reports are clustered: as counts of words, TF-IDF, its truncated SVD (`lsa`), or by a
-            sentence encoder. All have length 1.
-        encoder: the sentence encoder: a folder, package:NAME/FOLDER, or a name on the model hub.
-        dimensions: of the space; fewer where the reports span fewer. Unless given 64 for `lsa`, and the 4,096 words of
-            most reports for `counts` and `tfidf`. [dimensions]
-        spherical: centroids of length 1, and reports belong to the centroid of the largest cosine.
-        restarts: k-means runs from different starting points; the one with the least squared distance is kept. [runs]
-        iterations: of each k-means run. [iterations]
+        topics: Number of clusters; `auto` chooses it by silhouette and stability on the training reports. [topics]
+        auto_range: Smallest and largest number that `auto` tries; null for 2 to 30. [topics]
+        embedding: Embedding of reports: word counts, TF-IDF, its truncated SVD (`lsa`), or a sentence encoder; all
+            normalized to length 1.
+        encoder: Sentence encoder: a folder, package:NAME/FOLDER, or a name on the model hub.
+        dimensions: Dimensions of the embedding, fewer if the reports span fewer; null for 64 with `lsa`, and for the
+            4,096 words of most reports with `counts` and `tfidf`. [dimensions]
+        spherical: Normalizes centroids; reports belong to the centroid of the largest cosine.
+        restarts: Number of k-means runs with different initial centroids; the best one is kept. [runs]
+        iterations: Maximum iterations of each k-means run. [iterations]
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class FaissKMeans:
         self.choice: TopicChoice | None = None
 
     def fit(self, texts: Sequence[str]) -> None:
-        """Finds the topics of training reports; they are numbered from the largest to the smallest.
+        """Finds the topics of training reports, numbered from the largest to the smallest.
 
         Raises:
-            ValueError: there are fewer different reports than topics.
+            UserError: there are fewer distinct reports than topics.
         """
         self._texts = list(texts)
         self._word_lists = [self.segment(text) for text in texts]
@@ -91,13 +91,13 @@ class FaissKMeans:
     def assign(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The nearest topic of each report, int64 [n], and soft weights, float32 [n, K], whose rows sum to 1.
 
-        Weights are the softmax of the negative squared distance over its mean in training. A report without a known
-        word lies at the origin, and goes to the centroid next to that (topic 0 where all centroids have length 1).
+        Weights are the softmax of the negative squared distance divided by its mean in training. A report without a
+        known word is at the origin and gets the centroid nearest to it (topic 0 if all centroids have length 1).
         """
         return self._clusters.assign(self.positions(texts))
 
     def positions(self, texts: Sequence[str]) -> np.ndarray:
-        """Where reports lie in the space of texts, float32 [n, D]."""
+        """Embeddings of reports, float32 [n, D]."""
         return self.embedding.embed(texts)
 
     def describe(self) -> list[TopicDescription]:

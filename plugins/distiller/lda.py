@@ -1,4 +1,4 @@
-"""Topics as mixtures of words, for data where one report speaks of several things.
+"""Topics as distributions over words, for reports with several topics.
 
 Shapes: n reports, K topics, W words.
 """
@@ -16,6 +16,7 @@ from sklearn.decomposition import LatentDirichletAllocation
 
 from framework.registry import register
 from framework.registry.types import Fraction
+from framework.runtime.errors import UserError
 from framework.text.lsa import ReportSpace, count_words, lsa_positions
 from framework.topics.count import AUTO, TopicChoice, check_auto_range, choose_topic_count, require_distinct_reports
 from framework.topics.quality import TopicDescription, describe_topics, largest_first, topic_quality
@@ -25,23 +26,22 @@ from framework.topics.quality import TopicDescription, describe_topics, largest_
 class LDA:
     """Latent Dirichlet allocation on word counts, fitted online by scikit-learn.
 
-    On short reports that repeat each other some topics stay empty: of 18, 9 were the strongest of any among 1,200
-    phantom reports. `faiss_kmeans` fills every topic there, is steadier, and takes 0.7 s of CPU time instead of 42.
-    `topics: auto` takes about 190 s of it, from one start a fit: a narrow `auto_range` saves most.
+    On short, repetitive reports some topics stay empty: of 18 topics, 9 were the strongest of any of 1,200 phantom
+    reports. `faiss_kmeans` fills every topic there, is more stable, and takes 0.7 s of CPU time instead of 42 s.
+    `topics: auto` takes about 190 s with one start per fit; a narrow `auto_range` reduces it.
 
     Source:
         Blei, Ng and Jordan 2003, JMLR 3; fitted online: Hoffman, Blei and Bach 2010, NeurIPS 23.
 
     Args:
-        topics: number of topics; `auto` chooses it by silhouette and stability on the training reports. [topics]
-        auto_range: the least and the largest number that `auto` tries; 2 to 30 unless given. [topics]
-        restarts: fits from different starting points; the one with the highest bound on the likelihood is kept, since
-            single fits often end with two topics in one. [fits]
-        passes: over the training reports. [passes]
-        batch: reports an update. [reports]
-        min_reports: words in fewer training reports than this are left out. [reports]
-        max_share: words in a larger share of the training reports than this are left out (they tell no topic).
-            [share of reports]
+        topics: Number of topics; `auto` chooses it by silhouette and stability on the training reports. [topics]
+        auto_range: Smallest and largest number that `auto` tries; null for 2 to 30. [topics]
+        restarts: Number of fits with different initial values; the one with the highest likelihood bound is kept, since
+            single fits often merge two topics. [fits]
+        passes: Passes over the training reports. [passes]
+        batch: Reports per update. [reports]
+        min_reports: Leaves out words in fewer training reports. [reports]
+        max_share: Leaves out words in a larger share of the training reports. [share of reports]
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class LDA:
         self.batch = batch
         self.min_reports = min_reports
         self.max_share = max_share
-        self.space: ReportSpace | None = None  # topics here are mixtures of words, and lie in no space
+        self.space: ReportSpace | None = None  # LDA has no report space
         self.choice: TopicChoice | None = None
 
     def fit(self, texts: Sequence[str]) -> None:
-        """Finds the topics of training reports; they are numbered from the largest to the smallest.
+        """Finds the topics of training reports, numbered from the largest to the smallest.
 
         Raises:
-            ValueError: there are fewer different reports than topics, or no word is left.
+            UserError: there are fewer distinct reports than topics, or no word is left.
         """
         self._texts = list(texts)
         self._word_lists = [self.segment(text) for text in texts]
@@ -83,10 +83,12 @@ class LDA:
         found = Counter(word for words in self._word_lists for word in set(words))
         kept = sorted(w for w, n in found.items() if self.min_reports <= n <= self.max_share * len(texts))
         if not kept:
-            raise ValueError(
-                f"distiller lda: none of {len(found)} words stands in at least {self.min_reports} and at most "
-                f"{self.max_share:.0%} of {len(texts)} training reports; lower distiller.min_reports or raise "
-                "distiller.max_share"
+            raise UserError(
+                "out-of-range",
+                f"none of {len(found)} words is in at least {self.min_reports} and at most {self.max_share:.0%} of "
+                f"{len(texts)} training reports",
+                place="distiller",
+                hint="Lower distiller.min_reports or raise distiller.max_share.",
             )
         self._index = {word: row for row, word in enumerate(kept)}
         self._counts = count_words(self._word_lists, self._index)
@@ -107,19 +109,19 @@ class LDA:
                 learning_method="online",
                 max_iter=self.passes,
                 batch_size=self.batch,
-                random_state=(seed * 1_000_003 + start) % 2**32,  # seeds next to each other share no start
-                n_jobs=1,  # more jobs change the result and have not been quicker
+                random_state=(seed * 1_000_003 + start) % 2**32,  # neighbouring seeds share no start
+                n_jobs=1,  # more jobs change the result and are not faster
             )
             fits.append(model.fit(counts))
         return max(fits, key=lambda model: model.score(counts))
 
     def _clusterer(self, places: np.ndarray, seed: int) -> Callable[[int], np.ndarray]:
-        """From one start each: `auto` asks for many fits, and a number that needs luck is not steady."""
+        """Fits with one start: `auto` needs many fits, and a number that depends on the start is not stable."""
         counts = self._counts[places]
         return lambda topics: self._fitted(counts, topics, seed, restarts=1).transform(counts).argmax(axis=1)
 
     def _weigh(self, counts: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-        # Of no report there is nothing to transform, which scikit-learn refuses.
+        # scikit-learn refuses to transform zero reports.
         found = self._model.transform(counts) if counts.shape[0] else np.zeros((0, self.topic_count))
         weights = found[:, self._order]
         return weights.argmax(axis=1), weights.astype(np.float32)
@@ -127,12 +129,12 @@ class LDA:
     def assign(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The strongest topic of each report, int64 [n], and its mixture, float32 [n, K], whose rows sum to 1.
 
-        A report without a known word has an even mixture, and goes to topic 0.
+        A report without a known word has a uniform mixture and gets topic 0.
         """
         return self._weigh(count_words([self.segment(text) for text in texts], self._index))
 
     def positions(self, texts: Sequence[str]) -> np.ndarray:
-        """The roots of the mixtures, float32 [n, K]: straight distances between them are Hellinger's."""
+        """Square roots of the mixtures, float32 [n, K]: Euclidean distances between them are Hellinger distances."""
         return np.sqrt(self.assign(texts)[1])
 
     def describe(self) -> list[TopicDescription]:

@@ -1,4 +1,4 @@
-"""Topics as parts that add up to reports: a matrix factorization, for data where one report speaks of several things.
+"""Topics by non-negative matrix factorization, for reports with several topics.
 
 Shapes: n reports, K topics, W words.
 """
@@ -16,6 +16,7 @@ from sklearn.decomposition import NMF
 from sklearn.exceptions import ConvergenceWarning
 
 from framework.registry import register
+from framework.runtime.errors import UserError
 from framework.text.embedding import build_text_embedding
 from framework.text.lsa import ReportSpace, lsa_positions
 from framework.topics.count import AUTO, TopicChoice, check_auto_range, choose_topic_count, require_distinct_reports
@@ -28,20 +29,20 @@ log = logging.getLogger(__name__)
 class Nmf:
     """Non-negative matrix factorization of TF-IDF: each report is a sum of topics, each topic a sum of words.
 
-    It starts from the singular value decomposition and ends where the squared error no longer falls. On phantom reports
-    that error was 1 to 2 % less than from random starts, and the same for every seed. Not every topic need be the
-    strongest of a report: of 18, 12 were among 1,200 phantom reports of the breast. A fit to them takes 0.7 s of CPU
-    time, and `topics: auto` 40 s.
+    Initialized from the singular value decomposition and run until the squared error converges. On phantom reports this
+    error was 1 to 2 % lower than with random initialization, and equal for all seeds. A topic need not be the strongest
+    of any report: of 18 topics, 12 were among 1,200 phantom reports of the breast. A fit takes 0.7 s of CPU time there,
+    and `topics: auto` 40 s.
 
     Source:
         Lee and Seung 1999, Nature 401. Start: Boutsidis and Gallopoulos 2008, Pattern Recognition 41. Coordinate
         descent on the squared error: Cichocki and Phan 2009, IEICE Transactions E92-A.
 
     Args:
-        topics: number of topics; `auto` chooses it by silhouette and stability on the training reports. [topics]
-        auto_range: the least and the largest number that `auto` tries; 2 to 30 unless given. [topics]
-        dimensions: words of most training reports, others are left out; 4,096 unless given. [words]
-        iterations: at most; also of finding the mixture of a report. [iterations]
+        topics: Number of topics; `auto` chooses it by silhouette and stability on the training reports. [topics]
+        auto_range: Smallest and largest number that `auto` tries; null for 2 to 30. [topics]
+        dimensions: Number of words, those of most training reports; null for 4,096. [words]
+        iterations: Maximum iterations of the fit, and of finding the mixture of a report. [iterations]
     """
 
     def __init__(
@@ -62,14 +63,14 @@ class Nmf:
         self.auto_range = auto_range
         self.iterations = iterations
         self.embedding = build_text_embedding("tfidf", segment=segment, seed=seed, dimensions=dimensions)
-        self.space: ReportSpace | None = None  # topics here are sums of words, and lie in no space
+        self.space: ReportSpace | None = None  # NMF has no report space
         self.choice: TopicChoice | None = None
 
     def fit(self, texts: Sequence[str]) -> None:
-        """Finds the topics of training reports; they are numbered from the largest to the smallest.
+        """Finds the topics of training reports, numbered from the largest to the smallest.
 
         Raises:
-            ValueError: there are fewer different reports, or words, than topics.
+            UserError: there are fewer distinct reports, or words, than topics.
         """
         self._texts = list(texts)
         self._word_lists = [self.segment(text) for text in texts]
@@ -82,14 +83,16 @@ class Nmf:
             )
             self.topic_count = self.choice.chosen
         if words < self.topic_count:
-            raise ValueError(
-                f"distiller nmf: {self.topic_count} topics asked of {words} words; "
-                f"set distiller.topics to {words} or less"
+            raise UserError(
+                "out-of-range",
+                f"found {self.topic_count}",
+                place="distiller.topics",
+                expected=f"at most {words}, the number of words",
             )
         self._model = self._fitted(self._rows, self.topic_count, self.seed)
         if self._model.n_iter_ >= self.iterations:
             log.warning(
-                "distiller nmf: its error still fell after %d iterations; raise distiller.iterations", self.iterations
+                "distiller nmf: no convergence after %d iterations; raise distiller.iterations", self.iterations
             )
         self._order = np.arange(self.topic_count)
         self._order = largest_first(self._weigh(self._rows)[0], self.topic_count)
@@ -97,14 +100,14 @@ class Nmf:
     def _fitted(self, rows: np.ndarray, count: int, seed: int, init: str = "nndsvda") -> NMF:
         model = NMF(count, init=init, solver="cd", max_iter=self.iterations, random_state=seed % 2**32)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # `fit` says it in our words; refits may end early
+            warnings.simplefilter("ignore", ConvergenceWarning)  # `fit` logs it; refits may end early
             return model.fit(rows)
 
     def _clusterer(self, places: np.ndarray, seed: int) -> Callable[[int], np.ndarray]:
         rows = self._rows[places]
 
         def labels(count: int) -> np.ndarray:
-            init = "nndsvda" if count <= min(rows.shape) else "random"  # there are no more singular vectors
+            init = "nndsvda" if count <= min(rows.shape) else "random"  # more topics than singular vectors
             return _mixtures(self._fitted(rows, count, seed, init), rows).argmax(axis=1)
 
         return labels
@@ -116,13 +119,13 @@ class Nmf:
     def assign(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The strongest topic of each report, int64 [n], and its mixture, float32 [n, K], whose rows sum to 1.
 
-        A topic's weight is its share in the sum over the report's words. A report in which no topic's word stands has
-        an even mixture, and goes to topic 0.
+        A topic's weight is its share of the sum over the report's words. A report without a word of any topic has a
+        uniform mixture and gets topic 0.
         """
         return self._weigh(self.embedding.embed(texts).astype(np.float64))
 
     def positions(self, texts: Sequence[str]) -> np.ndarray:
-        """The roots of the mixtures, float32 [n, K]: straight distances between them are Hellinger's."""
+        """Square roots of the mixtures, float32 [n, K]: Euclidean distances between them are Hellinger distances."""
         return np.sqrt(self.assign(texts)[1])
 
     def describe(self) -> list[TopicDescription]:
@@ -132,7 +135,7 @@ class Nmf:
     def quality(self) -> dict[str, float | None]:
         """Silhouette (in a report space made for this alone) and stability on the training reports.
 
-        Refits start at random, since the start of the fit itself leaves almost nothing to the seed.
+        Refits use random initialization, since that of the fit hardly depends on the seed.
         """
 
         def refit(seed: int) -> np.ndarray:
@@ -145,12 +148,12 @@ class Nmf:
 
 def _mixtures(model: NMF, rows: np.ndarray) -> np.ndarray:
     """Shares of topics in each report, float64 [n, K]."""
-    if not len(rows):  # which scikit-learn refuses
+    if not len(rows):  # scikit-learn refuses it
         return np.zeros((0, len(model.components_)))
-    # As many iterations as may be, since the default ends them by the sum over all reports that stand beside this one.
+    # Without tolerance: the default stops by the error of all given reports, so a mixture would depend on the others.
     model.set_params(tol=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of the tolerance that is none
+        warnings.simplefilter("ignore", ConvergenceWarning)  # expected without tolerance
         parts = model.transform(rows) * model.components_.sum(axis=1)
     total = parts.sum(axis=1, keepdims=True)
     return np.where(total > 0, parts / np.where(total > 0, total, 1), 1 / parts.shape[1])

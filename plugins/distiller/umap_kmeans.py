@@ -1,4 +1,4 @@
-"""Topics as clusters of a UMAP layout of the reports, by k-means: a knowledge distiller as of arXiv 2406.00644.
+"""Topics as k-means clusters of a UMAP layout of reports: a knowledge distiller as in arXiv 2406.00644.
 
 Shapes: n reports, K topics, D dimensions of the embedding, C dimensions of the layout.
 """
@@ -23,26 +23,26 @@ from framework.topics.umap import UmapLayout
 
 @register("distiller", "umap_kmeans")
 class UmapKMeans:
-    """A text embedding, laid out in few dimensions by UMAP, then k-means.
+    """A text embedding, reduced to few dimensions by UMAP, then k-means.
 
-    On 1,200 phantom reports, beside 450 of validation and test, it takes 35 s of CPU time, half of it UMAP's compiler.
+    On 1,200 phantom reports, with 450 of validation and test, it takes 35 s of CPU time, half of it UMAP's compilation.
 
     Source:
         Li et al. 2024, arXiv 2406.00644, and Li et al. 2022, MICCAI, arXiv 2206.09378 (SGF). UMAP: McInnes, Healy and
         Melville 2018, arXiv 1802.03426. K-means: Johnson, Douze and Jégou 2019, arXiv 1702.08734.
 
     Args:
-        topics: number of clusters; `auto` chooses it by silhouette and stability on the training reports. [topics]
-        auto_range: the least and the largest number that `auto` tries; 2 to 30 unless given. [topics]
-        embedding: what is laid out: counts of words, TF-IDF, its truncated SVD (`lsa`), or a sentence encoder's view.
-        encoder: the sentence encoder: a folder, package:NAME/FOLDER, or a name on the model hub.
-        dimensions: of the embedding; unless given 64 for `lsa`, and the 4,096 words of most reports for `counts` and
-            `tfidf`. [dimensions]
-        neighbours: nearest reports, itself included, that UMAP keeps near a report. [reports]
-        components: of the layout. [dimensions]
-        min_dist: how near to one another reports may lie in the layout, as UMAP counts it.
-        restarts: k-means runs from different starting points; the one with the least squared distance is kept. [runs]
-        iterations: of each k-means run. [iterations]
+        topics: Number of clusters; `auto` chooses it by silhouette and stability on the training reports. [topics]
+        auto_range: Smallest and largest number that `auto` tries; null for 2 to 30. [topics]
+        embedding: Input of UMAP: word counts, TF-IDF, its truncated SVD (`lsa`), or a sentence encoder.
+        encoder: Sentence encoder: a folder, package:NAME/FOLDER, or a name on the model hub.
+        dimensions: Dimensions of the embedding; null for 64 with `lsa`, and for the 4,096 words of most reports with
+            `counts` and `tfidf`. [dimensions]
+        neighbours: UMAP's n_neighbors: size of a report's neighbourhood, itself included. [reports]
+        components: Dimensions of the layout. [dimensions]
+        min_dist: UMAP's min_dist: minimum distance of reports in the layout.
+        restarts: Number of k-means runs with different initial centroids; the best one is kept. [runs]
+        iterations: Maximum iterations of each k-means run. [iterations]
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class UmapKMeans:
         self.choice: TopicChoice | None = None
 
     def fit(self, texts: Sequence[str]) -> None:
-        """Finds the topics of training reports; they are numbered from the largest to the smallest.
+        """Finds the topics of training reports, numbered from the largest to the smallest.
 
         Raises:
-            ValueError: there are too few different reports for the topics or the layout.
+            UserError: there are too few distinct reports for the topics or the layout.
         """
         self._texts = list(texts)
         self.plane.fit(self._texts)
@@ -106,13 +106,13 @@ class UmapKMeans:
     def assign(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The nearest topic of each report, int64 [n], and soft weights, float32 [n, K], whose rows sum to 1.
 
-        Weights are the softmax of the negative squared distance over its mean in training. An unseen report is placed
-        by UMAP among those of training, whose layout stays; one of which the embedding knows nothing, in the middle.
+        Weights are the softmax of the negative squared distance divided by its mean in training. UMAP places an unseen
+        report in the fixed layout of the training reports; a report without a known word is placed in the middle.
         """
         return self._clusters.assign(self.positions(texts))
 
     def positions(self, texts: Sequence[str]) -> np.ndarray:
-        """Where reports lie in the layout, float32 [n, C]."""
+        """Coordinates of reports in the layout, float32 [n, C]."""
         return self.plane.places(texts)[0]
 
     def describe(self) -> list[TopicDescription]:
@@ -123,7 +123,7 @@ class UmapKMeans:
     def quality(self) -> dict[str, float | None]:
         """Silhouette (in a report space made for this alone) and stability on the training reports.
 
-        Each refit lays the reports out anew.
+        Each refit computes a new layout.
         """
         points = lsa_positions([self.segment(text) for text in self._texts], self.seed)
         labels, _ = self._clusters.assign(self._points)
