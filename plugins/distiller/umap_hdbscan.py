@@ -158,10 +158,11 @@ class DenseGroups:
     """Assigns new points to the clusters of HDBSCAN.
 
     The mutual reachability of two points is the maximum of their distance and their core distances, the distances to
-    the `min_samples`-th training point. The reach of a group is the mutual reachability to the nearest point outside, at
-    which HDBSCAN's tree merges it with others. A point belongs to the group of its nearest grouped training point if it
-    is within the group's reach, otherwise it is noise. This equals climbing the tree from that training point to the
-    point's density, and reproduces the labels of training points (except for exact ties, which the tree decides).
+    the `min_samples`-th training point. The reach of a group is the mutual reachability to the nearest point outside,
+    at which HDBSCAN's tree merges it with others. A point belongs to the group of its nearest grouped training point
+    if it is within the group's reach, otherwise it is noise. This equals climbing the tree from that training point
+    to the point's density, and reproduces the labels of training points (except for exact ties, which the tree
+    decides).
 
     Source:
         Mutual reachability: Campello, Moulavi and Sander 2013, section 3. Prediction: McInnes, Healy and Astels 2017.
