@@ -202,6 +202,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The setting works on a GPU only.",
         "Run on a machine with a GPU, or choose a value that the message names.",
     ),
+    "cluster-unavailable": (
+        "Slurm or Ray does not answer, or refuses the jobs of a grid.",
+        "Follow the message of the cluster; `--executor local` runs the grid on this machine.",
+    ),
     "missing-package": (
         "An optional package is not installed.",
         "Install it with the command in the message.",

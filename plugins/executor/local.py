@@ -1,4 +1,4 @@
-"""Cells on this machine: as many at once as it has GPUs for, or as the user asks."""
+"""Cells as processes on this machine."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pydantic import PositiveInt
 
 from framework.grid.executor import Job, State
 from framework.registry import register
+from framework.runtime.errors import UserError
 from framework.runtime.processes import usable_cores
 
 
@@ -31,23 +32,26 @@ class LocalHandle:
 
 @register("executor", "local")
 class Local:
-    """A pool on this machine.
+    """Processes on this machine.
 
-    With GPUs, each cell gets some of its own, also beside other `grid run`s of this user; on a CPU, cells share the
-    cores. A cell outlives the `grid run` that started it.
+    With GPUs, each cell has its own, also next to other `grid run`s of this user; without, cells share the cores. A
+    cell outlives the `grid run` that started it.
 
     Args:
-        processes: of each cell: GPUs, or processes on a CPU. [processes]
+        processes: Processes per cell, one per GPU. [processes]
     """
 
     def __init__(self, *, processes: PositiveInt = 1, jobs: int | None = None) -> None:
         self.processes = processes
         self.gpus = _gpus()
         if self.gpus and len(self.gpus) < processes:
-            raise ValueError(f"executor local: a cell takes {processes} GPUs, and this machine has {len(self.gpus)}")
+            found = f"found {processes}"
+            raise UserError(
+                "does-not-fit", found, place="executor.processes", expected=f"at most {len(self.gpus)} GPUs"
+            )
         self.jobs = jobs or max(1, len(self.gpus) // processes)
         self.running: list[LocalHandle] = []
-        self.held: list[tuple[str, IO[str]]] = []  # GPUs that the next cells get
+        self.held: list[tuple[str, IO[str]]] = []  # GPUs for the next cells
 
     def room(self) -> int:
         self.running = [handle for handle in self.running if handle.state() != "gone"]
@@ -76,37 +80,39 @@ class Local:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=environment,
-                    start_new_session=True,  # Ctrl-C is for the scheduler, which then asks its cells to save
+                    start_new_session=True,  # Ctrl-C goes to the scheduler alone, which lets its cells save
                     pass_fds=[lock.fileno() for _, lock in held],
                 )
             for _, lock in held:
-                lock.close()  # the cell holds it on, for as long as it lives
+                lock.close()  # the cell has inherited it, and holds it for as long as it lives
             handles.append(LocalHandle(process))
         self.running += handles
         self.close()
         return handles
 
     def close(self) -> None:
-        """Gives back GPUs that no cell was started on; cells that run go on."""
+        """Releases GPUs without a cell; running cells continue."""
         for _, lock in self.held:
             lock.close()
         self.held = []
 
 
 def _gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    """The GPUs that this process may use, as in CUDA_VISIBLE_DEVICES."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true"):
         return []
-    if said is not None:
-        return [gpu.strip() for gpu in said.split(",") if gpu.strip() and gpu.strip() != "-1"]
+    if visible is not None:
+        return [gpu.strip() for gpu in visible.split(",") if gpu.strip() and gpu.strip() != "-1"]
     import torch
 
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
 def _take_gpus(gpus: Sequence[str], wanted: int) -> list[tuple[str, IO[str]]]:
-    """Up to `wanted` GPUs that no cell holds, each with the lock that says so for as long as it is open somewhere."""
+    """Locks up to `wanted` free GPUs. `flock` and not the package filelock: a cell inherits the open file, so that its
+    GPU is locked until it ends, even after the scheduler is killed.
+    """
     folder = Path(tempfile.gettempdir()) / f"sonoscribe-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     taken: list[tuple[str, IO[str]]] = []

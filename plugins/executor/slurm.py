@@ -1,15 +1,15 @@
-"""Cells as jobs of a Slurm cluster, handed over through submitit.
+"""Cells as jobs of a Slurm cluster, submitted through submitit.
 
-What tells Slurm from the rest here is signals, so this is who gets which (Slurm 22.05, `man slurm.conf`, `man sbatch`):
+Signals are the difficult part. Who gets which (Slurm 22.05, `man slurm.conf`, `man sbatch`):
 
 - Time limit: `--signal` sends SIGUSR2 to the tasks of a job some time before its end, never to the batch script.
-- Preemption and `scontrol requeue`: SIGTERM, after KillWait (30 s unless the site says otherwise) SIGKILL; Slurm queues
-  the job again by itself. In a partition with GraceTime, SIGTERM comes that much earlier, but a job that has ended when
-  the time is over counts as ended: it has to ask to be queued again.
+- Preemption and `scontrol requeue`: SIGTERM, and SIGKILL after KillWait (30 s by default); Slurm requeues the job. In a
+  partition with GraceTime, SIGTERM comes earlier by that time, but a job that ends within it counts as ended: it has to
+  request the requeue itself.
 - `scancel --signal=TERM`: SIGTERM, and nothing after it.
 
-Depending on ProctrackType all processes of a task get them, or only the one that Slurm started: `Command`, which passes
-SIGTERM on. So the command may hear SIGTERM twice, and must never hear SIGUSR2, which would end it on the spot.
+Depending on ProctrackType all processes of a task get a signal, or only the one that Slurm started: `Command`, which
+forwards SIGTERM. So the command may get SIGTERM twice, and must never get SIGUSR2, which would end it at once.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from framework.grid.executor import Handle, Job, State
 from framework.registry import register
+from framework.runtime.errors import UserError
 
-LOOKS_S = 0.5  # between two looks at a command
-ASKS_S = 5.0  # between two questions to Slurm, however many jobs there are
-ANSWERS_S = 30.0  # that Slurm may take; scancel tries for minutes to signal a job that it cannot signal yet
-REQUEUE_S = 30  # before the time limit, that a job may take to end its command and to be queued again
+POLL_S = 0.5  # of a command
+QUEUE_POLL_S = 5.0  # of squeue, for all jobs at once
+TIMEOUT_S = 30.0  # of Slurm's tools; scancel tries for minutes to signal a job that is not ready for signals
+REQUEUE_S = 30  # before the time limit, to end the command and requeue the job
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
-SIGNALLED = ("RUNNING", "SUSPENDED")  # jobs that scancel can send a signal to
-# Variables by which srun, mpirun and launchers tell a process its rank. accelerate reads PMI_SIZE and its like too.
+SIGNALLED = ("RUNNING", "SUSPENDED")  # states of jobs that scancel can send a signal to
+# Variables with the rank of a process, set by srun, mpirun and launchers. accelerate reads PMI_SIZE and others too.
 RANK_PREFIXES = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "PMI", "OMPI_", "MV2_", "TORCHELASTIC_")
 RANK_NAMES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 HARMLESS = ("SLURM_CONF", "SLURM_JOB_ID", "SLURM_TMPDIR")
-# Options of sbatch that are this file's, with the key that sets them.
+# Options of sbatch that this file sets, with the key to use instead.
 OWN_OPTIONS = {
     "partition": "partition", "time": "minutes", "cpus-per-task": "cpus", "mem": "memory_gib", "account": "account",
     "constraint": "constraint", "qos": "qos", "gpus": "gpus", "gpus-per-node": "gpus", "gpus-per-task": "gpus",
@@ -57,34 +58,34 @@ OWN_OPTIONS = {
 
 @register("executor", "slurm")
 class Slurm:
-    """Jobs of a Slurm cluster: one a cell, on one node. Those that start together are one array.
+    """Jobs of a Slurm cluster: one job per cell, on one node. Jobs that start together are one array.
 
-    The folder of the runs, this code and its Python lie on a disk that the nodes share. A job that is preempted or
-    reaches its time limit lets its cell save and is queued again, also when there is no `grid run` any more.
-    A cell has the environment of the `grid run`; OMP_NUM_THREADS, unless set, is its CPUs over its processes.
+    The folder of the runs, this code and its Python must be on a disk that the nodes share. A job that is preempted or
+    reaches its time limit lets its cell save and is requeued, also without a running `grid run`. A cell has the
+    environment of the `grid run`; OMP_NUM_THREADS defaults to CPUs / processes.
 
-    Slurm's accounting (sacct) is not needed. What submitit logs lies in the grid's folder, in slurm/.
+    Slurm's accounting (sacct) is not needed. The logs of submitit are in slurm/ in the folder of the grid.
 
     Args:
-        processes: Processes of a cell.
-        gpus: Each process has a GPU of its own. Otherwise cells see none.
-        gpu_type: Which GPUs, as the site calls them, such as a100. None: any.
-        cpus: CPUs of a cell. None: one a process.
-        memory_gib: Memory of a cell. None: what the site gives. [GiB]
+        processes: Processes per cell.
+        gpus: One GPU per process; otherwise cells see no GPU.
+        gpu_type: GPU type, as the site names it, such as a100. None: any.
+        cpus: CPUs per cell. None: one per process.
+        memory_gib: Memory per cell. None: the site's default. [GiB]
         minutes: Time limit of a job. [minutes]
-        save_seconds: Time that a cell has to save and end before the time limit, and when it is cancelled. Where Slurm
-            preempts without GraceTime, it kills after its KillWait. [seconds]
-        timeouts: How often a job that reached its time limit is queued again; above that, it is left to `grid run`.
-        partition: Partition, or several with commas. None: the site's default.
-        account: Account that is charged. None: the user's default.
+        save_seconds: Time to save before the time limit and when cancelled. If Slurm preempts without GraceTime, it
+            kills after its KillWait. [seconds]
+        timeouts: How often a job that reached its time limit requeues itself; after that, `grid run` starts it again.
+        partition: Partition, or several separated by commas. None: the site's default.
+        account: Account to charge. None: the user's default.
         qos: Quality of service. None: the default.
         constraint: Features that nodes must have.
         extra: Other options of sbatch, such as {reservation: course, exclusive: true}.
-        cluster: slurm; or, to try a grid out on this machine, submitit's own: local, or debug, which runs one cell
-            after the other in this process. These two take no notice of memory, CPUs and the queue.
+        cluster: slurm; or, to test a grid on this machine, submitit's local, or debug, which runs one cell at a time in
+            this process. Both ignore memory, CPUs and the queue.
 
     Raises:
-        ValueError: submitit is not installed, there is no Slurm on this machine, or keys do not fit one another.
+        UserError: submitit is not installed, this machine has no Slurm, or keys conflict.
     """
 
     def __init__(
@@ -113,14 +114,18 @@ class Slurm:
         self.save_seconds, self.timeouts, self.minutes = save_seconds, timeouts, minutes
         self._handles: list[Handle] = []
         if "%" in str(self.folder):
-            raise ValueError(f"executor 'slurm': {self.folder} has a %, which means something else to sbatch; move it")
+            raise UserError("unsupported", "sbatch interprets % in paths", place=self.folder, hint="Rename it.")
         if minutes * 60 <= save_seconds + REQUEUE_S:
-            raise ValueError(
-                f"executor 'slurm': with minutes: {minutes}, a job would be told to save as soon as it starts, since "
-                f"save_seconds is {save_seconds}, and {REQUEUE_S} s more go to queueing it again. Raise minutes"
+            raise UserError(
+                "out-of-range",
+                f"found {minutes}",
+                place="executor.minutes",
+                expected=f"more time than save_seconds, {save_seconds} s, plus {REQUEUE_S} s to requeue a job",
             )
         if gpu_type is not None and not gpus:
-            raise ValueError(f"executor 'slurm': gpu_type: {gpu_type} needs gpus: true")
+            raise UserError(
+                "ignored-setting", f"found {gpu_type}", place="executor.gpu_type", expected="gpus: true with it"
+            )
         cpus = processes if cpus is None else cpus
         self._environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cpus // processes))}
         if not gpus:
@@ -134,7 +139,7 @@ class Slurm:
                 "nodes": 1,
                 "ntasks_per_node": 1,
                 "cpus_per_task": cpus,
-                "srun_args": [f"--cpus-per-task={cpus}"],  # since Slurm 22.05, srun does not take sbatch's
+                "srun_args": [f"--cpus-per-task={cpus}"],  # since Slurm 22.05, srun does not inherit it from sbatch
                 "signal_delay_s": save_seconds + REQUEUE_S,
                 "additional_parameters": {"requeue": True, **options},
                 **queue,
@@ -144,32 +149,34 @@ class Slurm:
             if memory_gib is not None:
                 self.parameters["mem"] = f"{math.ceil(memory_gib * 1024)}M"
             self._queue = _Queue()
-            self._most = _largest_array()
+            self._max_jobs = _max_array_size()
             return
-        unheeded = [*queue, *extra, *(["memory_gib"] if memory_gib is not None else [])]
-        if unheeded:
-            warnings.warn(f"executor 'slurm': cluster {cluster} takes no notice of {', '.join(unheeded)}", stacklevel=2)
+        ignored = [*queue, *extra, *(["memory_gib"] if memory_gib is not None else [])]
+        if ignored:
+            warnings.warn(f"executor slurm: cluster {cluster} ignores {', '.join(ignored)}", stacklevel=2)
         if cluster == "debug" and (jobs or 1) != 1:
-            raise ValueError(f"executor 'slurm': cluster debug runs one cell at a time, not {jobs}; leave --jobs out")
+            raise UserError(
+                "unsupported", f"found {jobs}", place="--jobs", expected="1, as cluster: debug runs one cell at a time"
+            )
         self.parameters = {
             "timeout_min": minutes,
             "signal_delay_s": save_seconds + REQUEUE_S,
             "gpus_per_node": processes if gpus else 0,
         }
-        self._most = jobs or 1
+        self._max_jobs = jobs or 1
 
     def room(self) -> int:
-        """How many more jobs it would take now; without `jobs`, as many as an array may have, since Slurm queues."""
+        """How many more jobs it can take now; without `jobs`, the maximum size of an array, since Slurm queues them."""
         self._handles = [handle for handle in self._handles if handle.state() != "gone"]
         if self.cluster == "slurm" and self.jobs is None:
-            return self._most
-        return max(0, (self.jobs or self._most) - len(self._handles))
+            return self._max_jobs
+        return max(0, (self.jobs or self._max_jobs) - len(self._handles))
 
     def start(self, jobs: Sequence[Job]) -> list[Handle]:
-        """Queues jobs as one array.
+        """Submits the jobs as one array.
 
         Raises:
-            ValueError: sbatch refused them, and why.
+            UserError: sbatch refuses them.
         """
         if not jobs:
             return []
@@ -178,12 +185,13 @@ class Slurm:
         commands = [self._command(job) for job in jobs]
         executor = self._executor(_array_name([job.name for job in jobs]))
         try:
-            # submitit also prints what sbatch says.
+            # submitit also prints the output of sbatch.
             with contextlib.redirect_stderr(io.StringIO()), _outside_a_job(), executor.batch():
                 submitted = [executor.submit(command) for command in commands]
         except (FailedJobError, FailedSubmissionError) as error:
-            said = " ".join(str(error).replace("sbatch: error: ", "").split())
-            raise ValueError(f"executor 'slurm': sbatch refused {len(jobs)} job(s): {said}") from None
+            message = " ".join(str(error).replace("sbatch: error: ", "").split())
+            found = f"sbatch refused {len(jobs)} job(s): {message}"
+            raise UserError("cluster-unavailable", found, place="executor slurm") from None
         handles: list[Handle] = []
         for job, command in zip(submitted, commands):
             if self.cluster == "slurm":
@@ -191,13 +199,13 @@ class Slurm:
             elif self.cluster == "local":
                 handles.append(_LocalHandle(job, command.cancelled))
             else:
-                job.exception()  # runs it; `result` would open a debugger where it fails
+                job.exception()  # runs it; `result` would open a debugger if it fails
                 handles.append(_Ended())
         self._handles += handles
         return handles
 
     def close(self) -> None:
-        """Jobs go on."""
+        """Jobs continue."""
 
     def _command(self, job: Job) -> Command:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -211,44 +219,44 @@ class Slurm:
             return submitit.DebugExecutor(self.folder)
         kind = submitit.SlurmExecutor if self.cluster == "slurm" else submitit.LocalExecutor
         executor = kind(self.folder, max_num_timeout=self.timeouts)
-        named = {"job_name": name, "array_parallelism": self.jobs or self._most} if self.cluster == "slurm" else {}
+        named = {"job_name": name, "array_parallelism": self.jobs or self._max_jobs} if self.cluster == "slurm" else {}
         executor.update_parameters(**self.parameters, **named)
         return executor
 
 
 @dataclass(frozen=True)
 class Command:
-    """What a job does. submitit pickles it, calls it on the node, and pickles it again for the next attempt."""
+    """The function of a job. submitit pickles it, calls it on the node, and pickles it again for the next attempt."""
 
     name: str
     command: tuple[str, ...]
     log: Path
     save_seconds: float
-    cancelled: Path  # a file: once it is there, the job shall end, or not begin
-    environment: dict[str, str]  # beside that of the job
+    cancelled: Path  # if this file exists, the job ends, or does not start
+    environment: dict[str, str]  # added to that of the job
 
     def __call__(self) -> int:
-        """Runs the command, and gives its exit status.
+        """Runs the command and returns its exit status.
 
-        A signal ends the command and is then handled as it would have been without one: submitit asks for the requeue.
+        A signal first ends the command and then goes to its former handler: submitit requests the requeue.
 
         Raises:
-            RuntimeError: the command failed, so that Slurm counts the job as failed.
+            RuntimeError: the command failed, so Slurm counts the job as failed.
         """
         import submitit
 
-        print(f"{self.name}: {self.command}; its output is added to {self.log}", flush=True)
+        print(f"{self.name}: {self.command}; its output goes to {self.log}", flush=True)
         warning = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
-        heard: list[int] = []
-        # A handler only makes a note, since what it interrupts may be the start of the command.
+        received: list[int] = []
+        # A handler only stores the signal, since it may interrupt the start of the command.
         numbers = (signal.SIGTERM, warning)
-        before = {number: signal.signal(number, lambda heard_now, _: heard.append(heard_now)) for number in numbers}
+        before = {number: signal.signal(number, lambda signum, _: received.append(signum)) for number in numbers}
         code, process = 0, None
         try:
             if not self.cancelled.exists():
                 process = self._start(warning)
-                while process.poll() is None and not heard and not self.cancelled.exists():
-                    time.sleep(LOOKS_S)
+                while process.poll() is None and not received and not self.cancelled.exists():
+                    time.sleep(POLL_S)
         finally:
             if process is not None:
                 code = self._end(process)
@@ -256,24 +264,24 @@ class Command:
                 signal.signal(which, handler)
         if self.cancelled.exists():
             return code
-        if heard and warning not in heard and _preempted():
-            heard.append(warning)
-        for number in dict.fromkeys(heard):
+        if received and warning not in received and _preempted():
+            received.append(warning)
+        for number in dict.fromkeys(received):
             signal.raise_signal(number)
-        if code and not heard:
-            raise RuntimeError(f"{self.name} ended with exit status {code}; what it printed is in {self.log}")
+        if code and not received:
+            raise RuntimeError(f"{self.name} ended with exit status {code}; its output is in {self.log}")
         return code
 
     def checkpoint(self) -> Any:
-        """What is queued in place of the job: the same command, which goes on from what it saved."""
+        """What submitit requeues: the same command, which resumes from its checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
     def _start(self, warning: signal.Signals) -> subprocess.Popen[bytes]:
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        kept = {name: value for name, value in os.environ.items() if name in HARMLESS or not _tells_a_rank(name)}
-        # A signal that is blocked stays so in what is started.
+        kept = {name: value for name, value in os.environ.items() if name in HARMLESS or not _is_rank_variable(name)}
+        # A child process inherits blocked signals.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [warning])
         try:
             with self.log.open("ab") as log:
@@ -288,7 +296,7 @@ class Command:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def _end(self, process: subprocess.Popen[bytes]) -> int:
-        """Waits until the command has saved and ended, or ends all that it has started."""
+        """Waits until the command has saved and ended, or kills it and its children."""
         import psutil
 
         if process.poll() is None:
@@ -305,21 +313,21 @@ class Command:
 
 @dataclass
 class _Queue:
-    """What squeue says of this user's jobs: one question for all of them, every few seconds."""
+    """The output of squeue for all jobs of this user, at most every few seconds."""
 
     states: dict[str, str] = field(default_factory=dict)  # by job; "12_3" is element 3 of array 12
-    answered: float = -math.inf  # when the question was put that they answer
+    answered: float = -math.inf  # time of the call that `states` is from
     asked: float = -math.inf
 
-    def look(self, *, now: bool = False) -> None:
-        if not now and time.monotonic() - self.asked < ASKS_S:
+    def update(self, *, now: bool = False) -> None:
+        if not now and time.monotonic() - self.asked < QUEUE_POLL_S:
             return
         self.asked = time.monotonic()
-        # All partitions, hidden ones too; and every state but those of jobs that have ended. Not `--jobs`, which fails
+        # All partitions, including hidden ones, and all states of jobs that have not ended. Not `--jobs`, which fails
         # once Slurm has forgotten a job.
-        found = _ask("squeue", "--all", "--array", "--noheader", f"--user={os.getuid()}", "--format=%i|%T")
+        found = _run("squeue", "--all", "--array", "--noheader", f"--user={os.getuid()}", "--format=%i|%T")
         if found.returncode:
-            warnings.warn(f"executor 'slurm': squeue does not answer: {found.stderr.strip()}", stacklevel=2)
+            warnings.warn(f"executor slurm: squeue does not answer: {found.stderr.strip()}", stacklevel=2)
             return
         self.states = dict(line.strip().split("|") for line in found.stdout.splitlines() if line.strip())
         self.answered = self.asked
@@ -336,7 +344,7 @@ class _SlurmHandle:
     def state(self) -> State:
         if self.gone:
             return "gone"
-        self.queue.look()
+        self.queue.update()
         if self.queue.answered < self.submitted:
             return "waiting"
         found = self.queue.states.get(self.job)
@@ -344,14 +352,14 @@ class _SlurmHandle:
         return "gone" if found is None else "waiting" if found in WAITING else "running"
 
     def cancel(self) -> None:
-        # The file reaches a job that is just starting, which no signal does, and one that Slurm would start again.
+        # Unlike a signal, the file also stops a job that is just starting, and one that Slurm would start again.
         self.cancelled.touch()
-        self.queue.look(now=True)
+        self.queue.update(now=True)
         found = self.queue.states.get(self.job)
         if found in SIGNALLED:
-            _ask("scancel", "--signal=TERM", self.job)  # plain scancel would kill after KillWait
+            _run("scancel", "--signal=TERM", self.job)  # plain scancel would kill after KillWait
         elif found is not None:
-            _ask("scancel", self.job)
+            _run("scancel", self.job)
         self.queue.asked = -math.inf
 
 
@@ -379,59 +387,64 @@ def _import_submitit() -> None:
     try:
         import submitit  # noqa: F401
     except ImportError:
-        raise ValueError("executor 'slurm' needs submitit: pip install 'sonoscribe[slurm]'") from None
+        hint = "Run `pip install 'sonoscribe[slurm]'`."
+        raise UserError("missing-package", "submitit is not installed", place="executor slurm", hint=hint) from None
 
 
-def _largest_array() -> int:
-    """How many elements an array may have.
+def _max_array_size() -> int:
+    """The maximum size of an array.
 
     Raises:
-        ValueError: there is no Slurm here, or it does not answer.
+        UserError: this machine has no Slurm, or it does not answer.
     """
     missing = [tool for tool in ("sbatch", "srun", "squeue", "scancel", "scontrol") if shutil.which(tool) is None]
     if missing:
-        raise ValueError(
-            f"executor 'slurm': there is no {', '.join(missing)} on this machine. Run this where jobs are submitted (a "
-            "login node; perhaps after `module load slurm`), use --executor local, or try it out here with "
-            "executor: {name: slurm, cluster: local}"
+        raise UserError(
+            "cluster-unavailable",
+            f"this machine has no {', '.join(missing)}",
+            place="executor slurm",
+            hint="Run this on a login node (perhaps after `module load slurm`), use --executor local, or test the grid "
+            "here with executor: {name: slurm, cluster: local}.",
         )
-    found = _ask("scontrol", "show", "config")
+    found = _run("scontrol", "show", "config")
     size = re.search(r"^MaxArraySize\s*=\s*(\d+)", found.stdout, re.MULTILINE)
     if found.returncode or size is None:
-        raise ValueError(f"executor 'slurm': Slurm does not answer `scontrol show config`: {found.stderr.strip()}")
+        message = f"`scontrol show config` fails: {found.stderr.strip()}"
+        raise UserError("cluster-unavailable", message, place="executor slurm")
     return max(1, int(size[1]))  # 0: this Slurm has no arrays
 
 
 def _options(extra: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
-    """Raises ValueError for an option that something else sets."""
+    """Raises UserError for an option that a key or this file sets."""
     options = {}
     for word, value in extra.items():
         option = word.lstrip("-").replace("_", "-")
         if option in OWN_OPTIONS or len(option) == 1:
             key = OWN_OPTIONS.get(option)
-            instead = f"set {key}" if key else "write it out" if len(option) == 1 else "jobs rely on how it is set here"
-            raise ValueError(f"executor 'slurm': extra cannot have '{word}': {instead}")
+            hint = f"Set {key}." if key else "Use its long name." if len(option) == 1 else "This executor sets it."
+            raise UserError("unsupported", "extra cannot have this option", place=f"executor.extra.{word}", hint=hint)
         if option == "gres" and "gpu" in str(value):
-            raise ValueError(f"executor 'slurm': extra cannot have '{word}: {value}': set gpus and gpu_type")
+            hint = "Set gpus and gpu_type."
+            raise UserError("unsupported", f"found {value}", place=f"executor.extra.{word}", hint=hint)
         if value is False:
-            raise ValueError(f"executor 'slurm': extra has '{word}: false'; leave it out, or give it a value")
+            raise UserError("ignored-setting", "found false", place=f"executor.extra.{word}", hint="Remove it.")
         options[option] = value
     return options
 
 
 def _array_name(names: Sequence[str]) -> str:
-    """What an array is called: as its job; of several, what all their names say up to the last dash."""
+    """Name of an array: that of its job, or the part up to the last dash that the names of all jobs share."""
     starts = {name.rpartition("-")[0] for name in names}
     return names[0] if len(names) == 1 else starts.pop() if len(starts) == 1 else "sonoscribe"
 
 
-def _tells_a_rank(name: str) -> bool:
+def _is_rank_variable(name: str) -> bool:
     return name.startswith(RANK_PREFIXES) or name in RANK_NAMES
 
 
 @contextlib.contextmanager
 def _outside_a_job() -> Iterator[None]:
-    """Hides the shape of the job that this process may itself be in: new ones would take it over from here."""
+    """Hides the variables of the job that this process may run in, which new jobs would inherit."""
     names = [name for name in os.environ if name.startswith(("SLURM_", "SRUN_")) and name != "SLURM_CONF"]
     hidden = {name: os.environ.pop(name) for name in names if "SLURM_JOB_ID" in names}
     try:
@@ -441,18 +454,18 @@ def _outside_a_job() -> Iterator[None]:
 
 
 def _preempted() -> bool:
-    """Whether this job was told to make room, and Slurm believes that it is still using its GraceTime."""
+    """Whether this job is being preempted and is in its GraceTime."""
     if "SLURM_JOB_ID" not in os.environ:
         return False
-    found = _ask("scontrol", "show", "job", os.environ["SLURM_JOB_ID"])
+    found = _run("scontrol", "show", "job", os.environ["SLURM_JOB_ID"])
     at = re.search(r"\bPreemptTime=(\S+)", found.stdout)
     return at is not None and at[1] not in ("None", "N/A")
 
 
-def _ask(*command: str) -> subprocess.CompletedProcess[str]:
-    """Runs a tool of Slurm, whatever defaults the user has for it."""
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Runs a tool of Slurm without the user's default options for it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SCANCEL_"))}
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=ANSWERS_S, env=environment)
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(command, 1, "", str(error))
