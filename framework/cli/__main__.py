@@ -12,4 +12,5 @@ if Path(sys.path[0]).resolve() == HERE:  # run by its path; plugins.py in this f
 
 from framework.cli import main  # noqa: E402
 
-main()
+if __name__ == "__main__":  # the image cache's worker processes run this file again under another name
+    main()

@@ -69,7 +69,7 @@ class _AxesReader:
         self._raise_problems()
         for label, times in Counter(label for label, _ in combinations).items():
             if times > 1:
-                raise UserError("duplicate-id", f"two rows have the label {label!r}", place=file, hint="Add labels.")
+                raise UserError("duplicate-name", f"two rows have the label {label!r}", place=file, hint="Add labels.")
         if not combinations:
             raise UserError("conflicting-settings", "every combination is excluded, so no cell is left", place=file)
         return Axes(combinations, self.labels, self._baseline(combinations))
@@ -99,7 +99,7 @@ class _AxesReader:
             named = frozenset({ABLATE})
             if BASELINE in spec.ablate:
                 found = "the label is that of the unchanged recipe"
-                self._note("duplicate-id", (ABLATE, BASELINE), found, hint="Remove it or choose another label.")
+                self._note("duplicate-name", (ABLATE, BASELINE), found, hint="Remove it or choose another label.")
             yield [
                 Option({ABLATE: BASELINE}, (), named=named),
                 *(
@@ -133,7 +133,7 @@ class _AxesReader:
             labels, parts, named = value_labels(values), list(range(len(values))), frozenset()
         for label, times in Counter(labels).items():
             if times > 1:
-                self._note("duplicate-id", at, f"the value {label} is listed {times} times")
+                self._note("duplicate-name", at, f"the value {label} is listed {times} times")
         return [
             Option({axis: label}, (Change(key, value, (*at, part)),), {axis: value}, named)
             for label, part, value in zip(labels, parts, values.values() if isinstance(values, dict) else values)

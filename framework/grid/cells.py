@@ -127,7 +127,7 @@ class CellMaker:
         """The recipe without the changes of any cell.
 
         Raises:
-            RecipeError: it has mistakes.
+            UserError: it has mistakes.
         """
         return check_recipe(merge([*self.base, *self.override_layers]), self.grid.recipe)
 

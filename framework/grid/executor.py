@@ -10,7 +10,6 @@ from typing import Any, Literal, Protocol
 from pydantic import ValidationError
 
 from framework.grid.file import ParsedGrid
-from framework.recipe import RecipeError
 from framework.recipe.check import explain
 from framework.registry import Plugin, PluginError, find, load
 from framework.registry.signature import injected_params, model_of
@@ -83,9 +82,9 @@ def choose_executor(grid: ParsedGrid, override: str | None = None) -> tuple[Plug
     except ValidationError as error:
         names = [str(field.alias) for field in model_of(plugin).model_fields.values()]
         found = explain(error, keys, (), lambda place: names if place == () else [])
-        raise RecipeError.of([problem.at(f"{at}.{'.'.join(map(str, key))}") for key, problem in found]) from None
+        raise UserError.of(problem.at(f"{at}.{'.'.join(map(str, key))}") for key, problem in found) from None
     except PluginError as error:
-        raise RecipeError.of([problem.at(at) for problem in error.problems]) from None
+        raise UserError.of(problem.at(at) for problem in error.problems) from None
 
 
 def build_executor(grid: ParsedGrid, folder: Path, override: str | None, jobs: int | None) -> Executor:

@@ -16,7 +16,6 @@ from framework.recipe.source import (
     RECIPES,
     SHIPPED,
     Key,
-    RecipeError,
     dotted,
     find_shipped,
     parse,
@@ -25,7 +24,7 @@ from framework.recipe.source import (
     read_text,
 )
 from framework.registry import did_you_mean, short
-from framework.runtime.errors import Problem
+from framework.runtime.errors import Problem, UserError
 
 LABEL = "label"  # key of an included cell
 BASELINE = "baseline"  # label of the unchanged recipe in `ablate`
@@ -145,20 +144,22 @@ def find_grid(named: str) -> Path:
         return shipped[name]
     near = [str(file) for file in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
     guess = did_you_mean(named, near) or did_you_mean(name, shipped)
-    raise RecipeError(f"{named}: no such grid file.{guess} Shipped: {', '.join(shipped)}")
+    hint = f"{guess} Shipped: {', '.join(shipped)}".strip()
+    raise UserError("no-such-file", "no such grid file", place=named, hint=hint)
 
 
 def read_grid(path: Path) -> ParsedGrid:
     """Reads a grid file, which is as untrusted as a recipe.
 
     Raises:
-        RecipeError: with every violation of the schema.
+        UserError: with every violation of the schema.
     """
     name = short(path)
     node = parse(read_text(path), name)
     if not isinstance(node, yaml.MappingNode):
         at = name if node is None else place(node, name)
-        raise RecipeError(f"{at}: expected a grid: recipe: ..., and axes, zip, ablate, include or search")
+        expected = "a mapping: recipe: ..., and axes, zip, ablate, include or search"
+        raise UserError("wrong-format", "found no mapping", place=at, expected=expected)
     origins: dict[Key, str] = {}
     problems: list[Problem] = []
     tree = read_node(node, (), name, origins, problems)
@@ -170,12 +171,12 @@ def read_grid(path: Path) -> ParsedGrid:
                 problem = replace(problem, hint="A key of the recipe stands in axes or set.")
             problems.append(problem.at(f"{line(origins, key, name)}: {dotted(key)}"))
     if problems:
-        raise RecipeError.of(problems)
+        raise UserError.of(problems)
     try:
         recipe = _recipe(spec.recipe, path)
-    except RecipeError as error:
+    except UserError as error:
         at = f"{line(origins, ('recipe',), name)}: recipe"
-        raise RecipeError.of([problem.at(at) for problem in error.problems]) from None
+        raise UserError.of(problem.at(at) for problem in error.problems) from None
     return ParsedGrid(path, recipe, spec, origins)
 
 
@@ -205,8 +206,7 @@ def _recipe(named: str, grid: Path) -> Path:
     path = grid.parent / named
     if not path.is_file():
         near = [file.name for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise RecipeError(
-            f"no such file: {short(path)}.{did_you_mean(path.name, near)} Or {SHIPPED}NAME, as {SHIPPED}breast"
-        )
+        hint = f"{did_you_mean(path.name, near)} Or write {SHIPPED}NAME, such as {SHIPPED}breast.".strip()
+        raise UserError("no-such-file", f"no such file: {short(path)}", hint=hint)
     resolved = path.resolve()
     return RECIPES / resolved.relative_to(RECIPES) if resolved.is_relative_to(RECIPES) else path

@@ -14,7 +14,7 @@ from framework.grid.file import ParsedGrid
 from framework.grid.scores import check_score
 from framework.grid.space import Choices, Space, label_of, random_trials, read_space
 from framework.grid.tpe import RANDOM_TRIALS
-from framework.recipe import Recipe, RecipeError
+from framework.recipe import Recipe
 from framework.recipe.source import Key, is_within
 from framework.registry import short
 from framework.runtime.errors import Problem, UserError
@@ -148,7 +148,7 @@ def _check_values(file: ParsedGrid, combinations: Sequence[Combination]) -> None
     seeds, problems = file.spec.seeds, []
     for index, seed in enumerate(seeds):
         if seed in seeds[:index]:
-            problems.append(Problem("duplicate-id", f"seed {seed} is listed twice", file.place(("seeds", index))))
+            problems.append(Problem("duplicate-name", f"seed {seed} is listed twice", file.place(("seeds", index))))
     changed = {**_changed_keys(combinations), **{key: ("set", key) for key in file.spec.set}}
     if seeds and SEED in changed:
         place = f"{file.line(changed[SEED])}: {SEED}"
@@ -181,11 +181,8 @@ def _make_cells(maker: CellMaker, combinations: Sequence[Combination]) -> list[C
     for label, options in combinations:
         try:
             cells += maker.cells(label, options, maker.grid.spec.seeds)
-        except (UserError, RecipeError) as error:
-            problems = (
-                error.problems if isinstance(error, UserError) else [Problem("wrong-format", x) for x in error.lines]
-            )
-            for problem in problems:
+        except UserError as error:
+            for problem in error.problems:
                 rows.setdefault(problem, []).append(label)
     if rows:
         raise UserError.of(_with_rows(problem, labels, len(combinations)) for problem, labels in rows.items())

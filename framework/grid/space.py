@@ -194,10 +194,10 @@ def _read_choices(spec: Any, note: Note) -> Choices | None:
     for place, value in zip(places, values):
         if place != first.setdefault(fingerprint(value), place):
             has_duplicates = True
-            note("duplicate-id", (place,), f"{_shown(value)} is listed twice")
+            note("duplicate-name", (place,), f"{_shown(value)} is listed twice")
     for label, times in Counter(labels).items():
         if times > 1 and not has_duplicates:  # 1 and "1"
-            note("duplicate-id", (), f"{times} choices have the label {label}", "", "Write {label: value}.")
+            note("duplicate-name", (), f"{times} choices have the label {label}", "", "Write {label: value}.")
     return Choices(values, labels)
 
 

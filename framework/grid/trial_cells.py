@@ -10,7 +10,7 @@ from framework.grid.cells import Cell
 from framework.grid.make import Grid, trial_cell
 from framework.grid.scores import higher_is_better
 from framework.grid.tpe import TpeSearch, Trial
-from framework.recipe import RecipeError, recipe_hash
+from framework.recipe import recipe_hash
 from framework.registry import did_you_mean
 from framework.run.tracking import RECORDS
 from framework.runtime.console import print0
@@ -90,7 +90,7 @@ class TrialCells:
         """The cell of a trial. If its values do not fit each other, None, and the trial fails."""
         try:
             cell = trial_cell(self.grid, trial.values)
-        except (UserError, RecipeError) as error:
+        except UserError as error:
             self.by_number[trial.number] = None
             if is_new:
                 print0(f"trial {trial.number} cannot be trained: {first_line(error)}")

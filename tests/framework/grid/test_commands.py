@@ -68,8 +68,8 @@ def write_grid(folder: Path, text: str) -> str:
 # Two cells that can be trained, and one with too few exams for its batch, which shows when it starts.
 THREE_CELLS = """
 set:
-  train.epochs: 4
-  evaluate.every_epochs: 4
+  train.epochs: 10
+  evaluate.every_epochs: 10
   data.dataset: {name: phantom, organ: breast, exams: 32, val_exams: 4, test_exams: 4}
 axes:
   case:
@@ -85,9 +85,9 @@ class Killed:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, write_grid(folder, THREE_CELLS)
-        scheduler = start(self.name, "--jobs", "2", cwd=folder)
+        scheduler = start(self.name, "--jobs", "3", cwd=folder)
         try:
-            until(self.is_ready, "a failed cell, two running ones and a checkpoint")
+            until(lambda: any(cell.saved_step() for cell in running(folder)), "checkpoint")
             self.victim = next(cell for cell in running(folder) if cell.saved_step())
             scheduler.kill()
             scheduler.wait()
@@ -99,12 +99,9 @@ class Killed:
         except BaseException:
             kill_all_of(scheduler.pid)
             raise
+        until(lambda: any(cell.status() == "failed" for cell in cells(folder)), "failed cell")
         self.before = self.states()
         self.finished = launch("grid", "run", self.name, "--jobs", "2", "--retry", "failed", cwd=folder, check=False)
-
-    def is_ready(self) -> bool:
-        has_failed = any(cell.status() == "failed" for cell in cells(self.folder))
-        return has_failed and len(running(self.folder)) == 2 and any(c.saved_step() for c in running(self.folder))
 
     def states(self) -> dict[str, tuple[str, int]]:
         return {cell.path.name: (cell.status(), cell.state().attempts) for cell in cells(self.folder)}

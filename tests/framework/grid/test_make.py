@@ -11,7 +11,7 @@ from harness import problem
 from framework.grid.cells import cells_by_row
 from framework.grid.file import find_grid, read_grid, shipped_grids
 from framework.grid.make import Grid, make_grid
-from framework.recipe import RecipeError, load_recipe, recipe_hash
+from framework.recipe import load_recipe, recipe_hash
 from framework.runtime.errors import Problem, UserError
 
 
@@ -32,11 +32,9 @@ def problems(grid):
     """The problems that a text is refused with."""
 
     def found(text: str, *overrides: str) -> list[Problem]:
-        with pytest.raises((UserError, RecipeError)) as refused:
+        with pytest.raises(UserError) as refused:
             grid(text, *overrides)
-        if isinstance(refused.value, UserError):
-            return list(refused.value.problems)
-        return [Problem("wrong-format", line) for line in refused.value.lines]
+        return list(refused.value.problems)
 
     return found
 
@@ -186,7 +184,7 @@ MISTAKES = [
     ("train.epochs: 3", "unknown-key", "g.yaml:2:1: train.epochs"),
     ("axes: {distiler: [lda]}", "unknown-key", "g.yaml:2:8: axes.distiler"),
     ("axes: {distiller.topics: []}", "missing-key", "g.yaml:2:8: axes.distiller.topics"),
-    ("axes: {distiller.topics: [3, 3]}", "duplicate-id", "g.yaml:2:8: axes.distiller.topics"),
+    ("axes: {distiller.topics: [3, 3]}", "duplicate-name", "g.yaml:2:8: axes.distiller.topics"),
     ("axes: {optimizer.lr: 0.1}", "wrong-type", "g.yaml:2:8: axes.optimizer.lr"),
     ("axes: {distiller.topics: [3, many]}", "wrong-type", "g.yaml:2:30: distiller.topics"),
     ("axes: {model.encoder.depht: [1]}", "unknown-key", "g.yaml:2:30: model.encoder.depht"),
@@ -198,11 +196,11 @@ MISTAKES = [
     ("axes: {optimizer.lr: [1]}\nexclude: [{lr: 2}]", "ignored-setting", "g.yaml:3:11: exclude.0"),
     ("axes: {optimizer.lr: [1]}\nexclude: [{lr: 1}]", "conflicting-settings", "g.yaml"),
     ("include: [{optimizer.lr: 1}]", "missing-key", "g.yaml:2:11: include.0"),
-    ("ablate: {baseline: {train.epochs: 1}}", "duplicate-id", "g.yaml:2:10: ablate.baseline"),
+    ("ablate: {baseline: {train.epochs: 1}}", "duplicate-name", "g.yaml:2:10: ablate.baseline"),
     ("axes: {optimizer.lr: [1, 2]}\nreport: {baseline: lr=3}", "unknown-name", "g.yaml:3:10: report.baseline"),
     ("axes: {optimizer.lr: [1, 2]}\nreport: {baseline: {lr: [1, 2]}}", "unknown-name", "g.yaml:3:10: report.baseline"),
     ("axes: {train.seed: [1, 2]}\nseeds: [3]", "conflicting-settings", "g.yaml:2:24: train.seed"),
-    ("seeds: [1, 1]", "duplicate-id", "g.yaml:2:12: seeds.1"),
+    ("seeds: [1, 1]", "duplicate-name", "g.yaml:2:12: seeds.1"),
     ("set: {train.seed: 5}\nseeds: [1]", "conflicting-settings", "g.yaml:2:7: train.seed"),
     ("set: {optimizer.lr: 5}\naxes: {optimizer.lr: [1]}", "conflicting-settings", "g.yaml:2:7: set.optimizer.lr"),
     (f"axes: {{{NINE_AXES}}}", "out-of-range", "g.yaml"),
@@ -214,8 +212,8 @@ MISTAKES = [
     ("attempts: 0", "out-of-range", "g.yaml:2:1: attempts"),
     ("report: {metrics: [test/bleu_5]}", "unknown-name", "g.yaml:2:20: report.metrics.0"),
     ("report: {metrics: [test/cider, bleu_4]}", "unknown-name", "g.yaml:2:32: report.metrics.1"),
-    ("report: {compare: t_test}", "wrong-type", "g.yaml:2:10: report.compare"),
-    ("axes: {optimizer.lr: [&x 1]}", "unsupported", "g.yaml:2:23"),
+    ("report: {compare: t_test}", "unknown-name", "g.yaml:2:10: report.compare"),
+    ("axes: {optimizer.lr: [&x 1]}", "invalid-yaml", "g.yaml:2:23"),
     (f"{SEARCH}}}\naxes: {{distiller.topics: [3]}}", "conflicting-settings", "g.yaml:3:1: axes"),
     (f"{SEARCH}}}\nseeds: [1, 2]", "conflicting-settings", "g.yaml:3:1: seeds"),
     (f"{SEARCH}}}\nreport: {{baseline: a}}", "ignored-setting", "g.yaml:3:10: report.baseline"),
@@ -230,17 +228,16 @@ MISTAKES = [
 @pytest.mark.parametrize(("text", "code", "place"), MISTAKES)
 def test_a_mistake_has_a_code_and_a_place(problems, text, code, place):
     (found,) = problems(text)
-    assert found.code in (code, "wrong-format")
-    assert re.sub(r"^\S*/g\.yaml", "g.yaml", str(found)).startswith(f"{place}: ")
+    assert (found.code, re.sub(r"^\S*/g\.yaml", "g.yaml", found.place)) == (code, place)
 
 
 def test_a_key_of_the_recipe_at_the_top_of_a_grid_is_explained(problems):
-    assert "axes or set" in str(problems("train.epochs: 3")[0])
+    assert "axes or set" in problems("train.epochs: 3")[0].hint
 
 
 def test_all_mistakes_of_all_cells_are_reported_at_once(problems):
     topics, rate = problems("axes: {distiller.topics: [-1, 3], optimizer.lr: [-2, 0.1]}")
-    assert "distiller.topics: " in str(topics) and "optimizer.lr: " in str(rate)
+    assert topics.place.endswith("distiller.topics") and rate.place.endswith("optimizer.lr")
     assert topics.hint.endswith("In topics=-1, lr=-2; topics=-1, lr=0.1")
 
 
@@ -256,13 +253,15 @@ def test_a_recipe_that_does_not_exist_is_refused(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text("_base_: shipped:smoke\n")
     path = tmp_path / "g.yaml"
     path.write_text("recipe: mien.yaml\n")
-    with pytest.raises(ValueError, match=r"g.yaml:1:1: recipe: .*'mine.yaml'"):
+    with problem("no-such-file", place="g.yaml:1:1: recipe") as found:
         read_grid(path)
+    assert "mine.yaml" in found[0].hint
 
 
 def test_a_grid_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match=r"smok: .*'smoke'"):
+    with problem("no-such-file", place="smok") as found:
         find_grid("smok")
+    assert "'smoke'" in found[0].hint
 
 
 @pytest.mark.parametrize("name", shipped_grids())

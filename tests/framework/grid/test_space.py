@@ -42,8 +42,8 @@ def read(keys: dict[str, Any]) -> tuple[Space, dict[tuple[str | int, ...], str]]
         ({"low": 1.0, "high": 1.0 + 1e-15}, (), "out-of-range"),
         ([], (), "missing-key"),
         ({}, (), "missing-key"),
-        ([1, 2, 1], (2,), "duplicate-id"),
-        ([1, "1"], (), "duplicate-id"),
+        ([1, 2, 1], (2,), "duplicate-name"),
+        ([1, "1"], (), "duplicate-name"),
         (0.3, (), "wrong-type"),
     ],
 )
