@@ -20,8 +20,6 @@ from typing import Any, TypeVar
 
 from framework.registry.source import (
     KINDS,
-    NEEDS_TOPICS,
-    Kind,
     Plugin,
     PluginError,
     did_you_mean,
@@ -31,24 +29,6 @@ from framework.registry.source import (
     unknown_kind,
     unknown_name,
 )
-
-__all__ = [
-    "KINDS",
-    "NEEDS_TOPICS",
-    "Broken",
-    "Kind",
-    "Plugin",
-    "PluginError",
-    "broken",
-    "catalogue",
-    "did_you_mean",
-    "find",
-    "load",
-    "register",
-    "replaced",
-    "short",
-    "unusable",
-]
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 GROUP = "sonoscribe."  # of entry points, before the kind

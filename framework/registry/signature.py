@@ -22,8 +22,7 @@ from pydantic import (
     create_model,
 )
 
-from framework.registry.plugins import KINDS, NEEDS_TOPICS, Plugin, PluginError, short
-from framework.registry.source import unknown_name
+from framework.registry.source import KINDS, NEEDS_TOPICS, Plugin, PluginError, short, unknown_name
 from framework.registry.types import Fraction
 
 # Keys of the recipe itself that stand in the same block as a plugin's keys.
