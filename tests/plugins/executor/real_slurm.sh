@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A real Slurm of one node on this machine, of Debian's packages, and on it the tests of executor `slurm`: arrays, cancelling,
+# Starts a Slurm of one node on this machine, from Debian's packages, and tests the executor `slurm` on it: arrays, cancelling,
 # requeueing, preemption with and without GraceTime, time limits, and a controller that does not answer. No accounting.
-# Needs root; says why and ends with 0 where it may not. The daemons end with it. About 2 minutes.
+# Needs root; without it, prints why and exits with 0. It stops the daemons at the end. About 2 minutes.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 root=$PWD python=${PYTHON:-$PWD/.venv/bin/python}
 
 skip() { echo "skipped: $*"; exit 0; }
