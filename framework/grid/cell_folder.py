@@ -123,9 +123,9 @@ class CellFolder:
         )
 
     def mark_attempt(self) -> None:
-        """Stores where the records of the attempt that starts now begin."""
+        """Stores the position in the records at which the new attempt starts."""
         records = self.run / RECORDS
-        write_json(self.path / "begin.json", {"bytes": records.stat().st_size if records.is_file() else 0})
+        write_json(self.path / "attempt.json", {"bytes": records.stat().st_size if records.is_file() else 0})
 
     def prepare(self, recipe: Recipe) -> None:
         """Writes the recipe with this folder as its run folder."""
@@ -175,8 +175,8 @@ class CellFolder:
         records = self.run / RECORDS
         if steps is None or not records.is_file():
             return None
-        begin = self.path / "begin.json"
-        earlier = _read(begin).get("bytes", 0)
+        attempt = self.path / "attempt.json"
+        earlier = _read(attempt).get("bytes", 0)
         size = records.stat().st_size
         last = _step(records, max(0, size - TAIL_BYTES), size, first=False)
         if last is None:
@@ -184,7 +184,7 @@ class CellFolder:
         first = _step(records, earlier, min(size, earlier + TAIL_BYTES), first=True)
         left = None
         if first is not None and last > first:
-            left = (steps - last) * (records.stat().st_mtime - begin.stat().st_mtime) / (last - first)
+            left = (steps - last) * (records.stat().st_mtime - attempt.stat().st_mtime) / (last - first)
         return CellProgress(last, steps, left)
 
     def result(self, cell: Cell) -> CellResult:
@@ -213,11 +213,11 @@ class CellFolder:
         )
 
 
-def _step(records: Path, begin: int, end: int, *, first: bool) -> int | None:
+def _step(records: Path, start: int, end: int, *, first: bool) -> int | None:
     """The first or the last recorded training step between two positions of the file; None without one."""
     with records.open("rb") as file:
-        file.seek(begin)
-        lines = file.read(end - begin).splitlines()
+        file.seek(start)
+        lines = file.read(end - start).splitlines()
     found = [line for line in lines if line.startswith(b'{"step"') and line.endswith(b"}") and b'"train/' in line]
     return json.loads(found[0 if first else -1])["step"] if found else None
 

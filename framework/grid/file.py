@@ -168,7 +168,7 @@ def read_grid(path: Path) -> ParsedGrid:
     except ValidationError as error:
         for key, problem in explain(error, tree, (), _known_keys):
             if problem.code == "unknown-key" and _of_recipe(key):
-                problem = replace(problem, hint="A key of the recipe stands in axes or set.")
+                problem = replace(problem, hint="Write keys of the recipe in axes or set.")
             problems.append(problem.at(f"{line(origins, key, name)}: {dotted(key)}"))
     if problems:
         raise UserError.of(problems)

@@ -79,12 +79,13 @@ def _make_search(maker: CellMaker) -> Grid:
         note("conflicting-settings", ("seeds",), "a search trains each trial once", "at most one seed")
     for name in ("prune", "monitor"):
         if getattr(search, name) is not None and search.method != "tpe":
-            found = f"{search.method} trials do not depend on scores"
-            note("ignored-setting", ("search", name), found, "method: tpe", f"Remove {name}.")
+            text = f"{search.method} trials do not depend on scores"
+            note("ignored-setting", ("search", name), text, "method: tpe", f"Remove {name}.")
     if file.spec.report.baseline is not None:
         note("ignored-setting", ("report", "baseline"), "a search has no baseline", hint="Remove it.")
     keys: Key = ("search", "keys")
-    space = read_space(search.keys, lambda code, at, *texts: note(code, (*keys, *at), *texts))
+    space, found = read_space(search.keys)
+    problems += [problem.at(file.place((*keys, *at))) for at, problem in found]
     if problems:
         raise UserError.of(problems)
     extremes = [

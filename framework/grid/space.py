@@ -4,39 +4,27 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from framework.grid.cells import fingerprint, short_names, value_labels
+from framework.recipe.check import explain
 from framework.recipe.describe import as_yaml
-from framework.registry import did_you_mean
+from framework.recipe.schema import Section
+from framework.recipe.source import Found, Key
+from framework.runtime.errors import Problem
 
 if TYPE_CHECKING:
     from numpy.random import Generator
 
-RANGE_KEYS = ("low", "high", "step", "log")
 # A mapping with these keys alone was meant as a range: {min: 1, max: 4}. {slow: 1, fast: 4} are labelled choices.
-RANGE_SYNONYMS = {
-    "lo",
-    "hi",
-    "min",
-    "max",
-    "minimum",
-    "maximum",
-    "lower",
-    "upper",
-    "from",
-    "to",
-    "start",
-    "stop",
-    "end",
-}
+RANGE_SYNONYMS = {*"lo hi min max minimum maximum lower upper from to start stop end".split()}  # noqa: SIM905
 DECIMALS = 3  # of draws, relative to the width of their range: 1,000 values or more
 MAX_REDRAWS = 100_000  # consecutive draws without a new value, after which the space counts as exhausted
-Note = Callable[..., None]  # code, place inside the keys, found, expected, hint
 
 
 @dataclass(frozen=True)
@@ -107,79 +95,69 @@ class Choices:
 Space = dict[str, Range | Choices]  # by dotted recipe key
 
 
-def read_space(keys: dict[str, Any], note: Note) -> Space:
-    """Parses `search.keys`.
+class RangeKeys(Section):
+    low: int | float
+    high: int | float
+    step: int | float | None = None
+    log: bool = False
 
-    Args:
-        note: called with each problem. A key with a problem is left out of the result.
-    """
+
+RANGE_KEYS = list(RangeKeys.model_fields)
+
+
+def read_space(keys: dict[str, Any]) -> tuple[Space, list[Found]]:
+    """Parses `search.keys`. Returns the keys without problems, and the problems with their place inside the keys."""
+    found: list[Found] = []
     if not keys:
-        note("missing-key", (), "found no keys", "at least one: {optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}")
+        expected = "at least one: {optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}"
+        found.append(((), Problem("missing-key", "found no keys", expected=expected)))
     space: Space = {}
     for key, spec in keys.items():
-        problems: list[tuple[Any, ...]] = []
-
-        def note_inside(
-            code: str, at: tuple[str | int, ...], *texts: str, key: str = key, problems: list[Any] = problems
-        ) -> None:
-            problems.append((code, (key, *at), *texts))
-
-        part = (_read_range if _is_range(spec) else _read_choices)(spec, note_inside)
-        for problem in problems:
-            note(*problem)
+        problems: list[Found] = []
+        part = (_read_range if _is_range(spec) else _read_choices)(spec, problems)
+        found += [((key, *at), problem) for at, problem in problems]
         if part is not None and not problems:
             space[key] = part
-    return space
+    return space, found
 
 
 def _is_range(spec: Any) -> bool:
-    return (
-        isinstance(spec, dict) and bool(spec) and (any(k in RANGE_KEYS for k in spec) or spec.keys() <= RANGE_SYNONYMS)
-    )
+    if not isinstance(spec, dict) or not spec:
+        return False
+    return any(key in RANGE_KEYS for key in spec) or spec.keys() <= RANGE_SYNONYMS
 
 
-def _read_range(spec: dict[Any, Any], note: Note) -> Range | None:
-    count = 0  # of problems that make the range unreadable
-
-    def refuse(*problem: Any) -> None:
-        nonlocal count
-        count += 1
-        note(*problem)
-
-    for key in spec:
-        if key not in RANGE_KEYS:
-            hint = f"{did_you_mean(str(key), RANGE_KEYS)} Known: {', '.join(RANGE_KEYS)}".strip()
-            refuse("unknown-key", (key,), "unknown key of a range", "", hint)
-    for key in ("low", "high"):
-        if key not in spec:
-            refuse("missing-key", (), f"the range has no {key}", "{low: 1e-4, high: 1e-2}")
-    for key in ("low", "high", "step"):
-        if key in spec and not (key == "step" and spec[key] is None) and not _is_number(spec[key]):
-            refuse("wrong-type", (key,), f"found {_shown(spec[key])}", "a number")
-    if not isinstance(spec.get("log", False), bool):
-        refuse("wrong-type", ("log",), f"found {_shown(spec['log'])}", "true or false")
-    if count:
+def _read_range(spec: dict[str, Any], problems: list[Found]) -> Range | None:
+    try:
+        found = Range(**RangeKeys.model_validate(spec, strict=True).model_dump())
+    except ValidationError as error:
+        problems += explain(error, spec, (), lambda _: RANGE_KEYS)
         return None
-    found = Range(spec["low"], spec["high"], spec.get("step"), spec.get("log", False))
+
+    def note(code: str, key: str, text: str, expected: str = "") -> None:
+        problems.append(((key,) if key else (), Problem(code, text, expected=expected)))
+
     if found.low >= found.high:
-        refuse("out-of-range", (), f"low: {found.low} is not below high: {found.high}")
+        note("out-of-range", "", f"low: {found.low} is not below high: {found.high}")
     elif not found.is_integer and found.high - found.low < 1e-9 * max(abs(found.low), abs(found.high)):
-        refuse("out-of-range", (), f"{found.low} and {found.high} are too close to have values between them")
+        note("out-of-range", "", f"{found.low} and {found.high} are too close to have values between them")
     if found.log and found.low <= 0:
-        refuse("out-of-range", ("low",), f"found {found.low}", "a number above 0 with log: true")
+        note("out-of-range", "low", f"found {found.low}", "a number above 0 with log: true")
     if found.step is not None:
         if found.log:
-            refuse("conflicting-settings", ("step",), "log: true has no steps", "", "Remove one of the two.")
+            note("conflicting-settings", "step", "a range with log: true has no steps")
         elif found.step <= 0:
-            refuse("out-of-range", ("step",), f"found {found.step}", "a number above 0")
-        elif not count and (_exact(found.high) - _exact(found.low)) % _exact(found.step):
+            note("out-of-range", "step", f"found {found.step}", "a number above 0")
+        elif not problems and (_exact(found.high) - _exact(found.low)) % _exact(found.step):
             last = _exact(found.low) + _exact(found.step) * ((found.size or 1) - 1)
-            steps = f"steps of {found.step} from {found.low} end at {last}, not at {found.high}"
-            refuse("does-not-divide", ("step",), steps)
+            note("does-not-divide", "step", f"steps of {found.step} from {found.low} end at {last}, not {found.high}")
     return found
 
 
-def _read_choices(spec: Any, note: Note) -> Choices | None:
+def _read_choices(spec: Any, problems: list[Found]) -> Choices | None:
+    def note(code: str, at: Key, text: str, expected: str = "") -> None:
+        problems.append((at, Problem(code, text, expected=expected)))
+
     if not isinstance(spec, list | dict):
         expected = "a range {low: 1, high: 4}, or choices [1, 2] or {label: value}"
         note("wrong-type", (), f"found {_shown(spec)}", expected)
@@ -188,21 +166,14 @@ def _read_choices(spec: Any, note: Note) -> Choices | None:
         note("missing-key", (), "found no choices", "at least one")
     values = tuple(spec.values()) if isinstance(spec, dict) else tuple(spec)
     labels = tuple(str(label) for label in spec) if isinstance(spec, dict) else value_labels(values)
-    places: list[str | int] = list(spec) if isinstance(spec, dict) else list(range(len(spec)))
     first: dict[str, str | int] = {}
-    has_duplicates = False
-    for place, value in zip(places, values):
+    for place, value in zip(spec if isinstance(spec, dict) else range(len(spec)), values):
         if place != first.setdefault(fingerprint(value), place):
-            has_duplicates = True
             note("duplicate-name", (place,), f"{_shown(value)} is listed twice")
     for label, times in Counter(labels).items():
-        if times > 1 and not has_duplicates:  # 1 and "1"
-            note("duplicate-name", (), f"{times} choices have the label {label}", "", "Write {label: value}.")
+        if times > 1 and not problems:  # 1 and "1"
+            note("duplicate-name", (), f"{times} choices have the label {label}", "{label: value}")
     return Choices(values, labels)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _shown(value: Any) -> str:

@@ -52,11 +52,9 @@ def header_and_rows(result: GridResult) -> tuple[list[str], list[list[str]]]:
     for metric in result.metrics:
         header.append(f"{metric} {arrow(result, metric)}")
         header += [f"Δ {metric}"] if result.baseline is not None else []
-    notes, rows = footnotes(result), []
+    rows = []
     for index, row in enumerate(result.rows):
-        line = settings_of(result, row)
-        line[0] += " (baseline)" if row.label == result.baseline else ""
-        line.append(seeds_text(row) + (f" [{notes[index].mark}]" if index in notes else ""))
+        line = _row_start(result, index, str, " [{}]")
         for metric in result.metrics:
             places = decimals(result, metric)
             line.append(spread_text(row.values.get(metric), places))
@@ -111,9 +109,7 @@ def as_markdown(result: GridResult) -> str:
     rule = ["---"] * left + ["---:"] * (len(header) - left)
     notes, lines = footnotes(result), [header, rule]
     for index, row in enumerate(result.rows):
-        line = [markdown(label) for label in settings_of(result, row)]
-        line[0] += " (baseline)" if row.label == result.baseline else ""
-        line.append(markdown(seeds_text(row)) + (f" \\[{notes[index].mark}\\]" if index in notes else ""))
+        line = _row_start(result, index, markdown, r" \[{}\]")
         for metric in result.metrics:
             text = spread_text(row.values.get(metric), decimals(result, metric))
             mean, pm, deviation = text.partition(" ± ")
@@ -138,9 +134,7 @@ def as_latex(result: GridResult) -> str:
     units = [*map(latex, headers), "seeds", *[""] * len(result.metrics), "", "{[}GiB{]}", "{[}M{]}"]
     notes, lines = footnotes(result), []
     for index, row in enumerate(result.rows):
-        line = [latex(label) for label in settings_of(result, row)]
-        line[0] += " (baseline)" if row.label == result.baseline else ""
-        line.append(latex(seeds_text(row)) + (rf"\textsuperscript{{{notes[index].mark}}}" if index in notes else ""))
+        line = _row_start(result, index, latex, r"\textsuperscript{{{}}}")
         for metric in result.metrics:
             places, best = decimals(result, metric), index in best_rows(result, metric)
             line.append(_latex_spread(row.values.get(metric), places, best))
@@ -162,6 +156,14 @@ def as_latex(result: GridResult) -> str:
     ]  # fmt: skip
     text = "\n".join(parts) + "\n"
     return (NO_FONT if any(sign > "ſ" for sign in text) else "") + text
+
+
+def _row_start(result: GridResult, index: int, escape: Callable[[str], str], mark: str) -> list[str]:
+    """The settings and the seeds of a row, with marks of the baseline and of a footnote."""
+    row, note = result.rows[index], footnotes(result).get(index)
+    first, *others = map(escape, settings_of(result, row))
+    first += " (baseline)" if row.label == result.baseline else ""
+    return [first, *others, escape(seeds_text(row)) + (mark.format(note.mark) if note else "")]
 
 
 def markdown(text: str) -> str:

@@ -112,9 +112,9 @@ def test_a_holder_that_died_elsewhere_is_waited_out(cell, monkeypatch):
     monkeypatch.setattr(lease, "DEAD_S", 1.0)
     held = take(cell)
     elsewhere(held.path, age=0)
-    began = time.monotonic()
+    start = time.monotonic()
     assert lease.take_when_dead(cell) is not None
-    assert time.monotonic() - began > 0.8
+    assert time.monotonic() - start > 0.8
 
 
 def test_a_holder_that_lives_elsewhere_is_not_waited_for(cell, monkeypatch):

@@ -91,7 +91,7 @@ def cell(tmp_path: Path, recipe: Recipe) -> Callable[..., CellResult]:
 
 
 def with_metrics(folder: Path, metrics: str, plugin: str) -> Recipe:
-    """The smoke recipe with other metrics, of which one stands in a file of its own."""
+    """The smoke recipe with other metrics, one of them in its own file."""
     folder.mkdir()
     (folder / "own.py").write_text(plugin)
     (folder / "own.yaml").write_text(

@@ -1,4 +1,4 @@
-"""What a scheduler starts."""
+"""The command of a cell."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def test_a_cell_runs_the_code_of_its_scheduler_and_not_what_is_installed(
     (tmp_path / "installed" / "framework" / "__init__.py").write_text("")
     (tmp_path / "installed" / "more.py").write_text("")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
-    tell = "import framework, more; print(framework.__file__, more.__file__, sep=chr(10))"
-    done = subprocess.run([*this_code(), "-c", tell], cwd=tmp_path, capture_output=True, text=True, check=True)
+    program = "import framework, more; print(framework.__file__, more.__file__, sep=chr(10))"
+    done = subprocess.run([*this_code(), "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     found, kept = done.stdout.splitlines()
     assert Path(found) == ROOT / "framework" / "__init__.py"
-    assert Path(kept) == tmp_path / "installed" / "more.py", "what the user asked for is still found"
+    assert Path(kept) == tmp_path / "installed" / "more.py", "the user's PYTHONPATH is kept"
     assert os.environ["PYTHONPATH"] == str(tmp_path / "installed")
 
 

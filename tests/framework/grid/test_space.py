@@ -20,8 +20,8 @@ SMALL: Space = {LAYERS: Range(1, 4), KIND: Choices(({"name": "none"}, {"name": "
 
 def read(keys: dict[str, Any]) -> tuple[Space, dict[tuple[str | int, ...], str]]:
     """The space, and the code of the problem at each place."""
-    codes: dict[tuple[str | int, ...], str] = {}
-    return read_space(keys, lambda code, at, *_: codes.update({at: code})), codes
+    space, found = read_space(keys)
+    return space, {at: problem.code for at, problem in found}
 
 
 @pytest.mark.parametrize(
@@ -30,11 +30,11 @@ def read(keys: dict[str, Any]) -> tuple[Space, dict[tuple[str | int, ...], str]]
         ({"low": 3, "high": 3}, (), "out-of-range"),
         ({"low": 0.0, "high": 1.0, "log": True}, ("low",), "out-of-range"),
         ({"low": 1, "hihg": 4}, ("hihg",), "unknown-key"),
-        ({"low": 1, "hihg": 4}, (), "missing-key"),
-        ({"min": 1, "max": 4}, (), "missing-key"),
+        ({"low": 1, "hihg": 4}, ("high",), "missing-key"),
+        ({"min": 1, "max": 4}, ("low",), "missing-key"),
         ({"low": True, "high": 4}, ("low",), "wrong-type"),
         ({"low": 1, "high": "4"}, ("high",), "wrong-type"),
-        ({"low": 1, "high": math.inf}, ("high",), "wrong-type"),
+        ({"low": 1, "high": math.inf}, ("high",), "out-of-range"),
         ({"low": 1, "high": 4, "log": 1}, ("log",), "wrong-type"),
         ({"low": 1, "high": 8, "step": 3}, ("step",), "does-not-divide"),
         ({"low": 1, "high": 4, "step": 0}, ("step",), "out-of-range"),

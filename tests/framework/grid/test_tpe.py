@@ -125,9 +125,9 @@ def test_an_interrupted_search_continues_with_the_same_trials(tmp_path: Path) ->
         search.ask()
         trial = tpe(tmp_path / "parts", trials=20).open_trials()[0]
         search.tell(trial.number, score(trial.values), "done")
-    anew = SPAWN.Process(target=run_all, args=(tmp_path / "parts", 20))  # with another seed of Python's hashes
-    anew.start()
-    finish([anew])
+    process = SPAWN.Process(target=run_all, args=(tmp_path / "parts", 20))  # with another seed of Python's hashes
+    process.start()
+    finish([process])
     assert bare(tpe(tmp_path / "parts", trials=20).ended_trials()) == bare(whole.ended_trials())
     assert bare(run(tpe(tmp_path / "other", trials=20, seed=2)).ended_trials()) != bare(whole.ended_trials())
 
@@ -263,7 +263,7 @@ def curve(end: float) -> list[float]:
 
 
 def with_finished(folder: Path, ends: list[float], **changed: Any) -> tuple[TpeSearch, Trial]:
-    """A search with trials that came to these scores, and another that has begun."""
+    """A search with trials that ended with these scores, and a new trial."""
     search = tpe(folder, trials=20, **{"prune_after": 2, **changed})
     for end in ends:
         trial = search.ask()
@@ -312,7 +312,7 @@ def test_no_trial_is_stopped_before_five_are_done_or_without_pruning(tmp_path: P
 
 def test_no_trial_is_stopped_at_a_validation_that_fewer_than_five_reached(tmp_path: Path) -> None:
     search, trial = with_finished(tmp_path, GOOD)
-    for _ in range(4):  # the five have ended early, and these go on
+    for _ in range(4):  # the five ended early, and these continue
         longer = search.ask()
         search.report(longer.number, 6, 0.8)
         search.tell(longer.number, 0.8, "done")
@@ -344,8 +344,8 @@ def test_nothing_is_written_before_a_trial_is_asked_for(tmp_path: Path) -> None:
 
 def test_more_trials_continue_a_search_and_any_other_change_starts_a_new_one(tmp_path: Path) -> None:
     first = run(tpe(tmp_path, trials=3))
-    begun = first.ended_trials()
-    assert run(tpe(tmp_path, trials=5)).ended_trials()[:3] == begun
+    before = first.ended_trials()
+    assert run(tpe(tmp_path, trials=5)).ended_trials()[:3] == before
     assert tpe(tmp_path, trials=3).ask() is None and len(first.ended_trials()) == 5
     for changed in (
         {"seed": 2},

@@ -78,14 +78,14 @@ def test_processes_of_a_cell_find_one_another_and_not_slurm(tmp_path):
         "import os, accelerate, torch\n"
         "found = accelerate.PartialState(cpu=True)\n"
         "all_ones = accelerate.utils.reduce(torch.ones(1), 'sum').item()\n"
-        "told = sorted(name for name in os.environ if name.startswith('SLURM_'))\n"
-        "print('of', found.num_processes, all_ones, *told, flush=True)\n"
+        "names = sorted(name for name in os.environ if name.startswith('SLURM_'))\n"
+        "print('of', found.num_processes, all_ones, *names, flush=True)\n"
     )
     launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
     job = Job("cell", (sys.executable, *launch, str(program)), tmp_path / "log")
     wait_until_gone(executor(tmp_path, processes=2).start([job]))
-    said = [line for line in job.log.read_text().splitlines() if line.startswith("of ")]
-    assert said == ["of 2 2.0 SLURM_CONF SLURM_JOB_ID"] * 2, job.log.read_text()
+    lines = [line for line in job.log.read_text().splitlines() if line.startswith("of ")]
+    assert lines == ["of 2 2.0 SLURM_CONF SLURM_JOB_ID"] * 2, job.log.read_text()
 
 
 def test_a_cancelled_cell_saves_for_longer_than_killwait_or_leaves_the_queue(tmp_path):

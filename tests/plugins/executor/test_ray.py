@@ -155,7 +155,7 @@ def test_cells_run_on_both_nodes_and_what_has_no_place_waits(nodes: TwoNodes, tm
         jobs = [cell(tmp_path, name) for name in ("a", "b", "c")]
         first, second = ray.start(jobs[:2])
         wait(lambda: first.state() == second.state() == "running", "both run")
-        wait(lambda: notes(tmp_path, "a") and notes(tmp_path, "b"), "both commands have begun")
+        wait(lambda: notes(tmp_path, "a") and notes(tmp_path, "b"), "both commands have started")
         assert node_of(jobs[0]) != node_of(jobs[1])
         assert ray.room() == 0
 
@@ -178,7 +178,7 @@ def test_cells_run_on_both_nodes_and_what_has_no_place_waits(nodes: TwoNodes, tm
 def test_a_cancelled_cell_gets_sigterm_and_has_time_to_save(nodes: TwoNodes, tmp_path: Path) -> None:
     with executor(nodes, jobs=3) as ray:
         (handle,) = ray.start([cell(tmp_path)])
-        wait(lambda: notes(tmp_path), "the command begins")
+        wait(lambda: notes(tmp_path), "the command starts")
         assert ray.room() == 2
         handle.cancel()
         wait(lambda: handle.state() == "gone", "it ends")
@@ -194,7 +194,7 @@ def test_a_cell_of_a_lost_node_is_gone_and_goes_on_on_the_other(nodes: TwoNodes,
         wait(lambda: ray.room() == 2, "both nodes are free")
         jobs = {name: cell(tmp_path, name) for name in ("a", "b")}
         handles = dict(zip(jobs, ray.start([*jobs.values()])))
-        wait(lambda: notes(tmp_path, "a") and notes(tmp_path, "b"), "both commands begin")
+        wait(lambda: notes(tmp_path, "a") and notes(tmp_path, "b"), "both commands start")
         on_other = nodes.other.node_id[:8]
         (lost,) = [name for name, job in jobs.items() if on_other in node_of(job)]
         (kept,) = {*jobs} - {lost}
@@ -212,7 +212,7 @@ def test_a_cell_of_a_lost_node_is_gone_and_goes_on_on_the_other(nodes: TwoNodes,
             (tmp_path / f"{kept}-go").touch()
             wait(lambda: ray.room() == 1, "the node that is left is free")
             (again,) = ray.start([jobs[lost]])
-            wait(lambda: again.state() == "running" and len(pids(tmp_path, lost)) == 2, "it begins again")
+            wait(lambda: again.state() == "running" and len(pids(tmp_path, lost)) == 2, "it starts again")
             (tmp_path / f"{lost}-go").touch()
             wait(lambda: again.state() == "gone", "it ends")
             assert notes(tmp_path, lost)[-1] == "done"
@@ -229,22 +229,22 @@ def test_a_cell_sees_its_gpus_its_threads_and_the_schedulers_environment(
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     monkeypatch.setenv("GREETING", "hello")
-    tell = "import json, os; print(json.dumps([os.getcwd(), dict(os.environ)]))"
+    program = "import json, os; print(json.dumps([os.getcwd(), dict(os.environ)]))"
 
-    def told(**keys: Any) -> tuple[str, dict[str, str]]:
+    def environment_of(**keys: Any) -> tuple[str, dict[str, str]]:
         with executor(nodes, **keys) as ray:
-            job = Job("tell", (sys.executable, "-c", tell), tmp_path / "log")
+            job = Job("environment", (sys.executable, "-c", program), tmp_path / "log")
             (handle,) = ray.start([job])
-            wait(lambda: handle.state() == "gone", "it tells")
+            wait(lambda: handle.state() == "gone", "it ends")
         folder, environment = json.loads(job.log.read_text().splitlines()[-1])
         return folder, environment
 
-    folder, with_gpus = told(processes=1, gpus=True, cpus=2)
+    folder, with_gpus = environment_of(processes=1, gpus=True, cpus=2)
     assert folder == str(tmp_path)
     assert with_gpus["CUDA_VISIBLE_DEVICES"] in ("0", "1")
     assert (with_gpus["OMP_NUM_THREADS"], with_gpus["GREETING"]) == ("2", "hello")
     assert not [name for name in with_gpus if name.startswith("RAY_") or name == "PYTHONBREAKPOINT"]
-    _, without = told(processes=2)
+    _, without = environment_of(processes=2)
     assert (without["CUDA_VISIBLE_DEVICES"], without["OMP_NUM_THREADS"]) == ("", "1")
 
 
@@ -273,7 +273,7 @@ def test_cells_of_a_killed_scheduler_save_and_end(nodes: TwoNodes, tmp_path: Pat
     command = [sys.executable, "-c", SCHEDULER, nodes.address, str(job.log), *job.command]
     scheduler = subprocess.Popen(command, cwd=ROOT)
     try:
-        wait(lambda: notes(tmp_path), "the command begins")
+        wait(lambda: notes(tmp_path), "the command starts")
     finally:
         scheduler.kill()
         scheduler.wait()
@@ -285,7 +285,7 @@ def test_cells_of_a_killed_scheduler_save_and_end(nodes: TwoNodes, tmp_path: Pat
 def test_a_closed_executor_lets_cells_save_and_calls_them_gone(nodes: TwoNodes, tmp_path: Path) -> None:
     with executor(nodes) as ray:
         (handle,) = ray.start([cell(tmp_path)])
-        wait(lambda: notes(tmp_path), "the command begins")
+        wait(lambda: notes(tmp_path), "the command starts")
     assert handle.state() == "gone"
     wait(lambda: notes(tmp_path)[1:] == ["saved"], "it saves")
 
@@ -325,14 +325,14 @@ def keeper(job: Job, save_seconds: int = 60) -> Iterator[subprocess.Popen[str]]:
 
 def test_a_command_gets_sigterm_when_its_worker_is_gone(tmp_path: Path) -> None:
     with keeper(cell(tmp_path)):
-        wait(lambda: notes(tmp_path), "the command begins")
+        wait(lambda: notes(tmp_path), "the command starts")
     wait(lambda: not psutil.pid_exists(pids(tmp_path)[0]), "it ends")
     assert notes(tmp_path)[1:] == ["saved"]
 
 
 def test_a_command_that_ignores_sigterm_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
     with keeper(cell(tmp_path, script=DEAF), save_seconds=1) as process:
-        wait(lambda: notes(tmp_path), "the command begins")
+        wait(lambda: notes(tmp_path), "the command starts")
         process.stdin.close()
         assert process.stdout.read() == ""  # up to the keeper's end
         assert len(pids(tmp_path)) == 2
@@ -341,7 +341,7 @@ def test_a_command_that_ignores_sigterm_is_killed_with_all_that_it_started(tmp_p
 
 def test_what_a_killed_command_leaves_behind_ends_too(tmp_path: Path) -> None:
     with keeper(cell(tmp_path, script=DEAF)) as process:
-        wait(lambda: notes(tmp_path), "the command begins")
+        wait(lambda: notes(tmp_path), "the command starts")
         command, child = pids(tmp_path)
         os.kill(command, signal.SIGKILL)
         assert process.stdout.read() == ""
@@ -350,7 +350,7 @@ def test_what_a_killed_command_leaves_behind_ends_too(tmp_path: Path) -> None:
 
 def test_a_command_gets_sigterm_when_its_keeper_is_killed(tmp_path: Path) -> None:
     with keeper(cell(tmp_path)):
-        wait(lambda: notes(tmp_path), "the command begins")
+        wait(lambda: notes(tmp_path), "the command starts")
         psutil.Process(pids(tmp_path)[0]).parent().kill()
         wait(lambda: notes(tmp_path)[1:] == ["saved"], "it saves")
 
@@ -365,10 +365,10 @@ def test_a_command_gets_sigterm_when_its_keeper_is_killed(tmp_path: Path) -> Non
     ],
 )
 def test_an_address_without_a_cluster_is_refused_soon(address: str, code: str) -> None:
-    begin = time.monotonic()
+    start = time.monotonic()
     with problem(code, place="executor.address"):
         RayCluster(address=address)
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - start < 15
 
 
 def test_something_else_that_listens_is_refused_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
