@@ -16,7 +16,7 @@ import yaml
 
 from framework.recipe.renamed import FORMAT, RENAMED, WRITTEN_BY
 from framework.registry import did_you_mean, short
-from framework.runtime.errors import Problem, UnsortedError
+from framework.runtime.errors import Problem, UserError
 
 Key = tuple[str | int, ...]  # ("model", "encoder", "width")
 Found = tuple[Key, Problem]  # a problem whose place is known as a key
@@ -31,7 +31,7 @@ MAX_DEPTH = 24
 REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
 
 
-class RecipeError(UnsortedError):
+class RecipeError(UserError):
     """The problems of a recipe, all at once."""
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from framework.runtime.errors import Problem, UnsortedError
+from framework.runtime.errors import Problem, UserError
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ NEEDS_TOPICS = frozenset({"topic_count"})
 NAME = re.compile(r"(?:[a-z][a-z0-9_]*/)?[a-z][a-z0-9_]*")
 
 
-class PluginError(UnsortedError):
+class PluginError(UserError):
     """A plugin that is unknown, defined twice, cannot be read, or does not import."""
 
 

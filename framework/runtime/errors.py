@@ -116,20 +116,6 @@ class UserError(ValueError):
         return self.problems[0].place
 
 
-class UnsortedError(UserError):
-    """Takes messages without a code, until every caller gives one."""
-
-    def __init__(self, *lines: str, place: Any = "", expected: str = "", hint: str = "") -> None:
-        if len(lines) == 2 and lines[0] in CODES:
-            super().__init__(lines[0], lines[1], place=place, expected=expected, hint=hint)
-        else:
-            self._hold(tuple(Problem("wrong-format", line) for line in lines))
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        return tuple(map(str, self.problems))
-
-
 class Stopped(Exception):  # noqa: N818 - not an error
     """A run that stops on request, with everything saved."""
 
