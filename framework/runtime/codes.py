@@ -135,6 +135,10 @@ CODES: dict[str, tuple[str, str]] = {
         "A warning: no command uses a split of this name.",
         "Name it train, val or test.",
     ),
+    "too-few-reports": (
+        "The training reports are too few, or too similar, for this number of topics or dimensions.",
+        "Lower the number as the message says, or use another distiller.",
+    ),
     "split-leak": (
         "A patient is in two splits, or a model was trained on patients of the split that it is scored on.",
         "Split by patient, and use the same splits in every stage. Different people need different ids.",

@@ -1,4 +1,4 @@
-"""Where reports lie as vectors, by several methods behind one door: distillers cluster what `embed` gives.
+"""Report embeddings by several methods with one interface, for distillers to cluster.
 
 Shapes: n reports, W words, D dimensions.
 """
@@ -14,78 +14,81 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from framework.registry.source import did_you_mean
+from framework.runtime.errors import UserError
 from framework.text.lsa import LSA_DIMENSIONS, ReportSpace, count_words, inverse_document_frequency
 from framework.text.sentence_encoder import SentenceEncoder, encoder_folder, folder_identity
 
 log = logging.getLogger(__name__)
 EmbeddingName = Literal["counts", "tfidf", "lsa", "sentence_encoder"]
-# Rows are dense: a column a word, and 10,000 reports of so many words take 160 MB; k-means, which measures in float64,
-# takes five times that at its peak.
+# Rows are dense with a column per word: 10,000 reports take 160 MB, and k-means in float64 five times as much.
 WORD_LIMIT = 4096
 Segment = Callable[[str], list[str]]
 
 
 class TextEmbedding(Protocol):
-    """A map from reports to vectors, fitted on training reports alone."""
+    """A map from reports to vectors, fitted on training reports."""
 
-    space: ReportSpace | None  # the report space behind it, once fitted, where there is one (`lsa`)
+    space: ReportSpace | None  # the fitted report space of `lsa`; None for other methods
 
     def fit(self, texts: Sequence[str]) -> TextEmbedding:
-        """Learns what it needs of training reports, and gives itself.
+        """Fits the embedding on training reports and returns it.
 
         Raises:
-            ValueError: there is no report, or no word in any.
+            UserError: the reports have no words.
         """
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Directions of reports, float32 [n, D], each of length 1; zeros where nothing of a report is known.
+        """Unit vectors of reports, float32 [n, D]; zeros for a report without known words.
 
-        Length 1 makes Euclidean and cosine distances agree, and a long report is no further out than a short one.
+        With length 1, Euclidean and cosine distances agree, and vectors do not depend on the length of reports.
         """
 
     @property
     def identity(self) -> str:
-        """Changes whenever the same text could lie elsewhere for another reason than the recipe's keys, the words
-        that `segment` gives and the training reports: the part that a key of cached results has to hold beside these.
+        """Part of the key of cached results: changes if vectors may change with the same recipe, words and training
+        reports, such as with other weights of a sentence encoder.
         """
 
 
 def build_text_embedding(
     name: str, *, segment: Segment, seed: int, dimensions: int | None = None, encoder: str | None = None
 ) -> TextEmbedding:
-    """The embedding of this name, not fitted yet.
+    """The embedding of this name, not fitted.
 
     Args:
         name: `counts` of words, `tfidf`, `lsa` (a `ReportSpace`) or `sentence_encoder`.
-        segment: cuts a text into words; a sentence encoder cuts for itself and does not ask it.
+        segment: splits a text into words; a sentence encoder does not use it.
         seed: of the singular value decomposition of `lsa`.
-        dimensions: at most so many: for `lsa` directions (default 64), for `counts` and `tfidf` the words that stand
-            in most training reports (default 4,096). A sentence encoder has its own number, and takes none here.
-        encoder: the sentence encoder, as `framework.text.sentence_encoder.encoder_folder` reads it; no other takes one.
+        dimensions: maximum number: for `lsa` of directions (default 64), for `counts` and `tfidf` of the words in most
+            training reports (default 4,096). None for a sentence encoder, which has its own.
+        encoder: of `sentence_encoder` only, see `framework.text.sentence_encoder.encoder_folder`.
 
     Raises:
-        ValueError: the name is unknown, a setting does not go with it, or the sentence encoder does not load.
+        UserError: the name is unknown, a setting does not apply to it, or the sentence encoder does not load.
     """
     known = get_args(EmbeddingName)
     if name not in known:
-        raise ValueError(f"unknown text embedding '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}")
+        hint = did_you_mean(name, known).strip()
+        raise UserError("unknown-name", f"text embedding '{name}'", expected=f"one of {', '.join(known)}", hint=hint)
     if name == "sentence_encoder":
         if not encoder:
-            raise ValueError("embedding sentence_encoder needs an `encoder`: a folder, package:NAME/FOLDER or hub name")
+            expected = "encoder: a folder, package:NAME/FOLDER or hub name"
+            raise UserError("missing-key", "no encoder", place="embedding sentence_encoder", expected=expected)
         if dimensions is not None:
-            raise ValueError(f"embedding sentence_encoder has its encoder's width; leave out dimensions: {dimensions}")
+            found = f"dimensions: {dimensions} has no effect, since the encoder has its own"
+            raise UserError("ignored-setting", found, place="embedding sentence_encoder", hint="Remove it.")
         return SentenceEmbedding(encoder)
     if encoder is not None:
-        raise ValueError(
-            f"embedding {name} reads no encoder; leave out '{encoder}', or set embedding: sentence_encoder"
-        )
+        found = f"encoder: '{encoder}' has no effect"
+        hint = "Remove it, or set embedding: sentence_encoder."
+        raise UserError("ignored-setting", found, place=f"embedding {name}", hint=hint)
     if name == "lsa":
         return LatentSemanticEmbedding(segment, seed, LSA_DIMENSIONS if dimensions is None else dimensions)
     return WordEmbedding(segment, WORD_LIMIT if dimensions is None else dimensions, weighted=name == "tfidf")
 
 
 class WordEmbedding:
-    """A dimension a word: how often it stands in a report, times its inverse document frequency if `weighted`.
+    """A dimension per word: its count in a report, times its inverse document frequency if `weighted`.
 
     Source:
         Salton and Buckley 1988, Information Processing & Management 24(5); the smooth idf of scikit-learn.
@@ -102,18 +105,19 @@ class WordEmbedding:
         self._weights = np.zeros(0)
 
     def fit(self, texts: Sequence[str]) -> WordEmbedding:
-        """Chooses the words (those in most training reports, of equals the first in order) and weighs them."""
+        """Selects the words in most training reports (ties in alphabetical order) and computes their weights."""
         word_lists = [self.segment(text) for text in texts]
         reports_with_word = Counter(word for words in word_lists for word in set(words))
         if not reports_with_word:
-            raise ValueError(
-                f"cannot embed reports by their words: {len(texts)} training reports without a single word; "
-                "check the reports and the tokenizer's segmentation"
+            raise UserError(
+                "empty-report",
+                f"{len(texts)} training reports have no words",
+                hint="Check the reports and the tokenizer's segmentation.",
             )
         kept = sorted(reports_with_word, key=lambda word: (-reports_with_word[word], word))[: self.limit]
         if len(kept) < len(reports_with_word):
             log.warning(
-                "reports are embedded by %d of their %d words, those in most training reports",
+                "reports are embedded by %d of their %d words: those in most training reports",
                 len(kept),
                 len(reports_with_word),
             )
@@ -131,13 +135,13 @@ class WordEmbedding:
         rows.data *= self._weights[rows.indices]
         length = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
         rows.data /= np.repeat(length, np.diff(rows.indptr))  # a row of length 0 has no entry
-        # Dense once, and in the end, as what clusters it expects; `limit` bounds it.
+        # Clustering expects a dense array; `limit` bounds its size.
         dense: np.ndarray = rows.astype(np.float32).toarray()
         return dense
 
 
 class LatentSemanticEmbedding:
-    """A `ReportSpace`, fitted on texts. What it learned is its attribute `space`."""
+    """A `ReportSpace`, which is the attribute `space` after `fit`."""
 
     identity = ""
 
@@ -157,7 +161,7 @@ class LatentSemanticEmbedding:
 
 
 class SentenceEmbedding:
-    """A pretrained sentence encoder; fitting teaches it nothing. It is loaded when first asked for a text.
+    """A pretrained sentence encoder, loaded at its first use; `fit` only checks the reports.
 
     Source:
         Reimers and Gurevych 2019, arXiv 1908.10084, section 3.
@@ -175,32 +179,34 @@ class SentenceEmbedding:
 
     @cached_property
     def identity(self) -> str:
-        """A hash of the encoder's files: another model in the same folder is another embedding."""
+        """A hash of the encoder's files."""
         return folder_identity(self.folder)
 
     def fit(self, texts: Sequence[str]) -> SentenceEmbedding:
-        """Checks that the encoder can read the training reports.
+        """Checks that the encoder knows the words of the training reports.
 
         Raises:
-            ValueError: there is no word in any, or the encoder knows less than half of their pieces.
+            UserError: the reports have no words, or more than half of their subwords are unknown.
         """
         if not any(text.strip() for text in texts):
-            raise ValueError(f"cannot embed reports: {len(texts)} training reports without a single word")
-        unknown = self.encoder.unknown_share(sorted(set(texts)))
+            raise UserError("empty-report", f"{len(texts)} training reports have no words")
+        unknown = self.encoder.unknown_fraction(sorted(set(texts)))
         if unknown > 0.5:
-            raise ValueError(
-                f"sentence encoder: '{self.name}' does not know {unknown:.0%} of the pieces of {len(texts)} training "
-                "reports; choose one for their language"
+            raise UserError(
+                "does-not-fit",
+                f"'{self.name}' does not know {unknown:.0%} of the subwords of {len(texts)} training reports",
+                place="sentence encoder",
+                hint="Choose an encoder for their language.",
             )
         return self
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Each different text is encoded once: real reports repeat each other hundreds of times.
+        """Encodes each distinct text once, since real reports repeat each other hundreds of times.
 
-        A text without a word lies at the origin, as in the other embeddings.
+        A text without words gets zeros, as in the other embeddings.
         """
-        places: dict[str, int] = {}
-        where = np.array([places.setdefault(text, len(places)) for text in texts], dtype=np.int64)
-        different = self.encoder.embed(list(places))
-        different[[row for text, row in places.items() if not text.strip()]] = 0
-        return different[where]
+        row_of: dict[str, int] = {}
+        rows = np.array([row_of.setdefault(text, len(row_of)) for text in texts], dtype=np.int64)
+        distinct = self.encoder.embed(list(row_of))
+        distinct[[row for text, row in row_of.items() if not text.strip()]] = 0
+        return distinct[rows]

@@ -1,7 +1,7 @@
-"""A space where reports about the same findings lie close: distillers cluster in it, a loss measures in it.
+"""LSA: a space where reports about the same findings are close, for distillers and a loss.
 
 Latent semantic analysis (Deerwester et al. 1990): TF-IDF of words, then a truncated singular value decomposition.
-The map from word counts to the space is linear, so it also takes the *expected* counts of a decoder's soft output.
+The map from word counts to the space is linear, so it also maps the *expected* counts of a decoder's soft output.
 
 Shapes: n reports, W words, D dimensions.
 """
@@ -14,14 +14,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import sparse
 
+from framework.runtime.errors import UserError
+
 log = logging.getLogger(__name__)
-LSA_DIMENSIONS = 64  # of a space that nobody has asked another size of
-# Directions with less than this share of the largest singular value are rounding noise, not structure.
-NOISE = 1e-5
+LSA_DIMENSIONS = 64  # default
+NOISE = 1e-5  # directions with a smaller fraction of the largest singular value are rounding noise
 
 
 def count_words(word_lists: Sequence[Sequence[str]], index: Mapping[str, int]) -> sparse.csr_matrix:
-    """How often each word of `index` stands in each report: float64 [n, W]. Words that are not in it are left out."""
+    """How often each word of `index` occurs in each report, float64 [n, W]; other words are left out."""
     columns = [[index[word] for word in words if word in index] for words in word_lists]
     starts = np.cumsum([0, *map(len, columns)])
     flat = np.fromiter((column for row in columns for column in row), dtype=np.int64, count=int(starts[-1]))
@@ -31,7 +32,7 @@ def count_words(word_lists: Sequence[Sequence[str]], index: Mapping[str, int]) -
 
 
 def inverse_document_frequency(reports_with_word: np.ndarray, reports: int) -> np.ndarray:
-    """How much each word tells, float64 [W]: scikit-learn's smooth form, as if one more report held every word."""
+    """Inverse document frequency of each word, float64 [W], in scikit-learn's smooth form."""
     idf: np.ndarray = np.log((1 + reports) / (1 + reports_with_word)) + 1
     return idf
 
@@ -40,17 +41,17 @@ class ReportSpace:
     """TF-IDF (raw counts, smooth idf) and truncated SVD over segmented words.
 
     Args:
-        dimensions: how many dimensions to keep at most; fewer where the reports do not span as many.
+        dimensions: maximum number of dimensions; fewer if the reports do not span as many.
         seed: of the randomized SVD. The same seed and reports give the same space.
 
     Attributes:
         words: the words of the training reports, sorted.
-        vectors_WD: float32, what one count of each word adds to a report's position.
+        vectors_WD: float32, what one occurrence of each word adds to a report's position.
     """
 
     def __init__(self, dimensions: int, seed: int) -> None:
         if dimensions < 1:
-            raise ValueError(f"a report space needs at least 1 dimension, found {dimensions}")
+            raise UserError("out-of-range", f"found {dimensions} dimensions of a report space", expected="at least 1")
         self.dimensions = dimensions
         self.seed = seed
         self.words: list[str] = []
@@ -59,70 +60,69 @@ class ReportSpace:
 
     @classmethod
     def restore(cls, words: Sequence[str], vectors_WD: np.ndarray, seed: int) -> ReportSpace:
-        """A fitted space from what `words` and `vectors_WD` held."""
+        """A fitted space from its `words` and `vectors_WD`."""
         space = cls(vectors_WD.shape[1], seed)
-        space._hold(list(words), vectors_WD)
+        space._set(list(words), vectors_WD)
         return space
 
-    def _hold(self, words: list[str], vectors_WD: np.ndarray) -> None:
+    def _set(self, words: list[str], vectors_WD: np.ndarray) -> None:
         assert vectors_WD.shape == (len(words), self.dimensions), (vectors_WD.shape, len(words), self.dimensions)
         self.words = words
         self.vectors_WD = np.ascontiguousarray(vectors_WD, dtype=np.float32)
         self._index = {word: row for row, word in enumerate(words)}
 
     def fit(self, word_lists: Sequence[Sequence[str]]) -> ReportSpace:
-        """Learns the space from training reports, each a list of words. `dimensions` becomes what could be kept.
+        """Fits the space on training reports, each a list of words; may lower `dimensions`.
 
         Raises:
-            ValueError: there is no report, or no word in any.
+            UserError: the reports have no words.
         """
-        from sklearn.decomposition import TruncatedSVD  # takes a second to import, and a restored space needs none
+        from sklearn.decomposition import TruncatedSVD  # takes a second to import
 
         words = sorted({word for report in word_lists for word in report})
         if not words:
-            raise ValueError(
-                f"cannot fit a report space: {len(word_lists)} training reports without a single word; "
-                "check the reports and the tokenizer's segmentation"
+            raise UserError(
+                "empty-report",
+                f"{len(word_lists)} training reports have no words",
+                hint="Check the reports and the tokenizer's segmentation.",
             )
         counts = count_words(word_lists, {word: row for row, word in enumerate(words)})
         reports_with_word = np.bincount(counts.indices, minlength=len(words))
         idf = inverse_document_frequency(reports_with_word, len(word_lists))
         weighted = counts @ sparse.diags(idf)
         length = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
-        # Unit rows for the fit alone: a long report must not pull the axes. `embed` needs no such step, since the
-        # direction of a report does not depend on its length.
+        # Unit rows, so that long reports do not dominate the fit. `embed` normalizes in the end.
         unit = sparse.diags(1 / np.maximum(length, 1e-12)) @ weighted
 
-        different = len({tuple(sorted(report)) for report in word_lists})
-        kept = min(self.dimensions, len(words), different)
-        with np.errstate(invalid="ignore"):  # its explained variance, not used here, is 0 / 0 where all reports agree
+        distinct = len({tuple(sorted(report)) for report in word_lists})
+        kept = min(self.dimensions, len(words), distinct)
+        with np.errstate(invalid="ignore"):  # explained variance, not used here, is 0 / 0 if all reports are equal
             svd = TruncatedSVD(n_components=kept, n_iter=7, random_state=self.seed).fit(unit)
         real = svd.singular_values_ > NOISE * svd.singular_values_[0]
         kept = int(real.sum())
         if kept < self.dimensions:
             log.warning(
-                "the report space has %d dimensions, not %d: %d different reports of %d words span no more",
+                "the report space has %d dimensions, not %d: %d distinct reports of %d words span no more",
                 kept,
                 self.dimensions,
-                different,
+                distinct,
                 len(words),
             )
         self.dimensions = kept
-        self._hold(words, (svd.components_[real] * idf).T)
+        self._set(words, (svd.components_[real] * idf).T)
         return self
 
     def embed(self, word_lists: Sequence[Sequence[str]]) -> np.ndarray:
-        """Positions of reports, float32 [n, D], each of length 1; zeros where no word of a report is known."""
+        """Positions of reports, float32 [n, D], each of length 1; zeros for a report without known words."""
         assert self.words, "fit the report space first"
         raw = count_words(word_lists, self._index) @ self.vectors_WD.astype(np.float64)
         length = np.linalg.norm(raw, axis=1, keepdims=True)
         return (raw / np.where(length > 0, length, 1)).astype(np.float32)
 
     def word_vectors(self, vocabulary: Sequence[str]) -> np.ndarray:
-        """The linear map from counts over `vocabulary` to the space, float32 [W, D]; zeros for words not known.
+        """The linear map from counts over `vocabulary` to the space, float32 [W, D]; zeros for unknown words.
 
-        For a report whose known words all stand in the vocabulary, `counts @ word_vectors` points exactly where
-        `embed` does.
+        If the vocabulary has all known words of a report, `counts @ word_vectors` has the direction of `embed`.
         """
         assert self.words, "fit the report space first"
         vectors = np.zeros((len(vocabulary), self.dimensions), dtype=np.float32)
@@ -133,5 +133,5 @@ class ReportSpace:
 
 
 def lsa_positions(word_lists: Sequence[Sequence[str]], seed: int) -> np.ndarray:
-    """Where reports lie in a space of the usual size that is made for them alone, float32 [n, D]."""
+    """Positions of reports in a space of the default size that is fitted on them, float32 [n, D]."""
     return ReportSpace(LSA_DIMENSIONS, seed).fit(word_lists).embed(word_lists)

@@ -1,4 +1,4 @@
-"""Cuts reports in English and Chinese into words: the same for training, topics and scores, whatever numbers them."""
+"""Word segmentation of English and Chinese reports, the same for training, topics and scores."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ TERMS = Path(__file__).with_name("ultrasound_zh.txt")
 CJK = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"
 LETTER = rf"(?:(?![{CJK}])[^\W\d_])"
 
-# Tried from top to bottom at each place of a text.
+# Alternatives in order of precedence.
 TOKEN = re.compile(
     rf"""
       _[A-Za-z0-9]+_                                   # a masked measure, such as _2DS_
-    | (?:BI|TI|LI)-?RADS                               # without the category, so that BI-RADS4A is two words
+    | (?:BI|TI|LI)-?RADS                               # without the category: BI-RADS4A is two words
     | \d+[A-Da-d](?!{LETTER}|\d)                       # 4A, 3D
     | \d+(?:st|nd|rd|th)(?!{LETTER})
     | \d+(?:[.:]\d+)*                                  # 1.8, 10:30
@@ -36,13 +36,13 @@ MASKED = re.compile(r"_[A-Za-z0-9]+_")
 
 @cache
 def terms() -> tuple[str, ...]:
-    """Words of ultrasound that Chinese is cut by, beside those of rjieba."""
+    """Ultrasound terms for the segmentation of Chinese, in addition to the words of rjieba."""
     return tuple(dict.fromkeys(TERMS.read_text(encoding="utf-8").split()))
 
 
 @cache
 def _jieba() -> rjieba.Jieba:
-    """One segmenter a process: it does not pickle, takes 0.1 s to build and 20 MB, and is only needed for Chinese."""
+    """One segmenter per process, because it does not pickle; built for Chinese only, in 0.1 s and 20 MB."""
     import rjieba
 
     jieba = rjieba.Jieba()
@@ -56,7 +56,7 @@ def is_cjk(character: str) -> bool:
 
 
 def detect_language(texts: Iterable[str]) -> Literal["en", "zh"]:
-    """Chinese where more than half of the letters are; masked measures have none."""
+    """Chinese if more than half of the letters are; masked measures do not count."""
     letters = chinese = 0
     for text in texts:
         for character in MASKED.sub("", text):
@@ -67,7 +67,7 @@ def detect_language(texts: Iterable[str]) -> Literal["en", "zh"]:
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text, in order, as they are spelled."""
+    """The words of a text in order, as spelled."""
     words: list[str] = []
     for token in TOKEN.findall(text):
         if is_cjk(token[0]):
@@ -78,12 +78,12 @@ def split_words(text: str) -> list[str]:
 
 
 def normalize_word(word: str, lowercase: bool) -> str:
-    """What a word counts as."""
+    """The word as it is counted: in lower case if asked, except masked measures."""
     return word.lower() if lowercase and not MASKED.fullmatch(word) else word
 
 
 def describe_segmentation(language: str, lowercase: bool) -> str:
-    """What scores depend on; stored beside them, since scores of different words are not comparable."""
+    """Describes the segmentation; stored with scores, because scores of different words are not comparable."""
     case = ", lower case" if lowercase else ""
     if language == "zh":
         return f"words: rjieba {version('rjieba')} + {TERMS.stem} ({len(terms())} terms){case}"

@@ -1,4 +1,4 @@
-"""A report as token ids: what stands around its words, and which of the ids are words."""
+"""Special tokens around the token ids of a report, and vocabularies of subword tokenizers."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from framework.exam import BOS, EOS, SPECIAL_TOKENS
+from framework.runtime.errors import UserError
 
 
 def add_special_tokens(words: Sequence[int], max_length: int | None) -> list[int]:
-    """Ids of words from BOS to EOS; at most `max_length` of them, both included.
+    """Adds BOS and EOS; at most `max_length` ids in total.
 
     Raises:
-        ValueError: `max_length` leaves no room for BOS and EOS.
+        UserError: `max_length` is below 2.
     """
     if max_length is not None and max_length < 2:
-        raise ValueError(f"max_length is {max_length}; BOS and EOS alone need 2")
+        raise UserError("out-of-range", f"max_length is {max_length}", expected="at least 2, for BOS and EOS")
     return [BOS, *(words if max_length is None else words[: max_length - 2]), EOS]
 
 
 def strip_special_tokens(ids: Iterable[int], vocabulary_size: int) -> list[int]:
-    """The ids of words up to the first EOS; BOS, padding and unknown words are left out.
+    """The ids of words up to the first EOS, without BOS, padding and unknown words.
 
     Raises:
-        ValueError: an id outside the vocabulary.
+        ValueError: an id is outside the vocabulary.
     """
     words = []
     for id in map(int, ids):
@@ -37,19 +38,19 @@ def strip_special_tokens(ids: Iterable[int], vocabulary_size: int) -> list[int]:
 
 
 def special_ids_of(tokenizer: Any) -> list[int]:
-    """Ids of a transformers tokenizer's own signs, which no report has: those with a role, and those kept for one."""
+    """Ids of the special tokens of a transformers tokenizer, including reserved ones."""
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     return sorted({*tokenizer.all_special_ids, *(id for id, token in added.items() if token.special)})
 
 
-def subwords_of(backend: Any, signs: Sequence[int]) -> tuple[list[str], list[int]]:
-    """Our vocabulary, by id, and the model's id of each piece in it, from the first behind our signs.
+def subwords_of(backend: Any, special_ids: Sequence[int]) -> tuple[list[str], list[int]]:
+    """A vocabulary of `SPECIAL_TOKENS` and the subwords, and the tokenizer's id of each subword.
 
     Args:
-        backend: of the package tokenizers.
-        signs: ids that are no pieces.
+        backend: a tokenizer of the package tokenizers.
+        special_ids: ids that are not subwords.
     """
-    left_out = set(signs)
-    pieces = sorted((id, piece) for piece, id in backend.get_vocab().items())
-    kept = [(id, piece) for id, piece in pieces if id not in left_out and piece not in SPECIAL_TOKENS]
-    return [*SPECIAL_TOKENS, *(piece for _, piece in kept)], [id for id, _ in kept]
+    left_out = set(special_ids)
+    subwords = sorted((id, subword) for subword, id in backend.get_vocab().items())
+    kept = [(id, subword) for id, subword in subwords if id not in left_out and subword not in SPECIAL_TOKENS]
+    return [*SPECIAL_TOKENS, *(subword for _, subword in kept)], [id for id, _ in kept]

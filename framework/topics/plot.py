@@ -1,7 +1,4 @@
-"""Topics at a glance: a map of the training reports coloured by topic, beside the sizes and words of the topics.
-
-Where the distiller chose the number of topics, what it chose by stands below.
-"""
+"""Plot of topics: a map of the training reports, sizes and words of the topics, and the choice of their number."""
 
 from __future__ import annotations
 
@@ -13,12 +10,11 @@ import numpy as np
 
 from framework.topics.count import TopicChoice
 
-if TYPE_CHECKING:  # matplotlib takes a second to import, and only a picture needs it
+if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.axes import Axes
 
-# More different reports than this blur on a page, and t-SNE takes a second for each few hundred.
-MAPPED = 1000
-CURVE = 3.2  # inches that the curve of `topics: auto` is high
+MAX_POINTS = 1000  # more reports are unreadable, and t-SNE takes a second for each few hundred
+CURVE_HEIGHT = 3.2  # inches, of the curves of `topics: auto`
 CHINESE_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -37,12 +33,12 @@ CHINESE_FONTS = (
 
 
 def is_chinese(text: str) -> bool:
-    """Whether a text holds CJK ideographs or full-width signs, which matplotlib's own font lacks."""
-    return any("⺀" <= sign <= "鿿" or "豈" <= sign <= "﫿" or "\uff00" <= sign <= "\uffef" for sign in text)
+    """Whether a text has CJK ideographs or full-width punctuation, which matplotlib's default font lacks."""
+    return any("⺀" <= char <= "鿿" or "豈" <= char <= "﫿" or "\uff00" <= char <= "\uffef" for char in text)
 
 
 def chinese_font() -> str | None:
-    """The name of an installed font with Chinese signs, as matplotlib knows it."""
+    """The matplotlib name of an installed font with Chinese characters."""
     from matplotlib.font_manager import fontManager
 
     installed = {font.name for font in fontManager.ttflist}
@@ -50,9 +46,9 @@ def chinese_font() -> str | None:
 
 
 def flatten(points: np.ndarray) -> np.ndarray:
-    """A map of points [n, D] in the plane, float [n, 2].
+    """Projects points [n, D] to two dimensions, float [n, 2]: by t-SNE, or by principal components for fewer than ten.
 
-    Points of two dimensions or one lie as they are; of more, by t-SNE, or principal components of fewer than ten.
+    Points with one or two dimensions keep them.
     """
     if points.shape[1] <= 2:
         return np.pad(points, ((0, 0), (0, 2 - points.shape[1])))
@@ -76,25 +72,25 @@ def draw_topics(
     quality: Mapping[str, float | None],
     choice: TopicChoice | None = None,
 ) -> bytes:
-    """The picture of topics, as PNG. The same topics give the same picture.
+    """The plot as PNG. The same topics give the same plot.
 
-    Where the words are Chinese and no Chinese font is installed, topics are shown by number and the picture says so.
+    If the words are Chinese and no Chinese font is installed, topics are shown by number, with a note.
 
     Args:
-        points: float [n, D], where each different training report lies.
-        copies: int [n], how many training reports read so: the area of its dot.
-        labels: int [n], its topic.
-        words: the words of each topic.
-        sizes: training reports of each topic.
-        choice: why there are so many, where the distiller chose.
+        points: embeddings of the distinct training reports, float [n, D].
+        copies: number of occurrences of each report, int [n]: the area of its point.
+        labels: topic of each report, int [n].
+        words: words by topic.
+        sizes: number of training reports by topic.
+        choice: the search for the number of topics, if there was one.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     shown = np.arange(len(points))
-    if len(points) > MAPPED:
-        shown = np.sort(np.random.default_rng(0).choice(len(points), MAPPED, replace=False))
+    if len(points) > MAX_POINTS:
+        shown = np.sort(np.random.default_rng(0).choice(len(points), MAX_POINTS, replace=False))
     chinese = is_chinese("".join(word for row in words for word in row))
     font = chinese_font() if chinese else None
     readable = not chinese or font is not None
@@ -104,30 +100,32 @@ def draw_topics(
 
     with matplotlib.rc_context({"font.family": family}):
         height = max(6.0, 0.34 * len(sizes) + 1.5)
-        figure = Figure(figsize=(15, height + (CURVE if choice else 0)), layout="constrained")
+        figure = Figure(figsize=(15, height + (CURVE_HEIGHT if choice else 0)), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplot_mosaic(
-            "ms;cc" if choice else "ms", width_ratios=[1.15, 1], height_ratios=[height, CURVE] if choice else [height]
+            "ms;cc" if choice else "ms",
+            width_ratios=[1.15, 1],
+            height_ratios=[height, CURVE_HEIGHT] if choice else [height],
         )
         plane, bars = axes["m"], axes["s"]
         _draw_map(plane, flatten(points[shown]), copies[shown], labels[shown], colours)
-        plane.set_title(f"{len(shown)} of {len(points)} different training reports; area: copies")
+        plane.set_title(f"{len(shown)} of {len(points)} distinct training reports; area: copies")
         _draw_sizes(bars, sizes, words if readable else None, colours)
         if choice is not None:
             _draw_choice(axes["c"], choice)
-        figure.suptitle("   ".join(_told(name, value) for name, value in quality.items()), fontsize=10)
+        figure.suptitle("   ".join(_format(name, value) for name, value in quality.items()), fontsize=10)
         if not readable:
             figure.supxlabel(
-                "The words are Chinese and no Chinese font is installed here (Noto Sans CJK would do): "
-                "topics by number, their words in topics.json",
+                "The words are Chinese, and no Chinese font (such as Noto Sans CJK) is installed: "
+                "topics are shown by number; topics.json has their words",
                 fontsize=9,
             )
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=110)
-    return picture.getvalue()
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
 
 
-def _told(name: str, value: float | None) -> str:
+def _format(name: str, value: float | None) -> str:
     number = "–" if value is None else f"{value:.0f}" if name.startswith("reports") else f"{value:.2f}"
     return f"{name.replace('_', ' ')} {number}"
 
@@ -141,7 +139,7 @@ def _draw_map(axes: Axes, plane: np.ndarray, copies: np.ndarray, labels: np.ndar
     for topic in np.unique(labels):
         members = plane[labels == topic]
         middle = np.median(members, axis=0)
-        place = members[np.linalg.norm(members - middle, axis=1).argmin()]  # on a report, not between two groups
+        place = members[np.linalg.norm(members - middle, axis=1).argmin()]  # at a report, not between two groups
         stroke = [withStroke(linewidth=3, foreground="white")]
         axes.text(place[0], place[1], str(topic), ha="center", va="center", weight="bold", path_effects=stroke)
     axes.set_xticks([])
@@ -150,7 +148,7 @@ def _draw_map(axes: Axes, plane: np.ndarray, copies: np.ndarray, labels: np.ndar
 
 def _draw_sizes(axes: Axes, sizes: Sequence[int], words: Sequence[Sequence[str]] | None, colours: list[Any]) -> None:
     rows = np.arange(len(sizes))
-    axes.barh(rows, sizes, color=colours, alpha=0.5)  # pale, so that the words on them can be read
+    axes.barh(rows, sizes, color=colours, alpha=0.5)  # pale, so that the words on top are readable
     for row, size in enumerate(sizes):
         note = f" {size}   " + (" ".join(words[row][:6]) if words is not None else "")
         axes.text(0, row, note, va="center", fontsize=9)
@@ -171,6 +169,6 @@ def _draw_choice(axes: Axes, choice: TopicChoice) -> None:
     axes.axhline(bar, linestyle=":", color="gray", label="one standard error below the best score")
     axes.axvline(choice.chosen, linestyle="--", color="gray")
     axes.set_xticks(choice.counts)
-    axes.set_xlabel("topics tried, on resamples of the different training reports")
-    axes.set_title(f"{choice.chosen} topics: the fewest whose score reaches the dotted line", fontsize=10)
+    axes.set_xlabel("numbers of topics tried, on resamples of the distinct training reports")
+    axes.set_title(f"{choice.chosen} topics: the smallest number whose score reaches the dotted line", fontsize=10)
     axes.legend(fontsize=9, loc="upper right")

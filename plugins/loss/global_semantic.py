@@ -143,7 +143,7 @@ class Sentences:
 
     def __init__(self, encoder: SentenceEncoder, vocabulary: Sequence[str]) -> None:
         self.encoder = encoder
-        pieces = [encoder.word_pieces(word) for word in vocabulary]
+        pieces = [encoder.subword_ids(word) for word in vocabulary]
         for sign in SPECIAL_IDS:
             pieces[sign] = [encoder.unknown]
         words = pieces[len(SPECIAL_IDS) :]
@@ -171,13 +171,13 @@ class Sentences:
         if self.piece_WP.device != report_BT.device:
             self.count_W, self.piece_WP = self.count_W.to(report_BT.device), self.piece_WP.to(report_BT.device)
         reference_BL, mask_BL, exam_M, token_M, piece_M, place_M = self._layout(report_BT)
-        reference_BLD = self.encoder.piece_vectors(reference_BL)
+        reference_BLD = self.encoder.input_embeddings(reference_BL)
         # Place by place of the words' pieces: of all at once, a table of every word would be as large as a model.
         expected_MD = reference_BLD.new_zeros(len(exam_M), reference_BLD.shape[-1])
         for number in range(self.piece_WP.shape[1]):
             mine = (piece_M == number).nonzero().squeeze(1)
             if len(mine):
-                vector_WD = self.encoder.piece_vectors(self.piece_WP[:, number])
+                vector_WD = self.encoder.input_embeddings(self.piece_WP[:, number])
                 share_MW = share_BTW[exam_M[mine], token_M[mine]]
                 expected_MD = expected_MD.index_add(0, mine, share_MW @ vector_WD)
         expected_BLD = reference_BLD.index_put((exam_M, place_M), expected_MD)

@@ -106,15 +106,15 @@ def test_a_report_of_unknown_words_lies_in_the_middle_and_is_told(quick):
 
 
 def test_too_few_reports_to_lay_out_are_told(quick):
-    with pytest.raises(ValueError, match=r"mine: 2 of 8 training reports differ, .* of 4 neighbours .* takes 5"):
+    with problem("too-few-reports", "distiller mine"):
         plane().fit(["a b", "c d"] * 4)
-    with pytest.raises(ValueError, match="found neighbours 1, expected 2 or more"):
+    with problem("out-of-range", "distiller mine"):
         plane(neighbours=1)
 
 
 def test_without_umap_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(ValueError, match=r"umap_kmeans needs UMAP, .*pip install 'sonoscribe\[umap\]'"):
+    with problem("missing-package", "distiller umap_kmeans"):
         kmeans()
 
 

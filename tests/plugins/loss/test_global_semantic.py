@@ -106,7 +106,7 @@ def test_what_is_expected_of_two_words_is_the_mean_of_their_embeddings(loss):
     logits[0, 1] = -100.0
     logits[0, 1, [VOCABULARY.index("mass"), VOCABULARY.index("cyst")]] = 0.0  # half and half
     encoder = loss.sentences.encoder
-    left, mass, cyst = (encoder.word_pieces(word)[0] for word in ("left", "mass", "cyst"))
+    left, mass, cyst = (encoder.subword_ids(word)[0] for word in ("left", "mass", "cyst"))
     table = encoder._model.get_input_embeddings().weight
     rows = torch.stack([*table[[*encoder.before, left]], (table[mass] + table[cyst]) / 2, *table[encoder.after]])
     hidden = encoder._model(inputs_embeds=rows[None]).last_hidden_state[0].mean(dim=0)
