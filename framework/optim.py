@@ -26,6 +26,11 @@ class Group:
     decay: bool
 
 
+def param_groups(groups: Sequence[Group], weight_decay: float) -> list[dict[str, Any]]:
+    """`groups` as param groups of torch.optim; weight decay only where a group's `decay` is True."""
+    return [{"params": g.parameters, "lr": g.lr, "weight_decay": weight_decay if g.decay else 0.0} for g in groups]
+
+
 def parameter_groups(
     task: nn.Module,
     lr: float,

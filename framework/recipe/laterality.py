@@ -10,7 +10,7 @@ from framework.registry import Plugin
 from framework.registry.signature import class_texts
 from framework.runtime.errors import Problem
 
-SIDE = "side"  # in `tells` of a data set: some of its reports name a side
+SIDE = "side"  # in `mentions` of a dataset: its reports name sides
 # English: whole words, short forms ("Lt", "L breast") and quadrants (LUQ, RUOQ), but not "right angle". Chinese: 左 or
 # 右, but not 左右, which means "about" after a number and both sides elsewhere.
 ENGLISH = (
@@ -42,7 +42,7 @@ def mirrors_by(augment: Plugin, keys: Mapping[str, Any]) -> str | None:
 
 def declares_sides(dataset: Plugin) -> bool:
     """Whether a data set's class declares that its reports name sides."""
-    return SIDE in (class_texts(dataset, "tells") or ())
+    return SIDE in (class_texts(dataset, "mentions") or ())
 
 
 def mirrored_sides(augment: Plugin, keys: Mapping[str, Any], training_reports: Sequence[str]) -> Problem | None:

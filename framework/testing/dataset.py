@@ -91,10 +91,10 @@ def _sequence(exams: Any, listed: list[Exam], split: str) -> None:
 def _again(make: Make, source: Any, splits: dict[str, list[Exam]]) -> None:
     other = build_plugin(make)
     fix = "sort directory listings, and draw random numbers from a fixed seed"
-    told = {name: [(exam.id, exam.patient, exam.report) for exam in exams] for name, exams in splits.items()}
+    first = {name: [(exam.id, exam.patient, exam.report) for exam in exams] for name, exams in splits.items()}
     again = {name: [(e.id, e.patient, e.report) for e in exams] for name, exams in other.splits().items()}
     rule = "the same keys give the same exams in the same order"
-    different = next((name for name in told if told[name] != again.get(name)), None)
+    different = next((name for name in first if first[name] != again.get(name)), None)
     require(different is None, rule, found=f"other exams in {different}", expected="equal splits", fix=fix)
     key = source.cache_key
     rule = "cache_key identifies the content"

@@ -33,7 +33,7 @@ def check_metric(make: Make, *, reports: Sequence[str] = REPORTS, language: str 
     Args:
         make: The class, or a function that builds one.
         reports: References: some in the language that the metric is for.
-        language: What a metric that asks for it is told.
+        language: The run-time value `language`.
 
     Raises:
         ContractError: the first rule that it breaks.

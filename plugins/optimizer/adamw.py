@@ -6,7 +6,7 @@ from pydantic import NonNegativeFloat
 from torch.optim import AdamW
 
 from framework.models.device import on_cpu
-from framework.optim import Group
+from framework.optim import Group, param_groups
 from framework.registry import register
 from framework.registry.types import Fraction
 
@@ -31,8 +31,4 @@ def adamw(
         beta2: Decay rate of the second moment.
         amsgrad: Uses the maximum of past second moments, as the published recipes do.
     """
-    rows = [
-        {"params": group.parameters, "lr": group.lr, "weight_decay": weight_decay if group.decay else 0.0}
-        for group in groups
-    ]
-    return AdamW(rows, betas=(beta1, beta2), amsgrad=amsgrad, fused=not on_cpu())
+    return AdamW(param_groups(groups, weight_decay), betas=(beta1, beta2), amsgrad=amsgrad, fused=not on_cpu())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import NonNegativeFloat
 from torch.optim import SGD
 
-from framework.optim import Group
+from framework.optim import Group, param_groups
 from framework.registry import register
 from framework.registry.types import Fraction
 
@@ -18,8 +18,4 @@ def my_optimizer(*, groups: list[Group], momentum: Fraction = 0.9, weight_decay:
         momentum: Momentum factor.
         weight_decay: L2 penalty of matrices and filters; biases and norms have none.
     """
-    rows = [
-        {"params": group.parameters, "lr": group.lr, "weight_decay": weight_decay if group.decay else 0.0}
-        for group in groups
-    ]
-    return SGD(rows, momentum=momentum)
+    return SGD(param_groups(groups, weight_decay), momentum=momentum)

@@ -1,4 +1,4 @@
-"""Numbers that describe a lesion on one breast image, from the experts' contour and the grey values.
+"""Measures of a lesion on a breast image, from the experts' mask and the grey levels.
 
 The archive has no text, so its reports are composed from these numbers (see compose.py). Each one follows a feature of
 the ACR BI-RADS ultrasound lexicon (5th edition, 2013) and has no unit: lengths are shares of the frame or of the
@@ -14,9 +14,9 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
 
-VERSION = 1  # part of the cache's name: raise it whenever a number below could change
+VERSION = 1  # part of the cache's name: increase it when a number below changes
 REACH = 0.4  # of the ring of tissue around a lesion, in diameters of the lesion
-SECTORS = 24  # of the boundary, to tell how much of it has a step in grey
+SECTORS = 24  # sectors of the boundary, of which the share with an edge is counted
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Measures:
 
 
 def measure(image_HW: np.ndarray, mask_HW: np.ndarray) -> Measures:
-    """Measures the largest piece of the mask.
+    """Measures the largest component of the mask.
 
     Args:
         image_HW: grey values, uint8.
@@ -168,7 +168,7 @@ def _blur(near: _Near) -> float:
     """
     band = max(3.0 / near.size, 0.08)
     rows, cols = np.nonzero(np.abs(near.depth) <= band)
-    # Calipers' crosses sit on the boundary: leave out what is as white as an overlay.
+    # Calipers lie on the boundary: exclude pixels as white as an overlay.
     seen = near.grey[rows, cols] < 250
     rows, cols = rows[seen], cols[seen]
     centre = np.argwhere(near.inside).mean(0)
@@ -188,7 +188,7 @@ def _blur(near: _Near) -> float:
 
 def _inside(near: _Near) -> tuple[float, float, float]:
     """`echo`, `fluid` and `unevenness` of `Measures`."""
-    # The tissue behind the lesion is left out: enhancement and shadow would lie about it.
+    # The tissue behind the lesion is excluded, since enhancement and shadow change it.
     lowest = np.nonzero(near.inside.any(1))[0].max()
     beside = np.arange(near.inside.shape[0])[:, None] <= lowest
     around = (near.depth < -0.05) & (near.depth >= -REACH) & beside

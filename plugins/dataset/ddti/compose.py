@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-# The archive's spellings, each beside the word that is meant. Spaces are put in order before.
+# The archive's spellings and our words. White space is normalized before.
 SPELLINGS: dict[str, dict[str, str]] = {
     "composition": {
         "solid": "solid",
@@ -66,7 +66,7 @@ IMPRESSION = ("Impression: TI-RADS category {tirads}.", "Assessment: TI-RADS cat
 
 
 def attributes(words: Mapping[str, str | None]) -> dict[str, Any]:
-    """What is known of a nodule, under the names that the other data sets use; what the archive leaves out is None.
+    """Attributes of a nodule, named as in the other datasets; None if the archive lacks them.
 
     Args:
         words: composition, echogenicity, margins, calcifications and tirads, as `SPELLINGS` means them.

@@ -1,4 +1,4 @@
-"""The scan area of a frame: what lies around it (text, grey bar, rulers, the probe's icon) is not the patient.
+"""Finds the scan area of a frame; around it are text, a grey bar, rulers and the probe's icon.
 
 The frames carry burnt-in text in their margins, on many of them the TI-RADS category itself, which a model would read
 instead of the image.
@@ -15,7 +15,7 @@ from scipy.spatial import ConvexHull
 
 from framework.data.image_file import FileView
 
-VERSION = 1  # part of the cache's name: raise it whenever other pixels would be kept
+VERSION = 1  # part of the cache's name: increase it when the kept pixels change
 SPOT = 5  # side of the squares over which grey is averaged [px]
 LIT = 10  # such a mean above which a place is part of a scan, a letter or a bar
 STROKE = 13  # narrower than this are letters, bars and icons in frames of 560 x 360 [px]
@@ -24,7 +24,7 @@ SHARE = 0.04  # of the frame, that a scan takes up at least: half of a double vi
 
 @dataclass(frozen=True)
 class ScanView:
-    """A frame, of which nothing is seen but its scan area."""
+    """A frame whose pixels outside of the scan area are black."""
 
     file: FileView
 

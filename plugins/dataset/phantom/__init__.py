@@ -1,4 +1,4 @@
-"""Ultrasound exams with known truth, made on the spot: the framework learns and is tested with no download."""
+"""Simulated ultrasound exams with known truth, for training and tests without a download."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from .marks import draw_marks
 from .simulate import Probe
 from .truth import ORGANS, Truth, draw_spots, draw_truth
 
-VERSION = 2  # raise it when the images or texts of a seed change
+VERSION = 2  # increase it when the images or texts of a seed change
 SPLITS = ("train", "val", "test")
 WRITERS = {"en": write_english, "zh": write_chinese}
-MOST_VIEWS = 4
+MAX_VIEWS = 4
 BOTH_PLANES = 0.4  # share of exams that show a side in two orthogonal planes
-# Streams of an exam's random numbers; views follow from VIEWS on.
+# Random streams of an exam; the views start at VIEWS.
 TRUTH, VIEW_PLAN, REPORT, REWORDING, VIEWS = range(5)
 
 
 @dataclass(frozen=True)
 class PhantomView:
-    """One image, made when asked for."""
+    """One image, simulated on load."""
 
     name: str
     truth: Truth = field(repr=False)
@@ -44,7 +44,7 @@ class PhantomView:
     key: tuple[int, ...]
 
     def load(self) -> np.ndarray:
-        """Grey values, uint8, size x size."""
+        """Grey levels, uint8, size x size."""
         scan = draw_view(self.truth, self.plan, self.size, self.difficulty, self.key)[0]
         probe = Probe(self.size, self.truth.setup.field_mm, self.truth.organ == "liver")
         plan = self.plan
@@ -52,16 +52,16 @@ class PhantomView:
         return draw_marks(grey, probe, self.truth.organ, plan.side, plan.place, plan.clock, plan.plane)
 
     def lesion_mask(self) -> np.ndarray:
-        """Where the lesion is, bool, size x size; all False in a view without one."""
+        """Lesion mask, bool, size x size; all False in a view without a lesion."""
         return draw_view(self.truth, self.plan, self.size, self.difficulty, self.key)[1]
 
 
 class PhantomSplit(Sequence[Exam]):
-    """The exams of one split, each written when asked for and then kept."""
+    """The exams of one split, created on access and cached."""
 
     def __init__(self, source: Phantom, split: int, count: int) -> None:
         self.source, self.split, self.exams = source, split, count
-        self._kept: dict[int, Exam] = {}
+        self._cache: dict[int, Exam] = {}
 
     def __len__(self) -> int:
         return self.exams
@@ -76,34 +76,34 @@ class PhantomSplit(Sequence[Exam]):
         place = index + self.exams if index < 0 else index
         if not 0 <= place < self.exams:
             raise IndexError(f"phantom {SPLITS[self.split]} has {self.exams} exams, there is no exam {index}")
-        if place not in self._kept:
-            self._kept[place] = self.source.make(self.split, place)
-        return self._kept[place]
+        if place not in self._cache:
+            self._cache[place] = self.source.make(self.split, place)
+        return self._cache[place]
 
 
 @register("dataset", "phantom")
 class Phantom:
     """Simulated breast, thyroid or liver exams with known truth, in English or Chinese; no download.
 
-    Every exam comes from (seed, organ, split, index) alone, whatever the order, machine or number of processes.
+    An exam depends only on (seed, organ, split, index), not on order, machine or number of processes.
 
     Source:
-        Sonoscribe; what reports speak of, and how often, after the texts of Li et al. 2024, arXiv 2406.00644.
+        Sonoscribe; content of reports and its frequency as in the texts of Li et al. 2024, arXiv 2406.00644.
 
     Args:
-        organ: What is examined.
-        exams: Exams in `train`. [exams]
-        val_exams: Exams in `val`. [exams]
-        test_exams: Exams in `test`. [exams]
-        language: Of the reports.
-        measures: `written` out ("18 x 12 mm"), or `masked` as in published data (`_2DS_`, `_Loc_`).
-        unseen: Share of exams whose report tells what no view shows (Doppler, lymph nodes). [share]
-        difficulty: 0 clear and even images, 1 noisy ones with strongly varying gain and faint lesions.
-        size: Pixels of the square images; every texture is simulated at this size. [px]
-        seed: Of all random numbers.
+        organ: Examined organ.
+        exams: Number of exams in `train`. [exams]
+        val_exams: Number of exams in `val`. [exams]
+        test_exams: Number of exams in `test`. [exams]
+        language: Language of the reports.
+        measures: `written` ("18 x 12 mm"), or `masked` as in published data (`_2DS_`, `_Loc_`).
+        unseen: Share of exams whose report mentions findings that no view shows (Doppler, lymph nodes). [share]
+        difficulty: 0 for clear images, 1 for noisy ones with strongly varying gain and faint lesions.
+        size: Side of the square images, at which textures are simulated. [px]
+        seed: Random seed.
     """
 
-    tells = ("side",)
+    mentions = ("side",)
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class Phantom:
         exam_id = f"{self.organ}-{self.seed}-{SPLITS[split]}-{index:05d}"
         return Exam(
             id=exam_id,
-            patient=exam_id,  # a patient comes once
+            patient=exam_id,  # one exam per patient
             views=tuple(views),
             report=write(truth, masked, stream(REPORT)),
             attributes=truth.attributes(),
@@ -159,23 +159,23 @@ class Phantom:
 
 
 def telling_view(exam: Exam) -> PhantomView:
-    """The first view that shows the largest lesion, which need not be the exam's first; of a normal exam, the first."""
+    """The first view that shows the largest lesion; the first view of a normal exam."""
     views = [view for view in exam.views if isinstance(view, PhantomView)]
     return next((view for view in views if view.plan.lesion == 0), views[0])
 
 
 def _plane(organ: str, plan: Plan) -> str:
-    """Planes of the breast are named after the nipple, but for those behind it."""
+    """Planes of the breast are radial or antiradial to the nipple, except behind it."""
     return (("radial", "antiradial") if organ == "breast" and plan.clock else ("transverse", "longitudinal"))[
         plan.plane
     ]
 
 
 def _plans(truth: Truth, rng: np.random.Generator) -> list[Plan]:
-    """Both sides of every exam, so that the marks never tell whether there is a lesion; 2 to 4 views.
+    """Plans 2 to 4 views. Both sides are always shown, so that the marks do not reveal a lesion.
 
-    A share of exams shows one side in both planes: that of the lesion, or in a normal exam either. Of several lesions
-    each is shown. The scar of an operation is in the first view of its side.
+    A share of exams shows one side in both planes: that of the lesion, or any side of a normal exam. Each of several
+    lesions is shown. The scar of an operation is in the first view of its side.
     """
     shown: list[tuple[int | None, int, str | None]] = []  # lesion, plane, side
     spots = draw_spots(truth.organ, rng)
@@ -183,8 +183,8 @@ def _plans(truth: Truth, rng: np.random.Generator) -> list[Plan]:
     sides = rng.permutation(["left", "right"]).tolist()
     if truth.lesions:
         unseen = [side for side in sides if side not in {lesion.side for lesion in truth.lesions}]
-        unseen = unseen[: MOST_VIEWS - len(truth.lesions)]
-        room = MOST_VIEWS - len(truth.lesions) - len(unseen)
+        unseen = unseen[: MAX_VIEWS - len(truth.lesions)]
+        room = MAX_VIEWS - len(truth.lesions) - len(unseen)
         for index, drawn in enumerate(truth.lesions):
             twice = index == 0 and both_planes and room > 0
             shown += [(index, plane, drawn.side) for plane in rng.permutation(2).tolist()[: 1 + twice]]
@@ -193,13 +193,13 @@ def _plans(truth: Truth, rng: np.random.Generator) -> list[Plan]:
         shown = [(None, plane, sides[0]) for plane in rng.permutation(2).tolist()[: 1 + both_planes]]
         shown.append((None, int(rng.integers(2)), sides[1]))
     if rng.random() < 0.5:
-        shown.reverse()  # neither may the first view's side
+        shown.reverse()  # the side of the first view must not reveal it either
     plans, scarred = [], False
     for number, plane, side in shown:
         lesion = None if number is None else truth.lesions[number]
         scar = truth.surgery is not None and side == truth.surgery and not scarred
         scarred = scarred or scar
-        # A probe rests somewhere in a normal gland too: its place must not tell that there is a lesion.
+        # Normal glands get a probe position too, so that the position does not reveal a lesion.
         place, clock = (lesion.place, lesion.clock) if lesion else spots[str(side)]
         plans.append(Plan(side, place, clock, plane, number, scar))
     return plans

@@ -1,4 +1,4 @@
-"""Paints the layers of each organ, and finds the place among them where a lesion lies."""
+"""Paints the layers of each organ, and places lesions in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FATTY_DB = 5.0  # how much brighter steatosis makes a liver
 
 @dataclass(frozen=True)
 class Plan:
-    """What one view shows of an exam."""
+    """Content of one view of an exam."""
 
     side: str | None
     place: str | None

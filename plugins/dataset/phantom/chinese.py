@@ -72,7 +72,7 @@ NODES = {"breast": "双侧腋窝", "thyroid": "双侧颈部", "liver": "肝门�
 
 
 def write_chinese(truth: Truth, masked: bool, rng: np.random.Generator) -> str:
-    """The report. Which facts are told follows from the truth; `rng` chooses only words and order."""
+    """The report. The truth determines its facts; `rng` chooses only words and order."""
     if truth.lesions:
         said = [_fill(truth, pick(rng, GLAND[truth.organ]))]
         said += _surgery(truth, rng)
@@ -163,11 +163,11 @@ def _other_lesion(truth: Truth, lesion: Lesion, masked: bool, rng: np.random.Gen
 
 def _unseen(truth: Truth, rng: np.random.Generator) -> list[str]:
     said = []
-    if truth.tells_doppler and truth.lesions and truth.lesions[0].doppler:
+    if truth.mentions_doppler and truth.lesions and truth.lesions[0].doppler:
         said.append(pick(rng, ("CDFI：结节内可见点状血流信号。", "CDFI：内可见血流信号。")))
-    elif truth.tells_doppler:
+    elif truth.mentions_doppler:
         said.append("CDFI：结节内未见明显血流信号。" if truth.lesions else "CDFI：未见明显血流信号。")
-    if truth.tells_nodes:
+    if truth.mentions_nodes:
         region = NODES[truth.organ]
         if truth.lymph_node == "visible":
             said.append(f"{region}可见肿大淋巴结。")

@@ -67,7 +67,7 @@ NODES = {"breast": "axillary", "thyroid": "cervical", "liver": "hilar"}
 
 
 def write_english(truth: Truth, masked: bool, rng: np.random.Generator) -> str:
-    """The report. Which facts are told follows from the truth; `rng` chooses only words and order."""
+    """The report. The truth determines its facts; `rng` chooses only words and order."""
     if truth.lesions:
         said = [_fill(truth, pick(rng, GLAND[truth.organ]))]
         said += _surgery(truth, rng)
@@ -187,13 +187,13 @@ def _other_lesion(truth: Truth, lesion: Lesion, masked: bool, rng: np.random.Gen
 
 def _unseen(truth: Truth, rng: np.random.Generator) -> list[str]:
     said = []
-    if truth.tells_doppler and truth.lesions and truth.lesions[0].doppler:
+    if truth.mentions_doppler and truth.lesions and truth.lesions[0].doppler:
         said.append(
             pick(rng, ("Color Doppler shows internal blood flow.", "Internal vascularity is seen on color Doppler."))
         )
-    elif truth.tells_doppler:
+    elif truth.mentions_doppler:
         said.append(pick(rng, ("No internal flow on color Doppler.", "No vascularity is seen on color Doppler.")))
-    if truth.tells_nodes:
+    if truth.mentions_nodes:
         region = NODES[truth.organ]
         if truth.lymph_node == "visible":
             said.append(f"An enlarged {region} lymph node is seen.")

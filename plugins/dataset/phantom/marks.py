@@ -1,4 +1,4 @@
-"""Draws what a machine burns in beside the scan: the body mark with the probe on it, the side, the depth scale."""
+"""Draws annotations beside the scan: body mark with probe, side, and depth scale."""
 
 from __future__ import annotations
 

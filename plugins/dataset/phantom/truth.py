@@ -1,4 +1,4 @@
-"""What is true of an exam, drawn before anything is drawn or written about it, so that images and text agree."""
+"""The truth of an exam, sampled before its images and report, so that they agree."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Lesion:
         return max(across, self.height_mm), min(across, self.height_mm)
 
     def attributes(self) -> dict[str, Any]:
-        told = {
+        values = {
             "kind": self.kind,
             "side": self.side,
             "place": self.place,
@@ -55,7 +55,7 @@ class Lesion:
             "doppler": "present" if self.doppler else "absent",
             "diameters_mm": list(self.diameters_mm),
         }
-        return {key: value for key, value in told.items() if value is not None}
+        return {key: value for key, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -74,17 +74,17 @@ class Setup:
 
 @dataclass(frozen=True)
 class Truth:
-    """Everything that an exam's views and report are made from."""
+    """Everything from which an exam's views and report are generated."""
 
     organ: str
     gland: str
     size_gland: str | None
     steatosis: bool
     lesions: tuple[Lesion, ...]  # the largest first
-    surgery: str | None  # the side operated on
+    surgery: str | None  # the operated side
     lymph_node: str
-    tells_doppler: bool  # reports of these exams carry what no view shows
-    tells_nodes: bool
+    mentions_doppler: bool  # the report mentions a finding that no view shows
+    mentions_nodes: bool
     setup: Setup
 
     @property
@@ -113,7 +113,9 @@ class Truth:
         if self.category:
             found["birads" if self.organ == "breast" else "tirads"] = str(self.category)
         found["unseen"] = [
-            name for name, told in (("doppler", self.tells_doppler), ("lymph_node", self.tells_nodes)) if told
+            name
+            for name, mentioned in (("doppler", self.mentions_doppler), ("lymph_node", self.mentions_nodes))
+            if mentioned
         ]
         return found
 
@@ -139,7 +141,7 @@ def tirads(lesion: Lesion) -> int:
 
 @dataclass(frozen=True)
 class Kind:
-    """How often a kind of lesion occurs and looks which way. Weights need not add up to one."""
+    """Frequencies of a kind of lesion and its appearance. Weights need not sum to 1."""
 
     weight: float
     echogenicity: Mapping[str, float]
@@ -225,25 +227,25 @@ HOURS = {"upper outer": (10, 11), "upper inner": (1, 2), "lower inner": (4, 5), 
 
 
 def choose(rng: np.random.Generator, weights: Mapping[str, float]) -> str:
-    """A key of `weights`, as often as its weight says."""
+    """Samples a key of `weights` in proportion to its weight."""
     rest = rng.random() * sum(weights.values())
     for name, weight in weights.items():
         rest -= weight
         if rest < 0:
             return name
-    return name  # rounding left a crumb
+    return name  # rounding error
 
 
 def _setup(organ: str, difficulty: float, rng: np.random.Generator) -> Setup:
-    spread = 0.4 + 1.2 * difficulty  # 1 at the default
+    variation = 0.4 + 1.2 * difficulty  # 1 at the default
     body = rng.random(4)
     return Setup(
         field_mm=float(rng.uniform(*FIELD_MM[organ])),
-        gain_db=float(rng.uniform(-8, 8) * spread),
-        range_db=float(58 + rng.uniform(-9, 9) * spread),
-        curve=float(np.exp(rng.uniform(-0.28, 0.28) * spread)),
-        gain_slope_db=float(rng.uniform(-5, 5) * spread),
-        noise_db=float(-40 + 10 * (difficulty - 0.5) + rng.uniform(-8, 8) * spread),
+        gain_db=float(rng.uniform(-8, 8) * variation),
+        range_db=float(58 + rng.uniform(-9, 9) * variation),
+        curve=float(np.exp(rng.uniform(-0.28, 0.28) * variation)),
+        gain_slope_db=float(rng.uniform(-5, 5) * variation),
+        noise_db=float(-40 + 10 * (difficulty - 0.5) + rng.uniform(-8, 8) * variation),
         focus=float(rng.uniform(0.25, 0.6)),
         body=(float(body[0]), float(body[1]), float(body[2]), float(body[3])),
     )
@@ -273,7 +275,7 @@ def _spot(side: str, rng: np.random.Generator, places: Mapping[str, float]) -> t
 
 
 def draw_spots(organ: str, rng: np.random.Generator) -> dict[str, tuple[str | None, int | None]]:
-    """Where the probe rests in a normal gland, by side: place and hour."""
+    """Probe position in a normal gland by side: place and hour."""
     places = {place: share for place, share in PLACES.get(organ, {}).items() if place != "isthmus"}
     return {side: _spot(side, rng, places) if places else (None, None) for side in ("left", "right")}
 
@@ -314,11 +316,11 @@ def _sides(count: int, rng: np.random.Generator) -> Sequence[str]:
 
 
 def draw_truth(organ: str, unseen: float, difficulty: float, rng: np.random.Generator) -> Truth:
-    """Draws an exam. `unseen` decides only what is told, so that exams of other settings stay comparable."""
+    """Samples an exam. `unseen` affects only the report, so that exams of other settings stay comparable."""
     shares = SHARES[organ]
     setup = _setup(organ, difficulty, rng)
-    tells = rng.random() < unseen
-    tells_doppler, tells_nodes = rng.random() < shares["doppler"], rng.random() < shares["nodes"]
+    mentions = rng.random() < unseen
+    mentions_doppler, mentions_nodes = rng.random() < shares["doppler"], rng.random() < shares["nodes"]
     gland = "heterogeneous" if rng.random() < shares["heterogeneous"] else "homogeneous"
     enlarged, fatty = bool(rng.random() < 0.14), bool(rng.random() < 0.25)
     several = bool(rng.random() < shares["several"])
@@ -329,7 +331,7 @@ def draw_truth(organ: str, unseen: float, difficulty: float, rng: np.random.Gene
         _lesion(organ, sides[index], enlarged, setup.field_mm, 1.0 if count < 2 else 0.8, rng) for index in range(count)
     ]
     drawn.sort(key=lambda lesion: -lesion.diameters_mm[0])
-    # The side operated on is one that the views show: a scar nobody can see would be unseen content.
+    # The operated side is shown: an invisible scar would be unseen content.
     shown = [lesion.side for lesion in drawn if lesion.side] or (sides[:1] if not drawn else [])
     operated = bool(rng.random() < shares["surgery"])
     return Truth(
@@ -340,7 +342,7 @@ def draw_truth(organ: str, unseen: float, difficulty: float, rng: np.random.Gene
         lesions=tuple(drawn),
         surgery=shown[0] if operated and shown else None,
         lymph_node="visible" if rng.random() < 0.06 else "not enlarged",
-        tells_doppler=bool(tells and tells_doppler),
-        tells_nodes=bool(tells and tells_nodes),
+        mentions_doppler=bool(mentions and mentions_doppler),
+        mentions_nodes=bool(mentions and mentions_nodes),
         setup=setup,
     )

@@ -1,4 +1,4 @@
-"""What both languages share: how a clinic picks its words, and which clauses a truth makes worth saying."""
+"""Shared by both languages: choice of words, and which clauses a report contains."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import numpy as np
 
 from .truth import Lesion, Truth
 
-SKEW = 0.28  # each phrasing is chosen this often in relation to the one before it
+SKEW = 0.28  # frequency of each phrasing relative to the one before
 STOCK = (0.86, 0.10, 0.04)  # the phrases of a clinic for a normal exam
 
 
 def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
-    """One of the phrasings, the first by far the most often."""
+    """Samples a phrasing; the first is by far the most frequent."""
     return _draw(rng, options, [SKEW**place for place in range(len(options))])
 
 
 def stock(rng: np.random.Generator, options: Sequence[str]) -> str:
-    """One of a clinic's three stock texts."""
+    """Samples one of a clinic's three stock texts."""
     return _draw(rng, options, STOCK)
 
 
 def _draw(rng: np.random.Generator, options: Sequence[str], weights: Sequence[float]) -> str:
-    rest = rng.random() * sum(weights)  # by hand: `rng.choice` with shares takes longer than all the rest of a report
+    rest = rng.random() * sum(weights)  # `rng.choice` with weights takes longer than the rest of a report
     for option, weight in zip(options, weights):
         rest -= weight
         if rest < 0:
@@ -32,10 +32,10 @@ def _draw(rng: np.random.Generator, options: Sequence[str], weights: Sequence[fl
 
 
 def says_posterior(truth: Truth, lesion: Lesion) -> bool:
-    """Breast reports always speak of what lies behind a lesion, others only if something does."""
+    """Breast reports always mention posterior features, others only if present."""
     return truth.organ == "breast" or lesion.posterior != "none"
 
 
 def says_calcification(truth: Truth, lesion: Lesion) -> bool:
-    """Always if there is some; its absence is worth a word in solid lesions of the thyroid."""
+    """Mentioned if present; its absence is mentioned for solid lesions of the thyroid."""
     return lesion.calcification or (truth.organ == "thyroid" and lesion.echogenicity != "anechoic")

@@ -1,4 +1,4 @@
-"""Reads the numbers of a clause: diameters, clock positions, liver segments; and says which diameters agree."""
+"""Reads the numbers of a clause: diameters, clock positions, liver segments; and compares diameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-# What agrees counts as the same measure: less than what ACR TI-RADS calls growth.
+# Tolerance of equal measures: below the growth of ACR TI-RADS.
 SHARE, LEAST_MM = 0.2, 2.0
 
 NUMBER = r"\d{1,3}(?:\.\d+|,\d{1,2}(?!\d))?"  # some countries write 1,2 for 1.2
@@ -24,7 +24,7 @@ AXIS = (
 )
 BEGIN, END = r"(?<![\d.a-z_#])", r"(?![\d.%]\d|\d|%|[a-z])"
 DIAMETERS = re.compile(rf"{BEGIN}{ONE}(?:{AXIS}{TIMES}{ONE}){{0,2}}{END}")
-# "12mm，前后径8mm": a further diameter of the same lesion, told by its direction
+# "12mm，前后径8mm": a further diameter of the same lesion, given with its direction
 FURTHER = re.compile(
     rf"(?<=[\dm米㎝㎜])[，,、；]?(?:前后|上下|左右|横|纵|厚|长|短|宽|高)径(?:约|为)*(?={NUMBER}[\s-]?(?:{UNIT}))"
 )
@@ -84,7 +84,7 @@ class Number(NamedTuple):
 
 
 def numbers_of(clause: str) -> Iterator[Number]:
-    """All that a clause, in small letters, tells in numbers."""
+    """All numbers of a lowercase clause."""
     clause = clause.translate(DIGITS)
     for match in MASKED_SIZE.finditer(clause):
         yield Number("size", match.group(), *match.span())
@@ -137,21 +137,21 @@ def _millimetres(text: str) -> tuple[float, ...] | None:
 
 
 def same_size(first: Size, second: Size) -> bool:
-    """Whether two measures agree: each diameter within 20 % of the smaller one or 2 mm, as many as both tell.
+    """Whether two measures agree: each diameter that both have within 20 % of the smaller one or 2 mm.
 
-    A mask agrees with itself alone.
+    A mask agrees only with the same mask.
 
     Source:
-        Tessler et al. 2017, ACR TI-RADS, J Am Coll Radiol 14, Growth: 20 % and 2 mm are the least that is called one.
+        Tessler et al. 2017, ACR TI-RADS, J Am Coll Radiol 14, Growth: at least 20 % and 2 mm.
     """
     if isinstance(first, str) or isinstance(second, str):
         return first == second
     return all(abs(a - b) <= max(LEAST_MM, SHARE * min(a, b)) for a, b in zip(first, second))
 
 
-def agreeing(told: Collection[Size], true: Collection[Size]) -> int:
-    """How many measures can be paired so that each pair agrees: the most, each measure once."""
-    if not told or not true:
+def agreeing(predicted: Collection[Size], reference: Collection[Size]) -> int:
+    """Maximum number of pairs of agreeing measures, each measure used once."""
+    if not predicted or not reference:
         return 0
-    all_reduce_max = csr_array([[same_size(one, other) for other in true] for one in told])
-    return int((maximum_bipartite_matching(all_reduce_max) >= 0).sum())
+    agree = csr_array([[same_size(one, other) for other in reference] for one in predicted])
+    return int((maximum_bipartite_matching(agree) >= 0).sum())

@@ -1,9 +1,9 @@
-"""Reads what a report states, as (attribute, value), by the rules of lexicon.yaml.
+"""Extracts the findings of a report as (attribute, value) by the rules of lexicon.yaml.
 
-A report is cut into sentences and clauses. Each clause is about a lesion, the gland or lymph nodes: by its own words,
-or else by those of its neighbours. Then each attribute is looked for in the clauses of its scope, and a value counts
-unless a denial ("no", 未见) stands before it in its clause. What is told of a lesion is of the side that its clause
-names, or the last one named.
+A report is split into sentences and clauses. The topic of each clause is a lesion, the gland or lymph nodes: from its
+own words, or from its neighbours. Each attribute is searched in clauses of its scope, and a value counts unless a
+negation ("no", 未见) precedes it in the clause. A finding of a lesion belongs to the side that its clause names, or to
+the last named one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Language = Literal["en", "zh"]
 Finding = tuple[str, str]
 Measure = tuple[str, Size]  # the side of its lesion, or "", and its diameters
 
-# Findings that say what is not there, under the name by which the aspect `denial` tells them.
+# Negative findings, by their name in the aspect `denial`.
 DENIALS = {
     ("lesion", "absent"): "lesion",
     ("calcification", "absent"): "calcification",
@@ -60,7 +60,7 @@ Span = tuple[int, int]
 
 
 class Match(NamedTuple):
-    """Words of a clause that state a value, if they stand in the rule's scope and are denied or not as it wants."""
+    """Words of a clause that state a value, in the rule's scope and negated or not as the rule requires."""
 
     finding: tuple[str, Any]
     scope: str
@@ -71,7 +71,7 @@ class Match(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a report states."""
+    """The findings of a report."""
 
     findings: frozenset[Finding]  # in words: what the overall F1 counts
     aspects: frozenset[Finding]  # clock, segment; denial; and side_of, such as "left echogenicity hypoechoic"
@@ -80,7 +80,7 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class Look:
-    """What a clause shows by itself, whatever stands around it."""
+    """Properties of a clause without its context."""
 
     lesions: tuple[Span, ...]
     glands: tuple[Span, ...]
@@ -101,7 +101,7 @@ class Look:
 
 @dataclass
 class Clause:
-    """A clause in its place: what it is about may come from its neighbours."""
+    """A clause in its context: its topic may come from its neighbours."""
 
     text: str
     sentence: int
@@ -114,7 +114,7 @@ class Clause:
 
     @property
     def lesions(self) -> tuple[Span, ...]:
-        """Affirmed ones."""
+        """Those that are not negated."""
         if self.all_denied:
             return ()
         return tuple(span for span in self.look.lesions if not self.look.denies(span[0], quality=False))
@@ -145,13 +145,13 @@ class Clause:
 
 
 def _nearest(match: Match, spans: Sequence[Span]) -> int:
-    """Letters between the match and the nearest of `spans`."""
+    """Distance in characters between the match and the nearest of `spans`."""
     return min(max(start - match.end, match.start - end, 0) for start, end in spans)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One attribute: what states its values, and what states them when denied."""
+    """One attribute: expressions of its values, and expressions that state them when negated."""
 
     attribute: str
     scope: str
@@ -168,7 +168,7 @@ def _any_of(patterns: Sequence[str], where: str) -> re.Pattern[str]:
 
 
 def _grouped(values: Mapping[str, Any], key: str, where: str) -> re.Pattern[str] | None:
-    """One expression of all values, each under its group; the first of those that begin at a place wins."""
+    """One regular expression with a group for each value; at equal starts the first wins."""
     groups = [
         f"(?P<v{number}>{'|'.join(forms[key])})" for number, forms in enumerate(values.values()) if forms.get(key)
     ]
@@ -208,7 +208,7 @@ class Reader:
         self._look = lru_cache(maxsize=16384)(self._look_at)
 
     def read(self, text: str) -> Reading:
-        """What `text` states."""
+        """The findings of `text`."""
         clauses = self._cut(text)
         if self.language == "en":
             _spread_denials(clauses)
@@ -238,7 +238,7 @@ class Reader:
     def _with_sides(
         self, clauses: Sequence[Clause], stated: Sequence[Sequence[Match]]
     ) -> Iterator[tuple[Match, tuple[str, ...]]]:
-        """What is stated of lesions, and of which sides: of those that its clause names, or the last ones named.
+        """Findings of lesions by side: the sides that a clause names, or the last named ones.
 
         A sentence that names them behind ("oval mass, 15 mm, left breast") means the first of them.
         """
@@ -262,7 +262,7 @@ class Reader:
                 current = reaches[-1][1]
 
     def _reaches(self, clause: str, named: Sequence[Match]) -> list[tuple[int, tuple[str, ...]]]:
-        """Up to which letter a clause speaks of which sides: all of it where it names one."""
+        """The sides of a clause up to which character: all of it if it names one."""
         groups: list[tuple[int, int, set[str]]] = []
         for match in sorted(named, key=lambda match: match.start):
             if groups and (match.start == groups[-1][0] or groups[-1][2] == {match.finding[1]}):
@@ -313,7 +313,7 @@ class Reader:
                         yield Match(finding, rule.scope, rule.by_denial is None, if_denied, *match.span())
 
     def _denied(self, clause: str, ends: Iterable[re.Match[str]]) -> tuple[Span, ...]:
-        """Where words are denied: from a denial to what ends it, or back from a `not seen`."""
+        """Negated spans: from a negation to its end, or back from a `not seen`."""
         stops = [end.end() for end in ends]
         reach = []
         behind = _spans(self._behind, clause)
@@ -363,13 +363,13 @@ def _put_inside(clauses: Sequence[Clause], stated: Sequence[list[Match]]) -> Non
                 break
             sides = [match for match in before.look.matches if match.finding[0] == "side" and not before.denies(match)]
             if sides:
-                # At the clause's head, so that what it tells is of these sides.
+                # At the start of the clause, so that its findings belong to these sides.
                 stated[number].extend(match._replace(start=0, end=0) for match in sides)
                 break
 
 
 def _settle_topics(clauses: Sequence[Clause]) -> None:
-    """A clause without a topic takes that of the clause before, or of the next where a sentence begins with it."""
+    """A clause without a topic takes that of the previous clause, or of the next one at the start of a sentence."""
     last: str | None = None
     for number, clause in enumerate(clauses):
         topic = clause.own_topic
@@ -383,7 +383,7 @@ def _settle_topics(clauses: Sequence[Clause]) -> None:
 
 
 def _spread_denials(clauses: Sequence[Clause]) -> None:
-    """`no nodule, cyst, or calcification`: the denial holds to the end of the list."""
+    """`no nodule, cyst, or calcification`: the negation extends to the end of the list."""
     for number, clause in enumerate(clauses):
         if not ALTERNATIVE.match(clause.text):
             continue
@@ -416,12 +416,12 @@ def _readers() -> dict[str, Reader]:
 
 @cache
 def attributes() -> tuple[str, ...]:
-    """All that the overall F1 counts, by alphabet."""
+    """The attributes of the overall F1, in alphabetical order."""
     return tuple(sorted({"lesion", "count", *_lexicon()["attributes"]} - APART))
 
 
 def read(text: str) -> frozenset[Finding]:
-    """What a report states in words, as (attribute, value)."""
+    """The findings of a report as (attribute, value)."""
     return read_all(text).findings
 
 

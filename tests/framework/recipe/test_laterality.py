@@ -60,7 +60,7 @@ def test_a_side_is_shown_with_its_context() -> None:
 @pytest.mark.parametrize("organ", ["breast", "thyroid", "liver"])
 def test_phantom_reports_name_sides_as_the_data_set_declares(organ: str, language: str) -> None:
     exams = Phantom(organ=organ, language=language, exams=60, val_exams=1, test_exams=1).splits()["train"]
-    assert Phantom.tells == ("side",) and any(side_in(exam.report) for exam in exams)
+    assert Phantom.mentions == ("side",) and any(side_in(exam.report) for exam in exams)
 
 
 @pytest.mark.parametrize("name", ["jitter", "crop", "ultrasound"])

@@ -21,9 +21,9 @@ def told(truth: Truth) -> set[tuple[str, str]]:
         facts.add(("steatosis", "present"))
     if truth.surgery:
         facts.add(("surgery", "present"))
-    if truth.tells_nodes:
+    if truth.mentions_nodes:
         facts.add(("lymph_node", truth.lymph_node))
-    if truth.tells_doppler:
+    if truth.mentions_doppler:
         facts.add(("doppler", "present" if truth.lesions and truth.lesions[0].doppler else "absent"))
     if truth.category and (truth.organ == "thyroid" or truth.category > 1):
         facts.add(("birads" if truth.organ == "breast" else "tirads", str(truth.category)))
