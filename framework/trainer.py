@@ -194,7 +194,7 @@ class Trainer:
     def score_best_model(self) -> None:
         """Scores the best model on val and test, and writes the run's page."""
         accelerator, recipe, state = self.accelerator, self.recipe, self.state
-        self.training_run.monitor.at("scoring", patient=True)
+        self.training_run.monitor.at("scoring", others_wait=True)
         self.checkpoints.wait()
         with self.strategy.full_params_model() as task:
             on_main(accelerator, lambda: self._load_best(task))

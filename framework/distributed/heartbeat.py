@@ -72,13 +72,13 @@ class HangMonitor:
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def at(self, where: str, *, patient: bool = False) -> None:
+    def at(self, where: str, *, others_wait: bool = False) -> None:
         """Records where this process is; the thread publishes it.
 
         Args:
-            patient: one process works here while the others wait, for as long as it takes.
+            others_wait: one process works here while the others wait, for as long as it takes.
         """
-        self._where, self._moves, self._working_alone = where, self._moves + 1, patient
+        self._where, self._moves, self._working_alone = where, self._moves + 1, others_wait
 
     def __enter__(self) -> HangMonitor:
         if self.processes > 1:

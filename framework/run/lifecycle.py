@@ -81,7 +81,7 @@ def open_run_for_training(recipe: Recipe) -> Iterator[TrainingRun]:
         try:
             # A mistake in init_from is reported before the images are decoded.
             run.source = find_initial_weights(accelerator, recipe, opened)
-            monitor.at("preparing exams and topics", patient=True)
+            monitor.at("preparing exams and topics", others_wait=True)
             kept = topics_to_keep(recipe, opened)
             run.components = build_components(recipe, accelerator, run=None if kept else run.folder)
             on_main(accelerator, lambda: _require_same_data(run, kept))

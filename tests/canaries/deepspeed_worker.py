@@ -87,7 +87,7 @@ def step(engine: Any, number: int, factor: float = 1.0) -> None:
 
 
 def by_hand(net: Net, number: int, clip: float) -> float:
-    """The same step on whole weights: sums over micro-batches, means over processes. Returns the gradient's norm."""
+    """The same step on full weights: sums over micro-batches, means over processes. Returns the gradient's norm."""
     net.zero_grad()
     for rank in range(2):
         for batch in batches(rank, number):
@@ -99,7 +99,7 @@ def by_hand(net: Net, number: int, clip: float) -> float:
     return norm
 
 
-def whole(parameter: Any) -> Tensor:
+def full(parameter: Any) -> Tensor:
     """A parameter's values on every process."""
     if not hasattr(parameter, "ds_tensor"):
         return parameter.detach().reshape(-1).clone()
@@ -111,7 +111,7 @@ def whole(parameter: Any) -> Tensor:
 def most(net: Net, other: Net) -> float:
     """The largest difference of two networks' weights."""
     pairs = zip(net.parameters(), other.parameters())
-    return max(float((whole(mine) - yours.detach().reshape(-1)).abs().max()) for mine, yours in pairs)
+    return max(float((full(mine) - yours.detach().reshape(-1)).abs().max()) for mine, yours in pairs)
 
 
 def flats(stage: int, cut: Any, optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -47,7 +47,7 @@ def batches(rank: int, step: int) -> list[Tensor]:
 
 
 def by_hand(net: Net, number: int, clip: float) -> float:
-    """A step on whole weights: sums over micro-batches, means over processes. Returns the gradient's norm."""
+    """A step on full weights: sums over micro-batches, means over processes. Returns the gradient's norm."""
     net.zero_grad()
     for rank in range(2):
         for batch in batches(rank, number):
@@ -106,21 +106,21 @@ def steps() -> dict[str, Any]:
         for batch in batches(RANK, number):
             (net(batch) * factor).backward()
         norm = nn.utils.clip_grad_norm_(net.parameters(), clip)
-        whole = float(norm.full_tensor())
-        if math.isfinite(whole):
+        full_norm = float(norm.full_tensor())
+        if math.isfinite(full_norm):
             optimizer.step()
         optimizer.zero_grad()
-        return norm, whole
+        return norm, full_norm
 
     for name, clip in (("plain", math.inf), ("clipped", CLIP)):
         net, other = sharded(Net()), Net()
         optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
         expected = by_hand(other, 1, clip)
-        norm, whole = step(1, clip)
-        found[f"{name}_norm"], found[name] = [whole, expected], most(net, other)
+        norm, full_norm = step(1, clip)
+        found[f"{name}_norm"], found[name] = [full_norm, expected], most(net, other)
         found["norm_is_sharded"] = isinstance(norm, DTensor)
-    _, whole = step(2, CLIP, factor=math.nan if RANK else 1.0)
-    found["norm_with_nan"], found["moved_by_nan"] = str(whole), most(net, other)
+    _, full_norm = step(2, CLIP, factor=math.nan if RANK else 1.0)
+    found["norm_with_nan"], found["moved_by_nan"] = str(full_norm), most(net, other)
 
     net = sharded(Net())
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)

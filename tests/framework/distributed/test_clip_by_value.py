@@ -1,4 +1,4 @@
-"""Each number of the gradient is clipped, under every strategy that can, whatever it would have been without."""
+"""train.clip_by=value clips each value of the gradient, under every strategy that supports it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FEW = [
 
 
 def gradients(folder: Path, *keys: str) -> tuple[dict[str, torch.Tensor], float]:
-    """What the optimizer is handed in the first step, and the norm that is told."""
+    """The gradients that the optimizer receives in the first step, and the norm that is returned."""
     recipe = load_recipe(SMOKE, [*FEW, f"data.cache_dir={folder / 'cache'}", *keys])
     accelerator = start_accelerator(recipe)
     components = build_components(recipe, accelerator, run=folder)
@@ -48,24 +48,24 @@ def gradients(folder: Path, *keys: str) -> tuple[dict[str, torch.Tensor], float]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_every_number_of_the_gradient_is_cut_to_the_limit_and_the_rest_are_left(strategy: str, tmp_path: Path) -> None:
-    free, norm = gradients(tmp_path, f"distributed.strategy={strategy}", "train.max_grad_norm=null")
-    cut, told = gradients(
+def test_values_above_the_limit_are_clipped_and_the_others_unchanged(strategy: str, tmp_path: Path) -> None:
+    unclipped, norm = gradients(tmp_path, f"distributed.strategy={strategy}", "train.max_grad_norm=null")
+    clipped, clipped_norm = gradients(
         tmp_path, f"distributed.strategy={strategy}", "train.max_grad_norm=0.01", "train.clip_by=value"
     )
-    assert told == pytest.approx(norm, rel=1e-6), "the norm that is recorded is the gradient's own"
-    assert any((grad.abs() > 0.01).any() for grad in free.values())
-    for name, grad in free.items():
-        assert torch.allclose(cut[name], grad.clamp(-0.01, 0.01), atol=1e-7), name
+    assert clipped_norm == pytest.approx(norm, rel=1e-6), "the norm before clipping is returned"
+    assert any((grad.abs() > 0.01).any() for grad in unclipped.values())
+    for name, grad in unclipped.items():
+        assert torch.allclose(clipped[name], grad.clamp(-0.01, 0.01), atol=1e-7), name
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_clip_the_gradient_of_the_whole_batch(exact_run: Callable[..., Path], strategy: str) -> None:
-    """A gradient that was cut before it is averaged would be another one."""
+    """Clipping before the average over processes would give another gradient."""
     keys = ("train.clip_by=value", "train.max_grad_norm=0.01")
     one, two = exact_run(*keys), exact_run(*keys, f"distributed.strategy={strategy}", processes=2)
     first, second = records(one, "train/loss"), records(two, "train/loss")
     assert first.keys() == second.keys() and max(abs(first[step] - second[step]) for step in first) < 1e-5
     by_norm = records(exact_run("train.max_grad_norm=0.01"), "train/loss")
-    assert max(abs(first[step] - by_norm[step]) for step in first) > 1e-3, "and the clip bites"
+    assert max(abs(first[step] - by_norm[step]) for step in first) > 1e-3, "clipping acts"

@@ -30,12 +30,12 @@ LOSS_NOISE = 1e-5  # as in test_strategies.py
 long = pytest.mark.long
 
 
-def died_at(whole: Path, step: int, name: str) -> Path:
+def died_at(finished: Path, step: int, name: str) -> Path:
     """A copy of a finished run, as if it had been killed some steps after the checkpoint of `step`. Its metrics have
     more steps than the checkpoint.
     """
-    run = whole.with_name(name)
-    shutil.copytree(whole, run)
+    run = finished.with_name(name)
+    shutil.copytree(finished, run)
     (run / ".lock").unlink()
     for path in (run / "scores.json", run / "report.html"):
         path.unlink()
@@ -108,12 +108,12 @@ def random_run(work: Path) -> Callable[..., Path]:
 def test_a_resumed_run_equals_one_that_never_stopped(
     random_run: Callable[..., Path], work: Path, strategy: str, processes: int, step: int, workers: int
 ) -> None:
-    whole = random_run(strategy, processes)
-    resumed = died_at(whole, step, f"{whole.name}-from-{step}")
+    finished = random_run(strategy, processes)
+    resumed = died_at(finished, step, f"{finished.name}-from-{step}")
     keys = [*RANDOM, f"distributed.strategy={strategy}", f"data.num_workers={workers}", f"run.name={resumed.name}"]
     done = launch(SMOKE, *keys, "resume=auto", cwd=work, processes=processes)
     assert re.search(rf"resumed from .*/step-{step}, step {step} of 12$", done.stdout, re.MULTILINE)
-    same_bits(whole, resumed)
+    same_bits(finished, resumed)
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,8 @@ def test_a_run_resumes_under_another_strategy_and_on_other_processes(
     exact_run: Callable[..., Path], work: Path, before: Layout, now: Layout
 ) -> None:
     one, how = exact_run(), dict(AS_THERE[before.strategy, before.processes])
-    whole = exact_run(*how.pop("words", ()), processes=before.processes, **how)
-    moved = died_at(whole, 15, f"moved-{before}-to-{now}")
+    finished = exact_run(*how.pop("words", ()), processes=before.processes, **how)
+    moved = died_at(finished, 15, f"moved-{before}-to-{now}")
     keys = [*EXACT, f"distributed.strategy={now.strategy}", f"run.name={moved.name}", "resume=auto"]
     done = launch(SMOKE, *keys, cwd=work, processes=now.processes)
     line = next(line for line in done.stdout.splitlines() if line.startswith("resumed from"))
@@ -201,21 +201,21 @@ def test_a_run_resumes_under_another_strategy_and_on_other_processes(
 def test_a_run_resumed_by_its_folder_or_by_an_older_checkpoint_ends_the_same(
     random_run: Callable[..., Path], work: Path
 ) -> None:
-    whole = random_run()
+    finished = random_run()
     for named in ("", "checkpoints/step-4"):
-        run = died_at(whole, 9, f"named-{Path(named).name or 'run'}")
+        run = died_at(finished, 9, f"named-{Path(named).name or 'run'}")
         launch(SMOKE, *RANDOM, f"resume={run / named}", cwd=work)
-        same_bits(whole, run)
+        same_bits(finished, run)
 
 
 @long
 def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(random_run: Callable[..., Path], work: Path) -> None:
-    whole = random_run()
-    run = died_at(whole, 9, "damaged")
+    finished = random_run()
+    run = died_at(finished, 9, "damaged")
     flip(run / "checkpoints" / "step-9" / "training.safetensors")
     done = launch(SMOKE, *RANDOM, "run.name=damaged", "resume=auto", cwd=work)
     assert "step-8, since a newer checkpoint cannot be used" in done.stdout
-    same_bits(whole, run)
+    same_bits(finished, run)
 
 
 # Opening a run's folder, without training.

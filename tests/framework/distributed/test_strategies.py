@@ -149,7 +149,7 @@ def test_a_frozen_encoder_stays_as_it_was(exact_run: Callable[..., Path], strate
     states = [weights_of(run, step) for run in (one, other) for step in (3, 24)]
     frozen = [name for name in states[0] if name.startswith("weights/encoder.")]
     assert frozen and all(torch.equal(states[0][name], state[name]) for state in states for name in frozen)
-    moved = "weights/decoder.embed.weight"
+    moved = "weights/decoder.embed_tokens.weight"
     assert moved in states[0] and not torch.equal(states[2][moved], states[3][moved])
 
 
@@ -262,8 +262,8 @@ def made(folder: Path, *keys: str) -> tuple[Strategy, RunComponents, Recipe, Bat
 @pytest.mark.parametrize(("norm", "says"), [("batch", True), ("group", False)])
 def test_batch_normalization_gives_a_notice_if_a_step_is_split(tmp_path: Path, norm: str, says: bool) -> None:
     encoder = f"model.encoder={{_delete_: true, name: resnet, depth: 10, width: 8, norm: {norm}}}"
-    strategy, _, _, whole = made(tmp_path, encoder)
-    assert strategy.batch_norm_notice(whole) is None
+    strategy, _, _, one_batch = made(tmp_path, encoder)
+    assert strategy.batch_norm_notice(one_batch) is None
     for cut in (BatchPlan.plan(8, None, 0, 2), BatchPlan.plan(8, 4, 0, 1)):
         notice = strategy.batch_norm_notice(cut)
         assert (notice is not None) == says
