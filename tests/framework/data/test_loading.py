@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 from harness import problem
 
-from framework.build import load_exams
-from framework.data.image_cache import build_image_cache, fit
+from framework.data.image_cache import build_image_cache
 from framework.data.loading import BatchPlan, ExamSet, collate, epoch_order
-from framework.exam import Exam, ExamError
-from framework.runtime.files import atomic_write
+from framework.exam import Exam
 
 
 @dataclass(frozen=True)
@@ -86,53 +84,3 @@ def test_views_and_reports_are_padded(tmp_path: Path) -> None:
     assert batch.image_BVCHW.amax((2, 3, 4)).tolist() == [[1.0, 0.0], [pytest.approx(0.2), pytest.approx(0.4)]]
     assert batch.report_BT.tolist() == [[1, 5, 2], [1, 2, 0]]
     assert batch.topic_B is not None and batch.topic_B.tolist() == [3, 0]
-
-
-def test_broken_views_stop_the_run_and_all_are_listed(tmp_path: Path) -> None:
-    exams = [exam(1, 9), exam(2, -1), exam(3, 9, -2)]
-    with problem("broken-image", kind=ExamError) as found:
-        make_cache(exams, tmp_path)
-    assert [each.place for each in found] == ["exam e2", "exam e3"]
-
-
-def test_broken_views_can_be_left_out_with_a_count(tmp_path: Path) -> None:
-    cache, problems = make_cache([exam(1, 7), exam(2, -1), exam(3, 9)], tmp_path, broken="skip")
-    assert [problem.exam_id for problem in problems] == ["e2"]
-    assert set(cache.rows) == {"e1", "e3"} and cache.images("e3").max() == 9
-
-
-def test_images_are_made_once(tmp_path: Path) -> None:
-    first, _ = make_cache([exam(1, 7)], tmp_path)
-    changed = first.path.stat().st_mtime_ns
-    second, _ = make_cache([exam(1, 7)], tmp_path)
-    assert second.path == first.path and second.path.stat().st_mtime_ns == changed
-
-
-def test_proportions_are_kept() -> None:
-    square = fit(np.full((10, 20), 200, np.uint8), 16, 1)[0]
-    assert square[8].min() == 200 and square[0].max() == 0
-
-
-def test_a_patient_in_two_splits_is_refused_and_all_problems_are_listed() -> None:
-    class Leaky:
-        cache_key = "k"
-
-        def splits(self) -> dict[str, list[Exam]]:
-            one, two, three = exam(1, 5), exam(2, 5), exam(1, 5)
-            return {"train": [one], "val": [two], "test": [three, Exam("e9", "p2", two.views, "text")]}
-
-    with problem("split-leak") as found:
-        load_exams(Leaky())
-    assert [(each.code, each.place) for each in found] == [
-        ("duplicate-id", "exam e1"),
-        ("split-leak", "exam e1"),
-        ("split-leak", "exam e9"),
-    ]
-
-
-def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    atomic_write(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        atomic_write(path, "\ud800")
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

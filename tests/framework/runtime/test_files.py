@@ -1,10 +1,13 @@
-"""Locks: one process works while the others wait."""
+"""Locks and atomic writes."""
 
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from harness import ROOT
+
+from framework.runtime.files import atomic_write
 
 MAKES = """
 import sys, time
@@ -32,8 +35,16 @@ def test_the_work_is_done_once_and_others_report_that_they_wait(tmp_path):
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
-    dies = "import os, sys; from pathlib import Path; from framework.runtime.files import file_lock\n"
+    dies = "import os, sys; from pathlib import Path; from framework.runtime.files import atomic_write, file_lock\n"
     dies += "with file_lock(Path(sys.argv[1]) / 'work.lock', 'topics'): os._exit(9)"
     assert subprocess.run([sys.executable, "-c", dies, str(tmp_path)], cwd=ROOT).returncode == 9
     maker = start(tmp_path)
     assert maker.communicate(timeout=60)[0] == "" and (tmp_path / "made").exists()
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    atomic_write(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        atomic_write(path, "\ud800")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

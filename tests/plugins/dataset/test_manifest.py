@@ -9,9 +9,7 @@ import pytest
 from harness import problem
 from PIL import Image
 
-from framework.data.check import CheckResult, check
-from framework.data.image_file import FileView, inside
-from framework.exam import Exam
+from framework.data.image_file import inside
 from plugins.dataset.manifest import Manifest
 
 RANDOM = np.random.default_rng(0)
@@ -173,102 +171,6 @@ def test_views_cross_to_another_process(listed):
     _, save = listed
     view = save().splits()["train"][0].views[0]
     assert np.array_equal(pickle.loads(pickle.dumps(view)).load(), view.load())
-
-
-@pytest.mark.parametrize(
-    "mode, shape, value",
-    [("1", (4, 6), 255), ("L", (4, 6), 200), ("LA", (4, 6), 200), ("RGB", (4, 6, 3), 200), ("P", (4, 6, 3), 200)],
-)
-def test_modes_of_files_become_grey_or_colour(tmp_path, mode, shape, value):
-    Image.new("L", (6, 4), 200).convert(mode).save(tmp_path / "a.png")
-    image = FileView(str(tmp_path / "a.png"), "a").load()
-    assert image.dtype == np.uint8 and image.shape == shape
-    if mode != "1":  # dithered
-        assert (image == value).all()
-
-
-def test_sixteen_bits_keep_their_range(tmp_path):
-    Image.fromarray(np.array([[0, 65535], [257, 514]], dtype=np.uint16)).save(tmp_path / "a.png")
-    assert FileView(str(tmp_path / "a.png"), "a").load().tolist() == [[0, 255], [1, 2]]
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpeg"])
-def test_a_file_cut_short_says_so(tmp_path, suffix):
-    path = tmp_path / f"a{suffix}"
-    picture(path, (200, 200))
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(OSError, match="damaged or truncated"):
-        FileView(str(path), "a").load()
-
-
-def test_other_files_and_huge_images_are_refused(tmp_path):
-    (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    with pytest.raises(OSError, match="not an image"):
-        FileView(str(tmp_path / "a.png"), "a").load()
-    Image.new("1", (40000, 3000)).save(tmp_path / "b.png")
-    with pytest.raises(OSError, match="40000 x 3000 pixels"):
-        FileView(str(tmp_path / "b.png"), "b").load()
-    Image.new("1", (40000, 6000)).save(tmp_path / "c.png")
-    with pytest.raises(OSError, match="pixels; not decoded"):
-        FileView(str(tmp_path / "c.png"), "c").load()
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        FileView(str(tmp_path / "d.png"), "d").load()
-
-
-class Source:
-    """Exams as given."""
-
-    cache_key = "test"
-
-    def __init__(self, **splits):
-        self.given = splits
-
-    def splits(self):
-        return self.given
-
-
-def exam(tmp_path, exam_id, *, patient=None, report="Text.", picture_of=None):
-    path = tmp_path / f"{picture_of or exam_id}.png"
-    if not path.exists():
-        picture(path)
-    return Exam(exam_id, patient or exam_id, (FileView(str(path), path.name),), report)
-
-
-def test_good_data_have_no_problem_and_progress_counts_to_the_end(tmp_path):
-    seen = []
-    source = Source(**{split: [exam(tmp_path, f"{split}{n}") for n in range(2)] for split in ("train", "val", "test")})
-    assert check(source, lambda done, total: seen.append((done, total))) == CheckResult()
-    assert seen == [(n, 6) for n in range(1, 7)]
-
-
-def test_check_lists_every_problem_at_once(tmp_path):
-    broken = exam(tmp_path, "broken")
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    Image.new("L", (5, 5)).save(tmp_path / "blank.png")
-    source = Source(
-        train=[exam(tmp_path, "a"), exam(tmp_path, "b", report=" "), exam(tmp_path, "a"), exam(tmp_path, "blank")],
-        val=[broken, exam(tmp_path, "c", patient="b"), Exam("empty", "empty", (), "Text.")],
-        test=[exam(tmp_path, "d", picture_of="a")],
-    )
-    result = check(source)
-    assert {(problem.place, problem.code) for problem in result.errors} == {
-        ("exam a", "duplicate-id"),
-        ("exam b", "empty-report"),
-        ("exam broken", "broken-image"),
-        ("exam c", "split-leak"),
-        ("exam empty", "broken-image"),
-    }
-    assert {(problem.place, problem.code) for problem in result.warnings} == {
-        ("exam blank", "suspicious-image"),
-        ("exam d", "suspicious-image"),
-    }
-    assert "view a.png of exam a in train" in result.warnings[-1].found
-
-
-def test_check_names_missing_and_unknown_splits(tmp_path):
-    result = check(Source(train=[exam(tmp_path, "a")], valid=[exam(tmp_path, "b")]))
-    assert [(p.code, p.place) for p in result.errors] == [("empty-split", "split val"), ("empty-split", "split test")]
-    assert [(p.code, p.place) for p in result.warnings] == [("unused-split", "split valid")]
 
 
 @pytest.mark.parametrize("lines", [False, True], ids=["a list", "json lines"])
