@@ -115,11 +115,12 @@ def require_same_weights(model: Path, task: nn.Module, part: str | None = None) 
     """Raises `weights-differ` if a task's external weights are not those that a saved model was trained with.
 
     Args:
-        part: name of one part to check; None checks all parts and losses.
+        part: name of one part to check for `init_from`; None checks all parts and losses.
     """
     for name, external in external_weights_in(task).items():
         if part in (None, name) and (saved := read_metadata(model, name).get("external_weights")):
-            _require_equal_files(saved["files"], external.files(), external.folder, f"model.{name}.weights")
+            hint = f" Or start it from random weights: 'init_exclude=[{part}]'." if part else ""
+            _require_equal_files(saved["files"], external.files(), external.folder, f"model.{name}.weights", hint)
     if part is not None:
         return
     saved_losses = read_metadata(model, "losses")
@@ -147,7 +148,9 @@ def require_external_weights(saved: dict[str, Any], key: str) -> None:
     _require_equal_files(saved["files"], external.files(), folder, key)
 
 
-def _require_equal_files(before: dict[str, list[Any]], now: dict[str, list[Any]], folder: Path, key: str) -> None:
+def _require_equal_files(
+    before: dict[str, list[Any]], now: dict[str, list[Any]], folder: Path, key: str, hint: str = ""
+) -> None:
     if before == now:
         return
     differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
@@ -155,7 +158,7 @@ def _require_equal_files(before: dict[str, list[Any]], now: dict[str, list[Any]]
         "weights-differ",
         f"{folder} has other weights than the model was trained with (by size or SHA-256): {', '.join(differing[:3])}",
         place=key,
-        hint="Put those files back; the model was saved without them.",
+        hint=f"Put those files back; the model was saved without them.{hint}",
     )
 
 

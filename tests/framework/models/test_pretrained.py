@@ -152,9 +152,7 @@ def test_a_missing_or_changed_folder_is_refused(folder: Path, tmp_path: Path) ->
             check()
     asked = f"init_from={model.parent}"
     recipe, strategy, components = made(mine, asked)
-    with pytest.raises(
-        ValueError, match=r"^init_from: model\.decoder.*has other weights.* anew: 'init_exclude=\[decoder\]'$"
-    ):
+    with problem("weights-differ", place="model.decoder.weights"):
         load_initial_weights(
             find_source(str(model.parent)), recipe, strategy.task, components.tokenizer, components.exams
         )
@@ -193,7 +191,7 @@ def test_init_from_keeps_the_own_prompt(folder: Path, tmp_path: Path, capsys: py
     load_initial_weights(find_source(str(theirs)), recipe, components.task, components.tokenizer, components.exams)
     assert torch.equal(components.task.decoder.prompt_T, mine)
     assert torch.equal(components.task.decoder.input_proj[0].weight, source[LEARNED])
-    assert "model.decoder.prompt ('zq' there, 'qz' here)" in capsys.readouterr().out
+    assert "model.decoder.prompt" in capsys.readouterr().out
 
 
 def test_a_name_that_the_hub_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

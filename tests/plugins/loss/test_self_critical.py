@@ -386,7 +386,7 @@ def test_a_term_that_can_be_below_zero_gets_no_learned_factor() -> None:
         ("losses.global_semantic={space: sentence_encoder}", "space sentence_encoder needs an `encoder`"),
         ("losses.global_semantic={encoder: nowhere}", "space lsa reads no encoder"),
         ("losses.global_semantic={space: sentence_encoder, encoder: /nowhere}", "no such folder: /nowhere"),
-        ("losses.self_critical={reward: {radeval: 1.0}}", "the package radeval does not import here"),
+        ("losses.self_critical={reward: {radeval: 1.0}}", "the package radeval does not import"),
     ],
 )
 def test_what_a_loss_cannot_be_built_of_is_told_before_an_image_is_read(
