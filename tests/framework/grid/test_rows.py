@@ -231,7 +231,7 @@ def no_predictions(cell):
 def no_model(cell):
     made = cell(REFERENCES)
     (made.run / "model" / "recipe.yaml").unlink()
-    return made, "not a run with a model"
+    return made, "[no-model]"
 
 
 def other_predictions(cell):

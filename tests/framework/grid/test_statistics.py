@@ -90,7 +90,7 @@ def test_every_resample_has_as_many_exams_as_there_are():
 def test_many_exams_come_a_few_resamples_at_a_time(monkeypatch):
     values = np.random.default_rng(0).normal(0.1, 1.0, 40)
     whole = bootstrap_differences(of_means([values]), 40, seed=1, bootstrap_samples=200)
-    monkeypatch.setattr("framework.scoring.bootstrap.AT_ONCE", 400)
+    monkeypatch.setattr("framework.scoring.bootstrap.CHUNK", 400)
     sizes = []
 
     def differences(counts_RE):
