@@ -43,7 +43,7 @@ def gradients(folder: Path, *keys: str) -> tuple[dict[str, torch.Tensor], float]
 
     strategy.optimizer.register_step_pre_hook(note)
     exams = components.exams["train"]
-    norm = train_step(strategy, [collate([exams[n] for n in range(8)])], weights_at(recipe, 0, 1)).norm
+    norm = float(train_step(strategy, [collate([exams[n] for n in range(8)])], weights_at(recipe, 0, 1)).grad_norm)
     return found, norm
 
 
