@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
-from framework.scoring.counts import ngrams
+from framework.scoring.counts import at_least, count_matrix, ngrams, safe_divide
 from framework.scoring.pairs import require_references, warn_empty_predictions
 
 ORDERS = (1, 2, 3, 4)
@@ -134,6 +134,31 @@ class Cider:
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """CIDEr from sums over exams, [..., 2]."""
         return {"cider": sums[..., 0] / sums[..., 1] * SCALE}
+
+    def best_constants(self, texts: Sequence[str], words: Sequence[Words], pairs: Sequence[Pair]) -> dict[str, int]:
+        """Index of the text that scores best as the prediction of every reference."""
+        corpus = self._corpus(pairs)
+        references = Counter(pair.reference_words for pair in pairs)
+        times_M = np.array(list(references.values()), dtype=np.float64)
+        bigrams_N, bigrams_M = (np.array([max(0, len(each) - 1) for each in some]) for some in (words, references))
+        lengths_L, place_M = np.unique(bigrams_M, return_inverse=True)
+        penalty_NL = np.exp(-((bigrams_N[:, None] - lengths_L) ** 2) / (2 * SIGMA**2))
+        total_N = np.zeros(len(words))
+        for n in ORDERS:
+            vocabulary: dict[Hashable, int] = {}
+            expected = count_matrix((ngrams(each, n) for each in references), vocabulary, grow=True)
+            counts = count_matrix((ngrams(each, n) for each in words), vocabulary, grow=True)
+            expected.resize(expected.shape[0], len(vocabulary))
+            idf_G = np.array([corpus.idf.get(ngram, corpus.unseen) for ngram in vocabulary])  # type: ignore[call-overload]
+            norm_N, norm_M = (np.sqrt(each.power(2) @ idf_G**2) for each in (counts, expected))
+            by_length_ML = np.zeros((len(times_M), len(lengths_L)))
+            by_length_ML[np.arange(len(times_M)), place_M] = safe_divide(times_M, norm_M)
+            dots_NL = np.zeros((len(words), len(lengths_L)))
+            for k in range(1, int(expected.data.max(initial=0)) + 1):
+                weights = at_least(expected, k).multiply(expected).multiply(idf_G**2)
+                dots_NL += at_least(counts, k) @ (weights.T @ by_length_ML)
+            total_N += safe_divide((dots_NL * penalty_NL).sum(1), norm_N)
+        return {"cider": int(total_N.argmax())}
 
     def _corpus(self, pairs: Sequence[Pair]) -> _Corpus:
         if self._fitted is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
+from framework.scoring.counts import at_least, count_matrix, safe_divide
 from framework.scoring.pairs import require_references, warn_empty_predictions
 
 BETA = 1.2  # recall counts a little more than precision: the value of the COCO captions' scorer
@@ -61,14 +63,55 @@ class RougeL:
         require_references("ROUGE-L", pairs, by_words=True)
         rows = []
         for pair in pairs:
-            common, score = longest_common_subsequence(pair.prediction_words, pair.reference_words), 0.0
-            if common:
-                precision = common / len(pair.prediction_words)
-                recall = common / len(pair.reference_words)
-                score = (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
-            rows.append((score, 1))
+            common = longest_common_subsequence(pair.prediction_words, pair.reference_words)
+            rows.append((_f_score(common, len(pair.prediction_words), len(pair.reference_words)), 1))
         return np.array(rows, dtype=np.float64)
 
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """ROUGE-L from sums over exams, [..., 2]."""
         return {"rouge_l": sums[..., 0] / sums[..., 1]}
+
+    def best_constants(
+        self, texts: Sequence[str], words: Sequence[tuple[str, ...]], pairs: Sequence[Pair]
+    ) -> dict[str, int]:
+        """Index of the text that scores best as the prediction of every reference.
+
+        A common subsequence is no longer than the number of common words, whatever their order. Texts are scored in the
+        order of this bound until no other text can reach the best one.
+        """
+        references = Counter(pair.reference_words for pair in pairs)
+        vocabulary: dict[Hashable, int] = {}
+        expected = count_matrix(references, vocabulary, grow=True)
+        counts = count_matrix(words, vocabulary, grow=False)
+        common_NM = np.zeros((len(words), len(references)))
+        for k in range(1, int(expected.data.max(initial=0)) + 1):
+            common_NM += (at_least(counts, k) @ at_least(expected, k).T).toarray()
+        lengths_N, lengths_M = (
+            np.array([len(each) for each in some], dtype=np.float64) for some in (words, references)
+        )
+        times_M = np.array(list(references.values()), dtype=np.float64)
+        bounds_N = _f_scores(common_NM, lengths_N[:, None], lengths_M) @ times_M
+        best, best_total = 0, -1.0
+        for index in np.argsort(-bounds_N, kind="stable").tolist():
+            if bounds_N[index] < best_total:
+                break
+            text = words[index]
+            total = sum(
+                times * _f_score(longest_common_subsequence(text, each), len(text), len(each))
+                for each, times in references.items()
+            )
+            if total > best_total:
+                best, best_total = index, total
+        return {"rouge_l": best}
+
+
+def _f_score(common: int, predicted: int, reference: int) -> float:
+    if not common:
+        return 0.0
+    precision, recall = common / predicted, common / reference
+    return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
+
+
+def _f_scores(common: np.ndarray, predicted: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """`_f_score` of arrays: with the precision and the recall of each, it is (1 + beta²) common / (p + beta² r)."""
+    return safe_divide((1 + BETA**2) * common, np.broadcast_to(predicted + BETA**2 * reference, common.shape))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
-from framework.scoring.counts import safe_divide
+from framework.scoring.counts import count_matrix, safe_divide
 from framework.scoring.pairs import require_pairs
 from plugins.metric.findings_f1.numbers import Size, agreeing
 from plugins.metric.findings_f1.reader import APART, Measure, attributes, read_all
@@ -79,6 +79,30 @@ class FindingsF1:
             "findings_recall": safe_divide(both, reference),
             **{f"{PART}{name}": f1_of_each[..., number] for number, name in enumerate(_columns())},
         }
+
+    def best_constants(
+        self, texts: Sequence[str], words: Sequence[tuple[str, ...]], pairs: Sequence[Pair]
+    ) -> dict[str, int]:
+        """Index of the text that scores best as the prediction of every reference, for each overall score."""
+        vocabulary: dict[Hashable, int] = {}
+        stated = count_matrix((read_all(pair.reference).findings for pair in pairs), vocabulary, grow=True)
+        found = [read_all(text).findings for text in texts]
+        both_N = count_matrix(found, vocabulary, grow=False) @ np.asarray(stated.sum(0)).ravel()
+        predicted_N = np.array([len(each) * len(pairs) for each in found], dtype=np.float64)
+        values = {
+            "findings_f1": safe_divide(2 * both_N, predicted_N + stated.sum()),
+            "findings_precision": safe_divide(both_N, predicted_N),
+            "findings_recall": both_N,
+        }
+        return {name: int(values_N.argmax()) for name, values_N in values.items()}
+
+    def never_stated(self, pairs: Sequence[Pair]) -> list[str]:
+        """Attributes that references state and no prediction does."""
+        predicted, reference = (
+            {a for p in texts for a, _ in read_all(p).findings}
+            for texts in zip(*((p.prediction, p.reference) for p in pairs))
+        )
+        return [name for name in attributes() if name in reference - predicted]
 
 
 def _columns() -> tuple[str, ...]:
