@@ -29,6 +29,7 @@ from framework.runtime.console import print0, progress_bar
 from framework.runtime.errors import Stopped
 from framework.runtime.signals import FAILED, SAVE
 from framework.scoring.table import print_scores
+from framework.scoring.variety import variety
 from framework.task import ReportTask
 from framework.train_step import StepOutput, batch_augment, set_seed, train_step, weights_at, weights_change
 
@@ -176,6 +177,7 @@ class Trainer:
             )
         # Scored once and shared: early stopping must be the same decision on every process.
         scores = on_main(self.accelerator, lambda: self.components.scorer.score(rows))
+        scores |= variety([prediction for _, prediction, _ in rows])
         self.tracker.scalars(state.step, {f"val/{name}": value for name, value in scores.items()})
         for exam, (exam_id, prediction, reference) in list(zip(exams.exams, rows))[:SAMPLES]:
             if self.accelerator.is_main_process:

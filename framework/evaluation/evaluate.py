@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,21 @@ from framework.run.tracking import write_json
 from framework.runtime.console import print0, progress_bar
 from framework.runtime.errors import UserError
 from framework.runtime.files import atomic_write
-from framework.scoring.baselines import baseline_rows, rows_of, unseen_rows
-from framework.scoring.bootstrap import intervals
-from framework.scoring.scorer import Rows
-from framework.scoring.table import HIGH, LOW, NO_INTERVAL, Scores, print_scores
+from framework.scoring.baselines import BASELINES, Comparison, comparisons, rows_of, unseen_rows
+from framework.scoring.bootstrap import PatientStatistics, intervals
+from framework.scoring.scorer import Rows, Scorer
+from framework.scoring.table import (
+    CONSTANTS,
+    HIGH,
+    LOW,
+    NO_INTERVAL,
+    VARIETY,
+    VERSUS,
+    Scores,
+    print_scores,
+    table_columns,
+)
+from framework.scoring.variety import variety, variety_summary
 from framework.topics.distill import TOPICS_FILE, topic_changes
 
 
@@ -118,25 +129,66 @@ def evaluate_split(
 
     def scored() -> Scores:
         scores: Scores = {}
-        named = {"model": rows}
-        if unseen := unseen_rows(rows, train):
-            named["model_on_unseen_reports"] = unseen
-        named |= baseline_rows(exams, train, val, components.scorer, recipe.evaluate.monitored, recipe.train.seed)
+        scorer, seed = components.scorer, recipe.train.seed
         patients = {exam.id: exam.patient for exam in exams.exams}
-        seed, bootstrap_samples = recipe.train.seed, recipe.evaluate.bootstrap_samples
-        ends: tuple[dict[str, Any], ...] = ()
-        for name in progress_bar(named, total=len(named), text="scores"):
-            values, seconds = components.scorer.timed_score(named[name])
-            scores[name] = {"exams": len(named[name]), **values}
-            if name == "model":  # now, while metrics cache the statistics of these reports
-                ends = intervals(
-                    components.scorer, rows, patients, values, seconds, seed=seed, bootstrap_samples=bootstrap_samples
-                )
-        scores.update((name, values) for name, values in zip((LOW, HIGH, NO_INTERVAL), ends) if values)
+        bootstrap: Any = {"seed": seed, "bootstrap_samples": recipe.evaluate.bootstrap_samples}
+        values, seconds = scorer.timed_score(rows)
+        scores["model"] = {"exams": len(rows), **variety([row[1] for row in rows]), **values}
+        # Now, while metrics cache the statistics of these reports.
+        ends: tuple[dict[str, Any], ...] = intervals(scorer, rows, patients, values, seconds, **bootstrap)
+        scores |= {name: row for name, row in zip((LOW, HIGH, NO_INTERVAL), ends) if row}
+        statistics = PatientStatistics(scorer, [exam.id for exam in exams.exams], patients)
+        statistics.add(rows)
+        if unseen := unseen_rows(rows, train):
+            different = variety([row[1] for row in unseen])
+            scores["model_on_unseen_reports"] = {"exams": len(unseen), **different, **scorer.score(unseen)}
+        others = comparisons(exams, train, val, scorer, recipe.evaluate.monitored, seed)
+        for name in progress_bar(others, total=len(others), text="scores"):
+            scores[name] = {"exams": len(rows), **variety(others[name].predictions)}
+            for predictions, own in others[name].groups():
+                these = rows_of(exams.exams, predictions)
+                found = scorer.score(these, own)
+                scores[name] |= {key: value for key, value in found.items() if own is None or key.split("/")[0] in own}
+                if name in BASELINES:
+                    statistics.add(these, own)
+        scores[CONSTANTS] = {
+            name: {"report": constant.report, "tried": constant.tried}
+            for name, constant in others["fixed_report"].constants.items()
+        }
+        scores[VARIETY] = variety_summary(scorer, rows)
+        scores[VERSUS] = _versus_strongest(scorer, statistics, rows, scores, others, bootstrap)
         _store(run, split, scores, rows, components, label, written_by)
         return scores
 
     return on_main(accelerator, scored)
+
+
+def _versus_strongest(
+    scorer: Scorer,
+    statistics: PatientStatistics,
+    rows: Rows,
+    scores: Scores,
+    others: Mapping[str, Comparison],
+    bootstrap: Any,
+) -> dict[str, dict[str, Any]]:
+    """For each score: the strongest baseline, and the difference of the model to it with its 95 % interval."""
+    found: dict[str, dict[str, Any]] = {}
+    model = [prediction for _, prediction, _ in rows]
+    for name in table_columns(scores):
+        higher = scorer.higher_is_better(name.removesuffix("_char"))
+        there = [row for row in BASELINES if name in scores[row]]
+        strongest = (max if higher else min)(there, key=lambda row: scores[row][name])
+        difference = round(scores["model"][name] - scores[strongest][name], 6)
+        found[name] = {"baseline": strongest, "difference": difference}
+        ends = {
+            row: statistics.difference(name, model, others[row].of(name), **bootstrap)
+            for row in {strongest, "fixed_report"}
+        }
+        better = {row: pair is not None and (pair[0] > 0 if higher else pair[1] < 0) for row, pair in ends.items()}
+        if (pair := ends[strongest]) is not None:
+            found[name] |= {"low": pair[0], "high": pair[1], "better": better[strongest]}
+            found[name]["better_than_fixed"] = better["fixed_report"]
+    return found
 
 
 def _store(

@@ -16,7 +16,8 @@ from framework.pages.plot import Figure, Key, Plot
 from framework.pages.records import read_records
 from framework.pages.render import render
 from framework.runtime.files import atomic_write
-from framework.scoring.table import HIGH, LABELS, LOW, Scores, legend, score_table
+from framework.scoring.table import HIGH, LABELS, LOW, VARIETY, Scores, legend, score_table, table_columns, verdict
+from framework.scoring.variety import describe_variety
 
 if TYPE_CHECKING:
     from framework.build import RunComponents
@@ -57,7 +58,7 @@ def write_page(run: Path, components: RunComponents) -> Path:
 def _cards(scores: Scores) -> list[tuple[str, str, list[str], str]]:
     """The scores of the model on the test split, each with those of the baselines that it should beat."""
     cards = []
-    for name in score_table(scores)[0][2:]:
+    for name in table_columns(scores):
         lines = [f"{LABELS[row].partition(': ')[2]}: {scores[row][name]:.3f}" for row in _baselines(scores)]
         ends = f"[{scores[LOW][name]:.3f}, {scores[HIGH][name]:.3f}]" if name in scores.get(LOW, {}) else ""
         cards.append((f"{name}, test", f"{scores['model'][name]:.3f}", lines, ends))
@@ -75,6 +76,7 @@ def _scores(split: str, scores: Scores) -> dict[str, Any]:
         "header": header,
         "rows": [{"cells": row, "style": OWN.get(row[0])} for row in rows],
         "legend": legend(scores),
+        "notes": [*(describe_variety(scores[VARIETY]) if VARIETY in scores else []), *verdict(scores)],
     }
 
 

@@ -3,13 +3,14 @@
 In this field one fixed report can reach BLEU-4 0.5, and half of the test reports may occur word for word in training.
 Nothing is fitted on the test split; oracles read its references by definition.
 
-Shapes: N training exams, M scored exams, W words, P image features.
+Shapes: N training exams, M scored exams, W words, P image features, S statistics of a metric.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -17,45 +18,71 @@ from sklearn.neighbors import NearestNeighbors
 
 from framework.data.loading import ExamSet
 from framework.exam import Exam
+from framework.scoring.constants import Constant, best_constants
 from framework.scoring.scorer import Rows, Scorer
 
-SHORTLIST = 60  # candidates for the fixed report
-MAX_REFERENCES = 300  # references that a candidate is scored against
+BASELINES = ("random_report", "fixed_report", "frequent_reports", "nearest_image")  # in the order of the table
 GRID = 16  # pixels per side of the thumbnail that nearest_image compares
+CLASSES = 3  # frequent classes in the mixture
+NEAREST = 5  # training reports that the retrieval oracle chooses from
+BLOCK = 256  # references whose similarities to all training reports are in memory at a time
 
 
-def baseline_rows(
+@dataclass(frozen=True)
+class Comparison:
+    """Predictions that the model is compared with.
+
+    Attributes:
+        predictions: one per exam.
+        by_score: predictions for one score, for a baseline that is chosen for each score.
+        constants: score -> the constant report that it was chosen from.
+    """
+
+    predictions: list[str]
+    by_score: Mapping[str, list[str]] = field(default_factory=dict)
+    constants: Mapping[str, Constant] = field(default_factory=dict)
+
+    def of(self, score: str) -> list[str]:
+        """The predictions for a score, or for the score that it is a part of (`findings_f1/side`)."""
+        return self.by_score.get(score) or self.by_score.get(score.split("/")[0]) or self.predictions
+
+    def groups(self) -> list[tuple[list[str], set[str] | None]]:
+        """The predictions, and the scores that they are for; None is every score without predictions of its own."""
+        groups: dict[tuple[str, ...], set[str]] = {}
+        for name, predictions in self.by_score.items():
+            groups.setdefault(tuple(predictions), set()).add(name)
+        return [(self.predictions, None), *((list(own), names) for own, names in groups.items())]
+
+
+def comparisons(
     exams: ExamSet, train: ExamSet, val: ExamSet, scorer: Scorer, monitor: str, seed: int
-) -> dict[str, Rows]:
-    """Rows (exam id, prediction, reference) of each baseline and oracle.
+) -> dict[str, Comparison]:
+    """Every baseline and oracle of a split, by name.
 
-    Baselines: `fixed_report`, the training report that scores best on validation; `random_report`; and `nearest_image`,
-    the training report of the nearest image by thumbnail and histogram. Oracles: `topic_oracle`, the best fixed report
-    of the exam's topic; `retrieval_oracle`, the training report nearest to the reference by TF-IDF; and `rewording`,
-    the reference in other words, if the data set has it.
+    Baselines: `random_report`; `fixed_report`, for each score the training report that scores best on validation as the
+    prediction of every exam; `frequent_reports`, the best reports of the most frequent classes (topics, or equal
+    reports), drawn by their frequency; and `nearest_image`, the training report of the nearest image by thumbnail and
+    histogram. Oracles: `topic_oracle`, for each score the best fixed report of the exam's topic; `retrieval_oracle`,
+    for each score the best of the training reports nearest to the reference by TF-IDF; and `rewording`, the reference
+    in other words, if the data set has it.
     """
     training = [exam.report for exam in train.exams]
-    references = [exam.report for exam in exams.exams]
-    vectors = TfidfVectorizer(analyzer=scorer.tokenizer.segment)
-    train_NW = vectors.fit_transform(training)
-    random = np.random.default_rng([seed, len(exams)])
-    predictions = {
-        "fixed_report": [best_report(training, [exam.report for exam in val.exams], scorer, monitor)] * len(exams),
-        "random_report": [training[i] for i in random.integers(len(training), size=len(exams))],
-        "nearest_image": [training[i] for i in nearest_images(exams, train)],
+    count = len(exams)
+    draw = np.random.default_rng([seed, count])
+    random = [training[i] for i in draw.integers(len(training), size=count)]
+    constants = best_constants(training, [exam.report for exam in val.exams], scorer)
+    found = {
+        "random_report": Comparison(random),
+        "fixed_report": _constant(constants, monitor, count),
+        "frequent_reports": Comparison(_frequent_reports(training, train.topics, scorer, monitor, count, draw)),
+        "nearest_image": Comparison([training[i] for i in nearest_images(exams, train)]),
     }
     if exams.topics is not None and train.topics is not None:
-        by_topic = {}
-        for topic in np.unique(train.topics):
-            reports = [report for report, label in zip(training, train.topics) if label == topic]
-            by_topic[int(topic)] = best_report(reports, reports, scorer, monitor)
-        fallback = predictions["fixed_report"][0]
-        predictions["topic_oracle"] = [by_topic.get(int(topic), fallback) for topic in exams.topics]
-    nearest_M = np.asarray((vectors.transform(references) @ train_NW.T).argmax(axis=1)).ravel()
-    predictions["retrieval_oracle"] = [training[i] for i in nearest_M]
+        found["topic_oracle"] = _topic_oracle(exams.topics, train.topics, training, scorer, monitor, constants)
+    found["retrieval_oracle"] = _retrieval_oracle(exams, training, scorer)
     if all(exam.rewording is not None for exam in exams.exams):
-        predictions["rewording"] = [str(exam.rewording) for exam in exams.exams]
-    return {name: rows_of(exams.exams, texts) for name, texts in predictions.items()}
+        found["rewording"] = Comparison([str(exam.rewording) for exam in exams.exams])
+    return found
 
 
 def rows_of(exams: Sequence[Exam], predictions: Sequence[str]) -> Rows:
@@ -68,27 +95,66 @@ def unseen_rows(rows: Rows, train: ExamSet) -> Rows:
     return [row for row in rows if row[2] not in known]
 
 
-def best_report(candidates: Sequence[str], references: Sequence[str], scorer: Scorer, monitor: str) -> str:
-    """The candidate with the best score as prediction of every reference.
+def _constant(constants: Mapping[str, Constant], monitor: str, count: int) -> Comparison:
+    repeated = {report: [report] * count for report in {constant.report for constant in constants.values()}}
+    by_score = {name: repeated[constant.report] for name, constant in constants.items()}
+    return Comparison(by_score[monitor], by_score, constants)
 
-    Scoring all would take minutes: only the candidates most similar to the references, and the most frequent ones, are
-    scored.
-    """
-    distinct = sorted(set(candidates))
-    kept = np.linspace(0, len(references) - 1, min(MAX_REFERENCES, len(references)), dtype=int)
-    references = [references[i] for i in kept]
-    if len(distinct) > SHORTLIST:
-        vectors = TfidfVectorizer(analyzer=scorer.tokenizer.segment, sublinear_tf=True)
-        distinct_NW = vectors.fit_transform(distinct)
-        centre_W = np.asarray(vectors.transform(references).mean(axis=0)).ravel()
-        central = np.argsort(-(distinct_NW @ centre_W), kind="stable")[: SHORTLIST // 2]
-        frequent = [report for report, _ in Counter(candidates).most_common(SHORTLIST // 2)]
-        distinct = sorted({distinct[i] for i in central} | set(frequent))
-    higher = scorer.higher_is_better(monitor)
-    values = [
-        scorer.score_one(monitor, [("", candidate, reference) for reference in references]) for candidate in distinct
+
+def _frequent_reports(
+    training: list[str], topics: np.ndarray | None, scorer: Scorer, monitor: str, count: int, draw: np.random.Generator
+) -> list[str]:
+    """The best reports of the most frequent classes, drawn by the frequency of the classes."""
+    classes = training if topics is None else topics.tolist()
+    reports, sizes = [], []
+    for name, size in Counter(classes).most_common(CLASSES):
+        own = [report for report, each in zip(training, classes) if each == name]
+        reports.append(best_constants(own, own, scorer)[monitor].report if topics is not None else own[0])
+        sizes.append(size)
+    shares = np.array(sizes) / sum(sizes)
+    return [reports[i] for i in draw.choice(len(reports), size=count, p=shares)]
+
+
+def _topic_oracle(
+    topics_M: np.ndarray,
+    topics_N: np.ndarray,
+    training: list[str],
+    scorer: Scorer,
+    monitor: str,
+    fallback: Mapping[str, Constant],
+) -> Comparison:
+    by_topic: dict[int, Mapping[str, Constant]] = {}
+    for topic in np.unique(topics_N):
+        own = [report for report, label in zip(training, topics_N) if label == topic]
+        by_topic[int(topic)] = best_constants(own, own, scorer)
+    of_exams = [by_topic.get(int(topic), fallback) for topic in topics_M]
+    by_score = {name: [constants[name].report for constants in of_exams] for name in fallback}
+    return Comparison(by_score[monitor], by_score)
+
+
+def _retrieval_oracle(exams: ExamSet, training: list[str], scorer: Scorer) -> Comparison:
+    """For each score with statistics of single exams, the best of the nearest training reports of each exam."""
+    vectors = TfidfVectorizer(analyzer=scorer.tokenizer.segment)
+    train_NW = vectors.fit_transform(training)
+    references = [exam.report for exam in exams.exams]
+    references_MW = vectors.transform(references)
+    blocks = [
+        np.argsort(-(references_MW[start : start + BLOCK] @ train_NW.T).toarray(), axis=1, kind="stable")[:, :NEAREST]
+        for start in range(0, len(references), BLOCK)
     ]
-    return distinct[int(np.argmax(values) if higher else np.argmin(values))]
+    order_MK = np.concatenate(blocks)
+    columns = [[training[i] for i in order_MK[:, place]] for place in range(order_MK.shape[1])]
+    by_score: dict[str, list[str]] = {}
+    inputs = [list(scorer.metric_inputs(rows_of(exams.exams, column))) for column in columns]
+    for number, (metric, _, suffix) in enumerate(inputs[0]):
+        if not hasattr(metric, "per_exam_stats"):
+            continue
+        values_KM = [metric.compute(metric.per_exam_stats(each[number][1])) for each in inputs]
+        for name in metric.names:
+            sign = 1 if metric.higher_is_better else -1
+            best_M = np.argmax(np.stack([sign * values[name] for values in values_KM]), axis=0)
+            by_score[f"{name}{suffix}"] = [columns[place][row] for row, place in enumerate(best_M)]
+    return Comparison(columns[0], by_score)
 
 
 def nearest_images(exams: ExamSet, train: ExamSet) -> np.ndarray:

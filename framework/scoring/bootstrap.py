@@ -6,7 +6,7 @@ Shapes: E exams, P patients, N units that are resampled, R resamples, S statisti
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -134,6 +134,59 @@ def intervals(
     ends = {name: percentile_interval(drawn[name]) for name in finite}
     low, high = ({name: round(float(pair[end]), 6) for name, pair in ends.items()} for end in (0, 1))
     return low, high, {name: _reason(name, drawn, reasons) for name in known if name not in ends}
+
+
+class PatientStatistics:
+    """Statistics of metrics by patient, of several predictions for the same exams.
+
+    Added right after the predictions are scored, they cost a metric with a model nothing: it remembers the last ones.
+
+    Args:
+        exam_ids: of every row, in order.
+        patients: exam id -> patient.
+    """
+
+    def __init__(self, scorer: Scorer, exam_ids: Sequence[str], patients: Mapping[str, str]) -> None:
+        self.scorer = scorer
+        index: dict[str, int] = {}
+        self.patient_E = np.array([index.setdefault(patients[exam_id], len(index)) for exam_id in exam_ids], dtype=int)
+        self.patients = len(index)
+        self.values: dict[tuple[tuple[str, ...], str], Values] = {}  # predictions, score -> its values on resamples
+
+    def add(self, rows: Rows, names: Collection[str] | None = None) -> None:
+        """Adds predictions for the scores of these names (None: all) whose metrics have `per_exam_stats`."""
+        predictions = tuple(prediction for _, prediction, _ in rows)
+        for metric, pairs, suffix in self.scorer.metric_inputs(rows):
+            wanted = [f"{name}{suffix}" for name in metric.names if names is None or f"{name}{suffix}" in names]
+            if wanted and hasattr(metric, "per_exam_stats"):
+                values = _by_patient_sums(metric, pairs, self.patient_E)
+                self.values |= {(predictions, name): values for name in wanted}
+
+    def difference(
+        self, name: str, rows: Sequence[str], others: Sequence[str], *, seed: int, bootstrap_samples: int
+    ) -> tuple[float, float] | None:
+        """Ends of the 95 % interval of (score of `rows`) - (score of `others`), on the same resamples of patients.
+
+        Args:
+            rows: predictions that were added, as are `others`.
+
+        Returns:
+            None without resamples, with a single patient, or if the score has no statistics by exam.
+        """
+        one, two = (self.values.get((tuple(predictions), name)) for predictions in (rows, others))
+        if one is None or two is None or not bootstrap_samples or self.patients < 2:
+            return None
+        own = name.removesuffix("_char")
+        drawn_R = np.concatenate(
+            [
+                one(counts_RP)[own] - two(counts_RP)[own]
+                for counts_RP in draws(self.patients, seed=seed, bootstrap_samples=bootstrap_samples)
+            ]
+        )
+        if not np.isfinite(drawn_R).all():
+            return None
+        low, high = percentile_interval(drawn_R)
+        return round(float(low), 6), round(float(high), 6)
 
 
 def _reason(name: str, drawn: Mapping[str, np.ndarray], reasons: Sequence[tuple[Sequence[str], str, str]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from framework.exam import Pair
@@ -49,15 +49,22 @@ class Scorer:
     def _also_characters(self) -> bool:
         return self.tokenizer.language == "zh"
 
-    def score(self, rows: Rows) -> dict[str, float]:
-        """Values by name."""
-        return self.timed_score(rows)[0]
+    def score(self, rows: Rows, names: Collection[str] | None = None) -> dict[str, float]:
+        """Values by name.
 
-    def timed_score(self, rows: Rows) -> tuple[dict[str, float], Seconds]:
+        Args:
+            names: of scores; metrics that compute none of them are not called. None is all.
+        """
+        return self.timed_score(rows, names)[0]
+
+    def timed_score(self, rows: Rows, names: Collection[str] | None = None) -> tuple[dict[str, float], Seconds]:
         """Values by name, and the seconds that each call of a metric took."""
         values: dict[str, float] = {}
         seconds: Seconds = {}
+        needed = None if names is None else {*names, *(self.weights if WEIGHTED_SUM in names else ())}
         for metric, pairs, suffix in self.metric_inputs(rows):
+            if needed is not None and needed.isdisjoint(f"{name}{suffix}" for name in metric.names):
+                continue
             start = time.perf_counter()
             values |= {f"{name}{suffix}": value for name, value in self._call(metric, pairs).items()}
             seconds[id(metric), suffix] = time.perf_counter() - start
@@ -66,11 +73,16 @@ class Scorer:
 
     def metric_inputs(self, rows: Rows) -> Iterator[tuple[Any, list[Pair], str]]:
         """Each metric with its pairs and the suffix of its scores' names: first words, then characters (`_char`)."""
-        pairs = _pairs(rows, self.tokenizer.segment)
-        yield from ((metric, pairs, "") for metric in self.metrics)
+        for segment, suffix, metrics in self.segmentations():
+            pairs = _pairs(rows, segment)
+            yield from ((metric, pairs, suffix) for metric in metrics)
+
+    def segmentations(self) -> list[tuple[Callable[[str], list[str]], str, list[Any]]]:
+        """Each way to cut texts, the suffix of its scores' names, and the metrics that score texts cut so."""
+        found = [(self.tokenizer.segment, "", self.metrics)]
         if self._also_characters:
-            pairs = _pairs(rows, CHARACTER.findall)
-            yield from ((metric, pairs, "_char") for metric in self.metrics if metric.by_words)
+            found.append((CHARACTER.findall, "_char", [metric for metric in self.metrics if metric.by_words]))
+        return found
 
     def score_one(self, name: str, rows: Rows) -> float:
         """One value, or the weighted sum, without the cost of the other metrics."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from harness import MEASURED, ROOT, launch, records
+from PIL import Image
 
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 
@@ -92,6 +95,40 @@ def test_a_tiny_run_learns_its_reports(work: Path) -> None:
     launch("evaluate", str(run), "--split", "train", cwd=work)
     scores = json.loads((run / "scores.json").read_text())["train"]
     assert scores["model"]["bleu_4"] > 0.95 > scores["fixed_report"]["bleu_4"]
+
+
+def test_a_model_of_noise_is_no_better_than_a_fixed_report(work: Path, tmp_path: Path) -> None:
+    """Images of noise, one short report for half of the exams, and a long one that differs for the others."""
+    draw, noise = random.Random(0), np.random.default_rng(0)
+    normal = "Glands are normal in size. No mass. No enlarged nodes."
+    words = [
+        ["left", "right"],
+        ["hypoechoic", "anechoic", "isoechoic"],
+        ["circumscribed", "spiculated"],
+        ["oval", "round"],
+    ]
+    exams: dict[str, list[dict[str, str]]] = {}
+    for split, count in (("train", 240), ("val", 60), ("test", 60)):
+        for number in range(count):
+            side, echo, margin, shape = map(draw.choice, words)
+            finding = f"A {echo} nodule is seen in the {side} lobe. The margin is {margin} and the shape is {shape}."
+            name = f"{split}{number}.png"
+            Image.fromarray(noise.integers(0, 256, (32, 32), dtype=np.uint8)).save(tmp_path / name)
+            report = normal if draw.random() < 0.5 else f"The glands are uneven in echo. {finding} No enlarged nodes."
+            exams.setdefault(split, []).append({"id": name, "report": report, "image": name})
+    (tmp_path / "exams.json").write_text(json.dumps(exams))
+    (tmp_path / "noise.yaml").write_text(f"""
+_base_: {ROOT / "recipes" / "smoke.yaml"}
+data: {{dataset: {{_delete_: true, name: manifest, file: {tmp_path / "exams.json"}, images: {tmp_path}}}}}
+train: {{epochs: 2}}
+""")
+    done = launch(str(tmp_path / "noise.yaml"), "run.name=noise", cwd=work)
+    assert "The model is no better than a fixed report in any score" in done.stdout
+    assert "warning: the model has collapsed" in done.stdout
+    scores = json.loads((work / "runs" / "noise" / "noise" / "scores.json").read_text())["test"]
+    for name in ("bleu_4", "rouge_l", "cider", "findings_f1"):
+        assert scores["model"][name] <= scores[scores["versus_strongest_baseline"][name]["baseline"]][name] + 0.05
+    assert records(work / "runs" / "noise" / "noise", "val/different_reports")
 
 
 def test_early_stopping_ends_a_run_that_gets_no_better(work: Path) -> None:

@@ -13,9 +13,10 @@ import pytest
 from framework.evaluation import evaluate as evaluation
 from framework.evaluation.evaluate import evaluate_split, shard_indices
 from framework.exam import Pair
+from framework.scoring.baselines import BASELINES, Comparison
 from framework.scoring.dependencies import LastResult
 from framework.scoring.scorer import Scorer
-from framework.scoring.table import HIGH, LOW
+from framework.scoring.table import CONSTANTS, HIGH, LOW, VARIETY, VERSUS
 
 
 class Slow:
@@ -47,9 +48,9 @@ def test_a_metrics_model_reads_the_reports_of_a_split_once(tmp_path: Path, monke
         exams=[SimpleNamespace(id=str(number), patient=str(number), report="x" * 4) for number in range(6)]
     )
     rows = [(exam.id, "m" * (number + 1), exam.report) for number, exam in enumerate(exams.exams)]
-    baselines = {name: [(exam.id, name, exam.report) for exam in exams.exams] for name in ("fixed_report", "rewording")}
+    names = (*BASELINES, "rewording")
     monkeypatch.setattr(evaluation, "generate_reports", lambda *_, **keys: rows)
-    monkeypatch.setattr(evaluation, "baseline_rows", lambda *_: baselines)
+    monkeypatch.setattr(evaluation, "comparisons", lambda *_: {name: Comparison([name] * 6) for name in names})
     metric = Slow()
     tokenizer = SimpleNamespace(segment=str.split, language="en", segmentation="words")
     train = SimpleNamespace(exams=[SimpleNamespace(report="x" * 4)])
@@ -60,10 +61,13 @@ def test_a_metrics_model_reads_the_reports_of_a_split_once(tmp_path: Path, monke
         train=SimpleNamespace(seed=1), evaluate=SimpleNamespace(num_beams=1, bootstrap_samples=50, monitored="slow")
     )
     scores = evaluate_split(SimpleNamespace(num_processes=1), None, parts, recipe, "test", tmp_path)
-    assert list(scores) == ["model", *baselines, LOW, HIGH]
+    assert list(scores) == ["model", LOW, HIGH, *names, CONSTANTS, VARIETY, VERSUS]
     assert scores[LOW]["slow"] < scores["model"]["slow"] == 21 / 24 < scores[HIGH]["slow"]
     assert {metric.reads[prediction] for _, prediction, _ in rows} == {1}
-    assert {metric.reads[name] for name in baselines} == {6}
+    assert {metric.reads[name] for name in names} == {6}
+    versus = scores[VERSUS]["slow"]
+    assert versus["baseline"] in BASELINES and versus["low"] <= versus["difference"] <= versus["high"] < 0
+    assert versus["better"] is versus["better_than_fixed"] is False
 
 
 @pytest.mark.parametrize("processes", range(1, 10))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 
 from framework.data.image_cache import build_image_cache
 from framework.data.loading import ExamSet
-from framework.exam import Exam
-from framework.scoring.baselines import baseline_rows, best_report, unseen_rows
+from framework.exam import Exam, Pair
+from framework.scoring.baselines import BASELINES, comparisons, rows_of, unseen_rows
+from framework.scoring.constants import best_constants
 from framework.scoring.scorer import Scorer
 from plugins.metric.bleu import Bleu
 from plugins.metric.cider import Cider
@@ -51,23 +53,60 @@ def test_each_baseline_and_oracle_writes_the_report_that_it_should(tmp_path: Pat
     train = make(tmp_path, [(NONE, 100, 0)] * 3 + [(CYST, 10, 1), (MASS, 200, 2)], "train")
     val = make(tmp_path, [(NONE, 90, 0), (NONE, 90, 0), (CYST, 12, 1)], "val")
     test = make(tmp_path, [(CYST, 12, 1), (MASS + " large .", 190, 2), (NONE, 205, 0)], "test")
-    rows = baseline_rows(test, train, val, scorer, "bleu_4", seed=1)
-    written = {name: [prediction for _, prediction, _ in each] for name, each in rows.items()}
-    assert written["fixed_report"] == [NONE] * 3
-    assert written["nearest_image"] == [CYST, MASS, MASS]
-    assert written["topic_oracle"] == written["retrieval_oracle"] == [CYST, MASS, NONE]
-    assert written["rewording"][0] == CYST.upper()
-    assert set(written["random_report"]) <= {CYST, MASS, NONE}
-    assert [row[0] for row in unseen_rows(rows["fixed_report"], train)] == ["test1"]
+    found = comparisons(test, train, val, scorer, "bleu_4", seed=1)
+    assert found["fixed_report"].of("bleu_4") == found["fixed_report"].predictions == [NONE] * 3
+    assert found["nearest_image"].predictions == [CYST, MASS, MASS]
+    for name in ("topic_oracle", "retrieval_oracle"):
+        assert found[name].of("bleu_4") == found[name].of("cider") == [CYST, MASS, NONE]
+    assert found["rewording"].predictions[0] == CYST.upper()
+    assert set(found["random_report"].predictions) <= {CYST, MASS, NONE}
+    assert set(found["frequent_reports"].predictions) <= {CYST, MASS, NONE}
+    assert [row[0] for row in unseen_rows(rows_of(test.exams, [NONE] * 3), train)] == ["test1"]
+
+
+def test_each_score_has_its_own_best_constant_report(tmp_path: Path, scorer: Scorer) -> None:
+    """CIDEr gives nothing for the words that every report has, BLEU counts them."""
+    filler = "the glands are normal in size and in echo , and no enlarged node is seen ."
+    findings = ["a cyst at one", "a mass at two", "a node at six", "a scar at ten"]
+    texts = [f"{filler} {finding} ." for finding in findings]
+    train = make(tmp_path, [(text, 10, 0) for text in [*texts, filler, CYST, CYST]], "train")
+    val = make(tmp_path, [(text, 10, 0) for text in [*texts, *texts, CYST, CYST, CYST]], "val")
+    found = comparisons(val, train, val, scorer, "bleu_4", seed=1)["fixed_report"]
+    assert found.constants["cider"].report == CYST != found.constants["bleu_4"].report
+    assert found.constants["bleu_4"].tried == 6, "all distinct training reports"
+    assert {name: found.of(name)[0] for name in ("bleu_4", "cider")} == {
+        name: found.constants[name].report for name in ("bleu_4", "cider")
+    }
+    own = {name: predictions[0] for predictions, names in found.groups() for name in names or ()}
+    assert own["cider"] == CYST
 
 
 def test_the_fixed_report_is_the_one_that_scores_best_not_the_most_frequent(scorer: Scorer) -> None:
-    assert best_report([CYST, CYST, CYST, MASS], [MASS, MASS, CYST], scorer, "bleu_4") == MASS
+    assert best_constants([CYST, CYST, CYST, MASS], [MASS, MASS, CYST], scorer)["bleu_4"].report == MASS
+
+
+def test_a_metric_without_best_constants_is_called_on_a_shortlist(scorer: Scorer) -> None:
+    class Words:
+        names, by_words, higher_is_better = ("words",), True, True
+
+        def __call__(self, pairs: list[Pair]) -> dict[str, float]:
+            return {"words": float(sum(len(pair.prediction_words) for pair in pairs))}
+
+    found = best_constants([CYST, MASS, NONE, NONE], [NONE], Scorer([Words()], scorer.tokenizer))
+    assert found["words"].report == max((CYST, MASS, NONE), key=lambda text: len(text.split()))
 
 
 def test_baselines_do_not_read_the_test_references(tmp_path: Path, scorer: Scorer) -> None:
     train, val = make(tmp_path, [(NONE, 100, 0), (CYST, 10, 1)], "train"), make(tmp_path, [(NONE, 90, 0)], "val")
-    one = baseline_rows(make(tmp_path, [(CYST, 12, 1)], "t"), train, val, scorer, "bleu_4", 1)
-    two = baseline_rows(make(tmp_path, [(MASS, 12, 1)], "t"), train, val, scorer, "bleu_4", 1)
-    for name in ("fixed_report", "random_report", "nearest_image"):
-        assert [row[1] for row in one[name]] == [row[1] for row in two[name]]
+    one = comparisons(make(tmp_path, [(CYST, 12, 1)], "t"), train, val, scorer, "bleu_4", 1)
+    two = comparisons(make(tmp_path, [(MASS, 12, 1)], "t"), train, val, scorer, "bleu_4", 1)
+    for name in BASELINES:
+        assert one[name] == two[name]
+
+
+def test_frequent_reports_are_drawn_by_the_frequency_of_their_classes(tmp_path: Path, scorer: Scorer) -> None:
+    train = make(tmp_path, [(NONE, 9, 0)] * 60 + [(CYST, 9, 1)] * 30 + [(MASS, 9, 2)] * 10, "train")
+    test = make(tmp_path, [(NONE, 9, 0)] * 400, "test")
+    drawn = Counter(comparisons(test, train, train, scorer, "bleu_4", seed=3)["frequent_reports"].predictions)
+    assert drawn.keys() == {NONE, CYST, MASS}
+    assert 200 < drawn[NONE] < 280 and 80 < drawn[CYST] < 160 and drawn[MASS] < 80

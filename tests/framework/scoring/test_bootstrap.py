@@ -12,7 +12,7 @@ from scipy import stats
 
 from framework.exam import Pair
 from framework.scoring import bootstrap as module
-from framework.scoring.bootstrap import draws, intervals, percentile_interval
+from framework.scoring.bootstrap import PatientStatistics, draws, intervals, percentile_interval
 from framework.scoring.scorer import Scorer
 from framework.scoring.table import legend, score_table
 from plugins.metric.bleu import Bleu
@@ -184,7 +184,7 @@ def test_a_slow_metric_has_no_interval_and_the_table_says_so(monkeypatch: pytest
     assert set(without) == {"called"} and re.fullmatch(r"200 calls of its metric would take \d+ s", without["called"])
     header, table = score_table(scores)
     assert dict(zip(header, table[1])) == {
-        "reports from": "its 95 % interval", "exams": "", "right": "[0.000, 1.000]", "called": "-",
+        "reports from": "its 95 % interval", "exams": "", "different": "", "right": "[0.000, 1.000]", "called": "-",
     }  # fmt: skip
     assert legend(scores).endswith(f"; no interval of called: {without['called']}")
     assert not legend({"model": scores["model"]})
@@ -228,3 +228,22 @@ def test_characters_have_intervals_too() -> None:
     rows = [(str(n), texts[n % 2], texts[n % 3]) for n in range(9)]
     low, high = ends(which, rows, alone(rows))
     assert low["bleu_4_char"] < which.score(rows)["bleu_4_char"] < high["bleu_4_char"] != high["bleu_4"]
+
+
+def test_a_paired_difference_is_drawn_on_the_same_patients() -> None:
+    """Each patient's prediction is better by the same amount, so the difference does not vary, though scores do."""
+    tokenizer = Words()
+    tokenizer.fit(["a b c d e"])
+    scorer = Scorer([RougeL()], tokenizer)
+    references = ["a b c d", "a b d e", "c d e a", "e d c b", "b c a e", "a c e d"]
+    patients = {str(number): str(number // 2) for number in range(6)}
+    right = [(str(number), text, text) for number, text in enumerate(references)]
+    half = [(exam_id, " ".join(text.split()[:2]), text) for exam_id, text, _ in right]
+    statistics = PatientStatistics(scorer, list(patients), patients)
+    statistics.add(right)
+    statistics.add(half, {"rouge_l"})
+    one, two = ([prediction for _, prediction, _ in rows] for rows in (right, half))
+    difference = scorer.score(right)["rouge_l"] - scorer.score(half)["rouge_l"]
+    ends = statistics.difference("rouge_l", one, two, seed=1, bootstrap_samples=100)
+    assert ends == pytest.approx((difference, difference), abs=1e-5)
+    assert statistics.difference("rouge_l", one, two, seed=1, bootstrap_samples=0) is None
