@@ -114,7 +114,7 @@ def test_a_model_of_noise_is_no_better_than_a_fixed_report(work: Path, tmp_path:
             finding = f"A {echo} nodule is seen in the {side} lobe. The margin is {margin} and the shape is {shape}."
             name = f"{split}{number}.png"
             Image.fromarray(noise.integers(0, 256, (32, 32), dtype=np.uint8)).save(tmp_path / name)
-            report = normal if draw.random() < 0.5 else f"The glands are uneven in echo. {finding} No enlarged nodes."
+            report = normal if number % 2 else f"The glands are uneven in echo. {finding} No enlarged nodes."
             exams.setdefault(split, []).append({"id": name, "report": report, "image": name})
     (tmp_path / "exams.json").write_text(json.dumps(exams))
     (tmp_path / "noise.yaml").write_text(f"""
