@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from framework.checkpoint.export import publish_model
 from framework.checkpoint.format import (
@@ -228,11 +227,11 @@ def _known_key(key: str, recipe: Recipe) -> str:
     return key
 
 
-_locks: list[Any] = []  # held until the process ends
+_locks: list[int] = []  # file descriptors, held until the process ends
 
 
 def _lock(folder: Path) -> None:
-    file = (folder / ".lock").open("a+")
+    file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     deadline = time.monotonic() + (ORPHANS_S if restarts() or WATCHER in os.environ else 0)
     while True:
         try:
@@ -242,17 +241,17 @@ def _lock(folder: Path) -> None:
             if time.monotonic() < deadline:
                 time.sleep(0.5)  # processes of the attempt that died hold it until they notice
                 continue
-            file.seek(0)
+            holder = os.pread(file, 200, 0).decode(errors="replace").strip()
+            os.close(file)
             raise UserError(
                 "in-use",
-                f"another process is writing to this run ({file.read().strip()})",
+                f"another process is writing to this run ({holder})",
                 place=folder,
                 hint="Stop it, or wait until it ends.",
             ) from None
         except OSError:
+            os.close(file)
             return  # a file system without locks; only this check is lost
-    file.seek(0)
-    file.truncate()
-    file.write(f"pid {os.getpid()} on {os.uname().nodename}\n")
-    file.flush()
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"pid {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
     _locks.append(file)

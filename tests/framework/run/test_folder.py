@@ -52,7 +52,7 @@ def locks_are_release_locks() -> Iterator[None]:
 
 def release_locks() -> None:
     for file in run_folder._locks:
-        file.close()
+        os.close(file)
     run_folder._locks.clear()
 
 
@@ -169,7 +169,7 @@ def test_a_damaged_checkpoint_that_was_named_is_refused_with_the_others(tmp_path
     with problem("damaged-checkpoint", str(two), CheckpointError) as found:
         open_run(recipe_of(tmp_path, f"resume={two}"))
     assert f"resume={one}" in found[0].hint
-    run_folder._locks.pop().close()
+    os.close(run_folder._locks.pop())
     assert open_run(recipe_of(tmp_path, f"resume={one}")).checkpoint == one
 
 
@@ -187,7 +187,7 @@ def test_another_recipe_is_refused_with_the_difference_unless_ignored(tmp_path: 
         open_run(recipe_of(tmp_path, *other))
     assert "train.epochs was 3, now 9" in found[0].found
     assert "'resume_ignore=[optimizer.lr,train.epochs]'" in found[0].hint
-    run_folder._locks.pop().close()
+    os.close(run_folder._locks.pop())
     assert open_run(recipe_of(tmp_path, *other, "resume_ignore=[optimizer,train.epochs]")).train_state
 
 
@@ -296,7 +296,7 @@ def test_a_file_stop_holds_for_a_launcher_but_not_for_a_person(tmp_path: Path, m
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
     with pytest.raises(Stopped, match="STOP exists"):
         open_run(recipe_of(tmp_path, "run.name=mine"))
-    run_folder._locks.pop().close()
+    os.close(run_folder._locks.pop())
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     open_run(recipe_of(tmp_path, "run.name=mine", "resume=auto"))
     assert not (run / "STOP").exists()
@@ -355,7 +355,7 @@ def test_a_resumed_run_has_the_same_patients_and_topics(tmp_path: Path, monkeypa
         trainer.train(recipe_of(tmp_path / "runs", *keys, *more))
 
     checkpoint(train="test")
-    with pytest.raises(ValueError, match=r"^resume: 1 patients of this run's test were in train of .*step-7/model"):
+    with problem("split-leak", "resume"):
         resume()
     checkpoint(train="train")
     with pytest.raises(Stopped, match="started"):
