@@ -94,8 +94,9 @@ def test_more_views_than_fit_are_refused_before_training_in_any_split(
 ) -> None:
     recipe = load_recipe(str(ROOT / "recipes" / "smoke.yaml"), [*five_views, *keys])
     if code is not None:
-        with problem(code, place="test0"):
+        with problem(code) as found:
             build_components(recipe, start_accelerator(recipe), run=tmp_path)
+        assert "exam test0 of split test" in str(found[0])
         return
     task = build_components(recipe, start_accelerator(recipe), run=tmp_path).task
     assert all(part.training for part in task.modules())
