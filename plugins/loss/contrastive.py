@@ -1,7 +1,7 @@
-"""The term that draws an exam's images and its report together, and away from the reports of other exams.
+"""Contrastive loss between the images and the report of an exam.
 
-Shapes: B exams of this micro-batch, N of the micro-batches of all processes, T tokens, D width of what is compared,
-E twice that.
+Shapes: B exams of this micro-batch, N exams of the micro-batches of all processes, T tokens, D embedding width,
+E = 2 D.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from torch import Tensor, nn
 from framework.distributed.gather_exams import gather_exams
 from framework.exam import BOS, EOS, PAD, Batch, Outputs
 from framework.registry import register
+from framework.runtime.errors import UserError
 
-LEAST_TEMPERATURE = 0.01  # as CLIP bounds it, for steadiness
+LEAST_TEMPERATURE = 0.01  # the bound of CLIP, for stability
 
 
 @register("loss", "contrastive")
 class Contrastive(nn.Module):
-    """Which report belongs to an exam's images, and which images to its report, among all exams that are there.
+    """InfoNCE between images and reports, as in CLIP.
 
     The pooled features and the mean of learned embeddings of the report's words are each projected to `width` and
-    brought to length 1; the term is half the cross-entropy of finding the report by the images, and half that of
-    finding the images by the report, from cosines over a temperature that is learned. The decoder has no part in it.
+    normalized to length 1. The loss is the mean of two cross-entropies, image to report and report to image, over
+    cosines divided by a learned temperature. The decoder takes no part.
 
-    The others are the exams of one micro-batch of all processes, so its value depends on `train.micro_batch_size` and
-    the number of processes, as batch normalization does: with one micro-batch a step, any number of
-    processes gives what one gives. Accumulation does not add exams to compare with.
+    The negatives are the other exams of one micro-batch of all processes, so the value depends on
+    `train.micro_batch_size` and the number of processes, as batch normalization does. With one micro-batch per step,
+    any number of processes gives the same value. Gradient accumulation adds no negatives.
 
     Source:
         InfoNCE: van den Oord et al. 2018, arXiv 1807.03748, equation 4; both ways, between images and reports:
@@ -38,9 +39,9 @@ class Contrastive(nn.Module):
         (CLIP), arXiv 2103.00020, section 2.4.
 
     Args:
-        width: of the space in which images and reports are compared. [channels]
-        temperature: what cosines are divided by, at the start; from 0.01, where it is held while it learns.
-        mask_same: an exam whose report is word for word the same is left out of the others, as it is no wrong answer.
+        width: width of the joint embedding space. [channels]
+        temperature: initial temperature; at least 0.01, which also bounds it during training.
+        mask_same: exclude exams with an identical report from the negatives.
     """
 
     needs = ("pooled",)
@@ -57,15 +58,15 @@ class Contrastive(nn.Module):
     ) -> None:
         super().__init__()
         if temperature < LEAST_TEMPERATURE:
-            raise ValueError(
-                f"loss contrastive: temperature is {temperature:g}, and none below {LEAST_TEMPERATURE:g} is used; "
-                f"expected at least {LEAST_TEMPERATURE:g}"
-            )
+            raise UserError(
+                "out-of-range", f"temperature is {temperature:g}", place="losses.contrastive.temperature",
+                expected=f"at least {LEAST_TEMPERATURE:g}",
+            )  # fmt: skip
         self.mask_same = mask_same
         self.words = nn.Embedding(vocabulary_size, width)
         self.report = nn.Linear(width, width)
         self.image = nn.Linear(feature_width, width)
-        # Of one value, as fsdp cuts no parameter without dimensions.
+        # One dimension, since fsdp does not shard 0-dim parameters.
         self.log_scale_1 = nn.Parameter(torch.tensor([-math.log(temperature)]))
 
     def count(self, batch: Batch) -> Tensor:
@@ -73,13 +74,13 @@ class Contrastive(nn.Module):
         return batch.report_BT.new_tensor(len(batch.exam_ids)).float()
 
     def forward(self, batch: Batch, outputs: Outputs) -> Tensor:
-        """Nats, summed over this micro-batch's exams, among those of all processes: 0-dim float32."""
+        """Nats, summed over this micro-batch's exams, with the negatives of all processes: 0-dim float32."""
         pooled_BD = outputs.features.pooled_BD
-        # A cosine over a small temperature asks for more digits than half precision has.
+        # Half precision is too coarse for a cosine divided by a small temperature.
         with torch.autocast(device_type=pooled_BD.device.type, enabled=False):
             image_BD = F.normalize(self.image(pooled_BD.float()), dim=-1)
             report_BD = F.normalize(self.report(self._mean_word(batch.report_BT)), dim=-1)
-            both_NE, first = gather_exams(torch.cat((image_BD, report_BD), 1))  # at once: processes wait a single time
+            both_NE, first = gather_exams(torch.cat((image_BD, report_BD), 1))  # one collective for both
             image_ND, report_ND = both_NE.chunk(2, 1)
             barred_BN = self._same(batch.report_BT) if self.mask_same else None
             target_B = first + torch.arange(len(image_BD), device=image_BD.device)
@@ -92,12 +93,12 @@ class Contrastive(nn.Module):
             return total
 
     def _mean_word(self, report_BT: Tensor) -> Tensor:
-        """[B, D]; 0 of a report without words."""
+        """[B, D]; 0 for a report without words."""
         word_BT1 = ((report_BT != PAD) & (report_BT != BOS) & (report_BT != EOS))[..., None]
         return (self.words(report_BT).float() * word_BT1).sum(1) / word_BT1.sum(1).clamp(min=1)
 
     def _scale(self) -> Tensor:
-        """One over the temperature. Where it is held at the bound, its gradient still brings it back."""
+        """1 / temperature, clamped at the bound with a straight-through gradient."""
         held_1 = self.log_scale_1.clamp(max=-math.log(LEAST_TEMPERATURE))
         return (self.log_scale_1 + (held_1 - self.log_scale_1).detach()).exp()
 

@@ -1,11 +1,11 @@
-"""The term that looks at a report as a whole: does what is written mean what it should, in whatever words?
+"""Global semantic loss: compares the meaning of the whole report with that of the reference.
 
-The global semantic comparison of arXiv 2406.00644. Its published code (KMVE_RG/modules/MyTrainer.py) decodes text,
-compares sentence embeddings and wraps the similarity in a new tensor, so no gradient reaches the model. Here it does,
-in either space: what the decoder's softmax expects goes through a map that is differentiable; nothing is sampled.
+After arXiv 2406.00644. Its published code (KMVE_RG/modules/MyTrainer.py) decodes text, compares sentence embeddings and
+wraps the similarity in a new tensor, so that no gradient reaches the model. Here the expectation under the decoder's
+softmax goes through a differentiable map, and nothing is sampled.
 
-Shapes: B batch, T tokens, W words in the vocabulary, P pieces of a word, L pieces of a report, M pieces of a batch, D
-dimensions of the space (for pieces: width of the encoder's input).
+Shapes: B batch, T tokens, W words in the vocabulary, P subwords of a word, L subwords of a report, M subwords of a
+batch, D dimensions of the space (for subwords: width of the encoder's input).
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from torch import Tensor, nn
 from framework.exam import BOS, EOS, PAD, UNK, Batch, Outputs
 from framework.models.external_weights import ExternalWeights
 from framework.registry import register
+from framework.runtime.errors import UserError
 from framework.text.sentence_encoder import SentenceEncoder
 
 log = logging.getLogger(__name__)
-SPECIAL_IDS = (PAD, BOS, EOS, UNK)  # tokens that are no words
-# How tokenizers of language models mark that a word goes on (WordPiece), or begins (BPE, unigram).
+SPECIAL_IDS = (PAD, BOS, EOS, UNK)  # tokens that are not words
+# Marks of a continued word (WordPiece), or of a word's start (BPE, unigram).
 PART_OF_WORD = re.compile(r"##\w|[Ġ▁]")
 
 
 @register("loss", "global_semantic")
 class GlobalSemantic(nn.Module):
-    """One minus the cosine between the report that is expected of the decoder and the reference.
+    """One minus the cosine between the decoder's expected report and the reference.
 
-    `lsa` compares in the report space, whatever the order of the words: the expected word counts go through its linear
-    map, whose word vectors are frozen and saved with the model. Exams whose reference holds no word of that space have
-    no direction to compare with; they neither count nor add to the sum.
+    `lsa` compares bags of words in the report space: the expected word counts go through its linear map, whose word
+    vectors are frozen and saved with the model. Exams whose reference has no word of that space are not counted.
 
-    `sentence_encoder` compares as a pretrained model reads: at each place of the reference, the softmax over the
-    vocabulary gives the expected input embedding, and these go through the frozen encoder as a text would. A word is
-    several of the encoder's pieces, so a place has as many as the reference's word there: another word puts its own
-    pieces into these, cut if it has more, its last one again if it has fewer. So the encoder reads what it was trained
-    to read (whole pieces, at its own positions, between its own signs) and a decoder that is certain of the reference
-    has distance 0 by construction: the reference goes the same way. The mean of a word's pieces in one place would be
-    simpler, but is nothing that the encoder has ever read, just for the rare words that matter. Where a report ends is
-    the business of `next_token`. References without a known word do not count. The encoder is neither trained, saved
-    nor exported, so training and `evaluate` need its files and `predict` does not. It runs in fp32, twice a step: for
-    16 phantom reports all-MiniLM-L6-v2 takes 2.1 s of CPU time.
+    `sentence_encoder` compares embeddings of a frozen pretrained model. At each position of the reference, the softmax
+    over the vocabulary gives the expected input embedding, and the sequence of these goes through the encoder. A word
+    of the reference takes as many positions as it has subwords. Another word fills these positions with its own
+    subwords: it is cut if it has more, and its last subword is repeated if it has fewer. So the encoder reads whole
+    subwords at its own positions between its own special tokens, as in its training, and a decoder that is certain of
+    the reference has distance 0. (The mean of a word's subwords in one position would be simpler, but the encoder has
+    never read such an input, and rare words matter most.) The length of a report is trained by `next_token` alone.
+    References without a known word are not counted. The encoder is not trained, saved or exported: training and
+    `evaluate` need its files, `predict` does not. It runs in fp32, twice per step: for 16 phantom reports
+    all-MiniLM-L6-v2 takes 2.1 s of CPU time.
 
     Source:
         The global semantic comparison of Li et al. 2024, arXiv 2406.00644, made differentiable here. Sentence
@@ -72,43 +72,45 @@ class GlobalSemantic(nn.Module):
         self.sentences: Sentences | None = None
         self.external_weights: ExternalWeights | None = None
         if part := next((word for word in vocabulary if PART_OF_WORD.match(word)), None):
-            raise ValueError(
-                "loss global_semantic: both spaces know whole words, and the tokenizer's vocabulary holds parts of "
-                f"words, such as '{part}'; set data.tokenizer: words, or drop this loss"
-            )
+            raise UserError(
+                "does-not-fit", f"the tokenizer's vocabulary has subwords, such as '{part}'",
+                place="losses.global_semantic", expected="whole words",
+                hint="Set data.tokenizer: words, or remove this loss.",
+            )  # fmt: skip
         if space == "sentence_encoder":
             if not encoder:
-                raise ValueError(
-                    "loss global_semantic: space sentence_encoder needs an `encoder`: a folder, package:NAME/FOLDER or "
-                    "a name on the model hub"
-                )
+                raise UserError(
+                    "missing-key", "space sentence_encoder needs an encoder", place="losses.global_semantic.encoder",
+                    expected="a folder, package:NAME/FOLDER or a name on the model hub",
+                )  # fmt: skip
             self.sentences = Sentences(SentenceEncoder(encoder), vocabulary)
             self.external_weights = ExternalWeights(encoder, self.sentences.encoder.folder, frozenset())
             return
         if encoder is not None:
-            raise ValueError(
-                f"loss global_semantic: space {space} reads no encoder; leave out '{encoder}', or set space: "
-                "sentence_encoder"
-            )
+            raise UserError(
+                "ignored-setting", f"encoder '{encoder}' has no effect with space {space}",
+                place="losses.global_semantic.encoder", hint="Remove it, or set space: sentence_encoder.",
+            )  # fmt: skip
         vectors = torch.as_tensor(word_vectors_WD).detach().to(torch.float32, copy=True)
         vectors[list(SPECIAL_IDS)] = 0
         if not vectors.any():
-            raise ValueError(
-                f"loss global_semantic: none of the {len(vectors)} tokens of the vocabulary is a word of the report "
-                "space; the tokenizer must write the words that the space was fitted on, or drop this loss"
-            )
+            raise UserError(
+                "does-not-fit", f"none of the {len(vectors)} tokens of the vocabulary is a word of the report space",
+                place="losses.global_semantic", expected="a tokenizer with the words of the report space",
+                hint="Set data.tokenizer: words, or remove this loss.",
+            )  # fmt: skip
         self.register_buffer("word_vectors_WD", vectors)
 
     word_vectors_WD: Tensor  # of `lsa`
 
     def count(self, batch: Batch) -> Tensor:
-        """The number of exams whose reference can be compared with: 0-dim float."""
+        """The number of exams whose reference has a known word: 0-dim float."""
         return self._comparable(batch).sum().float()
 
     def forward(self, batch: Batch, outputs: Outputs) -> Tensor:
-        """From 0 (same direction) to 2 for each exam that counts, summed: 0-dim float32."""
+        """1 - cosine, from 0 to 2, summed over the counted exams: 0-dim float32."""
         logits_BTW = outputs.logits_BTW
-        # Under autocast the products would run in half precision, and a cosine near 1 would lose its gradient.
+        # In half precision a cosine near 1 would lose its gradient.
         with torch.autocast(device_type=logits_BTW.device.type, enabled=False):
             share_BTW = logits_BTW.float().softmax(dim=-1)
             if self.sentences is None:
@@ -119,11 +121,11 @@ class GlobalSemantic(nn.Module):
             else:
                 expected_BD, reference_BD = self.sentences(share_BTW, batch.report_BT[:, 1:])
             distance_B = 1 - F.cosine_similarity(expected_BD, reference_BD, dim=-1)
-            # A product rather than a selection: the graph reaches the decoder on every rank, whatever counts.
+            # A product rather than a selection: the graph reaches the decoder on every rank, also with no exam counted.
             return (distance_B * self._comparable(batch)).sum()
 
     def _reference(self, batch: Batch) -> Tensor:
-        """Where the reference reports point in the report space, float32 [B, D]."""
+        """Vectors of the reference reports in the report space, float32 [B, D]."""
         return self.word_vectors_WD.float()[batch.report_BT].sum(dim=1)
 
     def _comparable(self, batch: Batch) -> Tensor:
@@ -133,84 +135,82 @@ class GlobalSemantic(nn.Module):
 
 
 class Sentences:
-    """Reports of our vocabulary, certain or expected, in a frozen sentence encoder.
+    """Embeds reports, given as tokens or as distributions over the vocabulary, by a frozen sentence encoder.
 
-    No module, as its encoder is none: nothing of it is trained or saved.
+    Not a module, so that nothing of it is trained or saved.
 
     Raises:
-        ValueError: the encoder knows less than half of the words, so it would compare little but their number.
+        UserError: the encoder knows less than half of the words, so it would compare little but their number.
     """
 
     def __init__(self, encoder: SentenceEncoder, vocabulary: Sequence[str]) -> None:
         self.encoder = encoder
-        pieces = [encoder.subword_ids(word) for word in vocabulary]
-        for sign in SPECIAL_IDS:
-            pieces[sign] = [encoder.unknown]
-        words = pieces[len(SPECIAL_IDS) :]
+        subwords = [encoder.subword_ids(word) for word in vocabulary]
+        for special in SPECIAL_IDS:
+            subwords[special] = [encoder.unknown]
+        words = subwords[len(SPECIAL_IDS) :]
         unknown = sum(encoder.unknown in word for word in words)
         if 2 * unknown > len(words):
-            raise ValueError(
-                f"loss global_semantic: the encoder '{encoder.name}' does not know {unknown} of the {len(words)} words "
-                "of the vocabulary; choose one for the reports' language"
-            )
+            raise UserError(
+                "does-not-fit", f"'{encoder.name}' does not know {unknown} of the {len(words)} words of the vocabulary",
+                place="losses.global_semantic.encoder", hint="Choose an encoder for the language of the reports.",
+            )  # fmt: skip
         if unknown:
             log.info("%s does not know %d of the vocabulary's %d words", encoder.name, unknown, len(words))
-        self.count_W = torch.tensor([len(word) for word in pieces])
+        self.count_W = torch.tensor([len(word) for word in subwords])
         most = int(self.count_W.max())
-        self.piece_WP = torch.tensor([word + word[-1:] * (most - len(word)) for word in pieces])
-        self.room = encoder.limit - len(encoder.before) - len(encoder.after)
-        self._told = False
+        self.subword_WP = torch.tensor([word + word[-1:] * (most - len(word)) for word in subwords])
+        self.max_subwords = encoder.limit - len(encoder.before) - len(encoder.after)
+        self._warned_of_length = False
 
     def __call__(self, share_BTW: Tensor, report_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Directions of what is expected (differentiable) and of the reference, each float32 [B, D].
+        """Embeddings of the expected report (differentiable) and of the reference, each float32 [B, D].
 
         Args:
-            share_BTW: how probable each word is at each place of the reference.
-            report_BT: the reference, from its first word on.
+            share_BTW: probabilities of the words at each position of the reference.
+            report_BT: the reference without BOS.
         """
-        if self.piece_WP.device != report_BT.device:
-            self.count_W, self.piece_WP = self.count_W.to(report_BT.device), self.piece_WP.to(report_BT.device)
-        reference_BL, mask_BL, exam_M, token_M, piece_M, place_M = self._layout(report_BT)
+        if self.subword_WP.device != report_BT.device:
+            self.count_W, self.subword_WP = self.count_W.to(report_BT.device), self.subword_WP.to(report_BT.device)
+        reference_BL, mask_BL, exam_M, token_M, subword_M, position_M = self._layout(report_BT)
         reference_BLD = self.encoder.input_embeddings(reference_BL)
-        # Place by place of the words' pieces: of all at once, a table of every word would be as large as a model.
+        # In a loop over subword positions: a table of all subwords of all words would be as large as a model.
         expected_MD = reference_BLD.new_zeros(len(exam_M), reference_BLD.shape[-1])
-        for number in range(self.piece_WP.shape[1]):
-            mine = (piece_M == number).nonzero().squeeze(1)
-            if len(mine):
-                vector_WD = self.encoder.input_embeddings(self.piece_WP[:, number])
-                share_MW = share_BTW[exam_M[mine], token_M[mine]]
-                expected_MD = expected_MD.index_add(0, mine, share_MW @ vector_WD)
-        expected_BLD = reference_BLD.index_put((exam_M, place_M), expected_MD)
+        for number in range(self.subword_WP.shape[1]):
+            index = (subword_M == number).nonzero().squeeze(1)
+            if len(index):
+                vector_WD = self.encoder.input_embeddings(self.subword_WP[:, number])
+                share_MW = share_BTW[exam_M[index], token_M[index]]
+                expected_MD = expected_MD.index_add(0, index, share_MW @ vector_WD)
+        expected_BLD = reference_BLD.index_put((exam_M, position_M), expected_MD)
         with torch.no_grad():
             reference_BD = self.encoder.encode(reference_BLD, mask_BL)
         return self.encoder.encode(expected_BLD, mask_BL), reference_BD
 
     def _layout(self, report_BT: Tensor) -> tuple[Tensor, ...]:
-        """The reference as the encoder reads it, and where each piece of it comes from.
+        """The reference as input of the encoder, and the origin of each subword.
 
         Returns:
-            pieces and mask [B, L]; and of each piece of a word: its exam, its token, its number in the word, and its
-            place in the encoder, each long [M].
+            subword ids and mask [B, L]; and for each subword of a word: its exam, its token, its number in the word,
+            and its position in the input, each long [M].
         """
         before, after = len(self.encoder.before), len(self.encoder.after)
         words_BT = ~torch.isin(report_BT, report_BT.new_tensor((PAD, BOS, EOS)))
         count_BT = self.count_W[report_BT] * words_BT
         first_BT = count_BT.cumsum(dim=1) - count_BT
-        kept_BT = torch.minimum(count_BT, (self.room - first_BT).clamp(min=0))
-        if not self._told and bool((kept_BT < count_BT).any()):
-            self._told = True
-            log.warning(
-                "%s takes %d pieces: longer reports are compared up to there", self.encoder.name, self.encoder.limit
-            )
+        kept_BT = torch.minimum(count_BT, (self.max_subwords - first_BT).clamp(min=0))
+        if not self._warned_of_length and bool((kept_BT < count_BT).any()):
+            self._warned_of_length = True
+            log.warning("%s reads at most %d subwords: longer reports are cut", self.encoder.name, self.encoder.limit)
         length_B = kept_BT.sum(dim=1)
-        number_P = torch.arange(self.piece_WP.shape[1], device=report_BT.device)
-        exam_M, token_M, piece_M = (number_P < kept_BT[..., None]).nonzero(as_tuple=True)
-        place_M = before + first_BT[exam_M, token_M] + piece_M
+        number_P = torch.arange(self.subword_WP.shape[1], device=report_BT.device)
+        exam_M, token_M, subword_M = (number_P < kept_BT[..., None]).nonzero(as_tuple=True)
+        position_M = before + first_BT[exam_M, token_M] + subword_M
         longest = before + int(length_B.max()) + after
         reference_BL = report_BT.new_full((len(report_BT), longest), self.encoder.pad)
         reference_BL[:, :before] = report_BT.new_tensor(self.encoder.before)
         end_BL = (before + length_B)[:, None] + torch.arange(after, device=report_BT.device)
         reference_BL.scatter_(1, end_BL, report_BT.new_tensor(self.encoder.after).expand(len(report_BT), after))
-        reference_BL[exam_M, place_M] = self.piece_WP[report_BT[exam_M, token_M], piece_M]
+        reference_BL[exam_M, position_M] = self.subword_WP[report_BT[exam_M, token_M], subword_M]
         mask_BL = torch.arange(longest, device=report_BT.device) < (before + length_B + after)[:, None]
-        return reference_BL, mask_BL, exam_M, token_M, piece_M, place_M
+        return reference_BL, mask_BL, exam_M, token_M, subword_M, position_M

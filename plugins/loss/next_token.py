@@ -1,4 +1,4 @@
-"""The term that teaches a decoder to write: which token comes next.
+"""Next-token prediction.
 
 Shapes: B batch, T tokens, W words in the vocabulary.
 """
@@ -21,7 +21,7 @@ class NextToken(nn.Module):
         Label smoothing: Szegedy et al. 2016, arXiv 1512.00567, section 7.
 
     Args:
-        label_smoothing: share of the target spread evenly over the vocabulary (0: none). [share]
+        label_smoothing: probability mass distributed uniformly over the vocabulary; 0 disables. [share]
     """
 
     needs = ("logits",)

@@ -1,4 +1,4 @@
-"""The term that teaches a decoder by the score of whole reports which it has written itself.
+"""Self-critical sequence training: policy gradient on the scores of sampled reports.
 
 Shapes: B batch, S samples of each exam, T tokens.
 """
@@ -15,44 +15,43 @@ from framework.exam import Batch, Features, Outputs, Term
 from framework.models.generation import generate
 from framework.models.sampling import evaluating, report_logp, sample, words_of
 from framework.registry import register
+from framework.runtime.errors import UserError
 
 
 @register("loss", "self_critical")
 class SelfCritical(nn.Module):
-    """Self-critical sequence training: reports that score better than a baseline become likelier, others rarer.
+    """Self-critical sequence training: raises the probability of sampled reports that score above a baseline.
 
-    Each exam's reports are drawn word by word from the decoder, on its cache. The term is -(r - b) log p: how much
-    better a drawn report scores than the baseline, times the log-probability of the drawn report, from one pass with
-    gradient; a mean over an exam's samples. Its value is no measure of progress and can be below 0, so
-    `train.weighting: uncertainty` does not go with it. What tells are the mean rewards in the log,
-    `train/self_critical/drawn` and, beside that baseline, `train/self_critical/greedy`, and the validation scores.
+    Reports are sampled token by token from the decoder. The loss is -(r - b) log p, a mean over the samples of an exam:
+    r is the reward of a sampled report, b the baseline, and p its probability, computed in one pass with gradient. The
+    value does not measure progress and can be negative, so `train.weighting: uncertainty` is refused. Watch the mean
+    rewards `train/self_critical/drawn` and `train/self_critical/greedy` (with that baseline), and the validation
+    scores.
 
-    Either baseline leaves the expected gradient as it is; how far single draws scatter about it differs. `greedy`, the
-    report of the likeliest words, is what the paper takes. Where drawn reports earn far less than that, all of a
-    batch's are made rarer, and the gradient is nearly noise: on phantom exams, gradients of two draws of 64 reports
-    had a cosine of 0.02 with CIDEr as reward, and 0.22 with the mean of the exam's other draws, `mean`, which needs no
-    greedy decoding.
+    Both baselines leave the expected gradient unchanged; its variance differs. The paper uses `greedy`, the greedily
+    decoded report. If sampled reports score far below it, the advantages of a whole batch are negative and the gradient
+    is nearly noise: on phantom exams with CIDEr, the gradients of two samplings of 64 reports had a cosine of 0.02 with
+    `greedy`, and of 0.22 with `mean`, the mean reward of the exam's other samples, which needs no greedy decoding.
 
-    The decoder writes, and tells the log-probability, without dropout: the gradient is then that of the very
-    distribution which the reports were drawn from. The features are those of the training pass. Scores are of each
-    report against its exam's reference; CIDEr weighs words by all training reports, as in the paper.
+    The decoder samples and computes log p without dropout, so the gradient belongs to the distribution that was
+    sampled. The features are those of the training pass. Each report is scored against its exam's reference; CIDEr
+    takes its document frequencies from all training reports, as in the paper.
 
-    It costs a decoding of `samples` times the micro-batch in each step, word by word, and one of the micro-batch for
-    `greedy`, beside the pass: with both, of one sample, a step of `smoke.yaml` took six times as long. They are paid
-    at a weight of 0 as well, so a weight that rises late saves nothing. Begin with a model that next_token has trained
-    to its end (`init_from`), since a decoder that cannot write yet draws nothing worth a reward, at a rate far below
-    that of next_token from scratch, which ruins what is learned. Choose a reward that no single report wins when it is
-    written for all exams (the baseline `the best single report` shows what that earns), or the decoder learns to write
-    that one. Needs whole weights on each process: no zero3, no fsdp.
+    Each step decodes `samples` times the micro-batch, and once more for `greedy`: with one sample and `greedy`, a step
+    of `smoke.yaml` took six times as long. A weight of 0 saves none of this. Start from a model that next_token has
+    trained (`init_from`), since an untrained decoder samples nothing that earns a reward. Use a learning rate far below
+    that of training from scratch, which would destroy the model. Choose a reward on which no single report does well
+    for all exams (the baseline `the best single report` shows its score), or the decoder learns to write that report
+    alone. Needs full weights on each process: no zero3, no fsdp.
 
     Source:
         Rennie et al. 2017, arXiv 1612.00563, equations 4 to 9. Baseline `mean`: Luo 2020, arXiv 2003.09971.
 
     Args:
-        reward: weights of scores by their names, of any metrics that score single reports; below 0 for
-            scores that are better when lower.
-        samples: reports drawn of each exam, in one decoding. [reports]
-        baseline: what a drawn report is held against: the greedy report, or the mean of the exam's other samples.
+        reward: weight of each score by name, of metrics that score single reports; negative for scores that are
+            better when lower.
+        samples: reports sampled for each exam. [reports]
+        baseline: greedy: the reward of the greedily decoded report; mean: the mean reward of the exam's other samples.
     """
 
     needs = ("decoder",)
@@ -70,10 +69,10 @@ class SelfCritical(nn.Module):
     ) -> None:
         super().__init__()
         if baseline == "mean" and samples < 2:
-            raise ValueError(
-                f"loss self_critical: baseline mean is that of an exam's other samples, and samples is {samples}; "
-                "expected at least 2, or baseline: greedy"
-            )
+            raise UserError(
+                "conflicting-settings", f"samples is {samples}, and baseline mean averages an exam's other samples",
+                place="losses.self_critical.samples", expected="at least 2, or baseline: greedy",
+            )  # fmt: skip
         self.reward, self.max_length = make_reward(dict(reward)), max_length
         self.samples, self.baseline = samples, baseline
 
@@ -82,9 +81,9 @@ class SelfCritical(nn.Module):
         return batch.report_BT.new_tensor(len(batch.exam_ids)).float()
 
     def forward(self, batch: Batch, outputs: Outputs) -> Term:
-        """-(r - b) log p, a mean over samples, summed over exams: 0-dim float32.
+        """-(r - b) log p, averaged over samples and summed over exams: 0-dim float32.
 
-        Metrics: the reward of drawn reports, and of greedy reports if they are the baseline.
+        Metrics: the reward of sampled reports, and of greedy reports if they are the baseline.
         """
         decoder = outputs.decoder
         features = Features(

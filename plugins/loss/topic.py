@@ -1,4 +1,4 @@
-"""The term that teaches an encoder what the reports speak of, by the topics that a distiller found in them.
+"""Topic classification: trains the encoder to predict the topic that a distiller assigned to the report.
 
 After the knowledge-distiller term of arXiv 2406.00644.
 
@@ -16,25 +16,25 @@ from torch import Tensor, nn
 from framework.exam import Batch, Outputs
 from framework.registry import register
 from framework.registry.types import Fraction
+from framework.runtime.errors import UserError
 
 
 @register("loss", "topic")
 class Topic(nn.Module):
-    """Cross-entropy of the report's topic, told from the images alone by a linear head.
+    """Cross-entropy of the report's topic, predicted from the pooled image features by a linear head.
 
-    A soft target is how much of each topic the distiller found in the report, and the term is the cross-entropy against
-    that mixture; its least value is the mixture's own entropy. Under `focal`, what a topic adds is multiplied by
-    (1 - p) ^ focal, where p is its probability, so that topics already told with certainty hardly count; of a soft
-    target, each topic has its own factor.
+    A soft target is the distiller's distribution over topics, and the loss is the cross-entropy against it; its minimum
+    is the entropy of that distribution. `focal` multiplies the term of each topic by (1 - p) ^ focal, where p is the
+    predicted probability of the topic, so that confident predictions contribute little.
 
     Source:
         The knowledge distiller's term of Li et al. 2024, arXiv 2406.00644; focal loss: Lin et al. 2017, arXiv
         1708.02002, equation 4.
 
     Args:
-        dropout: share of the features dropped before the head, in training. [share]
-        target: hard, the topic that the report has most of; or soft, its weights of all topics.
-        focal: gamma of the focal loss (0: plain cross-entropy). [power]
+        dropout: dropout probability of the features before the head. [share]
+        target: hard: the most probable topic; soft: the distribution over topics.
+        focal: gamma of the focal loss; 0 gives plain cross-entropy. [power]
     """
 
     needs = ("pooled", "topics")
@@ -64,7 +64,7 @@ class Topic(nn.Module):
             return F.cross_entropy(logits_BK, target, reduction="sum")
         weights_BK = F.one_hot(target, logits_BK.shape[-1]) if self.target == "hard" else target
         logp_BK = logits_BK.log_softmax(-1)
-        # The power of a number that rounds to 0 would have no gradient.
+        # A power of exactly 0 has no finite gradient.
         rest_BK = (1 - logp_BK.exp()).clamp(min=1e-7)
         return -(weights_BK * rest_BK**self.focal * logp_BK).sum()
 
@@ -72,8 +72,8 @@ class Topic(nn.Module):
         """The topics, long [B], or their weights, float [B, K]."""
         target = batch.topic_B if self.target == "hard" else batch.topic_weights_BK
         if target is None:
-            raise ValueError(
-                f"loss topic: exams {', '.join(batch.exam_ids[:3])} ... come without topics; "
-                "the recipe needs a `distiller`, or no `losses.topic`"
-            )
+            raise UserError(
+                "missing-input", f"exams {', '.join(batch.exam_ids[:3])} ... have no topics", place="losses.topic",
+                hint="Set a distiller, or remove this loss.",
+            )  # fmt: skip
         return target

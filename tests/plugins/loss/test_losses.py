@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from harness import problem
 from torch import nn
 
 from framework.exam import BOS, EOS, PAD, UNK, Batch, Features, Outputs
@@ -42,7 +43,7 @@ def random_logits(given: Batch) -> torch.Tensor:
 
 
 def certain(given: Batch) -> torch.Tensor:
-    """Logits that write the reference."""
+    """Logits that give the reference probability 1."""
     return 100.0 * F.one_hot(given.report_BT[:, 1:], len(VOCABULARY)).float()
 
 
@@ -55,12 +56,12 @@ def test_next_token_divided_by_its_count_is_the_mean_cross_entropy():
     assert torch.allclose(loss(given, outputs(logits)) / loss.count(given), mean)
 
 
-def test_next_token_reads_the_token_after_and_is_near_zero_when_certain():
+def test_next_token_is_near_zero_if_the_decoder_is_certain_of_the_reference():
     given = batch("left oval mass", "cyst")
     assert NextToken()(given, outputs(certain(given))) < 1e-4
 
 
-def test_label_smoothing_is_the_even_share_by_hand():
+def test_label_smoothing_mixes_in_the_uniform_distribution():
     given = batch("left oval mass", "cyst")
     logp = random_logits(given).log_softmax(-1)
     target, mask = given.report_BT[:, 1:], given.report_BT[:, 1:] != PAD
@@ -69,7 +70,7 @@ def test_label_smoothing_is_the_even_share_by_hand():
     assert torch.allclose(NextToken(label_smoothing=0.1)(given, outputs(random_logits(given))), expected)
 
 
-def test_topic_trains_its_head_and_what_is_before_it():
+def test_topic_trains_its_head_and_the_features():
     given = batch(*REPORTS, topics=[0, 1, 2, 0, 1, 2])
     pooled = torch.rand(6, 6, requires_grad=True)
     loss = Topic(topic_count=3, feature_width=6)
@@ -87,7 +88,7 @@ def seen_by(loss: Topic, topics: list[int] | None, weights: torch.Tensor | None)
     return loss(given, seen), loss.head(seen.features.pooled_BD).softmax(-1)
 
 
-def test_soft_topics_are_the_cross_entropy_against_the_mixture():
+def test_soft_topics_give_the_cross_entropy_against_the_distribution():
     weights = torch.rand(6, 3).softmax(-1)
     loss = Topic(topic_count=3, feature_width=6, target="soft")
     total, p_BK = seen_by(loss, [0, 1, 2, 0, 1, 2], weights)
@@ -98,10 +99,10 @@ def test_soft_topics_are_the_cross_entropy_against_the_mixture():
     torch.manual_seed(3)
     loss.target = "hard"
     hard, _ = seen_by(loss, [0, 1, 2, 0, 1, 2], None)
-    assert torch.allclose(soft, hard), "a topic that is all of a report is a hard target"
+    assert torch.allclose(soft, hard), "a one-hot distribution equals a hard target"
 
 
-def test_focal_topics_count_less_the_surer_they_are():
+def test_focal_multiplies_each_topic_by_a_power_of_1_minus_p():
     topics, weights = [0, 1, 2, 0, 1, 2], torch.rand(6, 3).softmax(-1)
     loss = Topic(topic_count=3, feature_width=6, focal=2.0)
     total, p_BK = seen_by(loss, topics, weights)
@@ -112,7 +113,7 @@ def test_focal_topics_count_less_the_surer_they_are():
     assert torch.allclose(total, -(weights * (1 - p_BK) ** 2 * p_BK.log()).sum())
 
 
-def test_focal_topics_that_are_certain_have_a_gradient_that_is_a_number():
+def test_focal_has_a_finite_gradient_at_probability_1():
     loss = Topic(topic_count=2, feature_width=1, focal=0.5)
     loss.head[1].weight.data.fill_(0)
     loss.head[1].bias.data.copy_(torch.tensor([200.0, -200.0]))
@@ -122,15 +123,15 @@ def test_focal_topics_that_are_certain_have_a_gradient_that_is_a_number():
     assert total == 0 and all(torch.isfinite(weight.grad).all() for weight in loss.parameters())
 
 
-def test_topic_without_a_distiller_says_so():
+def test_topic_without_a_distiller_is_refused():
     given = batch("left cyst")
     loss = Topic(topic_count=3, feature_width=6)
     for ask in (lambda: loss.count(given), lambda: loss(given, outputs(random_logits(given)))):
-        with pytest.raises(ValueError, match="needs a `distiller`"):
+        with problem("missing-input", place="losses.topic"):
             ask()
 
 
-def test_topic_drops_features_in_training_alone():
+def test_topic_has_dropout_only_in_training():
     given = batch(*REPORTS, topics=[0, 1, 2, 0, 1, 2])
     seen = outputs(random_logits(given))
     loss = Topic(topic_count=3, feature_width=6, dropout=0.5)
@@ -139,7 +140,7 @@ def test_topic_drops_features_in_training_alone():
     assert torch.equal(loss(given, seen), loss(given, seen))
 
 
-def test_global_semantic_is_zero_for_the_reference_in_any_order_and_not_for_another():
+def test_global_semantic_is_zero_for_the_words_of_the_reference_in_any_order():
     loss = GlobalSemantic(vocabulary=VOCABULARY, word_vectors_WD=VECTORS)
     given, turned, other = batch("left oval mass"), batch("mass left oval"), batch("no cyst seen")
     assert loss(given, outputs(certain(given))).abs() < 1e-5
@@ -155,7 +156,7 @@ def test_global_semantic_of_certain_text_is_the_cosine_in_the_report_space():
     assert total.item() == pytest.approx(1 - float(points[0] @ points[1]), abs=1e-5)
 
 
-def test_a_reference_without_direction_neither_counts_nor_adds():
+def test_a_reference_without_a_word_of_the_space_is_not_counted():
     loss = GlobalSemantic(vocabulary=VOCABULARY, word_vectors_WD=VECTORS)
     given = batch("left oval mass", "unheard words only", "")
     logits = random_logits(given).requires_grad_()
@@ -170,11 +171,11 @@ def test_a_reference_without_direction_neither_counts_nor_adds():
     assert torch.isfinite(logits.grad).all() and not logits.grad[1:].any()
 
 
-def test_special_tokens_never_mean_anything():
+def test_special_tokens_have_zero_vectors():
     vectors = torch.ones(len(VOCABULARY), 3)
     loss = GlobalSemantic(vocabulary=VOCABULARY, word_vectors_WD=vectors)
     assert not loss.word_vectors_WD[:4].any() and loss.word_vectors_WD[4:].all()
-    assert vectors.all(), "the caller's tensor is left alone"
+    assert vectors.all(), "the caller's tensor is unchanged"
 
 
 def test_word_vectors_are_frozen_and_saved():
@@ -182,8 +183,8 @@ def test_word_vectors_are_frozen_and_saved():
     assert not list(loss.parameters()) and "word_vectors_WD" in loss.state_dict()
 
 
-def test_a_vocabulary_without_words_of_the_space_is_told():
-    with pytest.raises(ValueError, match="none of the 12 tokens"):
+def test_a_vocabulary_without_words_of_the_space_is_refused():
+    with problem("does-not-fit", place="losses.global_semantic"):
         GlobalSemantic(vocabulary=VOCABULARY, word_vectors_WD=torch.zeros(12, 3))
 
 
@@ -202,7 +203,7 @@ class TinyModel(nn.Module):
         return Outputs(Features(pooled[:, None], torch.ones(len(pooled), 1, dtype=torch.bool), pooled), logits)
 
 
-def test_global_semantic_reaches_decoder_and_encoder_and_alone_raises_the_similarity():
+def test_global_semantic_alone_trains_decoder_and_encoder():
     torch.manual_seed(0)
     given, model, loss = batch(*REPORTS), TinyModel(), GlobalSemantic(vocabulary=VOCABULARY, word_vectors_WD=VECTORS)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
