@@ -175,6 +175,7 @@ class Trainer:
                 bar=False,
                 before_batch=self._before_batch,
             )
+        self._before_scoring()
         # Scored once and shared: early stopping must be the same decision on every process.
         scores = on_main(self.accelerator, lambda: self.components.scorer.score(rows))
         scores |= variety([prediction for _, prediction, _ in rows])
@@ -196,7 +197,7 @@ class Trainer:
     def score_best_model(self) -> None:
         """Scores the best model on val and test, and writes the run's page."""
         accelerator, recipe, state = self.accelerator, self.recipe, self.state
-        self.training_run.monitor.at("scoring", others_wait=True)
+        self.training_run.monitor.at("loading the best model", others_wait=True)
         self.checkpoints.wait()
         with self.strategy.full_params_model() as task:
             on_main(accelerator, lambda: self._load_best(task))
@@ -212,6 +213,7 @@ class Trainer:
                     split,
                     self.training_run.folder,
                     before_batch=self._before_batch,
+                    before_scoring=self._before_scoring,
                 )
                 values = {f"final/{split}/{name}": value for name, value in scores["model"].items()}
                 self.tracker.scalars(state.step, values)
@@ -240,6 +242,10 @@ class Trainer:
         """Called before each batch while reports are generated, equally often on every process."""
         self.training_run.monitor.at("generating reports")
         self._handle_stop()
+
+    def _before_scoring(self) -> None:
+        """Called on every process before the main process scores while the others wait."""
+        self.training_run.monitor.at("scoring", others_wait=True)
 
     def _handle_stop(self) -> None:
         """Saves or stops if any process was asked to, or stops if a checkpoint could not be written.

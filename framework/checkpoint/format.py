@@ -138,8 +138,13 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, policy: RetentionPolicy) 
 
 def checkpoints_of(folder: Path) -> list[Path]:
     """Checkpoints that were written to the end, the newest first. Their files are not verified."""
-    named = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    named = [path for path in folder.glob("step-*") if is_checkpoint_name(path.name)]
     return sorted((path for path in named if (path / "manifest.json").is_file()), key=step_of, reverse=True)
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a name is step-N; copies and renamed checkpoints have others."""
+    return name.startswith("step-") and name.removeprefix("step-").isdecimal()
 
 
 def step_of(checkpoint: Path) -> int:

@@ -41,7 +41,7 @@ class Heartbeat:
         moves: number of calls of `HangMonitor.at`.
         where: argument of the last call.
         beats: number of heartbeats.
-        working_alone: the others wait for this process as long as it takes.
+        working_alone: `others_wait` of the last call.
         moved_at: local time at which `moves` was last seen to change, in seconds.
         alive_at: local time at which `beats` was last seen to change, in seconds.
     """
@@ -76,7 +76,7 @@ class HangMonitor:
         """Records where this process is; the thread publishes it.
 
         Args:
-            others_wait: one process works here while the others wait, for as long as it takes.
+            others_wait: one process works here while the others wait; only a process that does not answer is reported.
         """
         self._where, self._moves, self._working_alone = where, self._moves + 1, others_wait
 

@@ -109,6 +109,7 @@ def evaluate_split(
     split: str,
     run: Path,
     before_batch: Callable[[], None] | None = None,
+    before_scoring: Callable[[], None] | None = None,
     label: str = "",
     written_by: Sequence[str] = (),
 ) -> Scores:
@@ -118,6 +119,7 @@ def evaluate_split(
 
     Args:
         before_batch: see `generate_reports`.
+        before_scoring: called on every process before the main process scores while the others wait.
         label: suffix of the names of the files, unless the run's own model generates the reports.
         written_by: the models that generate the reports, if there is a label.
     """
@@ -126,6 +128,9 @@ def evaluate_split(
     rows = generate_reports(
         accelerator, task, components.tokenizer, exams, recipe, num_beams, before_batch=before_batch
     )
+
+    if before_scoring is not None:
+        before_scoring()
 
     def scored() -> Scores:
         scores: Scores = {}

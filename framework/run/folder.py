@@ -17,6 +17,7 @@ from framework.checkpoint.format import (
     TrainState,
     checkpoints_of,
     clear_unfinished,
+    is_checkpoint_name,
     read_train_state,
     step_of,
     verify_checkpoint,
@@ -134,6 +135,14 @@ def _choose_folder(recipe: Recipe) -> tuple[Path, Path | None]:
         return (_unfinished(home, digest) if recipe.run.name == "auto" else None) or home / name, None
     path = Path(recipe.resume)
     if path.parent.name == "checkpoints" and path.is_dir():
+        if not is_checkpoint_name(path.name):
+            raise CheckpointError(
+                "no-checkpoint",
+                f"{path} does not have the name of a checkpoint",
+                place="resume",
+                expected="RUN/checkpoints/step-N",
+                hint="A renamed or copied checkpoint resumes under its own name, step-N.",
+            )
         return path.parent.parent, path
     if not checkpoints_of(path / "checkpoints"):
         raise CheckpointError(

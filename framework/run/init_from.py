@@ -16,7 +16,6 @@ from framework.checkpoint.format import (
     CheckpointError,
     checkpoints_of,
     read_train_state,
-    step_of,
     verify_checkpoint,
 )
 from framework.data.leakage import require_unseen
@@ -79,7 +78,8 @@ def find_source(named: str) -> Source:
         if problem := verify_checkpoint(folder):
             raise CheckpointError.of([problem])
         train_state = read_train_state(folder)
-        return Source(folder / "model", step_of(folder), train_state.val_scores.get(folder.name))
+        step = train_state.step  # not of the name: a copy may have another
+        return Source(folder / "model", step, train_state.val_scores.get(f"step-{step}"))
     if not (folder / "model" / WEIGHTS).is_file():
         raise UserError(
             "no-model",

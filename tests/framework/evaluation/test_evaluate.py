@@ -60,7 +60,17 @@ def test_a_metrics_model_reads_the_reports_of_a_split_once(tmp_path: Path, monke
     recipe = SimpleNamespace(
         train=SimpleNamespace(seed=1), evaluate=SimpleNamespace(num_beams=1, bootstrap_samples=50, monitored="slow")
     )
-    scores = evaluate_split(SimpleNamespace(num_processes=1), None, parts, recipe, "test", tmp_path)
+    read_before: list[int] = []
+    scores = evaluate_split(
+        SimpleNamespace(num_processes=1),
+        None,
+        parts,
+        recipe,
+        "test",
+        tmp_path,
+        before_scoring=lambda: read_before.append(metric.reads.total()),
+    )
+    assert read_before == [0]
     assert list(scores) == ["model", LOW, HIGH, *names, CONSTANTS, VARIETY, VERSUS]
     assert scores[LOW]["slow"] < scores["model"]["slow"] == 21 / 24 < scores[HIGH]["slow"]
     assert {metric.reads[prediction] for _, prediction, _ in rows} == {1}

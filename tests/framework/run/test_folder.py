@@ -331,6 +331,15 @@ def test_a_copy_of_a_checkpoint_is_not_resumed(tmp_path: Path) -> None:
     assert open_run(recipe).checkpoint == only
 
 
+def test_a_named_checkpoint_with_another_name_than_step_n_is_refused(tmp_path: Path) -> None:
+    one = write(tmp_path / "smoke" / "mine", recipe_of(tmp_path), 1)
+    for name in ("aside-step-1-20260101-120000", "step-1.bak"):
+        shutil.copytree(one, one.with_name(name))
+        with problem("no-checkpoint", "resume"):
+            open_run(recipe_of(tmp_path, f"resume={one.with_name(name)}"))
+    assert (one / "manifest.json").is_file()
+
+
 def test_a_resumed_run_has_the_same_patients_and_topics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*_: object) -> None:
         raise Stopped("started")

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +316,14 @@ def test_a_source_that_is_missing_or_damaged_is_refused(source: tuple[Made, Path
     (broken / "model" / "model.safetensors").write_bytes(b"x")
     with problem("damaged-checkpoint", "model.safetensors"):
         find_source(str(broken))
+
+
+def test_a_renamed_checkpoint_is_a_source(source: tuple[Made, Path], tmp_path: Path) -> None:
+    renamed = tmp_path / "checkpoints" / "aside-step-7-20260101-120000"
+    shutil.copytree(source[1] / "checkpoints" / "step-7", renamed)
+    assert find_source(str(renamed)) == replace(
+        find_source(str(source[1] / "checkpoints" / "step-7")), model=renamed / "model"
+    )
 
 
 # Without losses of their own heads, so that all of a first step follows from what was taken.
