@@ -15,6 +15,7 @@ from framework.recipe.schema import Run
 from framework.run.tracking import COST, RECORDS, write_json
 from framework.runtime.errors import UserError
 from framework.runtime.files import atomic_write
+from framework.scoring.table import NOT_SCORES
 
 CELLS = "cells"  # folder in run.root that all grids share, so that a common cell is trained once
 RUN = "run"
@@ -204,7 +205,7 @@ class CellFolder:
                 for split, rows in scores.items()
                 if isinstance(rows, dict)
                 for name, value in rows["model"].items()
-                if name != "exams"
+                if name not in NOT_SCORES
             },
             seconds=state.seconds if done else None,
             memory_gib=cost.get("memory_gib"),

@@ -213,9 +213,9 @@ def test_scores_of_another_selection_are_stored_separately(run: Path, capsys: py
     printed = capsys.readouterr().out
     assert str(run / "scores-average-3.json") in printed and "Scores on test, average-3" in printed
     # Intervals stand in the file, the table and the page.
-    low, high = (scores[name]["bleu_1"] for name in ("model_low", "model_high"))
-    assert low <= scores["model"]["bleu_1"] <= high
-    assert json.loads(own[run / "scores.json"])["test"]["model_low"]["bleu_1"] == low
+    low, high = (scores[name]["bleu_4"] for name in ("model_low", "model_high"))
+    assert low <= scores["model"]["bleu_4"] <= high
+    assert json.loads(own[run / "scores.json"])["test"]["model_low"]["bleu_4"] == low
     assert (
         printed.count(f"[{low:.3f}, {high:.3f}]") >= 1
         and f"[{low:.3f}, {high:.3f}]" in (run / "report.html").read_text()
