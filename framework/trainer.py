@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from framework.build import build_optimizer, build_plugin
-from framework.checkpoint.export import load_weights, publish_model
+from framework.checkpoint.export import load_weights, publish_model, verify_model
 from framework.checkpoint.format import checkpoints_of
 from framework.data.loading import EpochSampler, build_loader, grouped, step_seed
 from framework.distributed.collectives import all_reduce_max, broadcast, on_main
@@ -228,6 +228,7 @@ class Trainer:
             newest = checkpoints_of(self.training_run.folder / "checkpoints")[0]
             print0(f"warning: no validated checkpoint is left, so the model of {newest} is used")
             publish_model(newest / "model", self.training_run.folder / "model")
+        verify_model(self.training_run.folder / "model")
         load_weights(self.training_run.folder / "model", task)
 
     def close(self) -> None:

@@ -1,25 +1,31 @@
-"""The exported model: everything that `predict` and `evaluate` need of a run."""
+"""The exported model: everything that `predict` and `evaluate` need of a run, with a manifest of hashes."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from framework.models.external_weights import unsaved_names
-from framework.runtime.errors import UserError
-from framework.runtime.files import sync_folder
+from framework.runtime.errors import Problem, UserError
+from framework.runtime.files import digest, sync_folder
 
 WEIGHTS = "model.safetensors"
+MANIFEST = "manifest.json"
+NEEDED = {WEIGHTS, "recipe.yaml", "tokenizer.json"}
+READ = (".json", ".yaml", ".safetensors")  # files of a model that are read, and so must stand in its manifest
+COPY = "Copy the run's model/ again."
 PARTS = ("encoder.", "decoder.")  # losses and their heads are saved in checkpoints only
 
 
@@ -36,11 +42,14 @@ class ModelTexts:
     metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def write_model(folder: Path, weights: Mapping[str, Tensor], texts: ModelTexts) -> None:
-    """Writes weights of encoder and decoder, tokenizer, recipe and metadata to a new folder.
+def write_model(folder: Path, weights: Mapping[str, Tensor], texts: ModelTexts) -> dict[str, list[Any]]:
+    """Writes weights of encoder and decoder, tokenizer, recipe and metadata to a new folder, and last the manifest.
 
     Args:
         weights: by their names in the task, on the CPU; no two share memory.
+
+    Returns:
+        the manifest: name -> size and SHA-256.
     """
     folder.mkdir(parents=True)
     save_file({name: value for name, value in weights.items() if name.startswith(PARTS)}, folder / WEIGHTS)
@@ -48,10 +57,85 @@ def write_model(folder: Path, weights: Mapping[str, Tensor], texts: ModelTexts) 
     (folder / "recipe.yaml").write_text(texts.recipe, encoding="utf-8")
     for part, metadata in texts.metadata.items():
         (folder / f"{part}.json").write_text(json.dumps(metadata, ensure_ascii=False), encoding="utf-8")
+    return write_manifest(folder)
+
+
+def write_manifest(folder: Path, hashed: Mapping[str, list[Any]] = {}) -> dict[str, list[Any]]:
+    """Writes sizes and hashes of all files of a folder to its manifest, and returns them.
+
+    Args:
+        hashed: entries that are known already.
+    """
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST]
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    manifest = {name: hashed.get(name) or [path.stat().st_size, digest(path)] for name, path in names.items()}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    return manifest
+
+
+def damaged_files(folder: Path) -> list[Problem]:
+    """The files of a folder that are missing, or that differ from its manifest in size or SHA-256; at most one without
+    a readable manifest.
+    """
+    manifest_file = folder / MANIFEST
+    damaged = lambda path, found: Problem("damaged-file", found, str(path), hint=COPY)  # noqa: E731
+    try:
+        manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
+        expected = [(folder / name, int(size), str(sha256)) for name, (size, sha256) in manifest.items()]
+    except FileNotFoundError:
+        return [damaged(manifest_file, "no such file")]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return [damaged(manifest_file, f"not a manifest ({error})")]
+    inside, problems = folder.resolve(), []
+    for path, size, sha256 in expected:
+        if not path.resolve().is_relative_to(inside):
+            problems.append(damaged(manifest_file, f"it names a file outside of its folder, {path}"))
+        elif not path.is_file():
+            problems.append(damaged(path, "no such file"))
+        elif path.stat().st_size != size:
+            problems.append(damaged(path, f"{path.stat().st_size} bytes instead of {size}"))
+        elif digest(path) != sha256:
+            problems.append(damaged(path, "its SHA-256 differs from the manifest's"))
+    return problems
+
+
+def model_problems(folder: Path) -> list[Problem]:
+    """What is wrong with the files of an exported model; empty if every byte is as it was written."""
+    if problems := damaged_files(folder):
+        return problems
+    listed = set(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+    there = {path.name for path in folder.iterdir() if path.suffix in READ} - {MANIFEST}
+    return [
+        *(Problem("damaged-file", f"lacks {n}", str(folder / MANIFEST), hint=COPY) for n in sorted(NEEDED - listed)),
+        *(
+            Problem("damaged-file", "the model was saved without this file", str(folder / name), hint="Remove it.")
+            for name in sorted(there - listed)
+        ),
+    ]
+
+
+def verify_model(folder: Path) -> None:
+    """Checks every file of an exported model against its manifest. Called once wherever a model is loaded.
+
+    Raises:
+        ModelError: `no-model` if there are no weights, `damaged-file` for each file that was changed.
+    """
+    if not (folder / WEIGHTS).is_file() and not (folder / MANIFEST).is_file():
+        raise ModelError(
+            "no-model",
+            "the folder has no exported model",
+            place=folder,
+            expected="the folder of a run that has validated, such as runs/breast/20260101-120000-ab12cd34",
+        )
+    if problems := model_problems(folder):
+        raise ModelError.of(problems)
 
 
 def publish_model(model: Path, folder: Path) -> None:
-    """Replaces `folder` with a copy of a checkpoint's model."""
+    """Replaces `folder` with a copy of a checkpoint's model.
+
+    Only the weights are a hard link, since an edit of a small file must not reach the checkpoint.
+    """
     part, before = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("part", "before"))
     for remains in (part, before):
         shutil.rmtree(remains, ignore_errors=True)
@@ -64,11 +148,12 @@ def publish_model(model: Path, folder: Path) -> None:
 
 
 def _link(source: str, target: str) -> None:
-    """Makes a hard link, or a copy on a file system without hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+    """Links weights, or copies them on a file system without hard links; copies other files."""
+    if Path(source).name == WEIGHTS:
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copy2(source, target)
 
 
 def load_weights(folder: Path, task: nn.Module) -> None:
@@ -94,7 +179,7 @@ def _opened(folder: Path, read: Callable[[Path], Any]) -> Any:
     try:
         return read(path)
     except SafetensorError as error:
-        raise ModelError("damaged-file", str(error), place=path, hint="Copy the run's model/ again.") from None
+        raise ModelError("damaged-file", str(error), place=path, hint=COPY) from None
 
 
 def put_weights(weights: Mapping[str, Tensor], task: nn.Module, folder: Path) -> None:
@@ -107,5 +192,23 @@ def put_weights(weights: Mapping[str, Tensor], task: nn.Module, folder: Path) ->
             "does-not-fit",
             f"the weights do not fit the recipe beside them; first names that differ: {', '.join(wrong[:5])}",
             place=folder / WEIGHTS,
-            hint="Copy the run's model/ again.",
+            hint=COPY,
+        )
+    require_finite(weights, dict(task.named_parameters(remove_duplicate=False)), folder)
+
+
+def require_finite(weights: Mapping[str, Tensor], parameters: Container[str], folder: Path) -> None:
+    """Raises `non-finite` if a tensor has NaN, or a parameter infinity, which a buffer such as a mask may have."""
+    wrong = [
+        name
+        for name, value in weights.items()
+        if value.is_floating_point()
+        and not (torch.isfinite(value) if name in parameters else ~torch.isnan(value)).all()
+    ]
+    if wrong:
+        raise ModelError(
+            "non-finite",
+            f"NaN or infinite weights in {', '.join(wrong[:5])}{' and others' if len(wrong) > 5 else ''}",
+            place=folder / WEIGHTS,
+            hint="The model was trained to divergence or its file is damaged; take another checkpoint.",
         )

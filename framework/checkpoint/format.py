@@ -5,7 +5,7 @@
         manifest.json         size and SHA-256 of every other file
         trainer.json          the TrainState
         training.safetensors  full weights, EMA, buffers and optimizer state, by their names in the task
-        model/                what `predict` needs: weights, tokenizer, recipe
+        model/                what `predict` needs: weights, tokenizer, recipe, and a manifest of its own
       latest  best            the name of one of them
 
 One format serves every strategy and any number of processes. It has no pickles, which can carry code. It holds no
@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from framework.checkpoint.export import ModelTexts, publish_model, write_model
+from framework.checkpoint.export import MANIFEST, ModelTexts, damaged_files, publish_model, write_manifest, write_model
 from framework.runtime.errors import Problem, UserError
-from framework.runtime.files import atomic_write, digest, sync_file, sync_folder
+from framework.runtime.files import atomic_write, sync_file, sync_folder
 
 FORMAT = 3  # increases when older checkpoints can no longer be read
 # safetensors' names of dtypes.
@@ -109,14 +109,12 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, policy: RetentionPolicy) 
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     save_file(snapshot.state, part / "training.safetensors")
-    write_model(part / "model", snapshot.weights, snapshot.texts)
+    model = write_model(part / "model", snapshot.weights, snapshot.texts)
     content = {"format": FORMAT, **asdict(train_state)}
     (part / "trainer.json").write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-    files = [path for path in sorted(part.rglob("*")) if path.is_file()]
-    manifest = {path.relative_to(part).as_posix(): [path.stat().st_size, digest(path)] for path in files}
-    (part / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for path in [*files, part / "manifest.json"]:
-        sync_file(path)
+    manifest = write_manifest(part, {f"model/{name}": entry for name, entry in model.items()})
+    for name in [*manifest, MANIFEST]:
+        sync_file(part / name)
     for inner in (part / "model", part):
         sync_folder(inner)
     if final.exists():  # damaged, or written before the validation of the same step
@@ -139,7 +137,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, policy: RetentionPolicy) 
 def checkpoints_of(folder: Path) -> list[Path]:
     """Checkpoints that were written to the end, the newest first. Their files are not verified."""
     named = [path for path in folder.glob("step-*") if is_checkpoint_name(path.name)]
-    return sorted((path for path in named if (path / "manifest.json").is_file()), key=step_of, reverse=True)
+    return sorted((path for path in named if (path / MANIFEST).is_file()), key=step_of, reverse=True)
 
 
 def is_checkpoint_name(name: str) -> bool:
@@ -176,7 +174,10 @@ def clear_unfinished(folder: Path) -> None:
         final = folder / before.name.removeprefix(".").removesuffix(".before")
         if not final.exists():
             before.replace(final)  # interrupted between two renames: it is complete, and may be the only one
-    beside = folder.parent / ".model.part", folder.parent / ".model.before"
+    model, before = folder.parent / "model", folder.parent / ".model.before"
+    if before.exists() and not model.exists():
+        before.replace(model)
+    beside = folder.parent / ".model.part", before
     for path in [*folder.glob(".step-*.part"), *folder.glob(".step-*.before"), *beside]:
         shutil.rmtree(path, ignore_errors=True)
     for file in folder.glob(".*.part"):  # of a pointer
@@ -185,29 +186,10 @@ def clear_unfinished(folder: Path) -> None:
 
 def verify_checkpoint(checkpoint: Path) -> Problem | None:
     """What is wrong with a checkpoint's files; None if every byte is as it was written."""
-    manifest_file = checkpoint / "manifest.json"
-
-    def damaged(path: Path, found: str) -> Problem:
-        return Problem("damaged-checkpoint", found, str(path), hint=RETRAIN)
-
-    try:
-        manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
-        expected = [(checkpoint / name, int(size), str(sha256)) for name, (size, sha256) in manifest.items()]
-    except FileNotFoundError:
-        return damaged(manifest_file, "no such file")
-    except (ValueError, TypeError, AttributeError) as error:
-        return damaged(manifest_file, f"not a manifest ({error})")
-    inside = checkpoint.resolve()
-    for path, size, sha256 in expected:
-        if not path.resolve().is_relative_to(inside):
-            return damaged(manifest_file, f"it names a file outside of the checkpoint, {path}")
-        if not path.is_file():
-            return damaged(path, "no such file")
-        if path.stat().st_size != size:
-            return damaged(path, f"{path.stat().st_size} bytes instead of {size}")
-        if digest(path) != sha256:
-            return damaged(path, "its SHA-256 differs from the manifest's")
-    if not {"trainer.json", "training.safetensors"} <= set(manifest):
+    if problems := damaged_files(checkpoint):
+        return replace(problems[0], code="damaged-checkpoint", hint=RETRAIN)
+    manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    if not {"trainer.json", "training.safetensors", f"model/{MANIFEST}"} <= set(manifest):
         return Problem("wrong-version", "not a checkpoint of this version of Sonoscribe", str(checkpoint), hint=RETRAIN)
     return None
 

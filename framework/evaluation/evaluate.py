@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from framework.build import RunComponents, build_components, run_recipe
+from framework.checkpoint.export import verify_model
 from framework.data.leakage import require_unseen
 from framework.data.loading import ExamSet, build_loader
 from framework.distributed.collectives import gather, on_main
@@ -225,6 +226,8 @@ def evaluate_run(run: Path, split: str, selection: ModelSelection = BEST) -> Sco
     Raises:
         UserError: the data have no such split, or a model was trained on patients of the split.
     """
+    for each in (run, *selection.others):
+        verify_model(each / "model")
     recipe = run_recipe(run)
     accelerator = start_accelerator(recipe, training=False)
     topics = run / TOPICS_FILE

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from framework.build import build_task, build_tokenizer, run_recipe
-from framework.checkpoint.export import load_weights
+from framework.checkpoint.export import load_weights, verify_model
 from framework.data.image_cache import fit
 from framework.data.image_file import FileView
 from framework.evaluation.model_selection import BEST, ModelSelection, load_models
@@ -37,6 +37,8 @@ class Predictor:
     def __init__(self, folder: Path, num_beams: int | None = None, selection: ModelSelection = BEST) -> None:
         is_model = (folder / "model.safetensors").is_file() and selection == BEST
         model = folder if is_model else folder / "model"
+        for each in (model, *(other / "model" for other in selection.others)):
+            verify_model(each)
         self.recipe = load_saved_recipe(model / "recipe.yaml") if is_model else run_recipe(folder)
         self.tokenizer = build_tokenizer(self.recipe, [], model)
         if is_model:

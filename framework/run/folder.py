@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from framework.checkpoint.export import publish_model
+from framework.checkpoint.export import MANIFEST, model_problems, publish_model
 from framework.checkpoint.format import (
     CheckpointError,
     TrainState,
@@ -29,6 +29,7 @@ from framework.recipe.saved import keys_in
 from framework.recipe.source import is_within
 from framework.runtime.console import print0
 from framework.runtime.errors import Problem, Stopped, UserError
+from framework.runtime.files import digest
 from framework.runtime.signals import WATCHER
 from framework.topics.distill import TOPICS_FILE
 
@@ -79,18 +80,50 @@ def open_run(recipe: Recipe) -> OpenedRun:
 
 
 def _restore_best_model(folder: Path, checkpoint: Path, train_state: TrainState, renamed: bool) -> None:
-    """Publishes the model of the best checkpoint so far; if it is damaged or gone, the best one is still to come."""
-    best = checkpoint.parent / f"step-{train_state.best_step}"
+    """Publishes the model of the best checkpoint so far.
+
+    A damaged best checkpoint still yields its model if the model itself verifies, there or in the run's folder. If
+    neither does, both are renamed, and the best one is still to come.
+    """
+    best, model = checkpoint.parent / f"step-{train_state.best_step}", folder / "model"
     found: Problem | str | None = None
     if best != checkpoint:
         found = verify_checkpoint(best) if best.is_dir() else f"{best} was pruned" if renamed else None
-    if found is not None:
-        print0(f"warning: the best model so far cannot be used; the best one from here on is kept: {found}")
-        train_state.best_score, train_state.best_step = None, None
-        train_state.val_scores.pop(best.name, None)
-        shutil.rmtree(folder / "model", ignore_errors=True)  # hard links to the same bytes
-    elif best.is_dir():  # whatever is at `model`: the run may have ended between a checkpoint and its model
-        publish_model(best / "model", folder / "model")
+    if found is None:
+        if best.is_dir():  # whatever is at `model`: the run may have ended between a checkpoint and its model
+            publish_model(best / "model", model)
+        return
+    if best.is_dir() and not model_problems(best / "model"):
+        print0(f"warning: {found}. Its model is whole and stays the best so far")
+        publish_model(best / "model", model)
+        return
+    if best.is_dir() and _is_model_of(model, best):
+        print0(f"warning: {found}. Its model is whole in {model} and stays the best so far")
+        publish_model(model, best / "model")
+        return
+    print0(f"warning: the best model so far cannot be used; the best one from here on is kept: {found}")
+    train_state.best_score, train_state.best_step = None, None
+    train_state.val_scores.pop(best.name, None)
+    for path in (best, model):
+        if path.exists():
+            _rename_aside(path)
+
+
+def _is_model_of(model: Path, checkpoint: Path) -> bool:
+    """Whether an exported model verifies and is the one that a checkpoint was written with."""
+    try:
+        listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))[f"model/{MANIFEST}"]
+        return bool(listed[1] == digest(model / MANIFEST)) and not model_problems(model)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _rename_aside(path: Path) -> Path:
+    """Renames a checkpoint or model so that it is neither used nor deleted."""
+    aside = path.with_name(f"aside-{path.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    path.replace(aside)
+    print0(f"{path} is renamed to {aside.name}")
+    return aside
 
 
 def remove_refused_run(opened: OpenedRun) -> None:
@@ -202,9 +235,8 @@ def _rename_newer(checkpoint: Path, folder: Path) -> bool:
     """Renames checkpoints newer than the one that the run resumes from, so that none is counted or resumed."""
     newer = [path for path in checkpoints_of(folder) if step_of(path) > step_of(checkpoint)]
     for path in newer:
-        aside = path.with_name(f"aside-{path.name}-{datetime.now():%Y%m%d-%H%M%S}")
-        path.replace(aside)
-        print0(f"{path} is newer than the resumed checkpoint, and renamed to {aside.name}")
+        print0(f"{path} is newer than the resumed checkpoint")
+        _rename_aside(path)
     return bool(newer)
 
 

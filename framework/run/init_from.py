@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Size, Tensor
 
 from framework.build import RunComponents, build_tokenizer
-from framework.checkpoint.export import PARTS, WEIGHTS, read_weights
+from framework.checkpoint.export import MANIFEST, PARTS, WEIGHTS, read_weights, require_finite, verify_model
 from framework.checkpoint.format import (
     CheckpointError,
     checkpoints_of,
@@ -74,7 +74,7 @@ def find_source(named: str) -> Source:
         UserError: it is neither, or damaged.
     """
     folder = Path(named)
-    if (folder / "manifest.json").is_file():
+    if (folder / MANIFEST).is_file() and not (folder / WEIGHTS).is_file():
         if problem := verify_checkpoint(folder):
             raise CheckpointError.of([problem])
         train_state = read_train_state(folder)
@@ -87,6 +87,7 @@ def find_source(named: str) -> Source:
             place="init_from",
             expected="RUN, such as runs/breast/20260101-120000-ab12cd34, or RUN/checkpoints/step-N",
         )
+    verify_model(folder / "model")
     try:  # step and score are only printed
         train_state = read_train_state(checkpoints_of(folder / "checkpoints")[0])
     except (IndexError, OSError, ValueError, TypeError, AttributeError):  # missing, damaged, or another format
@@ -133,6 +134,7 @@ def load_initial_weights(
             hint="Remove init_from, or exclude fewer parts.",
         )
     _print_other_keys(source, before, recipe, parts)
+    require_finite(theirs, dict(task.named_parameters(remove_duplicate=False)), source.model)
     task.load_state_dict(theirs, strict=False)
     weights = {id(each): each for name, each in task.named_parameters(remove_duplicate=False) if name in theirs}
     count = sum(each.numel() for each in weights.values())

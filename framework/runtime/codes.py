@@ -182,8 +182,8 @@ CODES: dict[str, tuple[str, str]] = {
         "Name a run that has validated at least once.",
     ),
     "non-finite": (
-        "A loss or gradient is NaN or infinite.",
-        "Look at the exams that the message names; lower optimizer.lr, or set train.max_grad_norm.",
+        "A loss, gradient or saved weight is NaN or infinite.",
+        "Look at the exams or tensors that the message names; lower optimizer.lr, or set train.max_grad_norm.",
     ),
     "recipe-differs": (
         "A run is resumed with other values than it was trained with.",

@@ -27,6 +27,7 @@ def test_a_run_leaves_all_its_files(smoke_run: Path) -> None:
         "tokenizer.json",
         "recipe.yaml",
         "patients.json",
+        "manifest.json",
     }
 
 

@@ -84,7 +84,8 @@ def faults(checkpoint: Path) -> tuple[str, str] | None:
     return None if found is None else (found.code, found.place)
 
 
-FILES = ["training.safetensors", "trainer.json", "model/model.safetensors", "model/tokenizer.json", "model/recipe.yaml"]
+FILES = ["training.safetensors", "trainer.json", "model/model.safetensors", "model/tokenizer.json", "model/recipe.yaml",
+         "model/manifest.json"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FILES)

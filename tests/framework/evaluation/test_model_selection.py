@@ -15,8 +15,9 @@ from harness import ROOT, problem
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import sonoscribe
 from framework.build import build_dataset, build_task, build_tokenizer, load_exams, run_recipe
-from framework.checkpoint.export import ModelTexts
+from framework.checkpoint.export import ModelTexts, write_manifest
 from framework.checkpoint.format import (
     CheckpointError,
     RetentionPolicy,
@@ -33,6 +34,7 @@ from framework.exam import Batch
 from framework.models.ensemble import Ensemble
 from framework.models.generation import generate
 from framework.recipe import load_recipe, save
+from framework.run.init_from import find_source
 
 SCORES = {1: 0.3, 2: 0.9, 3: 0.1, 4: 0.6, 5: 0.5}  # by step
 
@@ -96,6 +98,7 @@ def test_the_best_and_the_last_are_kept_with_their_models(run: Path) -> None:
             "model.safetensors",
             "tokenizer.json",
             "recipe.yaml",
+            "manifest.json",
         }
     assert model_file(run / "checkpoints" / "step-2").samefile(run / "model" / "model.safetensors")
     found = best_checkpoints(run, 3, "--average")
@@ -234,6 +237,7 @@ def test_a_model_that_was_trained_on_patients_of_the_split_is_not_scored_on_it(
     def tell(**splits: str) -> None:
         exams_of = {split: exams[where] for split, where in splits.items()}
         notes.write_text(json.dumps(patients_seen(recipe, exams_of, None)))
+        write_manifest(second / "model")
 
     tell(train="test", val="val")  # as in another fold
     with problem("split-leak", f"--with {second}") as found:
@@ -249,6 +253,7 @@ def test_a_model_that_was_trained_on_patients_of_the_split_is_not_scored_on_it(
     evaluate_run(run, "test", asked)
     assert "notice: --with" not in capsys.readouterr().out
     notes.write_text(json.dumps({"datasets": ["manifest"], "train": [], "val": []}))
+    write_manifest(second / "model")
     evaluate_run(run, "val", asked)
     assert f"notice: --with {second}" in capsys.readouterr().out
 
@@ -294,6 +299,54 @@ def test_models_that_are_missing_or_do_not_fit_are_refused(run: Path, other: Pat
     assert "8 tokens" in refused("does-not-fit", f"--with {short}", ModelSelection(others=(short,)))
     with problem("conflicting-settings", "--average"):
         ModelSelection(average=2, ensemble=2)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "recipe.yaml", "tokenizer.json", "manifest.json"])
+def test_a_file_of_a_model_that_was_changed_is_named_at_every_door(
+    run: Path, image: Path, tmp_path: Path, name: str
+) -> None:
+    """A flipped byte in the weights changed reports without a word."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run / "model", copy / "model")
+    assert sonoscribe.load(copy).report([image]) == predict(copy / "model", [image]) == predict(run, [image])
+    file = copy / "model" / name
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(content)
+    for folder in (copy, copy / "model"):
+        with problem("damaged-file", "model/"):
+            sonoscribe.load(folder)
+    for use in (
+        lambda: predict(run, [image], None, ModelSelection(others=(copy,))),
+        lambda: evaluate_run(copy, "val"),
+        lambda: evaluate_run(run, "val", ModelSelection(others=(copy,))),
+        lambda: find_source(str(copy)),
+    ):
+        with problem("damaged-file", "model/" if name == "manifest.json" else str(file)):
+            use()
+
+
+def test_files_that_a_model_was_saved_without_are_refused(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "model", tmp_path / "model")
+    (tmp_path / "model" / "decoder.json").write_text("{}")
+    (tmp_path / "model" / "README.md").write_text("mine")
+    with problem("damaged-file", "decoder.json") as found:
+        sonoscribe.load(tmp_path)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_with_their_name(run: Path, tmp_path: Path, value: float) -> None:
+    """They gave an empty report and exit code 0."""
+    shutil.copytree(run / "model", tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    name = next(name for name in weights if name.startswith("decoder") and name.endswith("weight"))
+    weights[name].view(-1)[1] = value
+    save_file(weights, tmp_path / "model" / "model.safetensors")
+    write_manifest(tmp_path / "model")
+    with problem("non-finite", "model.safetensors") as found:
+        sonoscribe.load(tmp_path)
+    assert name in found[0].found
 
 
 def test_labels_of_selections_differ(run: Path, other: Path) -> None:

@@ -18,13 +18,14 @@ from safetensors.torch import load_file
 
 from framework import trainer
 from framework.build import build_components
-from framework.checkpoint.export import ModelTexts
+from framework.checkpoint.export import ModelTexts, verify_model
 from framework.checkpoint.format import (
     CheckpointError,
     RetentionPolicy,
     Snapshot,
     TrainState,
     checkpoints_of,
+    verify_checkpoint,
     write_checkpoint,
 )
 from framework.data.leakage import PATIENTS_FILE, patients_seen
@@ -232,15 +233,44 @@ def test_a_damaged_best_model_is_not_published_and_no_longer_the_best(
     recipe = recipe_of(tmp_path, "run.name=mine", "resume=auto")
     run = tmp_path / "smoke" / "mine"
     best, newest = write(run, recipe, 1), write(run, recipe, 2, best_step=1)
-    shutil.rmtree(run / "model")
-    damage(best / "model" / "model.safetensors")
+    damage(best / "model" / "model.safetensors")  # a hard link: of the published model, too
     opened = open_run(recipe)
     assert opened.checkpoint == newest and opened.train_state is not None
-    assert not (run / "model").exists()
+    assert not (run / "model").exists() and len(list(run.glob("aside-model-*"))) == 1, "kept under another name"
+    assert not best.exists() and len(list(best.parent.glob("aside-step-1-*"))) == 1
     state = opened.train_state
     assert (state.best_score, state.best_step, state.val_scores) == (None, None, {})
     printed = capsys.readouterr().out
     assert f"warning: the best model so far cannot be used; the best one from here on is kept: {best}" in printed
+
+
+@pytest.mark.parametrize("name", ["training.safetensors", "trainer.json", "model/recipe.yaml", "model/tokenizer.json"])
+def test_a_best_checkpoint_with_a_damaged_file_that_its_model_does_not_need_stays_the_best(
+    tmp_path: Path, name: str
+) -> None:
+    recipe = recipe_of(tmp_path, "run.name=mine", "resume=auto")
+    run = tmp_path / "smoke" / "mine"
+    best, newest = write(run, recipe, 1), write(run, recipe, 2, best_step=1)
+    damage(best / name)
+    opened = open_run(recipe)
+    assert opened.checkpoint == newest and opened.train_state is not None
+    assert (opened.train_state.best_step, opened.train_state.val_scores) == (1, {"step-1": 1.0})
+    verify_model(run / "model")
+    verify_model(best / "model")  # made again from the published one
+    assert load_file(run / "model" / "model.safetensors")["encoder.weight"].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_an_edit_of_the_published_recipe_leaves_the_checkpoint_as_it_is(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "run.name=mine", "resume=auto")
+    run = tmp_path / "smoke" / "mine"
+    best = write(run, recipe, 1)
+    with (run / "model" / "recipe.yaml").open("a") as file:
+        file.write("# note\n")
+    assert verify_checkpoint(best) is None
+    with problem("damaged-file", "recipe.yaml"):
+        verify_model(run / "model")
+    open_run(recipe)
+    verify_model(run / "model")  # published again
 
 
 def test_a_run_that_another_process_writes_to_is_refused_and_names_it(tmp_path: Path) -> None:

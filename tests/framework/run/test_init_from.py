@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from framework.build import RunComponents, build_components
-from framework.checkpoint.export import ModelTexts
+from framework.checkpoint.export import ModelTexts, write_manifest
 from framework.checkpoint.format import RetentionPolicy, Snapshot, TrainState, write_checkpoint
 from framework.data.leakage import PATIENTS_FILE, patients_seen
 from framework.data.loading import collate
@@ -158,6 +158,7 @@ def test_a_tied_weight_is_excluded_by_either_name(
     (file := run / "model" / "model.safetensors").unlink()  # the same bytes as those of its source
     weights = load_file(source[1] / "model" / "model.safetensors")
     save_file(weights | {"decoder.lm_head.weight": weights["decoder.embed_tokens.weight"].clone()}, file)
+    write_manifest(run / "model")
     for part in ("embed_tokens", "lm_head"):
         ours = made(f"init_exclude=[decoder.{part}]", f"init_from={run}")
         decoder = ours.components.task.decoder
@@ -249,12 +250,15 @@ def test_patients_of_scored_splits_were_not_seen_also_two_stages_ago(
     theirs = ours.recipe.model_copy(update={"data": data})
     notes = second / "patients.json"
     notes.write_text(json.dumps(patients_seen(theirs, ours.components.exams, run / "model")))
+    write_manifest(second)
     assert "in train of" in refused(second.parent, "train")
     assert ours.begin(run)["dataset"]["name"] == "phantom" and "notice:" not in capsys.readouterr().out
     notes.write_text(json.dumps(patients_seen(theirs, ours.components.exams, None)))
+    write_manifest(second)
     ours.begin(second.parent)
     assert f"notice: init_from: {second} was trained on the data sets manifest only" in capsys.readouterr().out
     notes.unlink()
+    write_manifest(second)
     ours.begin(second.parent)
     assert f"notice: init_from: {second} records no patients" in capsys.readouterr().out
 
@@ -278,8 +282,9 @@ def test_checkpoints_of_another_format_only_lose_step_and_score(
 ) -> None:
     shutil.copytree(source[1], tmp_path / "run")
     hashed: list[str] = []
-    monkeypatch.setattr("framework.checkpoint.format.digest", lambda path: hashed.append(path) or "")
-    assert find_source(str(tmp_path / "run")).step == 7 and not hashed, "not read whole to tell its step"
+    monkeypatch.setattr("framework.checkpoint.format.verify_checkpoint", lambda path: hashed.append(path))
+    monkeypatch.setattr("framework.run.init_from.verify_checkpoint", lambda path: hashed.append(path))
+    assert find_source(str(tmp_path / "run")).step == 7 and not hashed, "the checkpoint is not hashed for its step"
     monkeypatch.undo()
     checkpoint = tmp_path / "run" / "checkpoints" / "step-7"
     told = json.loads((checkpoint / "trainer.json").read_text())
