@@ -15,7 +15,7 @@ import sonoscribe
 from framework.evaluation.predict import predict
 
 
-def test_a_loaded_model_writes_the_report_that_predict_writes(smoke_run: Path, tmp_path: Path) -> None:
+def test_a_loaded_model_gives_the_report_of_predict(smoke_run: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (48, 64), dtype=np.uint8)
     image = tmp_path / "view.png"
     Image.fromarray(pixels).save(image)
@@ -25,7 +25,7 @@ def test_a_loaded_model_writes_the_report_that_predict_writes(smoke_run: Path, t
     assert sonoscribe.load(smoke_run / "model").report([image]) == expected
 
 
-def test_images_that_cannot_be_used_are_refused(smoke_run: Path, tmp_path: Path) -> None:
+def test_unusable_images_are_refused(smoke_run: Path, tmp_path: Path) -> None:
     model = sonoscribe.load(smoke_run)
     (tmp_path / "broken.png").write_bytes(b"no image")
     for images in ([tmp_path / "broken.png"], [np.zeros((8, 8))], [np.zeros((8, 8, 4), np.uint8)]):

@@ -102,7 +102,7 @@ def fsdp_variables() -> dict[str, str]:
     return {name: value for name, value in variables.items() if name.startswith(("ACCELERATE_USE_FSDP", "FSDP_"))}
 
 
-def test_accelerate_launch_exports_a_precision_and_a_thread_without_being_asked_to() -> None:
+def test_accelerate_launch_exports_mixed_precision_and_thread_count_by_default() -> None:
     """So "no" conflicts with no recipe, and one thread is not what the user wants."""
     variables = exported()
     assert variables["ACCELERATE_MIXED_PRECISION"] == "no" and variables["OMP_NUM_THREADS"] == "1"
@@ -112,13 +112,13 @@ def test_accelerate_launch_exports_a_precision_and_a_thread_without_being_asked_
     assert exported(*TWO, "--num_cpu_threads_per_process", "2")["OMP_NUM_THREADS"] == "2"
 
 
-def test_two_processes_without_the_multi_gpu_flag_are_silently_one() -> None:
+def test_two_processes_without_the_multi_gpu_flag_silently_become_one() -> None:
     """So launcher_conflicts.py reads the launcher's command line."""
     assert exported(*TWO)["STARTS"] == "one" and exported("--multi_gpu", *TWO)["STARTS"] == "torchrun"
     assert "WORLD_SIZE" not in exported(*TWO)
 
 
-def test_names_of_variables_for_deepspeed_flags(found: Found) -> None:
+def test_accelerate_exports_deepspeed_flags_under_these_names(found: Found) -> None:
     variables = found["zero3"][0]["environment"]
     assert variables["ACCELERATE_USE_DEEPSPEED"] == "true" and variables["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
     assert variables["ACCELERATE_GRADIENT_CLIPPING"] == "0.5"
@@ -128,7 +128,7 @@ def test_names_of_variables_for_deepspeed_flags(found: Found) -> None:
     assert variables["ACCELERATE_MIXED_PRECISION"] == "bf16"
 
 
-def test_deepspeed_flags_that_are_not_given_conflict_with_nothing(tmp_path: Path) -> None:
+def test_default_deepspeed_flags_conflict_with_nothing(tmp_path: Path) -> None:
     file = tmp_path / "deepspeed.json"
     file.write_text(json.dumps({"train_batch_size": 2, "zero_optimization": {"stage": 2}}))
     variables = exported("--use_deepspeed", "--deepspeed_config_file", str(file), "--num_processes", "1")
@@ -138,7 +138,7 @@ def test_deepspeed_flags_that_are_not_given_conflict_with_nothing(tmp_path: Path
     assert variables.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none") == "none"
 
 
-def test_names_of_variables_for_the_fsdp_flag(found: Found) -> None:
+def test_accelerate_exports_the_fsdp_flag_under_these_names(found: Found) -> None:
     variables = found["torchrun"][0]["environment"]
     assert variables["ACCELERATE_USE_FSDP"] == "true" and variables["FSDP_OFFLOAD_PARAMS"] == "false"
 
@@ -152,14 +152,14 @@ def test_variables_of_a_strategy_have_no_effect_once_removed(found: Found, launc
 
 
 @pytest.mark.parametrize("launch", STARTED)
-def test_two_cpu_processes_with_a_backend_are_two_with_its_time_out(found: Found, launch: str) -> None:
+def test_two_cpu_processes_with_a_backend_form_a_group_with_its_timeout(found: Found, launch: str) -> None:
     for each in found[launch]:
         assert each["type"] == "MULTI_CPU" and each["processes"] == 2
         assert each["backend"] == "gloo" and each["timeout"] == 77
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without GPU")
-def test_two_cpu_processes_without_a_backend_are_one_each(found: Found) -> None:
+def test_two_cpu_processes_without_a_backend_form_no_group(found: Found) -> None:
     assert [each["processes"] for each in found["alone"]] == [1, 1]
 
 
@@ -231,7 +231,7 @@ def test_the_learning_rate_set_on_a_prepared_optimizer_is_the_one_it_uses() -> N
     assert weight.item() == 0.75
 
 
-def test_clipping_returns_the_norm_before_and_an_infinite_limit_clips_nothing() -> None:
+def test_clipping_returns_the_norm_before_clipping_and_an_infinite_limit_clips_nothing() -> None:
     accelerator = Accelerator(cpu=True)
     weight = torch.nn.Parameter(torch.ones(4))
     for limit, left in ((float("inf"), 2.0), (0.5, 0.5)):

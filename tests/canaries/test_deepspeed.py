@@ -16,7 +16,7 @@ def facts(wrapper_facts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_first_step_is_adams_first(facts: list[dict[str, Any]], stage: str) -> None:
+def test_the_first_step_equals_the_first_step_of_adam(facts: list[dict[str, Any]], stage: str) -> None:
     """There is no optimizer state and no weight has moved before it, so zero.py creates the states that it loads."""
     for fact in facts:
         assert fact[stage]["states"]["states_at_start"] == 0 and fact[stage]["states"]["moved_at_start"] == 0
@@ -80,7 +80,7 @@ def test_gradients_are_sums_over_micro_batches_and_means_over_processes(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_clipping_is_applied_and_the_norm_is_the_one_before(facts: list[dict[str, Any]], stage: str) -> None:
+def test_clipping_is_applied_and_returns_the_norm_before_clipping(facts: list[dict[str, Any]], stage: str) -> None:
     for fact in facts:
         steps = fact[stage]["steps"]
         assert steps["clipped"] < NOISE and steps["applied"]
@@ -111,7 +111,7 @@ def test_autocast_computes_in_bf16_and_leaves_the_weights_in_fp32(facts: list[di
     assert all(fact["rest"]["autocast"] == ["torch.bfloat16", "torch.float32", "torch.float32"] for fact in facts)
 
 
-def test_its_own_groups_have_another_time_out_until_it_is_set(facts: list[dict[str, Any]]) -> None:
+def test_groups_of_deepspeed_have_their_own_timeout_until_it_is_set(facts: list[dict[str, Any]]) -> None:
     """The default group's is 77 s; those of DeepSpeed have half an hour, so zero.py sets theirs."""
     for fact in facts:
         assert fact["rest"]["timeouts"] == [77.0, 1800.0]

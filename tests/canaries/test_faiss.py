@@ -49,7 +49,7 @@ def test_the_same_seed_is_bit_identical():
     assert np.array_equal(runs[0], runs[1]) and not np.array_equal(runs[0], runs[2])
 
 
-def test_given_starts_are_used():
+def test_given_initial_centroids_are_used():
     x = points(300)
     kmeans = faiss.Kmeans(8, 4, niter=0, seed=1, min_points_per_centroid=1)
     kmeans.train(x, init_centroids=np.ascontiguousarray(x[10:14]))

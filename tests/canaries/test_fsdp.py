@@ -22,7 +22,7 @@ def test_rows_are_sharded_as_torch_chunk_does(facts: list[dict[str, Any]]) -> No
     assert all(fact["rows_hold_the_values"] for fact in facts)
 
 
-def test_a_process_without_rows_takes_part_with_none(facts: list[dict[str, Any]]) -> None:
+def test_a_process_without_rows_has_an_empty_shard(facts: list[dict[str, Any]]) -> None:
     first, second = (fact["rows"] for fact in facts)
     assert first["last.weight"] == [1, 0, 1] and second["last.weight"] == [1, 1, 0]
 
@@ -41,7 +41,7 @@ def test_weights_that_are_not_contiguous_are_refused(facts: list[dict[str, Any]]
     assert all(fact["other_layouts_refused"] for fact in facts)
 
 
-def test_it_uses_the_default_group_and_its_time_out(facts: list[dict[str, Any]]) -> None:
+def test_fsdp_uses_the_default_group_and_its_timeout(facts: list[dict[str, Any]]) -> None:
     assert all(fact["timeouts"] == [77.0] for fact in facts)
 
 
@@ -50,7 +50,7 @@ def test_gradients_are_sums_over_micro_batches_and_means_over_processes(facts: l
         assert fact["plain"] < NOISE and fact["plain_norm"][0] == pytest.approx(fact["plain_norm"][1], rel=1e-5)
 
 
-def test_clipping_uses_the_norm_over_all_processes_a_dtensor(facts: list[dict[str, Any]]) -> None:
+def test_clipping_uses_the_norm_over_all_processes_as_a_dtensor(facts: list[dict[str, Any]]) -> None:
     for fact in facts:
         assert fact["norm_is_sharded"] and fact["clipped"] < NOISE
         assert fact["clipped_norm"][0] == pytest.approx(fact["clipped_norm"][1], rel=1e-5)

@@ -15,7 +15,7 @@ def facts(wrapper_facts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_a_named_tuple_with_a_dict_comes_out_as_it_is(facts: list[dict[str, Any]], wrapper: str) -> None:
+def test_wrappers_return_a_named_tuple_with_a_dict_unchanged(facts: list[dict[str, Any]], wrapper: str) -> None:
     """Its type, each number format, which fields carry a gradient, and a dict without entries."""
     for fact in facts:
         found = fact[wrapper]
@@ -29,6 +29,6 @@ def test_a_named_tuple_with_a_dict_comes_out_as_it_is(facts: list[dict[str, Any]
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_its_gradients_are_the_means_over_processes(facts: list[dict[str, Any]], wrapper: str) -> None:
+def test_gradients_of_a_named_tuple_are_averaged_over_processes(facts: list[dict[str, Any]], wrapper: str) -> None:
     for fact in facts:
         assert fact[wrapper]["gradients"] < (0.01 if wrapper == "ddp_bf16" else 1e-6)

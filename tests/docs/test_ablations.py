@@ -25,7 +25,7 @@ def read(name: str, file: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_results_are_of_the_cells_that_the_grid_has(name):
+def test_committed_results_have_the_cells_of_their_grid(name):
     rows = cells_by_row(make_grid(read_grid(find_grid(name))).cells)
     table, cells = read(name, "table.csv"), read(name, "cells.csv")
     assert [row["row"] for row in table] == list(rows)
@@ -49,7 +49,7 @@ def test_every_cell_of_a_grid_has_a_curve(name):
     assert {(curve.row, curve.cell) for curve in data.curves.lines} == cells
 
 
-def test_the_page_of_a_committed_result_links_to_no_run():
+def test_a_page_of_a_committed_result_links_to_no_run():
     page = Page(draw_page(PageData.from_json((RESULTS / "topics" / "result.json").read_text(encoding="utf-8"))))
     check_offline(page)
     assert page.all("a") == [] and "compared over 300 exams" in page.text

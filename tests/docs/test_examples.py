@@ -179,7 +179,7 @@ def check(command: Block) -> None:
 
 
 @pytest.mark.parametrize("page", sorted({command.page for command in TYPED}))
-def test_the_commands_of_a_page_hold(page: str, clone: Path) -> None:
+def test_the_commands_on_a_page_are_valid(page: str, clone: Path) -> None:
     failed = []
     for command in dict.fromkeys(command for command in TYPED if command.page == page):
         try:
@@ -196,7 +196,7 @@ def test_the_program_that_checks_a_plugin_runs(clone: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [block for block in HERE if block.language == "yaml"], ids=str)
-def test_the_recipe_or_its_piece_loads(block: Block, tmp_path: Path) -> None:
+def test_a_recipe_or_a_part_of_one_loads(block: Block, tmp_path: Path) -> None:
     for file in (ROOT / "docs" / "examples").iterdir():
         (tmp_path / file.name).symlink_to(file)
     content = yaml.safe_load(block.text)
@@ -236,7 +236,7 @@ def test_the_page_of_grids_names_every_shipped_grid() -> None:
     assert sorted(named) == sorted(shipped_grids())
 
 
-def test_lines_continue_and_comments_end() -> None:
+def test_continued_lines_are_joined_and_comments_removed() -> None:
     text = "a\n\n```bash\nls \\\n  -l  # long\n# nothing\necho a#b\n```\n"
     (block,) = blocks("p", text)
     assert [" ".join(c.text.split()) for c in commands(block)] == ["ls -l", "echo a#b"]

@@ -98,12 +98,12 @@ def test_a_section_lists_the_run_time_values_of_its_kind(kind: str) -> None:
     assert text.startswith("none.") == (not KINDS[kind].injected_params)
 
 
-def test_settings_of_checks_that_it_names_exist() -> None:
+def test_the_check_settings_that_the_guide_names_exist() -> None:
     for kind, setting in re.findall(r'check\("(\w+)",\s+make,\s+(\w+)=', TEXT):
         assert setting in CHECKS[kind].__kwdefaults__
 
 
-def test_the_files_that_it_links_to_are_there() -> None:
+def test_the_files_that_the_guide_links_to_exist() -> None:
     links = re.findall(r"\]\(([^)#]+\.(?:md|py))[^)]*\)", TEXT)
     assert len(links) > 20
     assert [link for link in links if not (PAGE.parent / link).is_file()] == []

@@ -55,7 +55,7 @@ def test_every_file_is_documented() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_accelerate_reads_every_key_and_starts_that_many(file: Path) -> None:
+def test_accelerate_reads_every_key_and_starts_the_given_number_of_processes(file: Path) -> None:
     read = load_config_from_file(str(file))  # raises for unknown keys
     assert (read.num_machines, read.num_processes) == PROCESSES[file.stem]
     arguments = understood(file)

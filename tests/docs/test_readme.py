@@ -22,14 +22,14 @@ def test_the_tree_is_that_of_the_framework_level_by_level() -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/concepts.md", "docs/images/concepts.svg"])
-def test_the_files_that_a_page_names_are_there(page: str) -> None:
+def test_the_files_that_a_page_names_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     named = re.findall(r"\b(?:framework|plugins|tests|docs|recipes)/(?:[a-z_0-9]+/)*(?:\w+\.\w+)?", text)
     assert len(named) > 4
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_the_python_door_has_what_it_shows() -> None:
+def test_the_readme_shows_the_python_interface_as_it_is() -> None:
     (program,) = (text for language, text in BLOCKS if language == "python")
     door = importlib.import_module("sonoscribe")
     for node in ast.walk(ast.parse(program)):

@@ -34,7 +34,7 @@ def test_the_committed_pages_are_fresh(capsys: pytest.CaptureFixture[str]) -> No
     assert SCRIPT.main(["--check"]) == 0, capsys.readouterr().err
 
 
-def test_a_stale_page_is_named_and_written_again(
+def test_a_stale_page_is_named_and_rewritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(SCRIPT, "FOLDER", tmp_path)
@@ -49,7 +49,7 @@ def test_a_stale_page_is_named_and_written_again(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_row_of_a_table_has_the_cells_of_its_head(page: Path) -> None:
+def test_every_row_of_a_table_has_as_many_cells_as_its_header(page: Path) -> None:
     rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     assert len(rows) > 30
     cells = {"recipe.md": 4, "grids.md": 4, "plugins.md": 5}[page.name]
@@ -70,7 +70,7 @@ def test_every_key_of_the_recipe_and_of_every_shipped_plugin_has_a_row() -> None
                 assert f"\n| `{key.name}` |" in part, f"{plugin.kind}/{plugin.name}: {key.name}"
 
 
-def test_every_key_of_a_grid_file_has_a_row_that_says_what_it_means() -> None:
+def test_every_key_of_a_grid_file_has_a_row_with_its_meaning() -> None:
     parts = re.split(r"(?m)^## ", (REFERENCE / "grids.md").read_text(encoding="utf-8"))
     tables = {head: text for head, _, text in (part.partition("\n") for part in parts)}
     blocks = {"The file": GridFile, "search": Search, "prune": Prune, "report": Report}
@@ -80,7 +80,7 @@ def test_every_key_of_a_grid_file_has_a_row_that_says_what_it_means() -> None:
         assert [key for key, _ in keys] == list(model.model_fields), head
 
 
-def test_the_code_that_a_page_links_to_is_there() -> None:
+def test_the_code_that_a_page_links_to_exists() -> None:
     links = re.findall(r"\]\((\.\./\.\./[^)]+)\)", (REFERENCE / "plugins.md").read_text(encoding="utf-8"))
     assert len(links) > 10
     assert [link for link in links if not (REFERENCE / link).is_file()] == []

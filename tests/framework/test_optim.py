@@ -67,7 +67,7 @@ def values(strategy: Strategy) -> dict[str, Tensor]:
         ("train.freeze=[encoder.backbone.embedder, losses.topic]", ("encoder.backbone.embedder.", "losses.topic.")),
     ],
 )
-def test_what_is_frozen_keeps_every_bit_and_its_statistics_and_the_rest_learns(
+def test_frozen_parts_keep_every_bit_and_their_statistics_while_the_rest_learns(
     made: Callable[..., tuple[Strategy, RunComponents]], key: str, frozen: tuple[str, ...]
 ) -> None:
     strategy, components = made(key, "train.ema_decay=0.9", "model.decoder.dropout=0.2")
@@ -149,7 +149,7 @@ def rates(task: nn.Module, *settings: Any) -> dict[str, float]:
     return {names[id(parameter)]: group.lr for group in groups for parameter in group.parameters}
 
 
-def test_each_stage_of_the_encoder_learns_slower_than_the_one_after() -> None:
+def test_each_stage_of_the_encoder_has_a_lower_rate_than_the_next() -> None:
     task = Staged(lambda encoder: [list(layer.parameters()) for layer in encoder])
     found = rates(task, 1.0, 0.5, {"encoder.1.bias": 0.3}, 0.1)
     assert found == pytest.approx(
@@ -179,7 +179,7 @@ def tied() -> ReportTask:
 EMBED, HEAD = "decoder.model.transformer.wte", "decoder.model.lm_head"
 
 
-def test_a_weight_of_two_names_learns_and_freezes_by_either(tied: ReportTask) -> None:
+def test_a_tied_weight_is_trained_or_frozen_by_either_name(tied: ReportTask) -> None:
     weight = tied.get_parameter(f"{EMBED}.weight")
     assert weight is tied.get_parameter(f"{HEAD}.weight")
     for part in (EMBED, HEAD, f"{HEAD}.weight"):
@@ -190,7 +190,7 @@ def test_a_weight_of_two_names_learns_and_freezes_by_either(tied: ReportTask) ->
     assert [name for name, each in tied.named_parameters() if not each.requires_grad] == [f"{EMBED}.weight"]
 
 
-def test_a_weight_of_two_names_has_no_two_rates(tied: ReportTask) -> None:
+def test_a_tied_weight_with_two_rates_is_refused(tied: ReportTask) -> None:
     with problem("conflicting-settings", "optimizer") as found:
         rates(tied, 1.0, None, {HEAD: 0.1, EMBED: 0.5})
     assert f"0.1 by {HEAD}" in found[0].found and f"0.5 by {EMBED}" in found[0].found
@@ -203,13 +203,13 @@ def test_a_weight_of_two_names_has_no_two_rates(tied: ReportTask) -> None:
 @pytest.mark.parametrize(
     "stages", [None, lambda encoder: [list(encoder[0].parameters())]], ids=["no stages", "not all parameters"]
 )
-def test_layer_decay_needs_an_encoder_with_all_its_parameters_in_stages(stages: Any) -> None:
+def test_layer_decay_needs_an_encoder_whose_stages_cover_all_parameters(stages: Any) -> None:
     with problem("unsupported", "optimizer.layer_decay"):
         parameter_groups(Staged(stages), 1.0, None, None, 0.9)
     parameter_groups(Staged(stages), 1.0)
 
 
-def test_the_rates_of_a_run_follow_the_schedule_each_from_its_own(
+def test_each_learning_rate_of_a_run_follows_the_schedule(
     made: Callable[..., tuple[Strategy, RunComponents]],
 ) -> None:
     strategy, _ = made("optimizer.lr=1", "optimizer.encoder_lr=0.8", "optimizer.layer_decay=0.5")

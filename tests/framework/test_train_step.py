@@ -39,25 +39,25 @@ def schedule(**values: object) -> WeightSchedule:
     return WeightSchedule.model_validate(values)
 
 
-def test_a_line_rises_between_its_ends_and_rests_beside_them() -> None:
+def test_a_linear_schedule_changes_between_begin_and_end_only() -> None:
     rise = schedule(**{"from": 0.1, "to": 0.5, "begin": 0.25, "end": 0.75})
     found = [weight_at(rise, done) for done in (0, 0.25, 0.375, 0.5, 0.75, 1)]
     assert found == pytest.approx([0.1, 0.1, 0.2, 0.3, 0.5, 0.5])
 
 
-def test_half_a_cosine_leaves_and_arrives_slowly() -> None:
+def test_a_cosine_schedule_is_flat_at_both_ends() -> None:
     fall = schedule(**{"from": 1.0, "to": 0.0, "shape": "cosine"})
     found = [weight_at(fall, done) for done in (0, 0.1, 0.5, 0.9, 1)]
     assert found == pytest.approx([math.cos(math.pi * done / 2) ** 2 for done in (0, 0.1, 0.5, 0.9, 1)])
 
 
-def test_a_schedule_without_length_is_a_jump_and_a_number_stays() -> None:
+def test_a_schedule_without_length_is_a_step_and_a_number_is_constant() -> None:
     jump = schedule(**{"to": 2, "begin": 0.5, "end": 0.5})
     assert [weight_at(jump, done) for done in (0, 0.49, 0.5, 1)] == [0, 0, 2, 2]
     assert weight_at(0.3, 0) == weight_at(0.3, 1) == 0.3
 
 
-def test_a_run_begins_at_from_and_its_last_step_is_at_to() -> None:
+def test_a_schedule_starts_at_from_and_ends_at_to() -> None:
     recipe = load_recipe("smoke", ["losses.topic.weight={to: 0.3}"])
     place = list(recipe.active_losses).index("topic")
     weights = torch.stack([weights_at(recipe, step, 7) for step in range(7)])
@@ -70,7 +70,7 @@ def test_a_run_begins_at_from_and_its_last_step_is_at_to() -> None:
     assert weights_at(recipe, 0, 1)[place] == 0, "a run of one step"
 
 
-def test_a_term_that_weighs_nothing_at_first_is_built_and_one_that_never_weighs_is_not() -> None:
+def test_a_loss_whose_weight_rises_from_0_is_built_and_a_loss_of_weight_0_is_not() -> None:
     assert "topic" in load_recipe("smoke", ["losses.topic.weight={to: 0.3}"]).active_losses
     assert "topic" in load_recipe("smoke", ["losses.topic.weight={from: 0.3, to: 0}"]).active_losses
     assert "topic" not in load_recipe("smoke", ["losses.topic.weight={from: 0, to: 0}"]).active_losses
@@ -78,7 +78,7 @@ def test_a_term_that_weighs_nothing_at_first_is_built_and_one_that_never_weighs_
     assert "topic" not in off.active_losses, "and needs no topics"
 
 
-def test_a_schedule_is_written_out_loaded_hashed_and_explained(tmp_path: Path) -> None:
+def test_a_schedule_is_saved_loaded_hashed_and_explained(tmp_path: Path) -> None:
     recipe = load_recipe("smoke", [RISE])
     (tmp_path / "again.yaml").write_text(save(recipe), encoding="utf-8")
     assert "from: 0.1" in save(recipe)
@@ -113,7 +113,7 @@ def test_a_mistake_in_a_weight_is_refused_with_its_place(weight: str, problems: 
     } == problems
 
 
-def test_the_learned_factor_has_the_gradient_of_the_formula() -> None:
+def test_a_learned_weight_has_the_gradient_of_the_formula() -> None:
     uncertainty = Uncertainty(3)
     log_variance = torch.tensor([0.3, -1.2, 2.0])
     uncertainty.log_variance_L.data.copy_(log_variance)
@@ -161,7 +161,7 @@ def batch_of(rows: list[list[int]]) -> Batch:
     return Batch([str(row) for row in rows], image, torch.ones(len(rows)), torch.tensor(rows))
 
 
-def test_learned_factors_are_the_same_however_a_step_is_cut() -> None:
+def test_learned_weights_do_not_depend_on_the_micro_batch_size() -> None:
     rows = [[4, 5, 0], [6, 0, 0], [7, 8, 9], [5, 5, 5], [9, 0, 0], [4, 4, 0]]
     found = []
     for cut in ([6], [1, 2, 3], [5, 1]):
@@ -190,7 +190,7 @@ def built(folder: Path, *keys: str) -> tuple[object, Recipe, list[Batch]]:
     )
 
 
-def test_learned_factors_are_optimized_without_decay_saved_and_loaded(tmp_path: Path) -> None:
+def test_learned_weights_are_optimized_without_decay_saved_and_loaded(tmp_path: Path) -> None:
     strategy, recipe, (batch, other) = built(tmp_path, "train.weighting=uncertainty", "losses.topic.weight=0.2")
     learned = strategy.task.weighting.log_variance_L
     (group,) = [g for g in parameter_groups(strategy.task, 1.0, None) if any(p is learned for p in g.parameters)]
@@ -215,7 +215,7 @@ def test_learned_factors_are_optimized_without_decay_saved_and_loaded(tmp_path: 
     assert torch.equal(one.terms_L, two.terms_L) and torch.equal(learned, fresh.task.weighting.log_variance_L)
 
 
-def test_fixed_weights_leave_a_task_as_it_was(tmp_path: Path) -> None:
+def test_fixed_weights_add_no_parameters_to_a_task(tmp_path: Path) -> None:
     strategy, recipe, (batch, _) = built(tmp_path)
     assert not [name for name, _ in strategy.task.named_parameters() if name.startswith("weighting")]
     output = strategy.task.eval()(batch)
@@ -257,7 +257,7 @@ class NotFinite(nn.Module):
         return outputs.logits_BTW.sum() * (math.nan if len(batch.exam_ids) == 8 else 0.0)
 
 
-def test_a_step_that_is_not_finite_changes_neither_weights_nor_ema(tmp_path: Path) -> None:
+def test_a_non_finite_step_changes_neither_weights_nor_ema(tmp_path: Path) -> None:
     strategy, recipe, (batch, _) = built(tmp_path, "train.ema_decay=0.9")
     weights = weights_at(recipe, 0, 9)
     assert bool(train_step(strategy, [batch], weights).finite)
@@ -282,7 +282,7 @@ def test_a_fused_optimizer_skips_an_update_without_waiting_for_the_norm(tmp_path
 
 
 @long
-def test_a_run_writes_down_what_its_terms_weigh_and_goes_on_where_it_stopped(work: Path) -> None:
+def test_a_run_records_its_loss_weights_and_resumes_with_them(work: Path) -> None:
     keys = [*SHORT, RISE, "train.weighting=uncertainty", "run.name=moving"]
     launch(SMOKE, *keys, cwd=work)
     run = work / "runs" / "smoke" / "moving"
@@ -296,7 +296,7 @@ def test_a_run_writes_down_what_its_terms_weigh_and_goes_on_where_it_stopped(wor
 @pytest.mark.parametrize(
     "way", [("ddp", 2, 4), ("zero2", 2, 2), ("zero3", 2, 4), ("fsdp", 2, 4), ("ddp", 1, 2)], ids=str
 )
-def test_learned_factors_are_the_same_however_a_run_is_spread(
+def test_learned_weights_are_the_same_under_every_strategy(
     exact_run: Callable[..., Path], way: tuple[str, int, int]
 ) -> None:
     strategy, processes, micro = way
@@ -310,7 +310,7 @@ def test_learned_factors_are_the_same_however_a_run_is_spread(
         assert first.keys() == second.keys() and max(abs(first[step] - second[step]) for step in first) < 1e-5
 
 
-def test_counts_are_taken_on_the_device_before_the_images_arrive(
+def test_counts_are_computed_on_the_device_before_the_images_arrive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = ReportTask(Encoder(), Decoder(), {"exams": Sums(False), "my/metrics": WithMetrics()})

@@ -15,7 +15,7 @@ from PIL import Image
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 
 
-def test_a_run_leaves_all_its_files(smoke_run: Path) -> None:
+def test_a_run_writes_all_its_files(smoke_run: Path) -> None:
     expected = {
         "recipe.yaml", "overrides.txt", "environment.json", "topics.json", "topics.png", "metrics.jsonl",
         "checkpoints", "model", "predictions", "scores.json", "report.html",
@@ -41,7 +41,7 @@ def test_the_loss_is_recorded_every_log_every_steps_and_falls(smoke_run: Path) -
     assert names >= MEASURED
 
 
-def test_scores_stand_beside_floors_and_ceilings(smoke_run: Path) -> None:
+def test_scores_are_shown_beside_baselines_and_oracles(smoke_run: Path) -> None:
     scores = json.loads((smoke_run / "scores.json").read_text())
     rows = {"model", "fixed_report", "random_report", "nearest_image", "topic_oracle", "retrieval_oracle", "rewording"}
     assert rows <= set(scores["test"])
@@ -49,7 +49,7 @@ def test_scores_stand_beside_floors_and_ceilings(smoke_run: Path) -> None:
     assert scores["segmentation"].startswith("words")
 
 
-def test_every_test_exam_is_written_about_once(smoke_run: Path) -> None:
+def test_every_test_exam_has_one_report(smoke_run: Path) -> None:
     rows = [json.loads(line) for line in (smoke_run / "predictions" / "test.jsonl").read_text().splitlines()]
     scores = json.loads((smoke_run / "scores.json").read_text())
     assert len({row["id"] for row in rows}) == len(rows) == scores["test"]["model"]["exams"]
@@ -64,7 +64,7 @@ def test_evaluate_gives_the_same_scores_from_the_model_alone(smoke_run: Path, wo
     assert one == two
 
 
-def test_predict_writes_what_evaluation_wrote(smoke_run: Path, work: Path) -> None:
+def test_predict_writes_the_reports_of_evaluate(smoke_run: Path, work: Path) -> None:
     launch("data", "make", SMOKE, str(work / "made"), cwd=work)
     manifest = json.loads(next((work / "made").glob("*.json")).read_text())
     key = "uid"
@@ -81,12 +81,12 @@ def test_the_saved_recipe_trains_to_the_same_losses(smoke_run: Path, work: Path)
     assert records(again, "train/loss") == records(smoke_run, "train/loss")
 
 
-def test_a_run_is_never_written_over(smoke_run: Path, work: Path) -> None:
+def test_a_run_is_never_overwritten(smoke_run: Path, work: Path) -> None:
     done = launch(SMOKE, "run.name=first", cwd=work, check=False)
     assert done.returncode == 2 and "[file-exists]" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_tiny_run_learns_its_reports(work: Path) -> None:
+def test_a_tiny_run_learns_its_training_reports(work: Path) -> None:
     keys = [
         "data.dataset.exams=16", "train.epochs=60", "train.batch_size=8", "evaluate.every_epochs=60",
         "distiller.topics=2", "optimizer.lr=3e-3", "model.decoder.width=128", "run.name=learns",
@@ -98,7 +98,7 @@ def test_a_tiny_run_learns_its_reports(work: Path) -> None:
     assert scores["model"]["bleu_4"] > 0.95 > scores["fixed_report"]["bleu_4"]
 
 
-def test_a_model_of_noise_is_no_better_than_a_fixed_report(work: Path, tmp_path: Path) -> None:
+def test_a_model_trained_on_noise_is_not_better_than_a_fixed_report(work: Path, tmp_path: Path) -> None:
     """Images of noise, one short report for half of the exams, and a long one that differs for the others."""
     draw, noise = random.Random(0), np.random.default_rng(0)
     normal = "Glands are normal in size. No mass. No enlarged nodes."
@@ -132,7 +132,7 @@ train: {{epochs: 2}}
     assert records(work / "runs" / "noise" / "noise", "val/different_reports")
 
 
-def test_early_stopping_ends_a_run_that_gets_no_better(work: Path) -> None:
+def test_early_stopping_ends_a_run_that_does_not_improve(work: Path) -> None:
     monitor = "evaluate.monitor={val/bleu_4: 1, val/cider: 0.5}"
     keys = ["train.early_stopping_patience=2", "optimizer.lr=1e-9", "train.epochs=9", "run.name=stops", monitor]
     done = launch(SMOKE, *keys, cwd=work)
@@ -143,7 +143,7 @@ def test_early_stopping_ends_a_run_that_gets_no_better(work: Path) -> None:
     assert f"val/monitor {both[8]:.3f}" in done.stdout
 
 
-def test_a_loss_of_ones_own_in_a_file_outside_trains(work: Path, tmp_path: Path) -> None:
+def test_a_loss_in_a_file_outside_the_package_trains(work: Path, tmp_path: Path) -> None:
     plugin = (ROOT / "docs" / "examples" / "short_reports.py").read_text()
     (tmp_path / "short_reports.py").write_text(plugin)
     recipe = (ROOT / "docs" / "examples" / "short_reports.yaml").read_text()
@@ -154,6 +154,6 @@ def test_a_loss_of_ones_own_in_a_file_outside_trains(work: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("key", ["distributed.strategy=zero9", "train.batch_size=1000"])
-def test_what_cannot_be_run_ends_without_a_traceback(work: Path, key: str) -> None:
+def test_a_user_error_ends_a_run_without_a_traceback(work: Path, key: str) -> None:
     done = launch(SMOKE, key, cwd=work, check=False)
     assert done.returncode == 2 and key.split("=")[0] in done.stderr and "Traceback" not in done.stderr

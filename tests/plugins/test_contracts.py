@@ -179,12 +179,12 @@ def test_every_shipped_plugin_is_checked() -> None:
 
 
 @pytest.mark.parametrize("kind, name, keys", CASES)
-def test_it_keeps_the_contract_of_its_kind(kind: str, name: str, keys: Any, tmp_path: Path) -> None:
+def test_a_plugin_meets_the_contract_of_its_kind(kind: str, name: str, keys: Any, tmp_path: Path) -> None:
     settings = {"patience_s": 300.0} if kind == "executor" and (kind, name) in LONG else {}
     make = partial(load(catalogue()[kind, name]), **(keys if isinstance(keys, dict) else keys(tmp_path)))
     check(kind, make, **settings)
 
 
-def test_reports_of_the_chinese_tokenizer_keep_the_contract_too() -> None:
+def test_chinese_reports_meet_the_contract() -> None:
     reports = ["左乳见低回声结节，大小约_2DS_，边界清，BI-RADS 3类。", "右乳腺体回声均匀，未见明显占位。"]
     check("tokenizer", load(catalogue()["tokenizer", "words"]), reports=reports)

@@ -23,7 +23,7 @@ class Two(nn.Module):
         self.encoder, self.decoder = nn.Linear(2, 2), nn.Linear(2, 2)
 
 
-def test_encoder_and_rest_learn_at_their_own_rates_and_only_matrices_decay() -> None:
+def test_encoder_and_the_rest_have_their_own_rates_and_only_matrices_decay() -> None:
     task = Two()
     optimizer = adamw(groups=parameter_groups(task, lr=0.1, encoder_lr=0.01), weight_decay=0.5)
     found = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
@@ -41,7 +41,7 @@ def test_frozen_parameters_are_in_no_group() -> None:
     assert {group.name for group in parameter_groups(task, 0.1, None)} == {"rest"}
 
 
-def test_parts_learn_at_rates_of_their_own_and_the_longest_name_counts() -> None:
+def test_group_lrs_set_rates_by_prefix_and_the_longest_match_wins() -> None:
     task = nn.ModuleDict({"encoder": Two(), "decoder": Two(), "losses": nn.ModuleDict({"topic": nn.Linear(2, 2)})})
     groups = parameter_groups(task, 1.0, 0.5, {"losses.topic": 0.1, "encoder.decoder": 0.2, "decoder": 0.0})
     names = {id(parameter): name for name, parameter in task.named_parameters()}
@@ -59,7 +59,7 @@ def test_parts_learn_at_rates_of_their_own_and_the_longest_name_counts() -> None
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])
-def test_adam_is_the_algorithm_with_decay_in_the_gradient(amsgrad: bool) -> None:
+def test_adam_adds_weight_decay_to_the_gradient(amsgrad: bool) -> None:
     draw = np.random.default_rng(0)
     weight, grads = (
         draw.normal(size=(3, 2)),
@@ -88,13 +88,13 @@ def test_cosine_rises_then_falls_to_its_floor() -> None:
     assert factor(100) == pytest.approx(0.2)
 
 
-def test_step_drops_as_published() -> None:
+def test_the_step_schedule_drops_as_published() -> None:
     factor = step(steps=50, every=0.56, gamma=0.1)
     assert [factor(n) for n in (0, 27, 28, 49)] == pytest.approx([1, 1, 0.1, 0.1])
     assert step(steps=50, every=0.0)(49) == 1.0
 
 
-def test_jitter_of_nothing_changes_nothing_and_black_stays_black() -> None:
+def test_jitter_of_0_changes_nothing_and_black_stays_black() -> None:
     image = torch.rand(1, 1, 1, 16, 16)
     still = Jitter(shift=0.0, scale=0.0, degrees=0.0, gain=0.0, contrast=0.0)(image, [1])
     assert torch.allclose(still, image, atol=1e-5)

@@ -62,7 +62,7 @@ def plugin_files(path: Path) -> tuple[Path, ...]:
     return tuple(path.parent / file for file in data(path.read_text(encoding="utf-8")).get("plugins", ()))
 
 
-def test_it_is_a_schema_of_draft_7() -> None:
+def test_the_schema_is_valid_in_draft_7() -> None:
     jsonschema.Draft7Validator.check_schema(json.loads(as_text(SHIPPED)))
 
 
@@ -192,7 +192,7 @@ def test_two_mistakes_are_both_reported() -> None:
     assert len(errors("train: {epochs: 0}\nmodel: {encoder: {name: resnet, depth: 11, widht: 3}}")) == 3
 
 
-def test_what_stands_in_a_grid_file_is_not_offered() -> None:
+def test_keys_of_a_grid_file_are_not_in_the_recipe_schema() -> None:
     assert "executor" not in SHIPPED["definitions"] and "encoder" in SHIPPED["definitions"]
     (found,) = errors("executor: {name: local}")
     assert found.startswith(": Additional properties are not allowed ('executor'")

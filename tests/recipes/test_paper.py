@@ -68,7 +68,7 @@ def small(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("organ", sorted(TOPICS))
-def test_settings_are_those_published(organ: str) -> None:
+def test_the_settings_are_the_published_ones(organ: str) -> None:
     recipe = load_recipe(PAPER / f"{organ}.yaml")
     topics = recipe.distiller.keys
     layout = [topics[key] for key in ("embedding", "neighbours", "components", "min_dist")]
@@ -121,7 +121,7 @@ def test_steps_on_exams_in_the_published_layout_lower_the_loss(tmp_path: Path) -
     assert losses[-1] < losses[0]
 
 
-def test_without_the_data_one_message_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_error_names_all_missing_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StopSignals, "listen", lambda _: None)  # signals stay the test runner's
     recipe = load_recipe(PAPER / "liver.yaml", [f"run.root={tmp_path / 'runs'}"])
     with pytest.raises(ValueError) as caught:  # the command line prints it without a traceback

@@ -11,7 +11,7 @@ from framework.testing import check, plugin
 FILE = Path(__file__).with_name("OWN.py")
 
 
-def test_it_keeps_the_contract_of_its_kind() -> None:
+def test_a_plugin_meets_the_contract_of_its_kind() -> None:
     check("KIND", plugin(FILE, "KIND", "NAME"))
 
 

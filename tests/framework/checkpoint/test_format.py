@@ -49,7 +49,7 @@ def save(folder: Path, step: int, kept: dict[str, float] | None = None, best: in
     return write_checkpoint(folder, Snapshot(train_state, state, weights, ModelTexts(Tokenizer(), "name: x\n")), KEEP)
 
 
-def test_a_checkpoint_gives_back_what_was_written(tmp_path: Path) -> None:
+def test_a_checkpoint_loads_as_it_was_written(tmp_path: Path) -> None:
     path = save(tmp_path / "checkpoints", 3, {"step-3": 0.25}, best=3)
     assert verify_checkpoint(path) is None
     assert read_train_state(path) == TrainState(step=3, val_scores={"step-3": 0.25}, best_step=3)
@@ -71,7 +71,7 @@ def test_the_last_and_the_best_are_kept_and_the_best_model_is_published(tmp_path
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_a_step_that_is_saved_again_replaces_the_first(tmp_path: Path) -> None:
+def test_a_step_that_is_saved_twice_replaces_the_first(tmp_path: Path) -> None:
     save(tmp_path / "checkpoints", 2)
     path = save(tmp_path / "checkpoints", 2, {"step-2": 0.5}, best=2)
     assert verify_checkpoint(path) is None and read_train_state(path).val_scores == {"step-2": 0.5}
@@ -89,7 +89,7 @@ FILES = ["training.safetensors", "trainer.json", "model/model.safetensors", "mod
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_flipped_byte_a_lost_end_and_a_lost_file_are_found(tmp_path: Path, name: str) -> None:
+def test_a_flipped_byte_a_truncated_file_and_a_missing_file_are_found(tmp_path: Path, name: str) -> None:
     path = save(tmp_path, 1)
     whole = (path / name).read_bytes()
     (path / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -103,7 +103,7 @@ def test_a_flipped_byte_a_lost_end_and_a_lost_file_are_found(tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"trainer.json": 3}', '{"trainer.json": ["x", "y"]}', "\xff"])
-def test_a_damaged_manifest_names_itself(tmp_path: Path, content: str) -> None:
+def test_a_damaged_manifest_is_named(tmp_path: Path, content: str) -> None:
     path = save(tmp_path, 1)
     (path / "manifest.json").write_bytes(content.encode("latin-1"))
     assert faults(path) == ("damaged-checkpoint", str(path / "manifest.json"))
@@ -117,7 +117,7 @@ def test_a_manifest_that_points_outside_is_damaged(tmp_path: Path) -> None:
     assert faults(path) == ("damaged-checkpoint", str(path / "manifest.json"))
 
 
-def test_a_manifest_without_the_state_is_of_another_version(tmp_path: Path) -> None:
+def test_a_manifest_without_the_state_is_refused_as_another_version(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     listed = json.loads((path / "manifest.json").read_text())
     del listed["training.safetensors"]
@@ -126,7 +126,7 @@ def test_a_manifest_without_the_state_is_of_another_version(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("changed", [{"format": 1}, {"more": 1}])
-def test_a_checkpoint_of_another_version_says_so(tmp_path: Path, changed: dict[str, int]) -> None:
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path, changed: dict[str, int]) -> None:
     path = save(tmp_path, 1)
     content = json.loads((path / "trainer.json").read_text())
     (path / "trainer.json").write_text(json.dumps({**content, **changed}))
@@ -144,7 +144,7 @@ def test_an_interrupted_save_is_no_checkpoint_and_is_removed(tmp_path: Path) -> 
     assert not list(tmp_path.glob(".step-*")) and verify_checkpoint(tmp_path / "step-1") is None
 
 
-def test_a_damaged_model_names_itself(tmp_path: Path) -> None:
+def test_a_damaged_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
     with problem("damaged-file", "model.safetensors", ModelError):
         load_weights(tmp_path, nn.Linear(3, 2))
@@ -226,7 +226,7 @@ def test_the_exported_model_is_the_ema_and_equals_the_validated_one(tmp_path: Pa
     assert torch.equal(exported[learned], state[f"ema/{learned}"])
 
 
-def test_an_ema_that_a_run_did_not_have_starts_at_its_weights(tmp_path: Path) -> None:
+def test_an_ema_that_the_checkpoint_lacks_starts_at_the_weights(tmp_path: Path) -> None:
     strategy, components = made(tmp_path, "train.ema_decay=null")
     steps(strategy, components, 0, 1)
     other, _ = made(tmp_path)

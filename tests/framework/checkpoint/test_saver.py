@@ -73,7 +73,7 @@ def test_training_continues_while_a_checkpoint_is_written(tmp_path: Path) -> Non
     saver.close()
 
 
-def test_in_the_foreground_it_is_written_when_save_returns(tmp_path: Path) -> None:
+def test_a_synchronous_save_is_written_when_save_returns(tmp_path: Path) -> None:
     saver = AsyncCheckpointer(tmp_path, KEEP, background=False)
     saver.save(snapshot(1, Quick()))
     assert steps(tmp_path) == ["step-1"]
@@ -95,7 +95,7 @@ def test_the_next_save_waits_for_the_one_before(tmp_path: Path) -> None:
     saver.close()
 
 
-def test_a_failed_write_is_seen_without_waiting_and_raised_by_finish(tmp_path: Path) -> None:
+def test_a_failed_write_is_detected_without_waiting_and_raised_by_finish(tmp_path: Path) -> None:
     saver = AsyncCheckpointer(tmp_path, KEEP, background=True)
     saver.save(snapshot(1, Quick()))
     saver.finish()
@@ -108,7 +108,7 @@ def test_a_failed_write_is_seen_without_waiting_and_raised_by_finish(tmp_path: P
     assert steps(tmp_path) == ["step-1"] and verify_checkpoint(tmp_path / "step-1") is None
 
 
-def test_a_failed_write_in_the_foreground_is_raised_by_save(tmp_path: Path) -> None:
+def test_a_failed_synchronous_write_is_raised_by_save(tmp_path: Path) -> None:
     saver = AsyncCheckpointer(tmp_path, KEEP, background=False)
     with problem("cannot-write", kind=CheckpointError):
         saver.save(snapshot(1, Full()))
@@ -185,7 +185,7 @@ os.waitpid(child, 0)
 
 
 @pytest.mark.long
-def test_killed_at_ten_moments_of_a_save_there_is_always_a_whole_checkpoint(tmp_path: Path) -> None:
+def test_a_save_killed_at_any_of_ten_moments_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
     folder, step, broken_off = tmp_path / "checkpoints", 1, 0
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(tmp_path), "9233"],

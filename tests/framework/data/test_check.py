@@ -36,7 +36,7 @@ def exam(tmp_path, exam_id, *, patient=None, report="Text.", picture_of=None):
     return Exam(exam_id, patient or exam_id, (FileView(str(path), path.name),), report)
 
 
-def test_good_data_have_no_problem_and_progress_counts_to_the_end(tmp_path):
+def test_valid_data_have_no_problem_and_progress_reaches_the_end(tmp_path):
     seen = []
     source = Source(**{split: [exam(tmp_path, f"{split}{n}") for n in range(2)] for split in ("train", "val", "test")})
     assert check(source, lambda done, total: seen.append((done, total))) == CheckResult()

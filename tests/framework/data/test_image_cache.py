@@ -43,19 +43,19 @@ def test_broken_views_stop_the_run_and_all_are_listed(tmp_path: Path) -> None:
     assert [each.place for each in found] == ["exam e2", "exam e3"]
 
 
-def test_broken_views_can_be_left_out_with_a_count(tmp_path: Path) -> None:
+def test_broken_views_can_be_skipped_and_are_counted(tmp_path: Path) -> None:
     cache, problems = make_cache([exam(1, 7), exam(2, -1), exam(3, 9)], tmp_path, broken="skip")
     assert [problem.exam_id for problem in problems] == ["e2"]
     assert set(cache.rows) == {"e1", "e3"} and cache.images("e3").max() == 9
 
 
-def test_images_are_made_once(tmp_path: Path) -> None:
+def test_images_are_decoded_once(tmp_path: Path) -> None:
     first, _ = make_cache([exam(1, 7)], tmp_path)
     changed = first.path.stat().st_mtime_ns
     second, _ = make_cache([exam(1, 7)], tmp_path)
     assert second.path == first.path and second.path.stat().st_mtime_ns == changed
 
 
-def test_proportions_are_kept() -> None:
+def test_the_aspect_ratio_is_kept() -> None:
     square = fit(np.full((10, 20), 200, np.uint8), 16, 1)[0]
     assert square[8].min() == 200 and square[0].max() == 0

@@ -40,7 +40,9 @@ def make_cache(exams: list[Exam], folder: Path, broken: str = "stop"):
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("micro", [1, 2, None])
-def test_a_step_holds_the_same_exams_however_it_is_cut(processes: int, micro: int | None) -> None:
+def test_a_step_has_the_same_exams_for_any_micro_batch_size_and_number_of_processes(
+    processes: int, micro: int | None
+) -> None:
     whole = BatchPlan.plan(8, None, 0, 1).epoch(37, seed=5, epoch=2)
     cut = [BatchPlan.plan(8, micro, rank, processes) for rank in range(processes)]
     per_rank = [batch_plan.epoch(37, seed=5, epoch=2) for batch_plan in cut]
@@ -56,12 +58,12 @@ def test_a_step_holds_the_same_exams_however_it_is_cut(processes: int, micro: in
     assert len(per_rank[0]) == len(whole) * accumulation == 4 * accumulation
 
 
-def test_a_resumed_epoch_goes_on_where_it_stopped() -> None:
+def test_a_resumed_epoch_continues_with_the_next_batch() -> None:
     batch_plan = BatchPlan.plan(4, 2, 0, 1)
     assert batch_plan.epoch(20, 1, 3, done=2) == batch_plan.epoch(20, 1, 3)[4:]
 
 
-def test_orders_differ_between_epochs_and_seeds_and_miss_nobody() -> None:
+def test_the_order_differs_between_epochs_and_seeds_and_covers_every_exam() -> None:
     orders = [epoch_order(50, seed, epoch).tolist() for seed in (1, 2) for epoch in (0, 1)]
     assert len({tuple(order) for order in orders}) == 4
     assert all(sorted(order) == list(range(50)) for order in orders)

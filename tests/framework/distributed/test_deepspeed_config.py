@@ -60,7 +60,7 @@ def test_a_file_that_sets_what_the_recipe_owns_is_refused(
 
 
 @pytest.mark.parametrize(("content", "code"), [(None, "no-such-file"), ("[1]", "wrong-format"), ("{", "wrong-format")])
-def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path, content: str | None, code: str) -> None:
+def test_a_file_that_is_not_a_json_object_is_refused(tmp_path: Path, content: str | None, code: str) -> None:
     with problem(code, place="distributed.deepspeed_config"):
         config_of(tmp_path, content)
 

@@ -47,7 +47,7 @@ def undisturbed(recipe: str, work: Path, runs: Path) -> Path:
 
 
 @pytest.mark.long
-def test_a_run_that_is_killed_many_times_while_saving_ends_like_one_that_is_not(
+def test_a_run_that_is_killed_many_times_while_saving_equals_an_uninterrupted_run(
     recipe: str, runs: Path, work: Path, tmp_path: Path
 ) -> None:
     large = ["model.decoder.width=256", "model.decoder.feedforward=1024", "checkpoint.every_steps=1", "train.epochs=4"]
@@ -102,7 +102,7 @@ def fill(disk: Path, left: int) -> Path:
 
 @pytest.mark.long
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_full_disk_ends_the_run_with_complete_checkpoints_and_it_resumes_with_room(
+def test_a_full_disk_ends_the_run_with_complete_checkpoints_and_it_resumes(
     processes: int, recipe: str, work: Path, small_disk: Path, tmp_path: Path
 ) -> None:
     run = small_disk / "waiting" / "full"
@@ -158,7 +158,7 @@ def untouched(run: Path, step: int) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_steps_that_are_not_finite_are_skipped_and_too_many_stop_the_run(recipe: str, runs: Path, work: Path) -> None:
+def test_non_finite_steps_are_skipped_and_too_many_stop_the_run(recipe: str, runs: Path, work: Path) -> None:
     run = runs / "non_finite"
     done = launch(
         recipe, f"run.name={run.name}", "train.skip_non_finite=1", "checkpoint.every_steps=1",
@@ -179,7 +179,7 @@ def test_steps_that_are_not_finite_are_skipped_and_too_many_stop_the_run(recipe:
 
 @pytest.mark.long
 @pytest.mark.parametrize(("strategy", "processes"), [("ddp", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2), ("fsdp", 2)])
-def test_every_strategy_skips_and_counts_steps_that_are_not_finite(
+def test_every_strategy_skips_and_counts_non_finite_steps(
     strategy: str, processes: int, recipe: str, runs: Path, work: Path
 ) -> None:
     run = runs / f"skips_{strategy}_{processes}"
@@ -201,7 +201,7 @@ def test_every_strategy_skips_and_counts_steps_that_are_not_finite(
 
 
 @pytest.mark.long
-def test_more_such_steps_than_allowed_stop_all_processes(recipe: str, runs: Path, work: Path) -> None:
+def test_more_non_finite_steps_than_allowed_stop_all_processes(recipe: str, runs: Path, work: Path) -> None:
     run = runs / "too_many"
     done = launch(
         recipe, f"run.name={run.name}", "train.skip_non_finite=1", cwd=work,
@@ -232,7 +232,7 @@ def test_a_step_out_of_memory_names_the_next_smaller_size(recipe: str, runs: Pat
 
 @pytest.mark.long
 @pytest.mark.parametrize(("by", "rank"), [("torchrun", 1), ("torchrun", 0), ("accelerate", 1)])
-def test_a_run_whose_process_is_killed_and_restarted_ends_like_an_undisturbed_one(
+def test_a_run_whose_process_is_killed_and_restarted_equals_an_uninterrupted_run(
     by: str, rank: int, undisturbed: Path, recipe: str, runs: Path, work: Path, tmp_path: Path
 ) -> None:
     root = work / f"restarted-{by}-{rank}"
@@ -250,7 +250,7 @@ def test_a_run_whose_process_is_killed_and_restarted_ends_like_an_undisturbed_on
     same_run(run, undisturbed)
 
 
-def test_the_process_that_is_left_names_the_cause_and_ends_with_its_own_exit_code(
+def test_the_surviving_process_names_the_cause_and_ends_with_the_exit_code_of_a_lost_process(
     recipe: str, runs: Path, work: Path, tmp_path: Path
 ) -> None:
     """Started without a launcher, which has another exit code."""
@@ -298,7 +298,7 @@ def test_the_run_of_a_lost_process_resumes(
 
 @pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_stopped_process_is_named_by_the_other_before_the_time_out_ends_the_run(
+def test_a_stopped_process_is_named_by_the_other_before_the_timeout(
     rank: int, recipe: str, runs: Path, work: Path, tmp_path: Path
 ) -> None:
     words = [recipe, f"run.name=frozen_{rank}", "distributed.timeout=1"]

@@ -60,7 +60,7 @@ def test_a_conflict_is_refused_with_both_values(
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_what_no_recipe_has_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_launcher_settings_that_no_recipe_has_are_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     export(monkeypatch, {name: UNSUPPORTED[name]})
     with problem("unsupported", place="launcher") as found:
         start_accelerator(load_recipe(SMOKE))

@@ -44,7 +44,7 @@ RAGGED = [
 
 
 @pytest.mark.parametrize("ragged", RAGGED)
-def test_the_hardest_exam_has_the_most_views_and_the_longest_report_of_any(
+def test_the_hardest_exam_combines_the_most_views_and_the_longest_report(
     tmp_path: Path, ragged: list[tuple[int, int]]
 ) -> None:
     exams = [
@@ -117,12 +117,12 @@ def plan(micro_batch_size: int, processes: int = 1) -> BatchPlan:
         (plan(3), "train.micro_batch_size=1 "),
     ],
 )
-def test_out_of_memory_names_the_next_size_that_divides_the_share(now: BatchPlan, hint: str) -> None:
+def test_out_of_memory_names_the_next_size_that_divides_the_batch_of_a_process(now: BatchPlan, hint: str) -> None:
     error = step_out_of_memory(now, 7)
     assert (error.code, error.place) == ("out-of-memory", "step 7") and hint in str(error)
 
 
-def test_out_of_memory_with_one_exam_names_other_ways() -> None:
+def test_out_of_memory_with_one_exam_names_other_settings() -> None:
     message = str(step_out_of_memory(plan(1), 7))
     assert "train.micro_batch_size=" not in message
     assert "activation_checkpointing=true" in message and "zero3 or fsdp" in message

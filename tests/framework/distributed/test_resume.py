@@ -105,7 +105,7 @@ def random_run(work: Path) -> Callable[..., Path]:
         ),
     ],
 )
-def test_a_resumed_run_equals_one_that_never_stopped(
+def test_a_resumed_run_equals_an_uninterrupted_run(
     random_run: Callable[..., Path], work: Path, strategy: str, processes: int, step: int, workers: int
 ) -> None:
     finished = random_run(strategy, processes)
@@ -198,7 +198,7 @@ def test_a_run_resumes_under_another_strategy_and_on_other_processes(
 
 
 @long
-def test_a_run_resumed_by_its_folder_or_by_an_older_checkpoint_ends_the_same(
+def test_a_run_resumed_by_its_folder_or_from_an_older_checkpoint_equals_an_uninterrupted_run(
     random_run: Callable[..., Path], work: Path
 ) -> None:
     finished = random_run()

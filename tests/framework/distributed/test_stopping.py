@@ -86,7 +86,7 @@ def stop_in_turn(
     nothing_is_left_over(run)
 
 
-def test_a_run_that_is_stopped_in_a_validation_ends_like_one_that_is_not(
+def test_a_run_that_is_stopped_in_a_validation_and_resumed_equals_an_uninterrupted_run(
     never_stopped: Path, recipe: str, runs: Path, work: Path, tmp_path: Path
 ) -> None:
     stop_in_turn(recipe, runs / "stopped_once", work, tmp_path, PHASES[2:3], [INT])
@@ -94,7 +94,7 @@ def test_a_run_that_is_stopped_in_a_validation_ends_like_one_that_is_not(
 
 
 @pytest.mark.long
-def test_a_run_that_is_stopped_in_every_phase_ends_like_one_that_is_not(
+def test_a_run_that_is_stopped_in_every_phase_and_resumed_equals_an_uninterrupted_run(
     never_stopped: Path, recipe: str, runs: Path, work: Path, tmp_path: Path
 ) -> None:
     stop_in_turn(recipe, runs / "stopped", work, tmp_path, PHASES, [TERM, USR1, INT, TERM, USR1])
@@ -103,7 +103,7 @@ def test_a_run_that_is_stopped_in_every_phase_ends_like_one_that_is_not(
 
 @pytest.mark.long
 @pytest.mark.parametrize("signals", [[USR1, INT, TERM, USR1, INT], [INT, TERM, USR1, INT, TERM]])
-def test_so_does_one_whose_workers_receive_the_signals_too(
+def test_a_run_whose_workers_receive_the_signals_too_equals_an_uninterrupted_run(
     signals: list[signal.Signals], never_stopped: Path, recipe: str, runs: Path, work: Path, tmp_path: Path
 ) -> None:
     run = runs / f"with_workers_{signals[0].name}"
@@ -125,7 +125,7 @@ def test_a_second_ctrl_c_stops_at_once(recipe: str, runs: Path, work: Path, tmp_
 
 
 @pytest.mark.long
-def test_a_ctrl_c_that_a_launcher_passes_on_counts_once(recipe: str, runs: Path, work: Path, tmp_path: Path) -> None:
+def test_a_ctrl_c_that_a_launcher_forwards_counts_once(recipe: str, runs: Path, work: Path, tmp_path: Path) -> None:
     with Running(recipe, "run.name=passed_on", cwd=work, scratch=tmp_path / "start", wait="train:2") as started:
         pid = started.until("waits")
         os.kill(pid, INT)
@@ -198,7 +198,7 @@ def test_a_launcher_that_is_stopped_stops_all_its_processes_after_a_save(
 
 
 @pytest.mark.long
-def test_two_processes_that_are_stopped_in_every_phase_end_like_two_that_are_not(
+def test_two_processes_that_are_stopped_in_every_phase_and_resumed_equal_an_uninterrupted_run(
     two_never_stopped: Path, recipe: str, runs: Path, work: Path, tmp_path: Path
 ) -> None:
     run = runs / "two_stopped"

@@ -129,7 +129,7 @@ def test_a_run_gives_the_same_under_every_strategy_and_launcher(exact_run: Calla
 
 @long
 @pytest.mark.parametrize("strategy", ["ddp", "zero2"])
-def test_bf16_gives_the_same_to_its_own_noise(exact_run: Callable[..., Path], strategy: str) -> None:
+def test_bf16_gives_the_same_within_its_precision(exact_run: Callable[..., Path], strategy: str) -> None:
     one = exact_run("train.precision=bf16")
     flags = ("--multi_gpu", "--mixed_precision", "bf16")
     other = exact_run("train.precision=bf16", f"distributed.strategy={strategy}", processes=2, flags=flags)
@@ -141,7 +141,7 @@ def test_bf16_gives_the_same_to_its_own_noise(exact_run: Callable[..., Path], st
 
 @long
 @pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "fsdp"])
-def test_a_frozen_encoder_stays_as_it_was(exact_run: Callable[..., Path], strategy: str) -> None:
+def test_a_frozen_encoder_does_not_change(exact_run: Callable[..., Path], strategy: str) -> None:
     one = exact_run("optimizer.encoder_lr=0")
     other = exact_run("optimizer.encoder_lr=0", f"distributed.strategy={strategy}", processes=2)
     same_losses(one, other)
@@ -361,7 +361,7 @@ def test_blocks_are_recomputed_only_if_there_is_a_gradient() -> None:
     assert again.runs == 6
 
 
-def test_a_block_is_recomputed_in_the_mode_that_it_had_also_if_it_is_frozen() -> None:
+def test_a_frozen_block_is_recomputed_in_eval_mode() -> None:
     """As a frozen language model, whose gradient reaches the images, or a decoder that has drawn without dropout."""
     torch.manual_seed(0)
     found = []

@@ -143,7 +143,7 @@ def test_the_average_of_identical_models_is_the_model(run: Path, tmp_path: Path)
         assert mean.keys() == weights.keys() and all(torch.equal(mean[name], weights[name]) for name in weights)
 
 
-def test_an_average_is_the_mean_of_each_weight_and_counts_are_the_best_one_s(tmp_path: Path) -> None:
+def test_an_average_is_the_mean_of_each_weight_with_the_counters_of_the_best_model(tmp_path: Path) -> None:
     rows = [torch.tensor([1.0, 2.0, -3.0]), torch.tensor([2.0, 4.0, 1.0]), torch.tensor([3.0, 0.0, 0.5])]
     models = [tmp_path / str(number) for number in range(3)]
     for number, (folder, row) in enumerate(zip(models, rows)):
@@ -166,7 +166,9 @@ def test_an_average_writes_with_the_mean_weights(run: Path) -> None:
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_an_ensemble_of_a_run_with_itself_writes_what_the_run_writes(run: Path, image: Path, num_beams: int) -> None:
+def test_an_ensemble_of_a_run_with_itself_generates_the_reports_of_the_run(
+    run: Path, image: Path, num_beams: int
+) -> None:
     assert predict(run, [image], num_beams, ModelSelection(others=(run,))) == predict(run, [image], num_beams)
 
 
@@ -258,7 +260,9 @@ def test_a_model_that_was_trained_on_patients_of_the_split_is_not_scored_on_it(
     assert f"notice: --with {second}" in capsys.readouterr().out
 
 
-def test_topics_that_a_run_was_trained_on_stay(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_does_not_overwrite_the_topics_of_the_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(run / "model", tmp_path / "model")
     evaluate_run(tmp_path, "val")
     told = json.loads((tmp_path / "topics.json").read_text())

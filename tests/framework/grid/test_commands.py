@@ -138,7 +138,7 @@ def test_the_killed_cell_resumes_from_its_checkpoint(killed: Killed) -> None:
     assert "resumed from" in killed.victim.log.read_text()
 
 
-def test_it_ends_in_a_table_of_the_scores(killed: Killed) -> None:
+def test_a_finished_grid_prints_a_table_of_scores(killed: Killed) -> None:
     out = killed.finished.stdout
     assert "test/bleu_4" in out and "one (baseline)" in out and out.count("1/1") == 2
     made = killed.folder / "runs" / "grids" / "mine"
@@ -150,7 +150,7 @@ def test_it_ends_in_a_table_of_the_scores(killed: Killed) -> None:
     assert "\\toprule" in (made / "table.tex").read_text() and "<table" in (made / "index.html").read_text()
 
 
-def test_a_cell_that_fails_is_reported_with_its_reason_and_not_averaged_away(killed: Killed) -> None:
+def test_a_failed_cell_is_reported_with_its_reason(killed: Killed) -> None:
     assert killed.finished.returncode == 1
     (failed,) = [cell for cell in cells(killed.folder) if cell.status() == "failed"]
     assert "512" in failed.state().reason and failed.state().reason in killed.finished.stdout
@@ -177,7 +177,7 @@ def test_a_cell_is_chosen_by_its_label(grid) -> None:
     assert code == 2 and "--only" in err and "[unknown-name]" in err
 
 
-def test_a_failed_cell_is_started_again_only_on_request(killed: Killed, grid) -> None:
+def test_a_failed_cell_is_restarted_only_on_request(killed: Killed, grid) -> None:
     (digest,) = [name for name, (status, _) in killed.states().items() if status == "failed"]
     assert killed.before[digest] == ("failed", 1) and killed.states()[digest] == ("failed", 2)
     assert "1 failed cell to start again" in killed.finished.stdout
@@ -186,7 +186,7 @@ def test_a_failed_cell_is_started_again_only_on_request(killed: Killed, grid) ->
 
 
 @pytest.mark.long
-def test_a_cancelled_grid_saves_and_goes_on(tmp_path):
+def test_a_cancelled_grid_saves_and_resumes(tmp_path):
     name = write_grid(tmp_path, "set: {train.epochs: 40, data.dataset.exams: 256}\nseeds: [1, 2]\n")
     scheduler = start(name, "--jobs", "2", cwd=tmp_path)
     try:
@@ -211,7 +211,7 @@ def test_a_cancelled_grid_saves_and_goes_on(tmp_path):
 
 
 @pytest.mark.long
-def test_a_cell_whose_watcher_dies_is_taken_over_and_not_trained_twice(tmp_path):
+def test_a_cell_whose_scheduler_dies_is_taken_over_and_not_trained_twice(tmp_path):
     name = write_grid(tmp_path, "set: {train.epochs: 12, data.dataset.exams: 256}\nseeds: [1]\n")
     scheduler = start(name, cwd=tmp_path)
     try:
@@ -245,7 +245,7 @@ def is_trained(folder: Path, attempt: int) -> bool:
 
 
 @pytest.mark.long
-def test_a_cell_that_dies_again_and_again_counts_as_failed(tmp_path):
+def test_a_cell_that_dies_repeatedly_counts_as_failed(tmp_path):
     name = write_grid(tmp_path, "attempts: 2\nset: {train.epochs: 40}\nseeds: [1]\n")
     scheduler = start(name, cwd=tmp_path)
     try:
@@ -269,7 +269,7 @@ search:
 
 
 @pytest.mark.long
-def test_a_search_asks_for_trials_one_after_another_and_goes_on_with_more(tmp_path):
+def test_a_search_runs_trials_in_sequence_and_continues_with_more(tmp_path):
     pytest.importorskip("optuna")
     name = write_grid(tmp_path, SEARCH.replace("TRIALS", "2"))
     ended = launch("grid", "run", name, cwd=tmp_path)
@@ -287,7 +287,7 @@ def test_a_search_asks_for_trials_one_after_another_and_goes_on_with_more(tmp_pa
 
 
 @pytest.mark.long
-def test_a_trial_that_is_given_up_is_pruned_and_no_failure(tmp_path):
+def test_a_trial_that_is_stopped_early_is_pruned_and_not_failed(tmp_path):
     name = write_grid(tmp_path, "set: {train.epochs: 40}\nseeds: [1]\n")
     scheduler = start(name, cwd=tmp_path)
     try:

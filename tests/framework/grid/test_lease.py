@@ -48,7 +48,7 @@ def test_a_lease_is_held_until_it_is_released(cell):
     assert take(cell) is not None
 
 
-def test_of_many_that_take_it_at_once_one_gets_it(tmp_path):
+def test_one_of_many_simultaneous_processes_gets_the_lease(tmp_path):
     takers = [
         subprocess.Popen([sys.executable, "-c", TAKES, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         for _ in range(6)
@@ -74,14 +74,14 @@ def test_the_lease_of_a_dead_process_is_taken_over(tmp_path, cell):
     taker.wait()
 
 
-def test_a_process_number_that_came_again_is_not_the_holder(cell):
+def test_a_process_with_a_reused_pid_is_not_the_holder(cell):
     held = take(cell)
     fields = json.loads(held.path.read_text())
     held.path.write_text(json.dumps({**fields, "start_time": fields["start_time"] - 100}))
     assert holder_of(cell) is None
 
 
-def test_a_holder_on_another_machine_is_dead_when_its_heart_has_stopped(cell):
+def test_a_holder_on_another_machine_is_dead_without_a_recent_heartbeat(cell):
     held = take(cell)
     elsewhere(held.path, age=DEAD_S - 30)
     assert holder_of(cell) is not None and take(cell) is None
@@ -89,7 +89,7 @@ def test_a_holder_on_another_machine_is_dead_when_its_heart_has_stopped(cell):
     assert holder_of(cell) is None and take(cell) is not None
 
 
-def test_a_heartbeat_keeps_it_and_returns_false_when_it_is_lost(cell):
+def test_a_heartbeat_renews_the_lease_and_returns_false_if_it_is_lost(cell):
     held = take(cell)
     elsewhere(held.path, age=DEAD_S + 30)
     assert held.beat()
@@ -99,7 +99,7 @@ def test_a_heartbeat_keeps_it_and_returns_false_when_it_is_lost(cell):
     assert not held.beat()
 
 
-def test_who_lost_a_lease_does_not_release_the_new_one(cell):
+def test_a_former_holder_does_not_release_the_new_lease(cell):
     held = take(cell)
     elsewhere(held.path, age=DEAD_S + 30)
     new = take(cell)
@@ -107,7 +107,7 @@ def test_who_lost_a_lease_does_not_release_the_new_one(cell):
     assert new is not None and new.beat() and take(cell) is None
 
 
-def test_a_holder_that_died_elsewhere_is_waited_out(cell, monkeypatch):
+def test_a_dead_holder_on_another_machine_is_waited_for(cell, monkeypatch):
     monkeypatch.setattr(lease, "BEAT_S", 0.2)
     monkeypatch.setattr(lease, "DEAD_S", 1.0)
     held = take(cell)
@@ -117,7 +117,7 @@ def test_a_holder_that_died_elsewhere_is_waited_out(cell, monkeypatch):
     assert time.monotonic() - start > 0.8
 
 
-def test_a_holder_that_lives_elsewhere_is_not_waited_for(cell, monkeypatch):
+def test_a_live_holder_on_another_machine_is_not_waited_for(cell, monkeypatch):
     monkeypatch.setattr(lease, "BEAT_S", 0.2)
     held = take(cell)
     elsewhere(held.path, age=0)
@@ -127,5 +127,5 @@ def test_a_holder_that_lives_elsewhere_is_not_waited_for(cell, monkeypatch):
     beats.join()
 
 
-def test_machines_differ_by_more_than_their_names():
+def test_machines_of_one_name_are_distinguished():
     assert lease.this_machine().count("/") == 2

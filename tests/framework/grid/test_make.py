@@ -95,7 +95,7 @@ def test_ablate_changes_one_thing_at_a_time(grid):
     assert made.cells[0].digest == recipe_hash(load_recipe("smoke"))
 
 
-def test_an_axis_under_a_name_of_its_own_sets_several_keys(grid):
+def test_a_named_axis_sets_several_keys(grid):
     made = grid(
         "axes:\n  guidance:\n    plain: {losses.topic.weight: 0, losses.global_semantic.weight: 0}\n    full: {}\n"
         "seeds: [1]"
@@ -117,7 +117,7 @@ def test_plugins_of_one_name_have_the_keys_that_differ_in_their_labels(grid):
     assert made.axes["distiller"] == ("lda topics=3", "lda topics=4", "faiss_kmeans")
 
 
-def test_axes_that_end_alike_keep_their_whole_keys(grid):
+def test_axes_with_the_same_last_part_are_labelled_by_their_full_keys(grid):
     made = grid("axes: {losses.topic.weight: [0.1], model.decoder.width: [64], model.encoder.width: [32]}")
     assert list(made.axes) == ["topic.weight", "decoder.width", "encoder.width"]
 
@@ -158,12 +158,12 @@ def test_set_and_overrides_hold_in_every_cell(grid):
     assert {(cell.recipe.train.epochs, cell.recipe.train.batch_size) for cell in made.cells} == {(2, 4)}
 
 
-def test_a_section_may_be_an_axis_over_files(grid):
+def test_an_axis_may_list_files_of_a_section(grid):
     made = grid("axes: {data: [phantom_breast, phantom_liver]}", recipe="shipped:breast")
     assert [cell.recipe.data.dataset.keys["organ"] for cell in made.cells] == ["breast", "liver"]
 
 
-def test_without_seeds_the_recipes_own_counts(grid):
+def test_a_grid_without_seeds_uses_the_seed_of_the_recipe(grid):
     assert [cell.seed for cell in grid("axes: {optimizer.lr: [0.1]}").cells] == [9233]
 
 
@@ -172,7 +172,7 @@ def test_a_grid_of_seeds_alone_has_one_row(grid):
     assert list(cells_by_row(made.cells)) == ["smoke"] and made.baseline is None
 
 
-def test_a_search_may_go_over_the_recipes_own_values(grid):
+def test_a_search_may_include_the_values_of_the_recipe(grid):
     keys = "optimizer.lr: {low: 0.005, high: 0.01}, train.batch_size: {low: 8, high: 16}"
     assert len(grid(f"search: {{trials: 5, keys: {{{keys}}}}}").cells) == 5
 

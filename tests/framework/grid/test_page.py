@@ -113,7 +113,7 @@ def test_labels_and_errors_are_text(tmp_path: Path) -> None:
     assert all(EVIL not in key for _, at in page.elements for key in at)
 
 
-def test_title_date_notices_and_statuses_come_first(usual: Page) -> None:
+def test_a_page_starts_with_title_date_notices_and_statuses(usual: Page) -> None:
     top = usual.text[: usual.text.index("Results")]
     for said in ("breast_ablation", "2031-02-03", "12 cells: 10 done, 1 failed, 1 queued", "two cells are missing"):
         assert said in top
@@ -202,7 +202,7 @@ def test_an_axis_with_one_label_has_no_figure(tmp_path: Path) -> None:
     assert "seeded" not in varied(grid)
 
 
-def test_the_pareto_front_is_what_nothing_beats() -> None:
+def test_the_pareto_front_has_the_rows_that_no_row_dominates() -> None:
     points = [(1.0, 0.2), (2.0, 0.5), (3.0, 0.4), (2.0, 0.3), (4.0, 0.9), (1.0, 0.2)]
     assert pareto_front(points, higher_is_better=True) == [0, 5, 1, 4]
     assert pareto_front([(1.0, 0.2), (2.0, 0.1), (2.0, 0.3)], higher_is_better=False) == [0, 1]
@@ -265,7 +265,7 @@ def test_each_metric_has_its_figures_and_can_be_chosen(usual: Page, tmp_path: Pa
     assert not only.all("select")
 
 
-def test_many_rows_are_told_apart_by_more_than_colour(tmp_path: Path) -> None:
+def test_many_rows_differ_by_more_than_colour(tmp_path: Path) -> None:
     rows: list[Row] = []
     for i in range(20):
         settings = {"topics": str(i)}

@@ -113,7 +113,7 @@ def rows_of(groups, metrics=("test/bleu_4",), baseline="plain", **more) -> tuple
 
 
 @pytest.mark.filterwarnings("ignore:BLEU")
-def test_three_exams_give_what_all_27_resamples_give(cell) -> None:
+def test_three_exams_give_the_result_of_all_27_resamples(cell) -> None:
     worse = [corrupted(REFERENCES[:3], 0.4, seed=seed) for seed in (1, 2)]
     better = [REFERENCES[0], worse[0][1], corrupted(REFERENCES[:3], 0.2, seed=3)[2]]
     plain = [cell(texts, REFERENCES[:3], seed=seed) for seed, texts in enumerate(worse, 1)]
@@ -140,7 +140,7 @@ def test_three_exams_give_what_all_27_resamples_give(cell) -> None:
     assert found.p == pytest.approx(min(1, 2 * min((every <= 0).mean(), (every >= 0).mean())), abs=0.02)
 
 
-def test_equal_predictions_differ_by_nothing(cell) -> None:
+def test_equal_predictions_have_difference_0_and_p_1(cell) -> None:
     texts = [corrupted(REFERENCES, 0.3, seed=seed) for seed in (1, 2)]
     plain = [cell(each, seed=seed) for seed, each in enumerate(texts, 1)]
     turned = [cell(each, seed=seed) for seed, each in enumerate(texts[::-1], 1)]  # summed in another order
@@ -182,7 +182,7 @@ def test_holm_is_over_the_rows_of_one_metric(cell) -> None:
         assert [one.p_corrected for one in found] == holm([one.p for one in found]) != [one.p for one in found]
 
 
-def test_missing_seeds_are_named_and_never_averaged_over_silently(cell) -> None:
+def test_missing_seeds_are_named(cell) -> None:
     bad, good = corrupted(REFERENCES, 0.4, seed=1), corrupted(REFERENCES, 0.1, seed=2)
     new = [cell(good, seed=1), not_done(2), cell(bad, seed=3), not_done(4, "queued", None)]
     groups = {"plain": [cell(bad, seed=1)], "new": new, "gone": [not_done(1, "stopped", None)]}
@@ -297,7 +297,7 @@ def test_a_metric_without_statistics_per_exam_has_fewer_resamples_and_a_notice(c
         ("1 / ('(1)' not in str(by_id))", "its metric fails on a resample: ZeroDivisionError"),
     ],
 )
-def test_a_metric_that_cannot_take_a_resample_takes_no_other_with_it(cell, tmp_path, broken, reason) -> None:
+def test_a_metric_that_fails_on_a_resample_does_not_affect_the_others(cell, tmp_path, broken, reason) -> None:
     own = SLOW.replace("sum(by_id.values()) / len(by_id)", broken)
     recipe = with_metrics(tmp_path / "own", "[bleu, share_right]", own)
     groups = {"plain": [cell(REFERENCES, recipe=recipe)], "new": [cell(REFERENCES, recipe=recipe)]}
@@ -308,7 +308,7 @@ def test_a_metric_that_cannot_take_a_resample_takes_no_other_with_it(cell, tmp_p
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("metric", [Bleu(), RougeL(), FindingsF1()], ids=lambda metric: type(metric).__name__)
-def test_sums_give_what_a_call_gives_of_any_resample(metric) -> None:
+def test_per_exam_statistics_give_the_same_as_a_call_on_any_resample(metric) -> None:
     words, texts = Words(), [*corrupted(REFERENCES, 0.3, seed=4), *REFERENCES[1:], REFERENCES[0]]
     pairs = [
         Pair(str(number), text, true, tuple(words.segment(text)), tuple(words.segment(true)))
@@ -321,7 +321,7 @@ def test_sums_give_what_a_call_gives_of_any_resample(metric) -> None:
         assert sums[name] == pytest.approx(value_R, abs=1e-9) and value_R.std() > 0
 
 
-def test_an_exam_that_is_drawn_twice_counts_twice_also_where_pairs_are_filed_by_their_ids() -> None:
+def test_an_exam_that_is_drawn_twice_counts_twice_also_if_a_metric_indexes_by_id() -> None:
     def metric(pairs):
         right = {pair.exam_id: pair.prediction == pair.reference for pair in pairs}
         return {"right": sum(right.values()) / len(right)}
@@ -384,7 +384,7 @@ def test_splits_of_other_sizes_and_missing_scores_have_notices(cell) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_single_exam_compares_with_nothing(cell) -> None:
+def test_a_single_exam_is_not_compared(cell) -> None:
     alone = REFERENCES[:1]
     rows, exams, notices = rows_of({"plain": [cell(["A mass."], alone)], "new": [cell(alone, alone)]})
     assert exams is None and rows["new"].versus == {"test/bleu_4": None}

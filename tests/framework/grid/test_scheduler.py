@@ -14,7 +14,7 @@ from framework.grid.cell_process import COMMAND_LINE
 from framework.grid.scheduler import this_code
 
 
-def test_a_cell_runs_the_code_of_its_scheduler_and_not_what_is_installed(
+def test_a_cell_runs_the_code_of_its_scheduler_and_not_the_installed_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "installed" / "framework").mkdir(parents=True)

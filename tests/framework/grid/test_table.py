@@ -36,7 +36,7 @@ def parsed(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_a_line_tells_settings_seeds_scores_differences_and_costs(tmp_path: Path) -> None:
+def test_a_row_shows_settings_seeds_scores_differences_and_costs(tmp_path: Path) -> None:
     header, rows = header_and_rows(two_axes(tmp_path))
     assert header == [
         "distiller", "losses.global_semantic.weight", "seeds",
@@ -55,7 +55,7 @@ def test_the_baseline_is_marked_and_compared_with_nothing(tmp_path: Path) -> Non
     assert not any("(baseline)" in line[0] for line in rows[1:])
 
 
-def test_significance_is_of_the_corrected_p(tmp_path: Path) -> None:
+def test_significance_uses_the_corrected_p(tmp_path: Path) -> None:
     grid = two_axes(tmp_path)
     close = Comparison(0.02, 0.001, 0.04, p=0.02, p_corrected=0.06)
     grid = replace(grid, rows=(*grid.rows[:1], replace(grid.rows[1], versus={BLEU: close}), *grid.rows[2:]))
@@ -64,14 +64,14 @@ def test_significance_is_of_the_corrected_p(tmp_path: Path) -> None:
     assert any("* p < 0.05" in note for note in notes_below(grid))
 
 
-def test_missing_seeds_stand_in_the_line_and_in_a_footnote(tmp_path: Path) -> None:
+def test_missing_seeds_are_shown_in_the_row_and_in_a_footnote(tmp_path: Path) -> None:
     grid = two_axes(tmp_path)
     _, rows = header_and_rows(grid)
     assert rows[3][2] == "1/3, 1 failed, 1 queued [1]" and rows[2][2] == "3/3"
     assert notes_below(grid)[-1] == "[1] distiller=lda, weight=0.3: seed 2 failed: CUDA out of memory; seed 3 queued"
 
 
-def test_a_row_without_a_done_seed_shows_dashes_and_why(tmp_path: Path) -> None:
+def test_a_row_without_a_done_seed_shows_dashes_and_the_reason(tmp_path: Path) -> None:
     lost = row("lost", {"a": "x"}, [cell(tmp_path / "x", 7, {"a": "x"}, status="failed", error="disk full")])
     kept = row("kept", {"a": "y"}, [cell(tmp_path / "y", 7, {"a": "y"}, 0.3)])
     grid = result([kept, lost], {"a": ["y", "x"]}, notices=("one row is missing",))
@@ -82,14 +82,14 @@ def test_a_row_without_a_done_seed_shows_dashes_and_why(tmp_path: Path) -> None:
     assert "seed 7 failed: disk full" in as_markdown(grid) and "seed 7 failed: disk full" in as_latex(grid)
 
 
-def test_a_done_cell_that_lacks_a_metric_is_told(tmp_path: Path) -> None:
+def test_a_done_cell_that_lacks_a_metric_has_a_notice(tmp_path: Path) -> None:
     half = cell(tmp_path / "x", 4, {}, 0.3)
     half = replace(half, scores={BLEU: 0.3})
     grid = result([row("r", {}, [half])], {})
     assert f"seed 4 is done, but has no {LOSS}" in notes_below(grid)[-1]
 
 
-def test_a_row_without_cells_is_told(tmp_path: Path) -> None:
+def test_a_row_without_cells_has_a_notice(tmp_path: Path) -> None:
     grid = result([row("none yet", {"a": "x"}, [])], {"a": ["x"]})
     assert header_and_rows(grid)[1][0][1] == "0/0 [1]" and notes_below(grid)[-1] == "[1] none yet: it has no cell"
 
@@ -123,7 +123,7 @@ def test_csv_has_numbers_at_full_precision(tmp_path: Path) -> None:
     assert lines[0][f"{BLEU} difference"] == ""
 
 
-def test_cells_csv_has_every_seed_by_itself(tmp_path: Path) -> None:
+def test_cells_csv_has_one_line_per_seed(tmp_path: Path) -> None:
     grid = two_axes(tmp_path)
     lines = parsed(cells_csv(grid))
     assert len(lines) == 12
@@ -134,13 +134,13 @@ def test_cells_csv_has_every_seed_by_itself(tmp_path: Path) -> None:
     assert failed["run"] == str(tmp_path / "lda0.3-2") and failed["digest"] == grid.rows[3].cells[1].digest
 
 
-def test_labels_come_back_from_csv_as_they_were(tmp_path: Path) -> None:
+def test_labels_survive_csv(tmp_path: Path) -> None:
     grid = evil_grid(tmp_path)
     assert parsed(as_csv(grid))[1]["a_b"] == EVIL
     assert parsed(cells_csv(grid))[2]["error"] == f"{EVIL}\n{EVIL}"
 
 
-def test_bold_is_the_best_whichever_direction_is_better(tmp_path: Path) -> None:
+def test_the_best_row_is_bold_for_either_direction(tmp_path: Path) -> None:
     grid = two_axes(tmp_path)
     assert grid.rows[3].values[LOSS].mean < grid.rows[0].values[LOSS].mean  # type: ignore[union-attr]
     assert best_rows(grid, BLEU) == {3} and best_rows(grid, LOSS) == {3}
@@ -150,7 +150,7 @@ def test_bold_is_the_best_whichever_direction_is_better(tmp_path: Path) -> None:
     assert re.findall(r"\\mathbf\{(.*?)\}", as_latex(worse)) == ["0.280", "7.200"]
 
 
-def test_rows_that_read_the_same_are_all_bold_and_what_is_no_number_is_not(tmp_path: Path) -> None:
+def test_equal_rounded_scores_are_all_bold_and_nan_is_not(tmp_path: Path) -> None:
     values = {"a": 0.30001, "b": 0.30002, "c": float("nan"), "d": 0.2}
     rows = [row(name, {"x": name}, [cell(tmp_path / name, 1, {"x": name}, value)]) for name, value in values.items()]
     grid = result(rows, {"x": list(values)})
@@ -158,7 +158,7 @@ def test_rows_that_read_the_same_are_all_bold_and_what_is_no_number_is_not(tmp_p
     assert as_latex(grid).count(r"\mathbf{0.300}") == 2
 
 
-def test_small_scores_keep_three_figures(tmp_path: Path) -> None:
+def test_small_scores_have_three_significant_digits(tmp_path: Path) -> None:
     grid = result([row("r", {}, [cell(tmp_path / "x", 1, {}, 0.001234)])], {}, metrics=(BLEU,))
     assert header_and_rows(grid)[1][0][2] == "0.00123"
 
@@ -200,7 +200,7 @@ def test_latex_has_deviation_interval_mark_and_its_meaning(tmp_path: Path) -> No
     assert r"\textsuperscript{1} distiller=lda, weight=0.3: seed 2 failed: CUDA out of memory; seed 3 queued" in text
 
 
-def test_latex_says_when_pdflatex_lacks_a_font(tmp_path: Path) -> None:
+def test_latex_with_chinese_characters_names_the_font_that_it_needs(tmp_path: Path) -> None:
     assert as_latex(evil_grid(tmp_path)).startswith("% pdflatex has no font for")
     assert as_latex(two_axes(tmp_path)).startswith(r"\begin{table}")
 
@@ -215,7 +215,7 @@ def test_latex_compiles_with_booktabs_alone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
 
 
-def test_markdown_keeps_its_columns_whatever_labels_hold(tmp_path: Path) -> None:
+def test_markdown_escapes_labels(tmp_path: Path) -> None:
     text = as_markdown(evil_grid(tmp_path))
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 4 and {line.count("|") for line in table} == {10}
@@ -223,7 +223,7 @@ def test_markdown_keeps_its_columns_whatever_labels_hold(tmp_path: Path) -> None
     assert r"&#60;script&#62;alert(1)&#60;/script&#62; &#38; \_a\_ 100% &#36;x&#36;" in text
 
 
-def test_markdown_becomes_the_same_words_again(tmp_path: Path) -> None:
+def test_markdown_parses_back_to_the_same_cells(tmp_path: Path) -> None:
     markdown = pytest.importorskip("markdown")
     text = markdown.markdown(as_markdown(evil_grid(tmp_path)), extensions=["tables"])
     cells = re.findall(r"<td.*?>(.*?)</td>", text)
@@ -231,7 +231,7 @@ def test_markdown_becomes_the_same_words_again(tmp_path: Path) -> None:
     assert len(cells) == 18 and "<script" not in text
 
 
-def test_costs_are_readable() -> None:
+def test_costs_have_units() -> None:
     assert [time_text(seconds) for seconds in (4.6, 59.4, 60, 754, 3599, 11_100)] == [
         "5 s", "59 s", "1.0 min", "12.6 min", "1 h 00 min", "3 h 05 min",
     ]  # fmt: skip

@@ -55,7 +55,7 @@ def is_near(values: dict[str, Any]) -> bool:
     return abs(math.log10(values[LR]) + 2.5) < 0.5 and abs(values[LAYERS] - 4) <= 1
 
 
-def test_tpe_finds_the_best_region_where_random_draws_hardly_do(tmp_path: Path) -> None:
+def test_tpe_finds_the_best_region_more_often_than_random_search(tmp_path: Path) -> None:
     """Of 24 seeds, TPE's best of 24 trials is better in 21; the mean over six is 2.6 standard errors apart."""
     by_tpe = [run(tpe(tmp_path, trials=24, seed=seed)).ended_trials() for seed in range(6)]
     at_random = [random_trials(SPACE, 24, seed) for seed in range(6)]
@@ -66,7 +66,7 @@ def test_tpe_finds_the_best_region_where_random_draws_hardly_do(tmp_path: Path) 
     assert near > 2 * sum(is_near(values) for trials in at_random for values in trials[12:])
 
 
-def test_the_lowest_score_is_best_where_lower_is_better(tmp_path: Path) -> None:
+def test_the_lowest_score_is_best_if_lower_is_better(tmp_path: Path) -> None:
     upwards = run(tpe(tmp_path, trials=16))
     search = tpe(tmp_path, trials=16, higher_is_better=False)
     while (trial := search.ask()) is not None:
@@ -76,7 +76,7 @@ def test_the_lowest_score_is_best_where_lower_is_better(tmp_path: Path) -> None:
     assert [each.values for each in search.ended_trials()] == [each.values for each in upwards.ended_trials()]
 
 
-def test_no_trial_has_the_values_of_another_and_the_search_ends_when_none_are_left(tmp_path: Path) -> None:
+def test_trials_have_distinct_values_and_the_search_ends_when_the_space_is_exhausted(tmp_path: Path) -> None:
     search = tpe(tmp_path, SMALL, trials=100)
     while (trial := search.ask()) is not None:
         search.tell(trial.number, float(trial.values[LAYERS]), "done")
@@ -86,7 +86,7 @@ def test_no_trial_has_the_values_of_another_and_the_search_ends_when_none_are_le
     assert {"name": "lda", "topics": 18} in [each.values[KIND] for each in ended]
 
 
-def test_open_trials_are_kept_away_from(tmp_path: Path) -> None:
+def test_proposals_avoid_the_values_of_open_trials(tmp_path: Path) -> None:
     search = tpe(tmp_path, trials=24)
     for _ in range(16):
         trial = search.ask()
@@ -140,7 +140,7 @@ def share(folder: Path, trials: int) -> None:
         search.tell(trial.number, score(trial.values), "done")
 
 
-def test_processes_share_a_search_and_ask_for_as_many_trials_as_there_are(tmp_path: Path) -> None:
+def test_processes_share_a_search_without_exceeding_the_number_of_trials(tmp_path: Path) -> None:
     search = tpe(tmp_path, trials=25)
     finish([in_another_process(share, tmp_path, 25) for _ in range(2)])
     asked = [path.name.split("-") for path in tmp_path.glob("[0-9]*-*")]
@@ -189,7 +189,7 @@ def test_the_trial_of_a_killed_process_is_open_and_can_end(tmp_path: Path, kille
     assert [each.number for each in run(search).ended_trials()] == list(range(8))
 
 
-def test_the_lock_of_a_killed_process_is_taken_away(
+def test_the_lock_of_a_killed_process_is_released(
     tmp_path: Path, killed: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tpe_module, "LOCK_GRACE_S", 3)
@@ -203,7 +203,7 @@ def test_the_lock_of_a_killed_process_is_taken_away(
     assert not search.journal.with_name(f"{search.journal.name}.lock").exists()
 
 
-def test_a_line_that_was_cut_off_is_taken_out_of_the_journal(tmp_path: Path) -> None:
+def test_a_truncated_line_is_removed_from_the_journal(tmp_path: Path) -> None:
     search = tpe(tmp_path)
     search.ask()
     with search.journal.open("ab") as file:
@@ -279,7 +279,7 @@ def stopped(search: TpeSearch, trial: Trial, values: list[float]) -> list[bool]:
     return [search.report(trial.number, epoch, value) for epoch, value in enumerate(values, 1)]
 
 
-def test_a_trial_that_is_worse_than_the_median_is_stopped_when_it_had_its_validations(tmp_path: Path) -> None:
+def test_a_trial_below_the_median_is_stopped_after_the_warm_up_validations(tmp_path: Path) -> None:
     search, trial = with_finished(tmp_path, GOOD)
     assert stopped(search, trial, curve(0.1)) == [False, True, True, True]
     assert tpe(tmp_path, trials=20, prune_after=2).report(trial.number, 4, 0.1), "another scheduler decides the same"
@@ -288,7 +288,7 @@ def test_a_trial_that_is_worse_than_the_median_is_stopped_when_it_had_its_valida
     assert search.ended_trials()[-1] == Trial(trial.number, trial.values, 0.1, "pruned")
 
 
-def test_a_good_trial_is_never_stopped(tmp_path: Path) -> None:
+def test_a_trial_above_the_median_is_never_stopped(tmp_path: Path) -> None:
     search, trial = with_finished(tmp_path, GOOD)
     assert stopped(search, trial, curve(0.6)) == [False] * 4
     dipping = search.ask()
@@ -297,7 +297,7 @@ def test_a_good_trial_is_never_stopped(tmp_path: Path) -> None:
     assert stopped(search, median, curve(0.4)) == [False] * 4
 
 
-def test_lower_scores_are_not_stopped_where_lower_is_better(tmp_path: Path) -> None:
+def test_low_scores_are_not_stopped_if_lower_is_better(tmp_path: Path) -> None:
     search, trial = with_finished(tmp_path, GOOD, higher_is_better=False)
     assert stopped(search, trial, curve(0.1)) == [False] * 4
     assert stopped(search, search.ask(), curve(9.0)) == [False, True, True, True]
@@ -310,7 +310,7 @@ def test_no_trial_is_stopped_before_five_are_done_or_without_pruning(tmp_path: P
     assert stopped(search, trial, curve(0.1)) == [False] * 4
 
 
-def test_no_trial_is_stopped_at_a_validation_that_fewer_than_five_reached(tmp_path: Path) -> None:
+def test_no_trial_is_stopped_at_a_validation_that_fewer_than_five_trials_reached(tmp_path: Path) -> None:
     search, trial = with_finished(tmp_path, GOOD)
     for _ in range(4):  # the five ended early, and these continue
         longer = search.ask()
@@ -320,7 +320,7 @@ def test_no_trial_is_stopped_at_a_validation_that_fewer_than_five_reached(tmp_pa
     assert search.report(search.ask().number, 4, 0.1) is True
 
 
-def test_validations_that_are_read_again_are_not_written_again(tmp_path: Path) -> None:
+def test_validations_are_written_once(tmp_path: Path) -> None:
     search, trial = with_finished(tmp_path, GOOD)
     first = stopped(search, trial, curve(0.1))
     size = search.journal.stat().st_size
@@ -333,7 +333,7 @@ def test_validations_that_are_read_again_are_not_written_again(tmp_path: Path) -
 # The journal
 
 
-def test_nothing_is_written_before_a_trial_is_asked_for(tmp_path: Path) -> None:
+def test_nothing_is_written_before_the_first_proposal(tmp_path: Path) -> None:
     search = tpe(tmp_path / "grid")
     assert search.ended_trials() == [] == search.open_trials()
     assert not (tmp_path / "grid").exists()
@@ -372,7 +372,7 @@ print(len(search.ended_trials()) == 14)
 """
 
 
-def test_a_search_prints_and_warns_of_nothing(tmp_path: Path) -> None:
+def test_a_search_prints_nothing_and_has_no_warnings(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     command = [sys.executable, "-W", "error", "-c", QUIET]
     ended = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)

@@ -82,7 +82,7 @@ def ensemble_features(*features: Features) -> EnsembleFeatures:
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("members", [1, 3])
-def test_an_ensemble_of_one_model_writes_what_the_model_writes(num_beams: int, members: int) -> None:
+def test_an_ensemble_of_one_model_generates_the_reports_of_the_model(num_beams: int, members: int) -> None:
     for seed in range(2):
         decoder, features = make_decoder(seed), make_features(3, seed)
         options = {"max_length": LONGEST, "num_beams": num_beams, "length_penalty": 1.0}
@@ -129,7 +129,7 @@ def test_no_ngram_repeats() -> None:
         assert len(set(pairwise(report))) == max(0, len(report) - 1)
 
 
-def test_a_wider_beam_finds_likelier_reports_on_the_whole() -> None:
+def test_a_wider_beam_finds_more_probable_reports_on_average() -> None:
     def log_probability(decoder: Transformer, one: Features, words: list[int]) -> float:
         whole = [BOS, *words] + ([EOS] if len(words) < LONGEST else [])
         logits = decoder(one, torch.tensor([whole[:-1]]))
@@ -144,7 +144,7 @@ def test_a_wider_beam_finds_likelier_reports_on_the_whole() -> None:
     assert gain > 0
 
 
-def test_a_written_unigram_is_forbidden() -> None:
+def test_a_generated_unigram_is_forbidden() -> None:
     scores = forbid_repeats(torch.zeros(1, 5), torch.tensor([[2, 4]]), 1)
     assert scores.isinf().tolist() == [[False, False, True, False, True]]
 

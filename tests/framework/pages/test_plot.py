@@ -66,7 +66,7 @@ def test_the_same_plot_gives_the_same_text() -> None:
     assert a_plot() == a_plot()
 
 
-def test_equal_values_have_room_around_them() -> None:
+def test_equal_values_have_a_padded_axis() -> None:
     assert span([0.0, 1.0], 0.1) == (-0.1, 1.1)
     assert span([2.0]) == (1.9, 2.1) and span([0.0]) == (-0.5, 0.5)
 

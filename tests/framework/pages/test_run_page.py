@@ -72,7 +72,7 @@ def test_a_model_without_the_other_files_of_its_run_has_a_page(name: str, tmp_pa
     assert ("No predictions yet." in page.text) == (name == "predictions/test.jsonl")
 
 
-def test_a_recipe_without_findings_says_so(tmp_path: Path) -> None:
+def test_a_page_without_findings_names_what_is_missing(tmp_path: Path) -> None:
     run, components = a_run(tmp_path)
     text = (run / "scores.json").read_text("utf-8").replace("findings_f1/", "other/")
     (run / "scores.json").write_text(text, "utf-8")

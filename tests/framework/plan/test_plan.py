@@ -47,7 +47,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_parameters_are_those_of_the_task_that_a_run_builds(name: str, cache: Path, tmp_path: Path) -> None:
+def test_planned_parameters_equal_those_of_the_built_task(name: str, cache: Path, tmp_path: Path) -> None:
     keys = [
         "data=phantom_breast", "data.dataset.exams=24", "data.dataset.val_exams=2", "data.dataset.test_exams=2",
         "data.dataset.size=64", "data.image_size=64", f"data.cache_dir={cache}", "train.batch_size=4",
@@ -81,7 +81,7 @@ class Toy(nn.Module):
         return self.linear(batch.image_BVCHW.flatten(1)).relu().square().exp().sum()
 
 
-def test_activations_are_counted_once_and_without_what_is_there_anyway() -> None:
+def test_activations_are_counted_once_and_without_weights_and_inputs() -> None:
     batch = Batch(["a", "b"], torch.rand(2, 1, 1, 2, 2), torch.ones(2, 1, dtype=torch.bool), torch.zeros(2, 3))
     relu = exp = 2 * 8 * 4
     assert saved_bytes(Toy(), batch, None) == relu + exp
@@ -90,7 +90,7 @@ def test_activations_are_counted_once_and_without_what_is_there_anyway() -> None
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_fake_activations_weigh_as_much_as_real_ones(precision: str) -> None:
+def test_fake_activations_have_the_size_of_real_ones(precision: str) -> None:
     recipe = smoke("model.decoder.dropout=0.1", "model.decoder.encoder_layers=1")
     inputs = read_inputs(recipe)
     views, tokens = count_views(inputs), count_tokens(inputs)
@@ -103,7 +103,7 @@ def test_fake_activations_weigh_as_much_as_real_ones(precision: str) -> None:
     assert found.bytes == pytest.approx(real, rel=0.01) and (found.views, found.tokens) == (3, tokens.longest)
 
 
-def test_half_precision_and_smaller_micro_batches_keep_less() -> None:
+def test_half_precision_and_smaller_micro_batches_need_less_memory() -> None:
     whole, half = plan(smoke("train.precision=fp32"), 1), plan(smoke("train.precision=bf16"), 1)
     cut = plan(smoke("train.precision=fp32", "train.micro_batch_size=2"), 2)
     assert half.activations.bytes < 0.9 * whole.activations.bytes
@@ -112,7 +112,7 @@ def test_half_precision_and_smaller_micro_batches_keep_less() -> None:
 
 
 @pytest.mark.parametrize(("key", "kept"), [("amsgrad=false", 8), ("amsgrad=true", 12)])
-def test_what_adam_keeps_of_each_parameter(key: str, kept: int) -> None:
+def test_adam_has_two_states_for_each_parameter(key: str, kept: int) -> None:
     assert optimizer_bytes(smoke(f"optimizer.{key}")) == kept
 
 
@@ -120,7 +120,7 @@ def by_strategy(rows: tuple[Memory, ...]) -> dict[str, Memory]:
     return {row.strategy: row for row in rows}
 
 
-def test_each_stage_of_zero_cuts_one_thing_more() -> None:
+def test_each_stage_of_zero_shards_one_more_part() -> None:
     """By hand, for 1e9 parameters, Adam and 64 processes: 4 bytes of weights, 4 of gradients, 8 of Adam's, and 4 of the
     copy that DeepSpeed's optimizer works on.
     """
@@ -136,7 +136,7 @@ def test_each_stage_of_zero_cuts_one_thing_more() -> None:
     assert averaged["fsdp"].optimizer - rows["fsdp"].optimizer == 4 * GB / 64
 
 
-def test_frozen_weights_have_no_gradients_and_buffers_are_cut_by_nobody() -> None:
+def test_frozen_weights_have_no_gradients_and_buffers_are_not_sharded() -> None:
     whole = Part("total", 1000, 100, 5, 4000, 20)
     rows = by_strategy(memory_by_strategy(whole, 8, False, 7, 4, chosen="ddp"))
     assert asdict(rows["ddp"]) | {"total": 0} == {
@@ -148,7 +148,7 @@ def test_frozen_weights_have_no_gradients_and_buffers_are_cut_by_nobody() -> Non
     assert (rows["zero2"].weights, rows["zero2"].gradients) == (4020, 100)
 
 
-def test_steps_checkpoints_and_validations_are_those_of_the_loop() -> None:
+def test_planned_steps_checkpoints_and_validations_equal_those_of_the_trainer() -> None:
     found = plan(smoke("checkpoint.every_steps=3", "evaluate.every_epochs=2"), 1).steps
     assert (found.per_epoch, found.total) == (8, 24)
     # Steps 3, 6, 8, 9, 12, 15, 16, 18, 21, 24; epochs 2 and 3.
@@ -189,7 +189,7 @@ def test_planning_and_probing_write_nothing(tmp_path: Path, monkeypatch: pytest.
     assert json.loads(json.dumps(asdict(measured)))["device"] == "cpu"
 
 
-def test_a_probe_trains_no_part_that_a_run_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_trains_the_parts_that_a_run_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     class SeenError(Exception):
         pass
 
@@ -204,7 +204,7 @@ def test_a_probe_trains_no_part_that_a_run_would_not(monkeypatch: pytest.MonkeyP
     assert learns and all(name.startswith("losses.") for name in learns)
 
 
-def test_the_steps_of_a_probe_are_steps() -> None:
+def test_a_probe_runs_real_steps() -> None:
     recipe = smoke("train.micro_batch_size=4")
     inputs, accelerator = read_inputs(recipe), start_accelerator(recipe)
     space = ReportSpace(8, 0)
@@ -249,7 +249,7 @@ def outside(folder: Path, blocks: str) -> Recipe:
     return load_recipe(folder / "mine.yaml")
 
 
-def test_activations_of_a_plugin_that_reads_values_are_unknown_and_the_rest_is_planned(tmp_path: Path) -> None:
+def test_a_plugin_that_reads_values_has_unknown_activations_and_the_rest_is_planned(tmp_path: Path) -> None:
     found = plan(outside(tmp_path, "model: {encoder: {name: stubborn}}"), 1)
     assert found.activations.bytes is None and "_local_scalar_dense" in found.activations.unknown
     assert found.parts[0].parameters == 16
@@ -269,14 +269,14 @@ def test_a_distiller_without_a_topic_count_is_refused(tmp_path: Path) -> None:
         plan(outside(tmp_path, "distiller: {name: silent}"), 1)
 
 
-def test_topics_whose_number_depends_on_the_reports_are_cached_for_the_run(tmp_path: Path) -> None:
+def test_topics_of_an_automatic_count_are_cached_for_the_run(tmp_path: Path) -> None:
     changes = ["distiller.topics=auto", "distiller.auto_range=[2,4]", "distiller.restarts=1"]
     found = plan(smoke(*changes, f"data.cache_dir={tmp_path}"), 1)
     (kept,) = (tmp_path / "topics").glob("*.json")
     assert found.topics == json.loads(kept.read_text())["count"] and 2 <= found.topics <= 4
 
 
-def test_a_plan_refuses_what_a_run_would_refuse() -> None:
+def test_a_plan_refuses_the_recipes_that_a_run_refuses() -> None:
     with problem("does-not-divide", "train.batch_size"):
         plan(smoke(), 3)
     with problem("out-of-range", "train.batch_size"):
@@ -285,7 +285,7 @@ def test_a_plan_refuses_what_a_run_would_refuse() -> None:
         plan(smoke("data.dataset={name: manifest, file: nowhere.json, images: nowhere}"), 1)
 
 
-def test_sizes_and_times_are_written_for_people() -> None:
+def test_sizes_and_times_have_readable_units() -> None:
     assert [in_bytes(count) for count in (0, 999, 1536, 5 * 2**30, None)] == [
         "0 B", "999 B", "1.5 KiB", "5 GiB", "not known",
     ]  # fmt: skip
@@ -302,7 +302,7 @@ def test_sizes_and_times_are_written_for_people() -> None:
         ("distributed.deepspeed_config=nope.json", "nope.json"),
     ],
 )
-def test_a_plan_refuses_what_a_run_would_refuse_later(key: str, message: str) -> None:
+def test_a_plan_refuses_sizes_that_a_run_refuses_later(key: str, message: str) -> None:
     few = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "distiller.topics=2"]
     with pytest.raises(ValueError, match=message):
         plan(smoke(*few, "distributed.strategy=zero2" if "deepspeed" in key else "train.epochs=1", key), 1)

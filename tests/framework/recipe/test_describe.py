@@ -86,7 +86,7 @@ def test_a_plugin_is_found_by_its_name_if_it_is_unique():
     assert "resnet'? Known: " in found[0].hint
 
 
-def test_a_name_with_a_vendor_is_found_by_its_last_part(tmp_path):
+def test_a_name_with_a_vendor_is_found_without_the_vendor(tmp_path):
     (tmp_path / "mine.py").write_text('@register("metric", "acme/ratio")\nclass Ratio:\n    """Ratio."""\n')
     files = (tmp_path / "mine.py",)
     for words in ("metric/acme/ratio", "acme/ratio", "ratio"):

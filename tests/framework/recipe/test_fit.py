@@ -56,7 +56,7 @@ def test_parts_that_fit_are_accepted(problems):
     assert problems("model.encoder=only_pooled", "model.decoder=pooled_reader") == []
 
 
-def test_a_decoder_gets_the_encoders_that_fit(problems):
+def test_an_error_of_a_decoder_names_the_encoders_that_fit(problems):
     (found,) = problems("model.encoder=only_pooled")
     assert (found.code, found.place.split(": ")[-1]) == ("missing-input", "model.decoder")
     assert found.hint == "Choose encoder 'backbone' or 'only_patches' or 'resnet' or 'tiny_cnn'."
@@ -112,6 +112,6 @@ def test_a_decoder_that_no_loss_needs_is_not_run():
         assert task(batch)[0].tolist() == expected
 
 
-def test_a_loss_that_declares_no_needs_is_refused(problems):
+def test_a_loss_without_declared_needs_is_refused(problems):
     (found,) = problems("+losses.undeclared={}")
     assert found.code == "invalid-plugin" and "parts.py:23" in found.found

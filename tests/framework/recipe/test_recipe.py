@@ -61,7 +61,7 @@ def test_two_plugins_of_one_name_are_reported_with_both_places(folder):
     assert (found.code, found.place) == ("duplicate-name", "a.py:13") and "toys.py:13" in found.found
 
 
-def test_a_file_beats_its_base_and_an_override_beats_both(folder):
+def test_a_file_overrides_its_base_and_an_override_both(folder):
     write(folder, GOOD + "train: {epochs: 1, batch_size: 1, seed: 1}\n", "base.yaml")
     path = write(folder, "_base_: base.yaml\ntrain: {epochs: 2, batch_size: 2}\n")
     recipe = load_recipe(path, ["train.epochs=3", "train.epochs=4"])
@@ -93,7 +93,7 @@ def test_lists_are_replaced_and_null_removes_a_loss(folder):
     assert list(recipe.losses) == ["toy_words"]
 
 
-def test_another_plugin_drops_the_keys_of_the_one_before_with_a_notice(folder):
+def test_another_plugin_drops_the_keys_of_the_previous_one_with_a_notice(folder):
     write(folder, GOOD.replace("name: toy_eyes", "name: toy_eyes, width: 9, deep: true"), "base.yaml")
     path = write(folder, "_base_: base.yaml\n")
     recipe = load_recipe(path, ["model.encoder.height=2", "model.encoder.name=other_eyes"])
@@ -132,7 +132,7 @@ def test_references_may_refer_to_references(folder):
     assert load_recipe(path).run.name == "out-liver-b"
 
 
-def test_references_cannot_blow_up(folder):
+def test_nested_references_are_bounded(folder):
     lines = ["a0: " + "x" * 100] + [f"a{i + 1}: '${{a{i}}}${{a{i}}}'" for i in range(60)]
     with problem("invalid-reference", kind=RecipeError) as found:
         load_recipe(write(folder, "\n".join(lines)))
@@ -230,7 +230,7 @@ def test_the_effective_value_is_shown_first(folder):
     ]
 
 
-def test_a_removed_value_is_its_default_again(folder):
+def test_a_removed_value_returns_to_its_default(folder):
     path = write(folder, GOOD + "train: {max_grad_norm: 2.0}\n")
     (found,) = explain(load_recipe(path, ["~train.max_grad_norm"]), "train.max_grad_norm")
     assert found.value == 1.0
@@ -244,7 +244,7 @@ def test_a_replaced_plugin_stays_in_the_chain_of_values(folder):
     assert [value for value, _ in name.chain] == ["toy_eyes", "other_eyes"]
 
 
-def test_a_block_shows_all_its_keys_and_an_unknown_key_the_nearest(folder):
+def test_a_block_shows_all_its_keys_and_an_unknown_key_names_the_nearest(folder):
     recipe = load_recipe(write(folder))
     assert [found.key for found in explain(recipe, "data.dataset")] == [
         "data.dataset.name", "data.dataset.organ", "data.dataset.exams"
@@ -290,7 +290,7 @@ def test_delete_replaces_the_block_of_the_base(folder):
     assert list(load_recipe(write(folder, f"_base_: base.yaml\n{both}")).losses) == ["toy_topic"]
 
 
-def test_a_group_file_lies_beside_the_recipe_or_is_shipped(folder):
+def test_a_group_file_is_found_beside_the_recipe_or_among_the_shipped_files(folder):
     (folder / "train").mkdir()
     write(folder, "train: {epochs: 2, seed: 5}\n", "train/quick.yaml")
     path = write(folder, GOOD + "train: {epochs: 4, batch_size: 3}\n")
@@ -369,7 +369,7 @@ def test_a_copy_finds_the_bases_and_plugins_of_its_original(folder):
     assert load_recipe(copy) == load_recipe("there/r.yaml")
 
 
-def test_a_copy_overwrites_nothing_and_ends_in_yaml(folder):
+def test_a_copy_overwrites_nothing_and_has_the_extension_yaml(folder):
     write(folder)
     with problem("file-exists", "r.yaml", RecipeError):
         copy_recipe("breast", folder / "r.yaml")

@@ -62,7 +62,7 @@ def test_an_installed_plugin_is_known_without_importing_its_module_or_the_packag
         load(found)
 
 
-def test_a_name_without_its_vendor_finds_the_one_with_it(install):
+def test_a_name_without_its_vendor_finds_the_plugin(install):
     install({"acme_eyes": ENCODER.format(name="acme/eyes")}, [("encoder", "acme/eyes = acme_eyes")])
     with problem("unknown-name") as found:
         find("encoder", "eyes")
@@ -87,7 +87,7 @@ def test_a_name_without_its_vendor_finds_the_one_with_it(install):
         ),
     ],
 )
-def test_an_unusable_package_is_listed_with_its_reason_and_raises_only_if_named(install, modules, point, reason):
+def test_an_unusable_package_is_listed_with_its_reason_and_raises_only_if_used(install, modules, point, reason):
     install(modules, [("encoder", point)])
     assert ("encoder", "resnet") in catalogue() and find("encoder", "resnet")
     (item,) = broken()
@@ -197,7 +197,7 @@ def test_broken_lists_failing_imports_if_it_may_import(monkeypatch):
     assert ("schedule", "cosine") in few and ("schedule", "cosine") not in reasons
 
 
-def test_a_plugin_that_does_not_import_gives_itself_and_the_reason():
+def test_a_failed_import_names_the_plugin_and_the_reason():
     with problem("import-failed", "toys.py:") as found:
         load(find("dataset", "toy_exams", (TOYS,)))
     assert found[0].found == "dataset 'toy_exams' does not import: No module named 'a_module_that_is_not_there'"

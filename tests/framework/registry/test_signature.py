@@ -78,7 +78,7 @@ def test_keys_come_with_their_documentation_and_unit(tmp_path):
     assert [(key.doc, key.unit) for key in keys] == [("Largest turn, either way.", "degrees"), ("Of exams.", "")]
 
 
-def test_what_a_plugin_gives_and_needs_is_declared_or_the_default_of_its_kind(tmp_path):
+def test_gives_and_needs_of_a_plugin_are_declared_or_the_default_of_its_kind(tmp_path):
     assert gives(plugin(tmp_path)) == ("patches", "pooled")
     assert gives(plugin(tmp_path, body="    gives = ('pooled',)\n")) == ("pooled",)
     assert (needs(plugin(tmp_path, kind="decoder")), gives(plugin(tmp_path, kind="decoder"))) == (

@@ -141,7 +141,7 @@ def test_auto_starts_a_new_run_without_one_to_resume(tmp_path: Path) -> None:
     assert open_run(recipe_of(tmp_path, "resume=auto", "run.name=mine")).folder == tmp_path / "smoke" / "mine"
 
 
-def test_a_folder_that_holds_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with problem("no-checkpoint", "resume", CheckpointError):
         open_run(recipe_of(tmp_path, f"resume={tmp_path / 'nowhere'}"))
 
@@ -162,7 +162,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_resumed(
     assert printed.count("[damaged-checkpoint]") == 2
 
 
-def test_a_damaged_checkpoint_that_was_named_is_refused_with_the_others(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_that_was_named_is_refused_and_the_others_are_listed(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, "run.name=mine")
     run = tmp_path / "smoke" / "mine"
     one, two = write(run, recipe, 1), write(run, recipe, 2)
@@ -319,7 +319,9 @@ def test_a_restarted_attempt_without_a_folder_starts_a_new_run(tmp_path: Path, m
     assert opened.checkpoint is None and opened.folder.name != "20260102-000000-aa"
 
 
-def test_a_file_stop_holds_for_a_launcher_but_not_for_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_stop_prevents_a_restart_by_a_launcher_but_not_by_a_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = attempt(tmp_path / "smoke" / "mine", "mine")
     (run / "STOP").touch()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
@@ -332,7 +334,7 @@ def test_a_file_stop_holds_for_a_launcher_but_not_for_a_person(tmp_path: Path, m
     assert not (run / "STOP").exists()
 
 
-def test_a_launch_without_a_name_is_known_by_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launch_without_an_id_is_identified_by_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # what accelerate launch gives
     one = launch_id()
     assert one == launch_id() and str(psutil.Process().ppid()) in one

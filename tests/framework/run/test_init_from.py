@@ -110,7 +110,7 @@ def test_the_model_generates_what_the_source_generates_and_the_origin_is_stored(
     assert f"initial weights: {model.parent}, step 7 (val/bleu_4 0.2500), {told['tensors']} tensors, 0." in printed
 
 
-def test_a_model_without_its_checkpoints_is_enough(
+def test_init_from_needs_only_the_model_folder(
     made: Callable[..., Made], source: tuple[Made, Path], tmp_path: Path
 ) -> None:
     theirs, run = source
@@ -120,7 +120,7 @@ def test_a_model_without_its_checkpoints_is_enough(
     assert (told["step"], told["score"]) == (None, None) and torch.equal(ours.logits(), theirs.logits())
 
 
-def test_excluded_parts_keep_random_weights_and_may_differ(
+def test_excluded_parts_keep_random_weights_and_may_have_other_shapes(
     made: Callable[..., Made], source: tuple[Made, Path]
 ) -> None:
     theirs, run = source
@@ -179,7 +179,9 @@ def complaint(made: Callable[..., Made], run: Path, *keys: str, **asked: Any) ->
     return problem
 
 
-def test_all_misfits_are_reported_at_once_with_a_way_out(made: Callable[..., Made], source: tuple[Made, Path]) -> None:
+def test_all_shape_mismatches_are_reported_at_once_with_a_hint(
+    made: Callable[..., Made], source: tuple[Made, Path]
+) -> None:
     _, run = source
     keys = ["model.decoder.feedforward=32", "model.decoder.layers=2"]
     misfit = complaint(made, run, *keys, encoder=())
@@ -193,7 +195,7 @@ def test_all_misfits_are_reported_at_once_with_a_way_out(made: Callable[..., Mad
     made(*keys, skip, f"init_from={run}", encoder=()).begin(run)  # the way out is one
 
 
-def test_weights_of_other_words_are_refused_even_of_the_same_shape(
+def test_weights_of_another_vocabulary_are_refused_even_with_the_same_shape(
     made: Callable[..., Made], source: tuple[Made, Path]
 ) -> None:
     theirs, run = source
@@ -219,7 +221,7 @@ def test_weights_of_other_words_are_refused_even_of_the_same_shape(
     ("key", "code"),
     [("init_exclude=[decoder.embed_token]", "unknown-name"), ("init_exclude=[encoder, decoder]", "ignored-setting")],
 )
-def test_a_part_to_exclude_exists_and_leaves_others(
+def test_init_exclude_names_an_existing_part_and_not_the_whole_model(
     made: Callable[..., Made], source: tuple[Made, Path], key: str, code: str
 ) -> None:
     found = complaint(made, source[1], key, f"init_from={source[1]}")
@@ -227,7 +229,7 @@ def test_a_part_to_exclude_exists_and_leaves_others(
     assert code != "unknown-name" or "decoder.embed_tokens" in found.hint
 
 
-def test_patients_of_scored_splits_were_not_seen_also_two_stages_ago(
+def test_a_split_leak_is_found_over_two_stages_of_init_from(
     made: Callable[..., Made], source: tuple[Made, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = source[1]
@@ -277,7 +279,7 @@ def sha256_of(dataset: str, patient: str) -> str:
     return hashlib.sha256(f'["{dataset}", "{patient}"]'.encode()).hexdigest()
 
 
-def test_checkpoints_of_another_format_only_lose_step_and_score(
+def test_a_checkpoint_of_another_format_initializes_without_step_and_score(
     made: Callable[..., Made], source: tuple[Made, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(source[1], tmp_path / "run")

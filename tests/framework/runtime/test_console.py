@@ -34,7 +34,7 @@ def test_chinese_characters_are_two_columns_wide(capsys) -> None:
     assert capsys.readouterr().out.splitlines() == ["word   n", "乳腺   1", "ab    12"]
 
 
-def test_a_terminal_wraps_prose_and_not_values(capsys, terminal) -> None:
+def test_a_terminal_wraps_text_and_not_values(capsys, terminal) -> None:
     terminal(60)
     print_table(HEADER, ROWS, "title")
     out = capsys.readouterr().out

@@ -26,7 +26,7 @@ def start(folder: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", MAKES, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
-def test_the_work_is_done_once_and_others_report_that_they_wait(tmp_path):
+def test_a_lock_lets_one_process_work_and_the_others_report_that_they_wait(tmp_path):
     makers = [start(tmp_path) for _ in range(3)]
     outputs = [maker.communicate(timeout=60)[0] for maker in makers]
     assert [maker.returncode for maker in makers] == [0, 0, 0]
@@ -34,7 +34,7 @@ def test_the_work_is_done_once_and_others_report_that_they_wait(tmp_path):
     assert sorted(outputs)[0] == "" and sorted(outputs)[-1] == "waiting for another run that makes the same topics\n"
 
 
-def test_a_lock_ends_with_its_process(tmp_path):
+def test_a_lock_is_released_when_its_process_ends(tmp_path):
     dies = "import os, sys; from pathlib import Path; from framework.runtime.files import atomic_write, file_lock\n"
     dies += "with file_lock(Path(sys.argv[1]) / 'work.lock', 'topics'): os._exit(9)"
     assert subprocess.run([sys.executable, "-c", dies, str(tmp_path)], cwd=ROOT).returncode == 9

@@ -60,7 +60,7 @@ def test_a_child_process_ignores_the_signals_of_its_parent(requests: StopSignals
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_the_files_are_seen_and_save_is_removed(
+def test_the_files_save_and_stop_are_detected_and_save_is_removed(
     requests: StopSignals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "POLL_S", 0.0)
@@ -87,7 +87,7 @@ def test_the_folder_is_not_checked_at_every_step(
 
 
 @pytest.mark.parametrize(("allowed", "left"), [("0", False), ("3", True)])
-def test_a_file_stop_is_left_only_for_a_launcher_that_restarts_processes(
+def test_a_file_stop_remains_only_under_a_launcher_that_restarts_processes(
     requests: StopSignals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str, left: bool
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", allowed)

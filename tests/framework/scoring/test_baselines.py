@@ -49,7 +49,7 @@ def scorer() -> Scorer:
     return Scorer([Bleu(), Cider()], tokenizer)
 
 
-def test_each_baseline_and_oracle_writes_the_report_that_it_should(tmp_path: Path, scorer: Scorer) -> None:
+def test_each_baseline_and_oracle_gives_its_report(tmp_path: Path, scorer: Scorer) -> None:
     train = make(tmp_path, [(NONE, 100, 0)] * 3 + [(CYST, 10, 1), (MASS, 200, 2)], "train")
     val = make(tmp_path, [(NONE, 90, 0), (NONE, 90, 0), (CYST, 12, 1)], "val")
     test = make(tmp_path, [(CYST, 12, 1), (MASS + " large .", 190, 2), (NONE, 205, 0)], "test")
@@ -81,7 +81,7 @@ def test_each_score_has_its_own_best_constant_report(tmp_path: Path, scorer: Sco
     assert own["cider"] == CYST
 
 
-def test_the_fixed_report_is_the_one_that_scores_best_not_the_most_frequent(scorer: Scorer) -> None:
+def test_the_fixed_report_is_the_best_scoring_and_not_the_most_frequent(scorer: Scorer) -> None:
     assert best_constants([CYST, CYST, CYST, MASS], [MASS, MASS, CYST], scorer)["bleu_4"].report == MASS
 
 

@@ -111,7 +111,7 @@ def alone(rows: list[tuple[str, str, str]]) -> dict[str, str]:
     return {exam_id: exam_id for exam_id, _, _ in rows}
 
 
-def test_resamples_and_their_interval_are_scipy_s() -> None:
+def test_resamples_and_intervals_equal_scipy() -> None:
     values_KN = np.random.default_rng(0).normal(size=(2, 1500))
     parts = [values_KN @ counts_RN.T / counts_RN.sum(1) for counts_RN in draws(1500, seed=5, bootstrap_samples=800)]
     drawn = np.concatenate(parts, axis=1)
@@ -124,7 +124,7 @@ def test_resamples_and_their_interval_are_scipy_s() -> None:
     assert low == pytest.approx(found.confidence_interval.low) and high == pytest.approx(found.confidence_interval.high)
 
 
-def test_an_interval_is_that_of_a_bootstrap_by_hand() -> None:
+def test_an_interval_equals_a_bootstrap_by_hand() -> None:
     rows = rows_of(np.random.default_rng(3).random(14) < 0.6)
     patients = {exam_id: f"patient {int(exam_id) // 3}" for exam_id, _, _ in rows}  # 5 patients, of 3, 3, 3, 3 and 2
     which = scorer(Bleu(), RougeL(), FindingsF1())
@@ -147,7 +147,7 @@ def test_an_interval_is_that_of_a_bootstrap_by_hand() -> None:
     assert low.keys() == high.keys() == which.score(rows).keys(), "parts have intervals too"
 
 
-def test_nineteen_of_twenty_intervals_hold_the_truth() -> None:
+def test_95_percent_intervals_cover_the_true_value() -> None:
     random, truth, held, splits = np.random.default_rng(11), 0.7, 0, 150
     which = scorer(Right())
     for _ in range(splits):
@@ -157,7 +157,7 @@ def test_nineteen_of_twenty_intervals_hold_the_truth() -> None:
     assert 0.88 <= held / splits <= 0.99  # 95 % and its own noise of 1.8 % a deviation
 
 
-def test_exams_of_a_patient_that_agree_tell_less_than_so_many_patients() -> None:
+def test_correlated_exams_of_a_patient_widen_the_interval() -> None:
     good = np.random.default_rng(2).random(60) < 0.5
     rows = rows_of(np.repeat(good, 4))
     together = {exam_id: str(int(exam_id) // 4) for exam_id, _, _ in rows}
@@ -166,13 +166,13 @@ def test_exams_of_a_patient_that_agree_tell_less_than_so_many_patients() -> None
     assert ratio == pytest.approx(2, abs=0.25), "the root of 4 exams of a patient"
 
 
-def test_a_metric_without_sums_is_called_on_the_same_resamples() -> None:
+def test_a_metric_without_per_exam_statistics_is_called_on_the_same_resamples() -> None:
     rows = rows_of(np.random.default_rng(4).random(20) < 0.5)
     low, high = ends(scorer(Right(), Called()), rows, {exam_id: exam_id[-1] for exam_id, _, _ in rows})
     assert low["called"] == low["right"] < high["right"] == high["called"]
 
 
-def test_a_slow_metric_has_no_interval_and_the_table_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_metric_has_no_interval_and_a_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CALLS_S", 0.0)
     metric = Called()
     rows, which = rows_of([True, False, True]), scorer(Right(), metric)
@@ -190,7 +190,7 @@ def test_a_slow_metric_has_no_interval_and_the_table_says_so(monkeypatch: pytest
     assert not legend({"model": scores["model"]})
 
 
-def test_a_metric_that_fails_on_a_resample_has_no_interval_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_metric_that_fails_on_a_resample_has_no_interval_and_a_notice(capsys: pytest.CaptureFixture[str]) -> None:
     metric = Called()
     metric.fails = True
     rows = rows_of([True, False, True, True])
@@ -212,7 +212,7 @@ def test_one_patient_and_no_resamples_give_no_intervals() -> None:
     assert ends(scorer(Right()), rows, alone(rows), bootstrap_samples=0) == ({}, {})
 
 
-def test_a_weighted_sum_has_the_interval_of_its_sums() -> None:
+def test_a_weighted_sum_has_an_interval() -> None:
     rows = rows_of(np.random.default_rng(5).random(30) < 0.5)
     which = scorer(Right(), Bleu(), weights={"right": 2.0})
     low, high = ends(which, rows, alone(rows))
@@ -220,7 +220,7 @@ def test_a_weighted_sum_has_the_interval_of_its_sums() -> None:
     assert (low["monitor"], high["monitor"]) == pytest.approx((2 * low["right"], 2 * high["right"]), abs=3e-6)
 
 
-def test_characters_have_intervals_too() -> None:
+def test_character_scores_have_intervals() -> None:
     texts = ["左乳见一低回声结节，边界清。", "双乳未见明显肿块。", "右乳见一囊性结节。"]
     tokenizer = Words()
     tokenizer.fit(texts)

@@ -23,7 +23,7 @@ def test_chinese_is_scored_on_words_and_on_characters() -> None:
     assert "character" in scorer.segmentation
 
 
-def test_an_unknown_monitor_names_the_scores_that_there_are() -> None:
+def test_an_unknown_monitor_names_the_known_scores() -> None:
     with problem("unknown-name", place="evaluate.monitor") as found:
         Scorer([Bleu()], Words()).metric_of("bleu_5")
     assert "bleu_1" in found[0].expected

@@ -19,11 +19,11 @@ from framework.testing.scaffold import TEMPLATES, TEST, write_plugin
 NAMES = {"encoder": "features", "decoder": "tensor", "optimizer": "groups", "schedule": "step", "loss": "batch"}
 
 
-def test_there_is_a_template_of_every_kind() -> None:
+def test_every_kind_has_a_template() -> None:
     assert {path.name for path in TEMPLATES.glob("*.py")} == {TEST, *(f"{kind}.py" for kind in KINDS)}
 
 
-def test_the_test_of_every_kind_passes_as_it_stands(tmp_path: Path) -> None:
+def test_the_test_template_of_every_kind_passes(tmp_path: Path) -> None:
     """From another folder, under plain names, a vendor's, and names that the template uses for something else."""
     tests = []
     for kind in KINDS:
@@ -43,7 +43,7 @@ def test_the_test_of_every_kind_passes_as_it_stands(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_recipe_or_grid_file_can_name_it(kind: str, tmp_path: Path) -> None:
+def test_a_recipe_or_grid_file_can_name_a_new_plugin(kind: str, tmp_path: Path) -> None:
     path, _ = write_plugin(kind, f"my_own_{kind}", tmp_path)
     plugin = find(kind, f"my_own_{kind}", (path,))
     keys = keys_of(plugin)
@@ -54,12 +54,12 @@ def test_a_recipe_or_grid_file_can_name_it(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_name_of_the_template_itself_gives_the_template_as_it_is(kind: str, tmp_path: Path) -> None:
+def test_the_name_of_the_template_gives_the_template_unchanged(kind: str, tmp_path: Path) -> None:
     path, _ = write_plugin(kind, f"my_{kind}", tmp_path)
     assert path.read_text() == (TEMPLATES / f"{kind}.py").read_text()
 
 
-def test_a_shipped_one_goes_where_ours_stand(tmp_path: Path) -> None:
+def test_a_shipped_plugin_is_written_beside_the_shipped_plugins(tmp_path: Path) -> None:
     path, test = write_plugin("loss", "of_length", tmp_path, shipped=True)
     assert path == tmp_path / "plugins" / "loss" / "of_length.py"
     assert test == tmp_path / "tests" / "plugins" / "loss" / "test_of_length.py"
@@ -68,7 +68,7 @@ def test_a_shipped_one_goes_where_ours_stand(tmp_path: Path) -> None:
     assert load(find("loss", "of_length", (path,))).needs == ("logits",)
 
 
-def test_nothing_is_written_over(tmp_path: Path) -> None:
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
     for file in ("mine.py", "test_mine.py"):
         folder = tmp_path / file
         folder.mkdir()
@@ -102,6 +102,6 @@ def test_a_shipped_plugin_has_no_vendor(tmp_path: Path) -> None:
         write_plugin("loss", "acme/mine", tmp_path, shipped=True)
 
 
-def test_a_vendor_may_take_a_shipped_name(tmp_path: Path) -> None:
+def test_a_plugin_with_a_vendor_may_have_a_shipped_name(tmp_path: Path) -> None:
     path, _ = write_plugin("encoder", "acme/resnet", tmp_path)
     assert path.name == "resnet.py" and find("encoder", "acme/resnet", (path,)).qualname == "Resnet"

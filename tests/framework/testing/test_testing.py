@@ -905,7 +905,7 @@ def test_a_metric_with_sums_passes() -> None:
     check("metric", BySums)
 
 
-def test_a_metric_of_chinese_reports_is_told_their_language() -> None:
+def test_a_metric_of_chinese_reports_receives_their_language() -> None:
     told = []
 
     class OfChinese(Metric):
@@ -941,12 +941,12 @@ def test_an_unknown_kind_is_refused() -> None:
         check("encoders", Encoder)
 
 
-def test_a_plugin_gets_the_run_time_values_that_it_names() -> None:
+def test_a_plugin_receives_the_run_time_values_that_it_names() -> None:
     assert build_plugin(lambda channels: channels, channels=3, width=4) == 3
     assert build_plugin(lambda **given: given, channels=3, width=4) == {"channels": 3, "width": 4}
 
 
-def test_a_module_without_arguments_of_its_own_gets_none() -> None:
+def test_a_module_without_arguments_receives_none() -> None:
     class Plain(nn.Module): ...
 
     assert isinstance(build_plugin(Plain, channels=3), Plain) and isinstance(
@@ -954,7 +954,7 @@ def test_a_module_without_arguments_of_its_own_gets_none() -> None:
     )
 
 
-def test_the_error_of_a_plugin_is_the_cause() -> None:
+def test_the_error_of_a_plugin_is_the_cause_of_the_contract_error() -> None:
     def fails(*, channels: int) -> Any:
         raise KeyError("mine")
 

@@ -57,7 +57,7 @@ def test_words_are_counted_and_weighted_as_scikit_learn_does(name, theirs):
 
 
 @pytest.mark.parametrize("name", ["counts", "tfidf"])
-def test_words_are_embedded_as_dense_rows_would_be_and_dense_once(name):
+def test_sparse_words_are_embedded_like_dense_rows(name):
     words = [f"word{n}" for n in range(2000)]
     draw = np.random.default_rng(0)
     texts = [" ".join(draw.choice(words, size=30)) for _ in range(500)]
@@ -74,19 +74,19 @@ def test_words_are_embedded_as_dense_rows_would_be_and_dense_once(name):
     assert peak < 1.5 * ours.nbytes
 
 
-def test_a_text_without_a_known_word_lies_at_the_origin():
+def test_a_text_without_a_known_word_is_embedded_as_0():
     for name in ("counts", "tfidf", "lsa"):
         points = build(name).fit(REPORTS).embed(["unheard words", "", REPORTS[0]])
         assert not points[:2].any() and np.linalg.norm(points[2]) == pytest.approx(1)
 
 
-def test_words_beyond_the_limit_are_those_in_fewest_reports_and_are_told(caplog):
+def test_the_rarest_words_beyond_the_limit_are_dropped_with_a_notice(caplog):
     embedding = build("counts", dimensions=3).fit(REPORTS)
     assert embedding.words == [".", "left", "mass"]
     assert "by 3 of their 9 words" in caplog.text
 
 
-def test_lsa_is_the_report_space():
+def test_lsa_equals_the_report_space():
     space = ReportSpace(4, seed=3).fit([text.split() for text in REPORTS])
     embedding = build("lsa", dimensions=4).fit(REPORTS)
     assert np.array_equal(embedding.space.vectors_WD, space.vectors_WD)
@@ -95,7 +95,7 @@ def test_lsa_is_the_report_space():
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_a_sentence_encoder_pools_its_places_as_the_folder_says(tmp_path, pooling):
+def test_a_sentence_encoder_pools_as_its_folder_configures(tmp_path, pooling):
     settings = {f"pooling_mode_{mode}": mode.startswith(pooling) for mode in ("mean_tokens", "cls_token", "max_length")}
     files = {"modules.json": MODULES, "1_Pooling/config.json": settings}
     folder = save_tiny_bert(tmp_path / "encoder", settings=files)
@@ -105,7 +105,7 @@ def test_a_sentence_encoder_pools_its_places_as_the_folder_says(tmp_path, poolin
     assert ours.dtype == np.float32 and np.abs(ours[0] - ours[1]).max() > 0.05
 
 
-def test_a_text_lies_where_it_does_whatever_stands_beside_it(folder):
+def test_the_embedding_of_a_text_does_not_depend_on_its_batch(folder):
     embedding = build("sentence_encoder", encoder=str(folder))
     texts = [*REPORTS, *(" ".join(["oval mass"] * n) for n in range(1, 40)), REPORTS[0], ""]
     points = embedding.embed(texts)
@@ -115,7 +115,7 @@ def test_a_text_lies_where_it_does_whatever_stands_beside_it(folder):
     assert embedding.embed([]).shape == (0, 16)
 
 
-def test_a_sentence_encoder_leaves_a_gpu_alone_that_the_run_is_not_to_use(folder, monkeypatch):
+def test_a_sentence_encoder_does_not_use_a_gpu_that_the_run_does_not_use(folder, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     encoder = SentenceEncoder(str(folder))
@@ -132,7 +132,7 @@ def test_long_texts_are_truncated_with_a_warning(tmp_path, caplog):
     assert SentenceEncoder(str(save_tiny_bert(tmp_path / "f", positions=12))).limit == 12
 
 
-def test_positions_of_a_roberta_begin_behind_the_padding(tmp_path, folder):
+def test_positions_of_a_roberta_start_after_the_padding_index(tmp_path, folder):
     from transformers import RobertaConfig, RobertaModel
 
     shutil.copytree(folder, tmp_path / "r")
@@ -151,7 +151,7 @@ def test_positions_of_a_roberta_begin_behind_the_padding(tmp_path, folder):
     assert np.isfinite(encoder.embed(["oval " * 30])).all()
 
 
-def test_words_are_cut_into_the_pieces_that_they_have_inside_a_text(folder):
+def test_words_are_split_into_the_subwords_that_they_have_inside_a_text(folder):
     encoder = SentenceEncoder(str(folder))
     words = ["hypoechoic", "oval", ".", "结节"]
     pieces = [piece for word in words for piece in encoder.subword_ids(word)]
@@ -166,7 +166,7 @@ def test_an_encoder_is_frozen_and_copies_share_it(folder):
     assert copy.deepcopy({"held": encoder})["held"] is encoder
 
 
-def test_loading_draws_nothing_from_the_generator_of_the_run(tmp_path, folder):
+def test_loading_does_not_advance_the_random_generator_of_the_run(tmp_path, folder):
     """Even where the folder lacks the pooler, which transformers then draws."""
     from safetensors.torch import load_file, save_file
 
@@ -181,7 +181,7 @@ def test_loading_draws_nothing_from_the_generator_of_the_run(tmp_path, folder):
     assert np.array_equal(one, SentenceEncoder(str(folder)).embed(REPORTS))
 
 
-def test_identity_follows_the_content_of_the_files_and_not_their_place(tmp_path, folder):
+def test_the_identity_of_an_encoder_depends_on_its_files_and_not_their_path(tmp_path, folder):
     shutil.copytree(folder, tmp_path / "same")
     assert folder_identity(tmp_path / "same") == folder_identity(folder)
     assert build("sentence_encoder", encoder=str(folder)).identity == folder_identity(folder)
@@ -256,7 +256,7 @@ def test_a_folder_without_a_text_encoder_is_refused(tmp_path, folder):
             SentenceEncoder(str(tmp_path / name))
 
 
-def test_damaged_pickled_and_lacking_weights_are_told(tmp_path, folder):
+def test_damaged_pickled_and_missing_weights_are_refused(tmp_path, folder):
     from safetensors.torch import load_file, save_file
 
     for name in ("damaged", "pickled", "lacking"):
@@ -295,7 +295,7 @@ needs_minilm = pytest.mark.skipif(
 
 
 @needs_minilm
-def test_a_pretrained_encoder_of_a_package_loads_offline_and_sets_like_beside_like():
+def test_a_pretrained_encoder_of_a_package_loads_offline_and_embeds_paraphrases_closely():
     embedding = build("sentence_encoder", encoder=MINILM)
     texts = [
         "An oval hypoechoic mass with smooth margins in the left breast.",

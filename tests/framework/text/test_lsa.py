@@ -23,7 +23,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def test_counts_through_word_vectors_point_where_embed_does():
+def test_counts_times_word_vectors_have_the_direction_of_embed():
     space = ReportSpace(5, seed=0).fit(REPORTS)
     vocabulary = ["<pad>", "<bos>", "<eos>", "<unk>", *reversed(space.words), "unheard"]
     vectors = space.word_vectors(vocabulary)
@@ -44,27 +44,27 @@ def test_embed_agrees_with_tfidf_and_svd_of_scikit_learn():
     np.testing.assert_allclose(ours @ ours.T, theirs @ theirs.T, atol=1e-5)
 
 
-def test_same_seed_gives_the_same_space_and_order_of_reports_does_not_matter_to_the_words():
+def test_the_same_seed_gives_the_same_space_in_any_order_of_reports():
     one, two = (ReportSpace(4, seed=3).fit(reports) for reports in (REPORTS, REPORTS))
     assert np.array_equal(one.vectors_WD, two.vectors_WD)
     assert one.words == ReportSpace(4, seed=3).fit(REPORTS[::-1]).words == sorted(one.words)
 
 
-def test_fewer_dimensions_than_asked_are_logged(caplog):
+def test_fewer_dimensions_than_requested_are_logged(caplog):
     with caplog.at_level(logging.WARNING):
         space = ReportSpace(64, seed=0).fit([*REPORTS, *REPORTS])
     assert space.dimensions == len(REPORTS) == space.vectors_WD.shape[1]
     assert "has 6 dimensions, not 64: 6 distinct reports" in caplog.text
 
 
-def test_directions_that_are_rounding_noise_are_dropped():
+def test_directions_of_rounding_error_are_dropped():
     reports = [["a"], ["b"], ["a", "a"], ["b", "b", "b"]]  # four different reports, two directions
     assert ReportSpace(2, seed=0).fit(reports).dimensions == 2
     assert ReportSpace(3, seed=0).fit([*reports, ["a", "b"], ["a", "b", "c", "c"]]).dimensions == 3
     assert ReportSpace(2, seed=0).fit([["a", "b"], ["a", "a", "b", "b"]]).dimensions == 1
 
 
-def test_a_report_of_unknown_words_lies_at_the_origin():
+def test_a_report_of_unknown_words_is_embedded_as_0():
     space = ReportSpace(3, seed=0).fit(REPORTS)
     points = space.embed([["unheard"], [], REPORTS[0]])
     assert points.dtype == np.float32

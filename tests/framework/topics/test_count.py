@@ -20,7 +20,7 @@ def clusterer(points):
     return prepared
 
 
-def test_as_many_topics_as_there_are_groups():
+def test_auto_finds_the_number_of_groups():
     points = blobs(4)
     choice = choose_topic_count("mine", points, clusterer(points), (2, 7), 5)
     assert choice.chosen == 4 and choice.counts == [2, 3, 4, 5, 6, 7]
@@ -28,7 +28,7 @@ def test_as_many_topics_as_there_are_groups():
     assert choice == choose_topic_count("mine", points, clusterer(points), (2, 7), 5), "the same seed, the same choice"
 
 
-def test_score_error_and_choice_are_what_the_rule_says():
+def test_score_error_and_choice_follow_the_rule():
     """Every resample seen by a clusterer that cuts by a coordinate, and measured anew."""
     points = np.random.default_rng(1).normal(size=(60, 4))
     seen: dict[int, list] = {2: [], 3: []}
@@ -71,13 +71,13 @@ def test_copies_change_neither_the_curve_nor_the_choice():
     assert one == choose_topic_count("mine", copied, known(of_copied), (2, 4), 3)
 
 
-def test_a_wide_range_is_tried_at_equal_ratios():
+def test_a_wide_range_is_tried_in_geometric_steps():
     points = np.random.default_rng(0).normal(size=(150, 3))
     choice = choose_topic_count("mine", points, lambda places, seed: lambda count: places % count, (2, 100), 1)
     assert choice.counts[0] == 2 and choice.counts[-1] == 100 and len(choice.counts) <= 15
 
 
-def test_more_topics_than_reports_can_tell_apart_are_an_error_unless_no_range_was_asked():
+def test_more_topics_than_distinct_reports_are_refused_if_a_range_is_set():
     points = blobs(2, each=5)
     with problem("too-few-reports", "distiller mine") as found:
         choose_topic_count("mine", points, clusterer(points), (2, 9), 1)
@@ -87,6 +87,6 @@ def test_more_topics_than_reports_can_tell_apart_are_an_error_unless_no_range_wa
         choose_topic_count("mine", points[:3], clusterer(points), None, 1)
 
 
-def test_the_table_marks_what_was_chosen():
+def test_the_table_marks_the_chosen_count():
     rows = choice_rows(TopicChoice(3, [2, 3], [0.1, 0.2], [0.5, 1.0], [0.3, 0.6], [0.01, 0.02]))
     assert rows == [("2", "0.100", "0.500", "0.300 ± 0.010"), ("3 *", "0.200", "1.000", "0.600 ± 0.020")]

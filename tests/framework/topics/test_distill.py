@@ -62,7 +62,7 @@ def same(one: Topics, two: Topics) -> bool:
     )
 
 
-def test_the_second_run_reads_what_the_first_found(tmp_path):
+def test_a_second_run_reads_the_topics_of_the_first(tmp_path):
     first, second = ByFirstWord(), ByFirstWord()
     found = distill(first, TEXTS, None, tmp_path, "a")
     assert same(found, distill(second, TEXTS, None, tmp_path, "a"))
@@ -71,14 +71,14 @@ def test_the_second_run_reads_what_the_first_found(tmp_path):
     assert found.sizes == [3, 3] and found.words[0][0] in ("oval", "mass") and found.quality["reports_different"] == 5
 
 
-def test_fitted_on_the_training_reports_alone(tmp_path):
+def test_topics_are_fitted_on_the_training_reports_only(tmp_path):
     distiller = ByFirstWord()
     distill(distiller, TEXTS, None, tmp_path, "a")
     assert distiller.texts == TEXTS["train"]
 
 
 @pytest.mark.parametrize("change", ["key", "train", "val"])
-def test_another_key_or_text_is_found_anew(tmp_path, change):
+def test_another_key_or_text_is_computed_again(tmp_path, change):
     distill(ByFirstWord(), TEXTS, None, tmp_path, "a")
     texts = TEXTS if change == "key" else {**TEXTS, change: [*TEXTS[change][:-1], "oval cyst"]}
     distiller = ByFirstWord()
@@ -90,7 +90,7 @@ def test_another_key_or_text_is_found_anew(tmp_path, change):
     ("suffix", "damage"),
     [("npz", "flip"), ("npz", "gone"), ("json", "flip"), ("json", "gone"), ("png", "gone")],  # damage to a png is seen
 )
-def test_a_damaged_cache_is_noticed_and_written_again(tmp_path, caplog, suffix, damage):
+def test_a_damaged_cache_is_detected_and_rewritten(tmp_path, caplog, suffix, damage):
     found = distill(ByFirstWord(), TEXTS, None, tmp_path, "a")
     (path,) = (tmp_path / "topics").glob(f"*.{suffix}")
     if damage == "gone":
@@ -118,7 +118,7 @@ def test_a_run_folder_gets_topics_and_their_picture(tmp_path):
     assert not list(tmp_path.rglob(".*")), "a part of a file is left"
 
 
-def test_why_so_many_topics_is_kept_written_and_drawn(tmp_path):
+def test_the_choice_of_the_topic_count_is_stored_and_plotted(tmp_path):
     plain, chooses, reader = ByFirstWord(), ByFirstWord(), ByFirstWord()
     chooses.choice = TopicChoice(2, [2, 3], [0.4, 0.3], [1.0, 0.5], [0.7, 0.4], [0.01, 0.02])
     assert distill(plain, TEXTS, tmp_path / "plain", tmp_path, "a").choice is None
@@ -133,7 +133,7 @@ def test_why_so_many_topics_is_kept_written_and_drawn(tmp_path):
     assert heights[1] > heights[0] + 200, "a curve stands below"
 
 
-def test_another_sentence_encoder_in_the_same_folder_finds_topics_anew(tmp_path):
+def test_another_sentence_encoder_in_the_same_folder_computes_topics_again(tmp_path):
     class Embedding:
         def __init__(self, identity):
             self.identity = identity
@@ -147,7 +147,7 @@ def test_another_sentence_encoder_in_the_same_folder_finds_topics_anew(tmp_path)
     assert fits == [1, 1, 0]
 
 
-def test_points_of_two_dimensions_are_drawn_where_they_lie():
+def test_points_of_two_dimensions_are_plotted_unprojected():
     points = np.random.default_rng(0).normal(size=(40, 2))
     assert np.array_equal(plot.flatten(points), points)
     assert np.array_equal(plot.flatten(points[:, :1]), np.stack([points[:, 0], np.zeros(40)], axis=1))
@@ -167,7 +167,7 @@ def test_a_cache_from_other_libraries_is_not_used(tmp_path, monkeypatch):
     assert again.fits == 1
 
 
-def test_other_terms_that_chinese_is_cut_by_find_topics_anew(tmp_path, monkeypatch):
+def test_another_chinese_dictionary_computes_topics_again(tmp_path, monkeypatch):
     fits = []
     for terms in ("结节", "低回声", "低回声"):
         (tmp_path / "terms.txt").write_text(terms, encoding="utf-8")
@@ -178,7 +178,7 @@ def test_other_terms_that_chinese_is_cut_by_find_topics_anew(tmp_path, monkeypat
     assert fits == [1, 1, 0]
 
 
-def test_all_code_that_finds_topics_is_part_of_the_key():
+def test_all_code_that_computes_topics_is_part_of_the_cache_key():
     """What a listed file imports decides, too, but for what only writes, loads or tells."""
     used = set()
     for part in distill_module.CODE:
@@ -199,7 +199,7 @@ def test_topics_need_training_reports(tmp_path):
 
 @pytest.mark.filterwarnings("error")  # matplotlib warns of each glyph that it lacks
 @pytest.mark.parametrize("reports", [1, 5, 40])
-def test_chinese_words_without_a_font_are_left_to_the_json(monkeypatch, reports):
+def test_chinese_words_without_a_font_are_only_in_the_json(monkeypatch, reports):
     monkeypatch.setattr(plot, "chinese_font", lambda: None)
     points = np.random.default_rng(0).normal(size=(reports, 8)).astype(np.float32)
     labels = np.arange(reports) % 2
@@ -209,7 +209,7 @@ def test_chinese_words_without_a_font_are_left_to_the_json(monkeypatch, reports)
     assert picture[:4] == b"\x89PNG"
 
 
-def test_chinese_is_told_from_latin():
+def test_chinese_is_distinguished_from_latin():
     assert plot.is_chinese("oval 结节") and plot.is_chinese("，")
     assert not plot.is_chinese("oval, ≥ 2.5 × 3 µm é")
     for sign in "低，豈":
@@ -223,7 +223,7 @@ def test_copies_are_counted_once_among_different_reports():
     )
 
 
-def test_copies_flatter_a_silhouette_and_the_second_number_shows_it():
+def test_copies_inflate_the_silhouette_but_not_the_one_of_different_reports():
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(20, 4))
     points = np.concatenate([noise, np.repeat(noise[:1], 60, axis=0)])
@@ -234,12 +234,12 @@ def test_copies_flatter_a_silhouette_and_the_second_number_shows_it():
     assert told["stability"] == 1 and told["reports_different"] == 20
 
 
-def test_a_silhouette_leaves_reports_at_the_origin_out():
+def test_a_silhouette_excludes_reports_at_the_origin():
     points = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1], [0, 0]])
     assert silhouette(points, np.array([0, 0, 1, 1, 0]), 0) == silhouette(points[:4], np.array([0, 0, 1, 1]), 0)
 
 
-def test_characteristic_words_tell_a_topic_from_the_others():
+def test_characteristic_words_distinguish_a_topic_from_the_others():
     texts = ["gland even , cyst left .", "gland even , cyst right .", "gland even , mass left .", "gland even , mass ."]
     weights = np.array([[0.9, 0.1, 0], [0.8, 0.2, 0], [0.3, 0.7, 0], [0.1, 0.9, 0]])
     cards = describe_topics(texts, [text.split() for text in texts], weights.argmax(1), weights)

@@ -24,7 +24,7 @@ def grey(level: float, exams: int = 4, views: int = 2, side: int = 40) -> torch.
     return torch.full((exams, views, 1, side, side), level)
 
 
-def test_settings_of_nothing_change_nothing_and_flip_mirrors_every_view() -> None:
+def test_settings_of_0_change_nothing_and_flip_mirrors_every_view() -> None:
     image = torch.rand(2, 2, 3, 24, 30)
     assert torch.allclose(Ultrasound(**STILL, **QUIET)(image, [1, 2]), image, atol=1e-5)
     assert torch.allclose(Ultrasound(**STILL, **QUIET, flip=1.0)(image, [1, 2]), image.flip(-1), atol=1e-5)
@@ -39,7 +39,7 @@ def test_black_stays_black_under_the_strongest_change() -> None:
     assert loud(image, [1, 2, 3])[..., outside].max() == 0
 
 
-def test_gain_is_decibels_over_the_dynamic_range_and_shared_by_an_exams_views() -> None:
+def test_gain_is_in_decibels_of_the_dynamic_range_and_equal_for_all_views_of_an_exam() -> None:
     change = Ultrasound(**STILL, **{**QUIET, "gain": 6.0}, dynamic_range=60.0)(grey(0.5, exams=200), list(range(200)))
     change = change - 0.5
     assert torch.equal(change[:, 0], change[:, 1]) and torch.allclose(
@@ -87,7 +87,7 @@ def test_speckle_has_the_moments_of_its_distribution_and_a_grain_wider_across_th
     assert likeness(0, 2) > likeness(2, 0) > likeness(8, 0) and abs(likeness(0, 40)) < 0.05
 
 
-def test_speckle_and_shadows_are_each_views_own() -> None:
+def test_each_view_has_its_own_speckle_and_shadows() -> None:
     speckled = Ultrasound(**STILL, **{**QUIET, "speckle": 1.0})(grey(0.5), [1, 2, 3, 4])
     assert not torch.allclose(speckled[:, 0], speckled[:, 1], atol=0.01)
     image, seeds = grey(0.5, exams=400, views=1, side=24), list(range(400))
@@ -98,13 +98,13 @@ def test_speckle_and_shadows_are_each_views_own() -> None:
     assert (dark[shaded][..., 0, :].amax(-1) < 0.1 * dark[shaded].amax((2, 3, 4))).float().mean() > 0.8, "from below"
 
 
-def test_a_view_more_changes_nothing_in_the_others() -> None:
+def test_another_view_does_not_change_the_others() -> None:
     image = torch.rand(2, 3, 1, 32, 32)
     for augment in (Ultrasound(shadow=0.5, flip=0.5), Crop(flip=0.5)):
         assert torch.allclose(augment(image, [5, 6])[:, :2], augment(image[:, :2], [5, 6]), atol=1e-6)
 
 
-def test_a_crop_is_the_part_of_the_image_enlarged() -> None:
+def test_a_crop_is_an_enlarged_part_of_the_image() -> None:
     image = torch.rand(1, 1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     image = F.avg_pool2d(image[0], 5, 1, 2)[None]
     for seed in range(20):
@@ -125,7 +125,7 @@ def test_a_crop_is_the_part_of_the_image_enlarged() -> None:
         assert np.allclose(found.numpy(), expected, atol=1e-4)
 
 
-def test_a_crop_of_everything_is_the_image_and_views_are_mirrored_one_by_one() -> None:
+def test_a_full_crop_is_the_image_and_each_view_is_mirrored_separately() -> None:
     image = torch.rand(50, 2, 1, 16, 16)
     assert torch.allclose(Crop(share=1.0)(image, list(range(50))), image, atol=1e-5)
     found = Crop(share=1.0, flip=0.5)(image, list(range(50)))
@@ -137,7 +137,7 @@ def test_a_crop_of_everything_is_the_image_and_views_are_mirrored_one_by_one() -
         Crop(share=0.0)
 
 
-def test_without_kornia_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_kornia_is_refused_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "kornia.filters", None)
     with problem("missing-package", place="data.augment"):
         Ultrasound()
@@ -161,7 +161,7 @@ class SaysSo(Mirrors):
     mirrors = ("flip",)
 
 
-def test_the_contract_finds_who_mirrors_without_saying_so() -> None:
+def test_the_contract_finds_an_undeclared_flip() -> None:
     with pytest.raises(ContractError, match=r"(?s)a flip makes left right.*24 of 48 images are mirrored"):
         check_augment(Mirrors)
     check_augment(Turns)

@@ -26,7 +26,7 @@ def words(mask, **greys):
     return attributes(measure(scan(mask, **greys), mask))
 
 
-def test_a_smooth_flat_ellipse_is_a_benign_picture():
+def test_a_smooth_flat_ellipse_is_measured_as_benign():
     found = words(ellipse(40, 80))
     assert found == {
         "lesion": "present",
@@ -41,7 +41,7 @@ def test_a_smooth_flat_ellipse_is_a_benign_picture():
     }
 
 
-def test_lengths_are_shares_of_frame_and_lesion():
+def test_lengths_are_relative_to_frame_and_lesion():
     mask = ellipse(40, 80)
     found = measure(scan(mask), mask)
     assert found.width == pytest.approx(81 / 260, abs=0.01)
@@ -52,7 +52,7 @@ def test_lengths_are_shares_of_frame_and_lesion():
     assert found.roughness == pytest.approx(1.05, abs=0.03)
 
 
-def test_elongation_does_not_turn_with_the_lesion():
+def test_elongation_is_invariant_to_rotation():
     turned = ((ROWS - 90 + COLS - 130) / 2**0.5 / 20) ** 2 + ((ROWS - 90 - COLS + 130) / 2**0.5 / 40) ** 2 <= 1
     assert measure(scan(turned), turned).elongation == pytest.approx(2.0, abs=0.1)
 
@@ -71,7 +71,7 @@ def test_elongation_does_not_turn_with_the_lesion():
         (ellipse(60, 200), "size", "about two thirds or more"),
     ],
 )
-def test_form_and_place_are_told_from_the_contour(mask, key, value):
+def test_shape_and_position_are_measured_from_the_contour(mask, key, value):
     assert words(mask)[key] == value
 
 
@@ -87,25 +87,25 @@ def test_form_and_place_are_told_from_the_contour(mask, key, value):
         ({"behind": 50}, "posterior", "shadow"),
     ],
 )
-def test_grey_is_told_against_the_tissue(greys, key, value):
+def test_echogenicity_is_measured_relative_to_the_tissue(greys, key, value):
     assert words(ellipse(40, 80), **greys)[key] == value
 
 
-def test_half_fluid_is_mixed():
+def test_a_half_fluid_lesion_is_mixed():
     mask = ellipse(60, 90)
     image = scan(mask, inside=80)
     image[mask & (COLS < 125)] = 4
     assert attributes(measure(image, mask))["echogenicity"] == "mixed"
 
 
-def test_burnt_in_text_does_not_count_as_enhancement():
+def test_burnt_in_text_is_not_enhancement():
     mask = ellipse(40, 80)
     image = scan(mask)
     image[118:126, 95:165:3] = 255
     assert attributes(measure(image, mask))["posterior"] == "none"
 
 
-def test_dark_without_a_smooth_wall_is_no_fluid():
+def test_a_dark_lesion_without_a_smooth_wall_is_not_fluid():
     assert words(star(), inside=3)["echogenicity"] == "hypoechoic"
 
 
@@ -119,7 +119,7 @@ def test_masks_without_a_lesion_are_refused():
         measure(image, np.ones_like(image, bool))
 
 
-def test_a_report_says_all_that_is_true_in_words_that_only_the_seed_changes():
+def test_a_report_states_every_finding_and_only_the_seed_changes_its_wording():
     mask = star()
     truth = describe(measure(scan(mask, inside=40), mask), "5", "malignant", "invasive ductal carcinoma", "GE")
     texts = {compose(truth, str(seed), True) for seed in range(40)}
@@ -150,7 +150,7 @@ def build(archive, **settings):
     return Busbra(root=str(archive), cache=str(archive.parent / "cache"), **settings)
 
 
-def test_patients_stay_whole_and_views_share_a_report(archive):
+def test_patients_are_in_one_split_and_views_share_a_report(archive):
     source = build(archive)
     splits = source.splits()
     assert {split: [exam.id for exam in exams] for split, exams in splits.items()} == {
@@ -168,7 +168,7 @@ def test_patients_stay_whole_and_views_share_a_report(archive):
     assert "cyst" in build(archive, histology=True).splits()["test"][0].report
 
 
-def test_measures_are_read_back_and_measured_again_where_damaged(archive, monkeypatch, caplog):
+def test_cached_measures_are_read_and_damaged_ones_measured_again(archive, monkeypatch, caplog):
     first = build(archive).splits()
     (file,) = (archive.parent / "cache").iterdir()
     calls = []
@@ -187,7 +187,7 @@ def test_the_cache_key_follows_files_and_fold(archive):
     assert build(archive).cache_key != before
 
 
-def test_a_missing_archive_says_where_it_is_published(tmp_path):
+def test_a_missing_archive_is_refused_with_the_place_of_publication(tmp_path):
     with problem("no-such-file", place="nowhere") as problems:
         build(tmp_path / "nowhere").splits()
     assert "zenodo.org/records/8231412" in problems[0].hint
@@ -207,7 +207,7 @@ def test_missing_and_broken_images_are_listed_together(archive):
     assert len(problems) == 2 and "bus_0003-s" in problems[1].place
 
 
-def test_rows_that_are_not_as_published_are_listed(archive):
+def test_rows_that_differ_from_the_published_format_are_listed(archive):
     table = (archive / "bus_data.csv").read_text()
     (archive / "bus_data.csv").write_text(table.replace("bus_0003-s", "bus_../../x-s").replace("benign,3", "benign,7"))
     with problem("wrong-format", place="bus_data.csv") as problems:
@@ -215,13 +215,13 @@ def test_rows_that_are_not_as_published_are_listed(archive):
     assert len(problems) == 2
 
 
-def test_a_fold_that_is_not_there_is_refused():
+def test_an_unknown_fold_is_refused():
     with problem("out-of-range", place="data.dataset.fold"):
         Busbra(root="x", fold=7)
 
 
 @pytest.mark.skipif(not ARCHIVE.is_dir(), reason=f"the BUS-BRA archive is not at {ARCHIVE}")
-def test_the_real_archive_is_measured_as_its_pictures_show():
+def test_the_real_archive_is_measured_as_seen_by_eye():
     def told(name):
         image = np.array(Image.open(ARCHIVE / "Images" / f"bus_{name}.png"))
         return attributes(measure(image, np.array(Image.open(ARCHIVE / "Masks" / f"mask_{name}.png"))))

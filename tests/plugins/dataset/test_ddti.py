@@ -20,7 +20,7 @@ real = pytest.mark.skipif(not ARCHIVE.is_dir(), reason=f"the DDTI archive is not
 
 
 @pytest.mark.parametrize("double", [False, True])
-def test_the_scan_area_holds_the_scan_and_nothing_of_the_margins(double):
+def test_the_scan_area_contains_the_scan_without_margins(double):
     image = np.asarray(frame(double=double))
     area = scan_area(image)
     left, top, right, bottom = SCAN
@@ -31,7 +31,7 @@ def test_the_scan_area_holds_the_scan_and_nothing_of_the_margins(double):
     assert area[150, 250], "a cyst is as dark as the margin, and belongs to the scan"
 
 
-def test_a_view_shows_its_scan_area_alone(tmp_path):
+def test_a_view_is_cropped_to_its_scan_area(tmp_path):
     frame(1).save(tmp_path / "plain.png")
     frame(1, text="TIRADS 5 (5)").save(tmp_path / "other.png")
     plain, other = (ScanView(FileView(str(tmp_path / f"{n}.png"), n)).load() for n in ("plain", "other"))
@@ -47,7 +47,7 @@ def test_a_frame_without_a_scan_is_broken(tmp_path):
         ScanView(FileView(str(tmp_path / "blank.png"), "blank")).load()
 
 
-def test_a_report_says_all_that_is_known_in_words_that_only_the_seed_changes():
+def test_a_report_states_every_known_finding_and_only_the_seed_changes_its_wording():
     words = {
         "composition": "predominantly cystic",
         "echogenicity": "markedly hypoechoic",
@@ -67,7 +67,7 @@ def test_a_report_says_all_that_is_known_in_words_that_only_the_seed_changes():
     assert "echoic" not in compose(known, "1") and "alcific" not in compose(known, "1")
 
 
-def test_spellings_are_read_as_one_word(tmp_path):
+def test_spelling_variants_are_read_as_one_word(tmp_path):
     write_archive(tmp_path, 5)
     write_case(tmp_path, 6, COMPLETE, images=(6,))
     (exam,) = [exam for exams in Ddti(root=str(tmp_path)).splits().values() for exam in exams if exam.id == "ddti_006"]
@@ -84,7 +84,7 @@ def test_spellings_are_read_as_one_word(tmp_path):
     }
 
 
-def test_cases_that_share_an_image_are_one_patient_and_a_repeated_view_counts_once(tmp_path):
+def test_cases_with_a_common_image_are_one_patient_and_a_repeated_view_counts_once(tmp_path):
     write_archive(tmp_path, 4)
     write_case(tmp_path, 20, images=(50, 50, 51))
     write_case(tmp_path, 21, {}, images=(51, 52))  # no descriptors: left out, yet it ties 20 and 22 together
@@ -98,7 +98,7 @@ def test_cases_that_share_an_image_are_one_patient_and_a_repeated_view_counts_on
     assert "split-leak" not in {problem.code for problem in check(source).errors}
 
 
-def test_incomplete_cases_are_read_on_request_and_move_nobody(tmp_path):
+def test_incomplete_cases_are_read_on_request_and_change_no_fold(tmp_path):
     write_archive(tmp_path, 15)
     write_case(tmp_path, 16, {"margins": "spiculated", "calcifications": "non", "tirads": "5"}, images=(16,), sex="u")
     write_case(tmp_path, 17, {}, images=(17,), age="")
@@ -112,7 +112,7 @@ def test_incomplete_cases_are_read_on_request_and_move_nobody(tmp_path):
     assert whole.items() <= all_of_them.items()
 
 
-def test_folds_are_by_category_and_every_patient_is_tested_once(tmp_path):
+def test_folds_are_stratified_and_every_patient_is_tested_once(tmp_path):
     write_archive(tmp_path, 30)
     tested = []
     for fold in (1, 2, 3, 4, 5):
@@ -136,13 +136,13 @@ def test_the_cache_key_follows_the_images(tmp_path):
     assert Ddti(root=str(tmp_path)).cache_key != before
 
 
-def test_a_missing_archive_says_what_is_expected(tmp_path):
+def test_a_missing_archive_is_refused_with_the_expected_layout(tmp_path):
     with problem("no-such-file", place="nowhere") as problems:
         Ddti(root=str(tmp_path / "nowhere")).splits()
     assert "SPIE 9287" in problems[0].hint
 
 
-def test_all_bad_cases_are_listed(tmp_path):
+def test_all_invalid_cases_are_listed(tmp_path):
     write_archive(tmp_path, 6)
     (tmp_path / "1.xml").write_text("<case><number>1")
     (tmp_path / "2.xml").write_text('<!DOCTYPE case [<!ENTITY a "b">]><case/>')
@@ -156,7 +156,7 @@ def test_all_bad_cases_are_listed(tmp_path):
     assert "Did you mean 'spiculated'?" in problems[2].found
 
 
-def test_folds_that_leave_a_split_empty_are_refused():
+def test_folds_with_an_empty_split_are_refused():
     with problem("out-of-range", place="data.dataset.folds"):
         Ddti(root="x", folds=2)
     with problem("out-of-range", place="data.dataset.fold"):
@@ -179,7 +179,7 @@ def test_the_real_archive_is_split_by_patient():
 
 @real
 @pytest.mark.parametrize("name", ["28_1", "62_1", "213_1", "338_1", "342_1", "369_1", "389_1", "88_2"])
-def test_no_text_is_left_on_real_frames_that_tell_their_category(name):
+def test_real_frames_have_no_burnt_in_category(name):
     """Text stands below the scan, from row 337 on, and left of it the grey bar."""
     image = FileView(str(ARCHIVE / f"{name}.jpg"), name).load()
     area = scan_area(image.mean(2).astype(np.uint8) if image.ndim == 3 else image)

@@ -47,7 +47,7 @@ def listed(tmp_path):
     return found, save
 
 
-def test_published_format_with_byte_order_mark_is_read(listed):
+def test_the_published_format_with_a_byte_order_mark_is_read(listed):
     found, save = listed
     found["train"][0] |= {"finding": "腺体回声均匀。", "labels": 4, "split": "train"}
     splits = save("utf-8-sig").splits()
@@ -58,14 +58,14 @@ def test_published_format_with_byte_order_mark_is_read(listed):
     assert {split: len(exams) for split, exams in splits.items()} == {"train": 2, "val": 2, "test": 2}
 
 
-def test_words_of_r2gen_and_one_view_as_text_are_read(listed):
+def test_the_keys_of_r2gen_and_a_single_view_are_read(listed):
     found, save = listed
     found["val"][0] = {"id": "CXR7", "report": "Clear.", "image_path": "11_1.png", "patient": "p"}
     exam = save().splits()["val"][0]
     assert (exam.id, exam.patient, exam.report, len(exam.views)) == ("CXR7", "p", "Clear.", 1)
 
 
-def test_another_key_may_hold_the_report(listed):
+def test_the_report_may_have_another_key(listed):
     found, save = listed
     for exams in found.values():
         for exam in exams:
@@ -73,7 +73,7 @@ def test_another_key_may_hold_the_report(listed):
     assert save(report_key="text").splits()["test"][1].report == "Other words."
 
 
-def test_all_bad_exams_are_named_at_once(listed):
+def test_all_invalid_exams_are_named_at_once(listed):
     found, save = listed
     found["train"][0]["image_path"] = ["gone.png"]
     found["train"][1]["finding"] = "  "
@@ -120,7 +120,7 @@ def test_links_may_not_leave_the_folder_of_images(listed, tmp_path):
     assert inside(tmp_path, "images/1_1.png") == (tmp_path / "images" / "1_1.png").resolve()
 
 
-def test_ids_and_patients_that_splits_share_are_an_error(listed):
+def test_ids_and_patients_in_two_splits_are_refused(listed):
     found, save = listed
     found["test"][0]["uid"] = 1
     found["test"][1]["patient"] = "p"
@@ -167,14 +167,14 @@ def test_cache_key_follows_the_images(listed, tmp_path):
     assert save().cache_key != before
 
 
-def test_views_cross_to_another_process(listed):
+def test_views_are_picklable(listed):
     _, save = listed
     view = save().splits()["train"][0].views[0]
     assert np.array_equal(pickle.loads(pickle.dumps(view)).load(), view.load())
 
 
 @pytest.mark.parametrize("lines", [False, True], ids=["a list", "json lines"])
-def test_a_flat_list_in_other_words_is_read_by_its_keys(tmp_path, lines):
+def test_a_flat_list_with_other_keys_is_read(tmp_path, lines):
     splits = {"train": "train", "validate": "val", "test": "test"}
     exams = [
         {"study": f"s{n}", "subject": f"p{n}", "text": f"Report {n}.", "files": f"{n}.png", "part": part}
@@ -203,7 +203,7 @@ def test_a_mistake_in_json_lines_names_its_line(tmp_path):
         Manifest(file=str(tmp_path / "exams.jsonl"), images=str(tmp_path)).splits()
 
 
-def test_a_report_under_another_key_is_guessed_at(listed):
+def test_a_missing_report_key_names_a_likely_key(listed):
     found, save = listed
     found["train"][0]["findigs"] = found["train"][0].pop("finding")
     with problem("missing-key", place="exam 1") as problems:

@@ -62,7 +62,7 @@ def fingerprint(place: int) -> tuple[str, bytes]:
     return exam.report, exam.views[1].load().tobytes()
 
 
-def test_it_is_found_by_its_name() -> None:
+def test_the_phantom_is_found_by_its_name() -> None:
     assert load(find("dataset", "phantom")) is Phantom
 
 
@@ -77,13 +77,13 @@ def test_exams_do_not_depend_on_the_order_of_access_or_on_how_many_there_are() -
         few[10]
 
 
-def test_spawned_processes_make_the_same_exams() -> None:
+def test_spawned_processes_generate_the_same_exams() -> None:
     here = [fingerprint(place) for place in range(4)]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         assert list(pool.map(fingerprint, range(4))) == here
 
 
-def test_a_fresh_interpreter_with_another_hash_seed_makes_the_same_exam() -> None:
+def test_a_new_interpreter_with_another_hash_seed_generates_the_same_exam() -> None:
     out = [
         subprocess.run(
             [sys.executable, "-c", PRINT_EXAM],
@@ -131,13 +131,13 @@ def test_splits_are_cheap_and_settings_change_the_cache_key() -> None:
     assert len(keys) == 5 and Phantom().cache_key == Phantom().cache_key
 
 
-def test_a_size_that_shows_nothing_is_refused() -> None:
+def test_a_too_small_image_size_is_refused() -> None:
     with problem("out-of-range", place="data.dataset.size"):
         Phantom(size=32)
 
 
 @pytest.mark.parametrize("organ", ["breast", "thyroid", "liver"])
-def test_the_mix_is_that_of_published_reports(organ: str) -> None:
+def test_findings_have_the_frequencies_of_published_reports(organ: str) -> None:
     truths = [exam.attributes for exam in texts(organ, 1000, unseen=1.0)]
     shares, many = SHARES[organ], 3.3 * 0.5 / np.sqrt(1000)  # over three standard errors of the widest share
     found = {
@@ -153,7 +153,7 @@ def test_the_mix_is_that_of_published_reports(organ: str) -> None:
     assert hard == pytest.approx({"breast": 0.03, "thyroid": 0.15, "liver": 0.04}[organ], abs=0.035)
 
 
-def test_normal_texts_repeat_as_a_clinic_repeats_itself() -> None:
+def test_normal_reports_repeat_as_often_as_clinical_ones() -> None:
     counted = Counter(exam.report for exam in texts("breast"))
     assert 0.12 < counted.most_common(1)[0][1] / counted.total() < 0.30
     assert 0.35 < len(counted) / counted.total() < 0.80
@@ -163,7 +163,7 @@ def test_normal_texts_repeat_as_a_clinic_repeats_itself() -> None:
 
 @pytest.mark.parametrize("organ", ["breast", "thyroid", "liver"])
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_nothing_unseen_is_told_when_unseen_is_zero(organ: str, language: str) -> None:
+def test_reports_state_nothing_unseen_if_unseen_is_0(organ: str, language: str) -> None:
     told = texts(organ, unseen=0.0, language=language)
     hidden = re.compile("doppler|flow|vascularity|lymph|CDFI|血流|淋巴", re.IGNORECASE)
     assert not [exam.report for exam in told if hidden.search(exam.report) or exam.attributes["unseen"]]
@@ -174,7 +174,7 @@ def test_nothing_unseen_is_told_when_unseen_is_zero(organ: str, language: str) -
 
 
 @pytest.mark.parametrize("organ", ["breast", "thyroid", "liver"])
-def test_english_says_what_is_true_and_nothing_else(organ: str) -> None:
+def test_english_reports_state_exactly_the_truth(organ: str) -> None:
     for exam in texts(organ):
         truth, lesions = exam.attributes, exam.attributes["lesions"]
         for text in (exam.report, exam.rewording):
@@ -204,7 +204,7 @@ def test_english_says_what_is_true_and_nothing_else(organ: str) -> None:
 
 
 @pytest.mark.parametrize("organ", ["breast", "thyroid", "liver"])
-def test_chinese_says_what_is_true_and_nothing_else(organ: str) -> None:
+def test_chinese_reports_state_exactly_the_truth(organ: str) -> None:
     for exam in texts(organ, language="zh"):
         lesions, text = exam.attributes["lesions"], exam.report
         assert not re.search(r"[a-z]{3}|\{|None|[,;]", text)
@@ -219,7 +219,7 @@ def test_chinese_says_what_is_true_and_nothing_else(organ: str) -> None:
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_masked_measures_leave_no_number(language: str) -> None:
+def test_masked_reports_have_no_numbers(language: str) -> None:
     exams = texts("breast", language=language, measures="masked")
     with_lesion = [exam for exam in exams if exam.attributes["lesions"]]
     for exam in with_lesion:
@@ -229,14 +229,14 @@ def test_masked_measures_leave_no_number(language: str) -> None:
     assert not [exam for exam in exams if not exam.attributes["lesions"] and "_" in exam.report]
 
 
-def test_rewording_keeps_the_facts_and_changes_words() -> None:
+def test_another_wording_has_the_same_facts() -> None:
     exams = [exam for exam in texts("breast") if exam.attributes["lesions"]]
     numbers = [(re.findall(r"\d+", exam.report), re.findall(r"\d+", str(exam.rewording))) for exam in exams]
     assert all(sorted(one) == sorted(other) for one, other in numbers)
     assert np.mean([exam.report != exam.rewording for exam in exams]) > 0.7
 
 
-def test_attributes_are_json_and_views_show_every_side_that_is_told() -> None:
+def test_attributes_are_json_and_views_show_every_side_in_the_report() -> None:
     for exam in texts("thyroid"):
         assert json.loads(json.dumps(exam.attributes)) == exam.attributes
         shown = {view.plan.side for view in exam.views}
@@ -255,7 +255,7 @@ def test_left_and_right_look_different_below_the_scan() -> None:
 
 
 @pytest.mark.parametrize("organ", ["breast", "thyroid"])
-def test_the_truth_is_in_the_picture_within_the_known_mask(organ: str) -> None:
+def test_findings_are_visible_within_the_mask(organ: str) -> None:
     contrast: dict[str, list[float]] = {}
     for exam, scan, mask in scans(organ):
         if mask.any():
@@ -270,7 +270,7 @@ def test_the_truth_is_in_the_picture_within_the_known_mask(organ: str) -> None:
 
 
 @pytest.mark.parametrize("organ", ["breast", "thyroid"])
-def test_global_statistics_hardly_tell_the_findings(organ: str) -> None:
+def test_global_image_statistics_hardly_predict_the_findings(organ: str) -> None:
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score
     from sklearn.neighbors import KNeighborsClassifier
@@ -293,7 +293,7 @@ def test_global_statistics_hardly_tell_the_findings(organ: str) -> None:
             assert balanced_accuracy_score(known[half:], guess) < 0.72, (name, model)
 
 
-def test_the_first_view_s_side_and_plane_do_not_tell_a_lesion() -> None:
+def test_side_and_plane_of_the_first_view_do_not_predict_a_lesion() -> None:
     exams = texts("breast", 1000, unseen=1.0)
     for mark in (lambda plan: plan.side == "left", lambda plan: plan.plane == 0):
         share = {
@@ -303,7 +303,7 @@ def test_the_first_view_s_side_and_plane_do_not_tell_a_lesion() -> None:
         assert share["present"] == pytest.approx(share["absent"], abs=0.11), share
 
 
-def test_sides_and_planes_shown_do_not_tell_a_lesion() -> None:
+def test_the_views_shown_do_not_predict_a_lesion() -> None:
     exams = [exam for exam in texts("breast", 1000, unseen=1.0) if exam.attributes.get("count") != "multiple"]
     for shown in (lambda exam: len(exam.views), lambda exam: len({view.plan.side for view in exam.views})):
         means = [
@@ -312,11 +312,11 @@ def test_sides_and_planes_shown_do_not_tell_a_lesion() -> None:
         assert means[0] == pytest.approx(means[1], abs=0.12)
 
 
-def test_the_telling_view_shows_the_lesion_and_its_mask_is_there() -> None:
+def test_the_lesion_is_visible_in_a_view_with_a_mask() -> None:
     for exam, _, mask in scans("breast"):
         assert mask.any() == bool(exam.attributes["lesions"])
 
 
-def test_no_exam_has_more_views_than_encoders_take() -> None:
+def test_no_exam_has_more_views_than_encoders_accept() -> None:
     for organ in ("breast", "thyroid", "liver"):
         assert {len(exam.views) for exam in texts(organ)} <= {2, 3, 4}

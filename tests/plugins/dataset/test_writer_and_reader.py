@@ -44,7 +44,7 @@ def told(truth: Truth) -> set[tuple[str, str]]:
 
 @pytest.mark.parametrize("write", [write_english, write_chinese])
 @pytest.mark.parametrize("organ", ["breast", "thyroid", "liver"])
-def test_the_reader_finds_all_that_the_phantom_tells_and_nothing_else(write, organ: str) -> None:
+def test_the_lexicon_finds_exactly_the_findings_of_phantom_reports(write, organ: str) -> None:
     for index in range(100):
         random = np.random.default_rng([7, index])
         truth = draw_truth(organ, 0.5, 0.5, random)

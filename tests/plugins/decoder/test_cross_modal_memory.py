@@ -21,7 +21,7 @@ def cross_modal(slots: int, top_k: int) -> CrossModalMemory:
     return decoder
 
 
-def test_with_top_k_of_all_slots_it_is_torchs_attention() -> None:
+def test_top_k_of_all_slots_equals_attention_of_torch() -> None:
     memory = cross_modal(10, 10).memory
     ours, theirs = memory.attention, nn.MultiheadAttention(12, 3, batch_first=True)
     theirs.in_proj_weight.data = torch.cat([ours.q_proj.weight, ours.k_proj.weight, ours.v_proj.weight])

@@ -68,7 +68,7 @@ def test_cached_generation_equals_search_without_cache(name: str, num_beams: int
 
 
 @DECODERS
-def test_it_overfits_four_reports(name: str) -> None:
+def test_a_decoder_overfits_four_reports(name: str) -> None:
     decoder = make(name, **WITHOUT_DROPOUT[name])
     seen = features(4)
     reports = [[4, 5, 6, 7, 8], [4, 5, 9, 7], [10, 11, 12], [4, 12, 5, 5, 5, 7]]

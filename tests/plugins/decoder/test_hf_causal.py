@@ -72,7 +72,7 @@ def test_the_vocabulary_of_its_own_tokenizer_keeps_embeddings_and_logits(llama: 
 
 
 @pytest.mark.parametrize("tuning", ["frozen", "lora"])
-def test_a_frozen_model_trains_what_is_around_it(llama: str, tuning: Any) -> None:
+def test_a_frozen_language_model_trains_its_surroundings(llama: str, tuning: Any) -> None:
     keys = {"lora_rank": 2} if tuning == "lora" else {}
     decoder = make(weights=llama, vocabulary=list(VOCABULARY), tuning=tuning, **keys).train()
     before = load_file(Path(llama) / "model.safetensors")
@@ -94,7 +94,7 @@ def test_a_frozen_model_trains_what_is_around_it(llama: str, tuning: Any) -> Non
     assert {name.replace("model.", "", 1).replace("base_layer.", "") for name in unsaved} == set(before)
 
 
-def test_exams_with_fewer_views_are_as_alone_also_where_attention_reaches_few_words() -> None:
+def test_padding_of_views_does_not_change_logits_also_with_sliding_attention() -> None:
     decoder = make(architecture="mistral", config=MISTRAL).eval()
     mask = [[True] * 8, [True] * 3 + [False] * 5, [True, False] * 4]
     features, tokens = exams(mask), torch.tensor([[BOS, 4, 6, 7, 8]] * 3)
@@ -106,7 +106,7 @@ def test_exams_with_fewer_views_are_as_alone_also_where_attention_reaches_few_wo
 
 
 @pytest.mark.parametrize("queries", [0, 3])
-def test_greedy_reports_on_the_cache_are_those_of_the_whole_computed_anew(queries: int) -> None:
+def test_cached_greedy_generation_equals_generation_without_cache(queries: int) -> None:
     decoder = make(architecture="gpt2", config=GPT2, queries=queries).eval()
     features = exams([[True] * 5, [True, True, False, False, False]])
     written = generate(decoder, features, max_length=7)
@@ -122,7 +122,7 @@ def test_greedy_reports_on_the_cache_are_those_of_the_whole_computed_anew(querie
         assert found == [word for word in words[1:] if word != EOS]
 
 
-def test_other_words_get_embeddings_of_their_own(llama: str) -> None:
+def test_another_vocabulary_gets_new_embeddings(llama: str) -> None:
     decoder = make(13, weights=llama, vocabulary=[*VOCABULARY, "cyst", "lymph"]).eval()
     model = decoder.model
     assert not decoder.keeps_vocabulary and model.get_input_embeddings().weight.shape[0] == 13
@@ -134,7 +134,7 @@ def test_other_words_get_embeddings_of_their_own(llama: str) -> None:
         make(13, weights=llama, vocabulary=[*VOCABULARY, "cyst", "lymph"], prompt="The mass")
 
 
-def test_words_that_happen_to_be_pieces_are_learned_anew(pieces: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_that_equal_subwords_get_new_embeddings(pieces: str, capsys: pytest.CaptureFixture[str]) -> None:
     whole = Hf(weights=pieces).vocabulary
     for vocabulary, kept, expected in ((whole, True, "keeps"), (whole[:-1], False, "learns")):
         assert make(len(vocabulary), weights=pieces, vocabulary=vocabulary).keeps_vocabulary == kept
@@ -142,7 +142,7 @@ def test_words_that_happen_to_be_pieces_are_learned_anew(pieces: str, capsys: py
 
 
 @pytest.mark.parametrize("vocabulary", [list(VOCABULARY), [*VOCABULARY[:6], "cyst"]])
-def test_a_model_trained_whole_is_built_again_without_its_folder(llama: str, vocabulary: list[str]) -> None:
+def test_a_fully_trained_model_is_rebuilt_without_its_folder(llama: str, vocabulary: list[str]) -> None:
     words = len(vocabulary)
     first = make(words, weights=llama, vocabulary=vocabulary).eval()
     again = make(words, vocabulary=vocabulary, hf_config=json.loads(json.dumps(first.hf_config))).eval()
@@ -178,7 +178,7 @@ def test_weights_of_more_layers_than_the_configuration_has_are_refused(llama: st
         make(weights=llama, vocabulary=list(VOCABULARY), config={"num_hidden_layers": 1})
 
 
-def test_positions_of_a_roberta_begin_behind_the_padding(tmp_path: Path) -> None:
+def test_positions_of_a_roberta_start_after_the_padding_index(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = RobertaConfig(**BERT, vocab_size=20, pad_token_id=3, is_decoder=True, max_position_embeddings=18)
     RobertaForCausalLM(config).save_pretrained(tmp_path)
@@ -202,7 +202,7 @@ def test_more_positions_than_the_model_has_are_refused() -> None:
         decoder.init_cache(exams([[True] * 4]))
 
 
-def test_the_tokenizer_numbers_the_pieces_of_its_model_behind_our_signs(pieces: str) -> None:
+def test_token_ids_are_those_of_the_model_after_our_special_tokens(pieces: str) -> None:
     tokenizer = Hf(weights=pieces)
     tokenizer.fit(REPORTS)
     theirs = of_bytes(REPORTS)
@@ -214,7 +214,7 @@ def test_the_tokenizer_numbers_the_pieces_of_its_model_behind_our_signs(pieces: 
     assert UNK in tokenizer.encode("a </s> b"), "a text cannot end a report"
 
 
-def test_signs_without_a_role_are_no_words(tmp_path: Path) -> None:
+def test_special_tokens_without_a_role_are_not_words(tmp_path: Path) -> None:
     backend = of_bytes(REPORTS).backend_tokenizer
     backend.add_special_tokens([AddedToken("<|turn|>", special=True)])
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(tmp_path)
@@ -222,7 +222,7 @@ def test_signs_without_a_role_are_no_words(tmp_path: Path) -> None:
     assert "<|turn|>" not in tokenizer.vocabulary and UNK in tokenizer.encode("a <|turn|> b")
 
 
-def test_its_scores_are_on_whole_words_with_masked_measures_as_one(pieces: str) -> None:
+def test_segment_gives_whole_words_and_one_word_for_a_masked_measure(pieces: str) -> None:
     tokenizer = Hf(weights=pieces)
     tokenizer.fit(REPORTS)
     words = tokenizer.segment(REPORTS[0])
@@ -234,7 +234,7 @@ def test_its_scores_are_on_whole_words_with_masked_measures_as_one(pieces: str) 
     assert other.decode(other.encode(chinese[0])) == chinese[0]
 
 
-def test_a_saved_tokenizer_needs_no_folder_and_a_broken_one_says_so(pieces: str, tmp_path: Path) -> None:
+def test_a_saved_tokenizer_needs_no_folder_and_a_damaged_one_is_refused(pieces: str, tmp_path: Path) -> None:
     tokenizer = Hf(weights=pieces)
     tokenizer.fit(REPORTS)
     tokenizer.save(tmp_path / "tokenizer.json")
@@ -247,6 +247,8 @@ def test_a_saved_tokenizer_needs_no_folder_and_a_broken_one_says_so(pieces: str,
             Hf.load(tmp_path / "broken.json")
 
 
-def test_reports_that_the_pieces_cannot_write_are_told(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reports_that_the_tokenizer_changes_are_counted_in_a_notice(
+    llama: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     Hf(weights=llama).fit(["The mass is oval .", "A cyst ."])
     assert "changes words of 1 of 2 training reports" in capsys.readouterr().out

@@ -13,7 +13,7 @@ WORDS, FEATURES = 11, 5
 
 
 @torch.no_grad()
-def test_it_equals_the_papers_formulas_in_plain_loops() -> None:
+def test_the_decoder_equals_the_formulas_of_the_paper_in_loops() -> None:
     torch.manual_seed(0)
     decoder = LstmAttention(
         vocabulary_size=WORDS, feature_width=FEATURES, width=4, word_width=3, attention_width=6

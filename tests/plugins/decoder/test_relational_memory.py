@@ -57,7 +57,7 @@ def test_the_memory_continues_from_a_cache(relational: RelationalMemory) -> None
     assert torch.allclose(relational.memory(words[:, 3:], first_half[:, -1]), whole[:, 3:], atol=1e-6)
 
 
-def test_a_norm_is_torchs_with_weight_and_bias_from_the_slots(relational: RelationalMemory) -> None:
+def test_a_norm_equals_that_of_torch_with_weight_and_bias_from_the_slots(relational: RelationalMemory) -> None:
     norm, x, slots = relational.layers[0].self_attn_norm, randn(2, 3, 12), randn(2, 3, 24, seed=1)
     found = norm(x, slots)
     for b in range(2):

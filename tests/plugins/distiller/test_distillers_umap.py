@@ -80,7 +80,7 @@ def kmeans(**keys) -> UmapKMeans:
     return UmapKMeans(**{"segment": str.split, "seed": 3, "neighbours": 5, "topics": 4, "restarts": 2, **keys})
 
 
-def test_different_reports_are_laid_out_once_and_copies_lie_with_them(quick):
+def test_different_reports_are_embedded_once_and_copies_have_the_same_point(quick):
     texts = corpus(40, seed=1)[0]
     one, many = plane().fit(texts), plane().fit([*texts, *texts[:5] * 30])
     for laid_out in Principal.fits:
@@ -90,7 +90,7 @@ def test_different_reports_are_laid_out_once_and_copies_lie_with_them(quick):
     assert np.array_equal(there[0], there[1]), "the same words in another order are the same counts"
 
 
-def test_an_unseen_report_lies_where_it_would_lie_alone(quick):
+def test_the_point_of_a_new_report_does_not_depend_on_its_batch(quick):
     laid_out, unseen = plane().fit(corpus(40, seed=1)[0]), corpus(12, seed=2)[0]
     together, known = laid_out.places(unseen)
     assert known.all() and len(set(unseen) - set(corpus(40, seed=1)[0])) > 3
@@ -98,32 +98,32 @@ def test_an_unseen_report_lies_where_it_would_lie_alone(quick):
         assert np.array_equal(laid_out.places([text])[0][0], place)
 
 
-def test_a_report_of_unknown_words_lies_in_the_middle_and_is_told(quick):
+def test_a_report_of_unknown_words_is_placed_at_the_mean_with_a_notice(quick):
     laid_out = plane().fit([*corpus(40, seed=1)[0], ""])
     places, known = laid_out.places(["unheard of", "", "cyst"])
     assert known.tolist() == [False, False, True]
     np.testing.assert_allclose(places[:2], laid_out.places_mC.mean(axis=0)[None].repeat(2, 0), atol=1e-6)
 
 
-def test_too_few_reports_to_lay_out_are_told(quick):
+def test_too_few_reports_for_umap_are_refused(quick):
     with problem("too-few-reports", "distiller mine"):
         plane().fit(["a b", "c d"] * 4)
     with problem("out-of-range", "distiller mine"):
         plane(neighbours=1)
 
 
-def test_without_umap_it_says_what_to_install(monkeypatch):
+def test_a_missing_umap_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     with problem("missing-package", "distiller umap_kmeans"):
         kmeans()
 
 
 @pytest.mark.parametrize("make", [kmeans, hdbscan])
-def test_both_keep_their_contract_with_another_layout(quick, make):
+def test_both_meet_the_contract_with_another_projection(quick, make):
     check_distiller(make)
 
 
-def test_topics_follow_what_reports_say(quick):
+def test_topics_follow_the_content_of_reports(quick):
     distiller = kmeans(components=4)
     distiller.fit(corpus(120, seed=1)[0])
     texts, kinds = corpus(60, seed=2)
@@ -153,14 +153,14 @@ def test_noise_is_the_last_topic_and_copies_count_in_sizes_alone(monkeypatch, qu
     assert [card.size for card in cards[:-1]] == sorted((card.size for card in cards[:-1]), reverse=True)
 
 
-def test_nothing_but_noise_is_told(quick):
+def test_reports_of_noise_alone_are_refused(quick):
     with problem("out-of-range", place="distiller"):
         hdbscan(min_cluster_size=60).fit(corpus(80, seed=1)[0])
     with problem("out-of-range", place="distiller.min_cluster_size"):
         hdbscan(min_cluster_size=1)
 
 
-def test_auto_lays_each_resample_out_once(quick):
+def test_auto_embeds_each_resample_once(quick):
     distiller = kmeans(topics="auto", auto_range=(2, 6), components=4, restarts=1)
     distiller.fit(corpus(120, seed=1)[0])
     assert len(Principal.fits) == 1 + 1 + 10  # for good, the comparison with all, and the resamples
@@ -182,7 +182,7 @@ def numbered(points: np.ndarray, min_samples: int) -> tuple[np.ndarray, int]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_rule_for_further_points_gives_training_points_their_own_labels(seed):
+def test_the_rule_for_new_points_gives_training_points_their_labels(seed):
     """HDBSCAN's tree is not asked, so that its labels test the rule."""
     points = scattered(seed)
     labels, groups = numbered(points, 5)
@@ -196,7 +196,7 @@ def test_the_rule_for_further_points_gives_training_points_their_own_labels(seed
     np.testing.assert_allclose(weights.max(axis=1), weights[np.arange(len(points)), labels], atol=1e-6)
 
 
-def test_a_further_point_joins_the_group_that_it_is_linked_with_below_its_end():
+def test_a_new_point_joins_the_cluster_that_it_is_linked_with_before_the_cluster_ends():
     """Against components of the graph of mutual reachability, with the point in it, cut where the group ends."""
     points, further = scattered(1), np.random.default_rng(9).uniform(-3, 6, (150, 2))
     labels, groups = numbered(points, 5)
@@ -230,7 +230,7 @@ class Greedy(Principal):
         return super().transform(vectors)
 
 
-def test_training_has_as_many_threads_after_a_layout_as_before(monkeypatch):
+def test_umap_restores_the_number_of_threads(monkeypatch):
     monkeypatch.setattr(topics_umap, "umap_class", lambda name: Greedy)
     threads = torch.get_num_threads()
     laid_out = plane().fit(corpus(12, seed=1)[0])
@@ -240,7 +240,7 @@ def test_training_has_as_many_threads_after_a_layout_as_before(monkeypatch):
 
 
 @pytest.mark.long  # its compiler takes 15 s
-def test_with_umap_itself_groups_part_and_nothing_moves():
+def test_umap_separates_groups_and_is_deterministic():
     texts, kinds = corpus(60, seed=1)
     distiller = kmeans(neighbours=10)
     distiller.fit(texts)

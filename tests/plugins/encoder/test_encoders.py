@@ -29,7 +29,7 @@ def views(channels: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(3, 2, channels, 64, 64), torch.tensor([[True, True], [True, False], [True, True]])
 
 
-def test_more_views_than_the_encoder_is_built_for_are_refused() -> None:
+def test_more_views_than_max_views_are_refused() -> None:
     with problem("out-of-range", place="model.encoder.max_views"):
         TinyCnn(channels=1)(torch.rand(1, 5, 1, 32, 32), torch.ones(1, 5, dtype=torch.bool))
 
@@ -40,7 +40,7 @@ def test_group_norm_leaves_no_batch_norm() -> None:
     )
 
 
-def test_grey_images_see_pretrained_weights_as_three_equal_channels_would(tmp_path: Path) -> None:
+def test_grey_images_give_the_features_of_three_equal_channels(tmp_path: Path) -> None:
     torch.manual_seed(3)
     ResNet(channels=3, depth=10, width=8).backbone.save_pretrained(tmp_path)
     grey = ResNet(channels=1, depth=10, width=8, weights=str(tmp_path)).eval()
@@ -71,7 +71,7 @@ CLASSES = {"tiny_cnn": TinyCnn, "resnet": ResNet, "backbone": Backbone}
 
 @pytest.mark.parametrize("fusion", ["concatenate", "attention"])
 @pytest.mark.parametrize("name", CLASSES)
-def test_without_positions_the_order_and_number_of_views_are_free(name: str, fusion: str) -> None:
+def test_without_positions_any_order_and_number_of_views_is_accepted(name: str, fusion: str) -> None:
     torch.manual_seed(0)
     encoder = CLASSES[name](channels=1, fusion=fusion, max_views=0, **keys_of(name)).eval()
     image, order = torch.rand(2, 6, 1, 32, 32), torch.tensor([4, 0, 5, 2, 1, 3])
@@ -83,7 +83,7 @@ def test_without_positions_the_order_and_number_of_views_are_free(name: str, fus
         assert torch.allclose(one.patches_BND, two.patches_BND, atol=1e-5) and one.patch_mask_BN.all()
 
 
-def test_attention_weighs_the_views_of_each_place_by_a_softmax_of_their_scores() -> None:
+def test_attention_weighs_views_at_each_position_by_a_softmax_of_their_scores() -> None:
     torch.manual_seed(0)
     encoder = TinyCnn(channels=1, width=16, fusion="attention").eval()
     image, mask = torch.rand(1, 3, 1, 32, 32), torch.tensor([[True, False, True]])
@@ -105,7 +105,7 @@ def test_an_exam_without_views_has_no_patch_under_attention() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet", "backbone"])
-def test_frozen_stages_learn_nothing_and_keep_their_statistics(name: str) -> None:
+def test_frozen_stages_keep_weights_and_statistics(name: str) -> None:
     keys = {"resnet": {"depth": 10, "width": 8}, "backbone": {"architecture": "resnet", "config": RESNET}}[name]
     encoder = CLASSES[name](channels=1, frozen_stages=2, **keys).train()
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
@@ -132,7 +132,7 @@ def test_frozen_stages_learn_nothing_and_keep_their_statistics(name: str) -> Non
         (lambda: TinyCnn(channels=1, width=16, fusion="attention"), "layers.0", "layers.9", 4),
     ],
 )
-def test_stages_go_from_the_image_to_the_features(encoder: Any, first: str, last: str, count: int) -> None:
+def test_stages_are_ordered_from_the_image_to_the_features(encoder: Any, first: str, last: str, count: int) -> None:
     built = encoder()
     names = {id(weight): name for name, weight in built.named_parameters()}
     stages = [[names[id(weight)] for weight in stage] for stage in built.stages()]
@@ -150,7 +150,7 @@ def test_published_swin_weights_give_the_features_of_the_whole_model(tmp_path: P
     assert torch.allclose(encoder(image, torch.ones(2, 1, dtype=torch.bool)).patches_BND, expected, atol=1e-5)
 
 
-def test_grey_images_see_backbone_weights_as_three_equal_channels_would(tmp_path: Path) -> None:
+def test_grey_images_give_the_backbone_features_of_three_equal_channels(tmp_path: Path) -> None:
     save_swin(tmp_path)
     half = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(half))
@@ -170,7 +170,7 @@ def test_images_are_padded_to_whole_patches() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"hidden_act": "gelu"}, {"downsample_in_first_stage": True}])
-def test_a_resnet_of_weights_is_built_again_without_its_folder(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_a_pretrained_resnet_is_rebuilt_without_its_folder(tmp_path: Path, settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     shape = {"embedding_size": 8, "hidden_sizes": [8, 16, 32, 64], "depths": [1] * 4, "layer_type": "basic"}
     ResNetModel(ResNetConfig(**shape, **settings)).save_pretrained(tmp_path)
@@ -182,7 +182,7 @@ def test_a_resnet_of_weights_is_built_again_without_its_folder(tmp_path: Path, s
     assert ResNet(**keys).hf_config is None, "depth and width tell all of one from scratch"
 
 
-def test_a_backbone_is_built_again_without_its_folder(tmp_path: Path) -> None:
+def test_a_backbone_is_rebuilt_without_its_folder(tmp_path: Path) -> None:
     first = Backbone(channels=1, weights=str(save_swin(tmp_path / "swin")), config={"drop_path_rate": 0.0}).eval()
     told = json.loads(json.dumps(first.hf_config))
     again = Backbone(channels=1, hf_config=told).eval()
@@ -191,7 +191,7 @@ def test_a_backbone_is_built_again_without_its_folder(tmp_path: Path) -> None:
     assert first.external_weights is None, "all of it is trained, so all of it is saved"
 
 
-def test_lora_trains_narrow_matrices_beside_frozen_weights(tmp_path: Path) -> None:
+def test_lora_trains_low_rank_matrices_beside_frozen_weights(tmp_path: Path) -> None:
     encoder = Backbone(channels=1, weights=str(save_swin(tmp_path)), lora_rank=2, lora_targets=["q_proj", "v_proj"])
     learns = {name for name, weight in encoder.named_parameters() if weight.requires_grad}
     assert learns == {name for name in encoder.state_dict() if "lora_" in name} | {"position_VD"}
@@ -224,14 +224,14 @@ def test_wrong_keys_of_a_backbone_are_refused(keys: dict[str, Any], code: str, p
         Backbone(channels=1, **keys)
 
 
-def test_images_of_another_size_than_the_configuration_has_are_refused_where_they_do_not_run() -> None:
+def test_an_image_size_that_the_backbone_cannot_run_is_refused() -> None:
     shape = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "query_stride": [2, 2], "num_query_pool": 1}
     encoder = Backbone(channels=1, architecture="hiera", config={**shape, "image_size": [32, 32]})
     with problem("does-not-fit", place="model.encoder"):
         encoder(*views())
 
 
-def test_a_map_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_feature_map_of_a_wrong_shape_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Flat(nn.Linear):
         def __init__(self, config: Any) -> None:
             super().__init__(1, 1)
@@ -244,7 +244,7 @@ def test_a_map_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         Backbone(channels=1, architecture="swin", config={**SWIN, "embed_dim": 16})
 
 
-def test_folders_that_are_no_backbone_are_refused(tmp_path: Path) -> None:
+def test_folders_without_a_backbone_are_refused(tmp_path: Path) -> None:
     swin = save_swin(tmp_path / "swin")
     (swin / "model.safetensors").rename(swin / "pytorch_model.bin")
     with problem("no-such-file", place="model.encoder.weights"):

@@ -65,7 +65,7 @@ def test_without_a_number_of_jobs_there_is_room_for_an_array(tmp_path):
     assert executor(tmp_path).room() == 1001  # MaxArraySize, which real_slurm.sh leaves as it is
 
 
-def test_what_slurm_refuses_is_said_in_its_own_words(tmp_path):
+def test_a_refusal_of_slurm_is_passed_on(tmp_path):
     with problem("cluster-unavailable"):
         executor(tmp_path, partition="nowhere").start([cell(tmp_path)])
     with problem("cluster-unavailable"):
@@ -119,7 +119,7 @@ def test_a_cell_that_is_cancelled_while_its_node_gets_ready_does_not_run(tmp_pat
     assert notes(tmp_path) == []
 
 
-def test_a_cell_that_an_operator_queues_again_goes_on(tmp_path):
+def test_a_cell_that_an_operator_requeues_resumes(tmp_path):
     handles = executor(tmp_path).start([cell(tmp_path, attempts=2)])
     wait(lambda: notes(tmp_path) == ["started"], "started")
     slurm_says("scontrol", "requeue", handles[0].job)
@@ -130,7 +130,7 @@ def test_a_cell_that_an_operator_queues_again_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize("partition", ["low", "grace"])
-def test_a_preempted_cell_saves_and_runs_again(tmp_path, partition):
+def test_a_preempted_cell_saves_and_resumes(tmp_path, partition):
     """In partition grace, the job has ended long before Slurm would have queued it again."""
     low = executor(tmp_path, partition=partition, cpus=ALL_CPUS).start([cell(tmp_path, "low", attempts=2)])
     wait(lambda: notes(tmp_path, "low") == ["started"], "started")
@@ -144,7 +144,7 @@ def test_a_preempted_cell_saves_and_runs_again(tmp_path, partition):
     assert notes(tmp_path, "high") == ["started", "done"]
 
 
-def test_a_job_is_not_taken_for_gone_while_slurm_does_not_answer(tmp_path):
+def test_a_job_is_not_gone_while_slurm_does_not_answer(tmp_path):
     handles = executor(tmp_path).start([cell(tmp_path, attempts=2)])
     wait(lambda: states(handles) == ["running"] and notes(tmp_path) == ["started"], "running")
     slurm_says("scontrol", "shutdown", "slurmctld")
@@ -159,13 +159,13 @@ def test_a_job_is_not_taken_for_gone_while_slurm_does_not_answer(tmp_path):
     assert notes(tmp_path) == ["started", "done"]
 
 
-def test_a_cell_saves_before_its_time_limit_and_is_queued_again(timed):
+def test_a_cell_saves_before_its_time_limit_and_is_requeued(timed):
     folder, handles = timed
     wait_until_gone(handles)
     assert notes(folder) == ["started", "saved", "started", "done"]
 
 
-def test_a_grid_makes_room_for_others_and_goes_on(tmp_path):
+def test_a_grid_yields_to_other_jobs_and_continues(tmp_path):
     grid = "recipe: shipped:smoke\nset: {train.epochs: 12}\nseeds: [1, 2]\n"
     (tmp_path / "two.yaml").write_text(grid + "executor: {name: slurm, partition: low, cpus: 4}\n")
     command = [sys.executable, str(ROOT / "launch.py"), "grid", "run", "two.yaml"]

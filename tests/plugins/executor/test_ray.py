@@ -149,7 +149,7 @@ def wait(until: Callable[[], object], what: str) -> None:
 
 
 @pytest.mark.long
-def test_cells_run_on_both_nodes_and_what_has_no_place_waits(nodes: TwoNodes, tmp_path: Path) -> None:
+def test_cells_run_on_both_nodes_and_the_others_wait(nodes: TwoNodes, tmp_path: Path) -> None:
     with executor(nodes, cpus=2) as ray:
         wait(lambda: ray.room() == 2, "two nodes have room for two")
         jobs = [cell(tmp_path, name) for name in ("a", "b", "c")]
@@ -189,7 +189,7 @@ def test_a_cancelled_cell_gets_sigterm_and_has_time_to_save(nodes: TwoNodes, tmp
 
 @pytest.mark.long
 @pytest.mark.parametrize("how", ["killed", "hung"])
-def test_a_cell_of_a_lost_node_is_gone_and_goes_on_on_the_other(nodes: TwoNodes, tmp_path: Path, how: str) -> None:
+def test_a_cell_of_a_lost_node_is_gone_and_resumes_on_the_other(nodes: TwoNodes, tmp_path: Path, how: str) -> None:
     with executor(nodes, cpus=2) as ray:
         wait(lambda: ray.room() == 2, "both nodes are free")
         jobs = {name: cell(tmp_path, name) for name in ("a", "b")}
@@ -222,7 +222,7 @@ def test_a_cell_of_a_lost_node_is_gone_and_goes_on_on_the_other(nodes: TwoNodes,
 
 
 @pytest.mark.long
-def test_a_cell_sees_its_gpus_its_threads_and_the_schedulers_environment(
+def test_a_cell_gets_its_gpus_its_threads_and_the_environment_of_the_scheduler(
     nodes: TwoNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -249,7 +249,7 @@ def test_a_cell_sees_its_gpus_its_threads_and_the_schedulers_environment(
 
 
 @pytest.mark.long
-def test_more_than_a_node_has_is_refused_at_once(nodes: TwoNodes) -> None:
+def test_more_resources_than_a_node_has_are_refused_at_once(nodes: TwoNodes) -> None:
     with problem("does-not-fit"):
         RayCluster(address=nodes.address, cpus=3, resources={"wings": 1})
     with executor(nodes) as ray:  # the refusal left nothing behind
@@ -259,7 +259,7 @@ def test_more_than_a_node_has_is_refused_at_once(nodes: TwoNodes) -> None:
 
 
 @pytest.mark.long
-def test_a_command_that_does_not_start_says_why_in_its_log(nodes: TwoNodes, tmp_path: Path) -> None:
+def test_the_log_of_a_command_that_does_not_start_has_the_reason(nodes: TwoNodes, tmp_path: Path) -> None:
     with executor(nodes) as ray:
         job = Job("nothing", ("/no/such/command",), tmp_path / "log")
         (handle,) = ray.start([job])
@@ -282,7 +282,7 @@ def test_cells_of_a_killed_scheduler_save_and_end(nodes: TwoNodes, tmp_path: Pat
 
 
 @pytest.mark.long
-def test_a_closed_executor_lets_cells_save_and_calls_them_gone(nodes: TwoNodes, tmp_path: Path) -> None:
+def test_a_closed_executor_lets_cells_save_and_reports_them_gone(nodes: TwoNodes, tmp_path: Path) -> None:
     with executor(nodes) as ray:
         (handle,) = ray.start([cell(tmp_path)])
         wait(lambda: notes(tmp_path), "the command starts")
@@ -339,7 +339,7 @@ def test_a_command_that_ignores_sigterm_is_killed_with_all_that_it_started(tmp_p
         assert not any(map(psutil.pid_exists, pids(tmp_path)))
 
 
-def test_what_a_killed_command_leaves_behind_ends_too(tmp_path: Path) -> None:
+def test_children_of_a_killed_command_end(tmp_path: Path) -> None:
     with keeper(cell(tmp_path, script=DEAF)) as process:
         wait(lambda: notes(tmp_path), "the command starts")
         command, child = pids(tmp_path)
@@ -364,7 +364,7 @@ def test_a_command_gets_sigterm_when_its_keeper_is_killed(tmp_path: Path) -> Non
         ("somewhere", "wrong-format"),
     ],
 )
-def test_an_address_without_a_cluster_is_refused_soon(address: str, code: str) -> None:
+def test_an_address_without_a_cluster_is_refused_quickly(address: str, code: str) -> None:
     start = time.monotonic()
     with problem(code, place="executor.address"):
         RayCluster(address=address)

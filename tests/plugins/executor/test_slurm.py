@@ -41,16 +41,16 @@ def ran(tmp_path_factory):
     return folder
 
 
-def test_jobs_run_and_leave_what_they_print_in_their_logs(ran):
+def test_jobs_run_and_write_their_output_to_logs(ran):
     assert notes(ran) == ["started", "done"]
     assert (ran / "logs" / "cell.txt").read_text() == "a line for the log\n"
 
 
-def test_arguments_arrive_as_they_were_given(ran):
+def test_arguments_are_passed_unchanged(ran):
     assert (ran / "out of it").read_text(encoding="utf-8") == repr(list(ARGUMENTS))
 
 
-def test_a_cell_that_fails_is_gone_and_its_log_says_why(ran):
+def test_a_failed_cell_is_gone_and_its_log_has_the_reason(ran):
     assert (ran / "failing.txt").read_text() == "no such data\n"
 
 
@@ -75,14 +75,14 @@ def test_a_cancelled_cell_saves_or_does_not_start(tmp_path):
     assert notes(tmp_path, "begins") == []
 
 
-def test_a_cell_saves_before_its_time_limit_and_is_started_again(tmp_path):
+def test_a_cell_saves_before_its_time_limit_and_is_restarted(tmp_path):
     """submitit warns the job 28 + 30 seconds before its minute is over: after two seconds."""
     handles = executor(tmp_path, minutes=1, save_seconds=28).start([cell(tmp_path, attempts=2)])
     wait_until_gone(handles)
     assert notes(tmp_path) == ["started", "saved", "started", "done"]
 
 
-def test_a_cell_is_started_again_only_so_often(tmp_path):
+def test_a_cell_is_restarted_a_limited_number_of_times(tmp_path):
     handles = executor(tmp_path, minutes=1, save_seconds=28, timeouts=0).start([cell(tmp_path, attempts=3)])
     wait_until_gone(handles)
     assert notes(tmp_path) == ["started", "saved"]
@@ -159,7 +159,7 @@ def test_a_command_does_not_get_the_rank_of_its_job(tmp_path):
         ({"cluster": "debug", "jobs": 2}, "unsupported", "--jobs"),
     ],
 )
-def test_keys_that_do_not_work_are_refused(tmp_path, monkeypatch, keys, code, place):
+def test_invalid_keys_are_refused(tmp_path, monkeypatch, keys, code, place):
     monkeypatch.setenv("PATH", str(tmp_path))
     with problem(code, place):
         executor(tmp_path, **keys)
@@ -176,7 +176,7 @@ def test_without_submitit_the_executor_is_refused(tmp_path, monkeypatch):
         executor(tmp_path)
 
 
-def test_its_keys_can_stand_in_a_grid_file():
+def test_a_grid_file_may_set_its_keys():
     plugin = find("executor", "slurm")
     assert set(injected_params(plugin)) == {"folder", "jobs"}
     assert all(key.doc for key in keys_of(plugin))

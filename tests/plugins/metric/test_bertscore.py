@@ -57,13 +57,13 @@ def by_hand(folder: Path, layer: int, idf: bool) -> np.ndarray:
 
 @pytest.mark.parametrize("idf", [False, True])
 @pytest.mark.parametrize("layer", [1, 2])
-def test_it_is_the_papers_greedy_matching(folder: Path, layer: int, idf: bool) -> None:
+def test_bertscore_is_the_greedy_matching_of_the_paper(folder: Path, layer: int, idf: bool) -> None:
     found = BertScore(weights=str(folder), layer=layer, idf=idf, batch_size=2).per_exam_stats(PAIRS)
     assert found[:, :3] == pytest.approx(by_hand(folder, layer, idf), abs=1e-5)
 
 
 @pytest.mark.parametrize("idf", [False, True])
-def test_it_equals_the_package_bert_score(folder: Path, idf: bool) -> None:
+def test_bertscore_equals_the_package_bert_score(folder: Path, idf: bool) -> None:
     from bert_score import score
 
     # One pair at a time: in a batch its padding is taken for a piece whose cosine with all others is 0.
@@ -73,7 +73,7 @@ def test_it_equals_the_package_bert_score(folder: Path, idf: bool) -> None:
     assert found[:, :3] == pytest.approx(expected.numpy(), abs=1e-5)
 
 
-def test_the_split_has_the_mean_and_a_text_like_its_reference_scores_one(folder: Path) -> None:
+def test_a_split_has_the_mean_score_and_an_equal_text_scores_1(folder: Path) -> None:
     metric = BertScore(weights=str(folder))
     rows = metric.per_exam_stats(PAIRS)
     assert list(metric(PAIRS).values()) == pytest.approx(rows[:, [2, 0, 1]].mean(0))
@@ -83,7 +83,7 @@ def test_the_split_has_the_mean_and_a_text_like_its_reference_scores_one(folder:
 
 
 @pytest.mark.parametrize("cpu", [True, False])
-def test_it_is_on_the_runs_device_while_it_scores_and_leaves_it_after(
+def test_the_model_is_on_the_device_of_the_run_only_while_it_scores(
     folder: Path, cpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metric, moves = BertScore(weights=str(folder)), []
@@ -97,23 +97,23 @@ def test_it_is_on_the_runs_device_while_it_scores_and_leaves_it_after(
     assert moves[-1] == "cpu"
 
 
-def test_a_batch_and_its_padding_change_nothing(folder: Path) -> None:
+def test_batching_and_padding_change_no_score(folder: Path) -> None:
     alone, together = (BertScore(weights=str(folder), batch_size=size).per_exam_stats(PAIRS) for size in (1, 32))
     assert alone == pytest.approx(together, abs=1e-6)
 
 
-def test_a_long_report_leaves_the_others_as_they_are(folder: Path) -> None:
+def test_a_long_report_does_not_change_other_scores(folder: Path) -> None:
     metric = BertScore(weights=str(folder))
     with_a_long_one = metric.per_exam_stats([*PAIRS, pair(9, "mass " * 2000, "mass")])
     assert with_a_long_one[:-1] == pytest.approx(metric.per_exam_stats(PAIRS), abs=1e-6)
 
 
 @pytest.mark.filterwarnings("error")
-def test_sums_are_not_warned_of_as_the_score_was(folder: Path) -> None:
+def test_per_exam_statistics_give_no_warnings(folder: Path) -> None:
     BertScore(weights=str(folder)).per_exam_stats([pair(0, "mass " * 2000, "mass")])
 
 
-def test_what_was_scored_last_is_not_read_by_the_model_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_scores_are_cached(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metric, read = BertScore(weights=str(folder), idf=True), []
     see = metric._embed
     monkeypatch.setattr(metric, "_embed", lambda pieces: (read.append(pieces), see(pieces))[1])
@@ -126,7 +126,7 @@ def test_what_was_scored_last_is_not_read_by_the_model_again(folder: Path, monke
     assert len(read) == 2
 
 
-def test_making_it_draws_nothing_from_the_runs_generator(folder: Path, tmp_path: Path) -> None:
+def test_building_the_metric_does_not_advance_the_random_generator(folder: Path, tmp_path: Path) -> None:
     lacking = shutil.copytree(folder, tmp_path / "lacking")
     weights = load_file(lacking / "model.safetensors")
     kept = {name: weight for name, weight in weights.items() if "pooler." not in name}
@@ -138,7 +138,7 @@ def test_making_it_draws_nothing_from_the_runs_generator(folder: Path, tmp_path:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_model_that_counts_positions_from_behind_the_padding_takes_fewer_pieces(folder: Path, tmp_path: Path) -> None:
+def test_a_model_with_a_position_offset_reads_fewer_subwords(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "model")
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     config = CamembertConfig(vocab_size=18, max_position_embeddings=12, pad_token_id=0, **shape)
@@ -148,7 +148,7 @@ def test_a_model_that_counts_positions_from_behind_the_padding_takes_fewer_piece
     assert np.isfinite(metric.per_exam_stats([pair(0, "mass " * 30, "mass")])).all()
 
 
-def test_empty_reports_score_zero_aloud_and_long_ones_are_cut_aloud(folder: Path) -> None:
+def test_empty_reports_score_0_and_long_reports_are_cut_each_with_a_warning(folder: Path) -> None:
     metric = BertScore(weights=str(folder))
     with pytest.warns(UserWarning, match="BERTScore: 1 of 2 predictions are empty"):
         assert metric([pair(0, " ", "mass"), pair(1, "mass", "mass")])["bertscore"] == pytest.approx(0.5)
@@ -160,7 +160,7 @@ def test_empty_reports_score_zero_aloud_and_long_ones_are_cut_aloud(folder: Path
         metric([pair(3, "mass", "")])
 
 
-def test_a_model_that_cannot_serve_says_why_when_the_metric_is_made(folder: Path, tmp_path: Path) -> None:
+def test_an_unusable_model_is_refused_when_the_metric_is_built(folder: Path, tmp_path: Path) -> None:
     with problem("out-of-range", place="metric bertscore.layer"):
         BertScore(weights=str(folder), layer=3)
     with problem("no-such-file", place="metric bertscore.weights"):

@@ -46,7 +46,7 @@ def test_chrf_equals_sacrebleu(texts: list[str], words: int) -> None:
             assert Chrf(words=words)([each])["chrf"] == pytest.approx(expected / 100, abs=1e-9)
 
 
-def test_a_mask_is_one_character_and_one_word() -> None:
+def test_a_masked_measure_is_one_character_and_one_word() -> None:
     other = Chrf()([pair(0, "大小约_3DS_", "大小约_2DS_")])["chrf"]
     assert other == pytest.approx(Chrf()([pair(0, "大小约乙", "大小约甲")])["chrf"])
     assert other < 1

@@ -258,7 +258,7 @@ def test_there_are_a_hundred_labelled_sentences_of_each_language():
     assert [len({text for text, *_ in sentences()[language]}) for language in ("en", "zh")] == [100, 100]
 
 
-def test_each_labelled_sentence_is_read_as_a_person_does_or_is_a_known_miss():
+def test_each_labelled_sentence_is_read_as_labelled_or_is_a_known_miss():
     rows = [row for rows in sentences().values() for row in rows]
     wrong = [f"{text}\n    {difference(text, line)}" for text, line, *why in rows if not why and difference(text, line)]
     mended = [text for text, line, *why in rows if why and not difference(text, line)]
@@ -284,7 +284,7 @@ def test_recall_and_precision_of_each_aspect_on_the_labelled_sentences_are_as_st
 
 
 @pytest.mark.parametrize("side", ["Lt", "Lt.", "LT", "L", "L.", "L-sided", "leftmost", "lefthand", "left-hand"])
-def test_a_side_in_short_agrees_with_the_whole_word(side: str) -> None:
+def test_an_abbreviated_side_equals_the_full_word(side: str) -> None:
     for form, word, other in ((side, "left", "right"), (_mirrored(side), "right", "left")):
         told = f"A hypoechoic mass is seen in the {form} breast, 5 mm."
         assert ("side", word) in read(told) and ("side", other) not in read(told)
@@ -297,14 +297,14 @@ def _mirrored(side: str) -> str:
 
 @pytest.mark.parametrize(("initials", "place"), [("UO", "upper outer"), ("UI", "upper inner"), ("LO", "lower outer"),
                                                  ("LI", "lower inner")])  # fmt: skip
-def test_a_quadrant_by_its_initials_is_a_side_and_a_place(initials: str, place: str) -> None:
+def test_an_abbreviated_quadrant_is_a_side_and_a_position(initials: str, place: str) -> None:
     for side, word in (("L", "left"), ("R", "right")):
         told = read(f"A hypoechoic mass in the {side}{initials}Q, 5 mm.")
         assert told == read(f"A hypoechoic mass in the {place} quadrant of the {word} breast, 5 mm.")
 
 
 @pytest.mark.parametrize(("text", "line"), ENGLISH + CHINESE, ids=[text[:40] for text, _ in ENGLISH + CHINESE])
-def test_a_sentence_states_what_a_person_reads_in_it(text, line):
+def test_a_sentence_is_read_as_labelled(text, line):
     assert read(text) == labels(line)
 
 
@@ -324,7 +324,7 @@ def test_the_labelled_sentences_cover_every_value_of_the_lexicon(cases):
     assert every - seen <= (only_english if cases is CHINESE else set())
 
 
-def test_words_of_the_gland_are_not_taken_for_the_lesion():
+def test_words_about_the_gland_do_not_describe_the_lesion():
     text = "The thyroid is enlarged, the parenchyma is heterogeneous. No nodule is seen. No enlarged lymph nodes."
     assert read(text) == labels("size_gland=enlarged gland=heterogeneous lesion=absent lymph_node=not enlarged")
 
@@ -344,7 +344,7 @@ def test_a_long_text_without_ends_is_read_in_bounded_time():
     assert time.process_time() - started < 4
 
 
-def test_the_same_report_scores_one_in_other_words():
+def test_a_paraphrased_report_scores_1():
     reference = "An oval hypoechoic mass is seen in the left breast. The margin is circumscribed. No calcification."
     reworded = "Left breast: a hypoechoic mass, oval, well-defined, without calcifications."
     scores = FindingsF1()([pair(0, reworded, reference)])
@@ -370,12 +370,12 @@ def test_english_and_chinese_of_one_truth_agree():
     assert read(english) == read(chinese) != frozenset()
 
 
-def test_no_pairs_is_an_error():
+def test_no_pairs_are_refused():
     with problem("empty-split"):
         FindingsF1()([])
 
 
-def test_a_zero_is_never_silent():
+def test_a_score_of_0_gives_a_warning():
     reference = "An oval mass in the left breast."
     with pytest.warns(UserWarning, match="1 of 1 predictions are empty"):
         assert FindingsF1()([pair(0, "", reference)])["findings_f1"] == 0
@@ -390,7 +390,7 @@ def test_a_zero_is_never_silent():
         FindingsF1()([pair(0, reference, reference)])
 
 
-def test_a_broken_expression_of_the_lexicon_names_its_place():
+def test_an_invalid_expression_in_the_lexicon_names_its_place():
     lexicon = yaml.safe_load(LEXICON.read_text(encoding="utf-8"))
     lexicon["attributes"]["side"]["values"]["left"]["en"] = ["(left"]
     with pytest.raises(ValueError, match=r"lexicon\.yaml: side/en"):
@@ -430,7 +430,7 @@ def test_an_error_lowers_its_aspect_and_not_the_overall_value(wrong: str, aspect
     assert [name for name in ("size", "clock") if found[name] < 1] == [aspect] * (aspect != "side_of")
 
 
-def test_a_denial_that_is_missing_or_invented_is_told() -> None:
+def test_a_missing_or_invented_negation_lowers_the_score() -> None:
     reference = "A mass in the left breast, without calcification. No enlarged axillary lymph nodes."
     assert scored("A mass in the left breast, with calcification.", reference)["denial"] == 0
     half = scored(
@@ -452,12 +452,12 @@ def test_sizes_agree_within_a_fifth_or_two_millimetres() -> None:
             assert scored(f"A mass, {told}.", f"A mass, {true}.")["size"] == expected, (told, true)
 
 
-def test_a_mask_agrees_with_itself_alone() -> None:
+def test_a_masked_size_agrees_only_with_a_masked_size() -> None:
     assert scored("右乳见一结节，大小约_2DS_。", "右乳见一结节，大小约_2DS_。")["size"] == 1
     assert scored("右乳见一结节，大小约_2DS_。", "右乳见一结节，大小约_3DS_。")["size"] == 0
 
 
-def test_as_many_sizes_agree_as_any_pairing_of_them_allows() -> None:
+def test_sizes_are_matched_optimally() -> None:
     draw = np.random.default_rng(4)
     for _ in range(60):
         told, true = (
@@ -479,7 +479,7 @@ def test_as_many_sizes_agree_as_any_pairing_of_them_allows() -> None:
 
 
 @pytest.mark.parametrize("organ", ["breast", "thyroid", "liver"])
-def test_a_phantom_report_in_other_words_scores_one_in_all_aspects_and_sizes_are_found(organ: str) -> None:
+def test_a_paraphrased_phantom_report_scores_1_in_all_aspects(organ: str) -> None:
     for language in ("en", "zh"):
         exams = list(Phantom(organ=organ, language=language, exams=40, val_exams=1, test_exams=1).splits()["train"])
         pairs = [pair(number, str(exam.rewording), exam.report) for number, exam in enumerate(exams)]

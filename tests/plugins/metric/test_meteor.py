@@ -65,19 +65,19 @@ def jar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return found
 
 
-def test_each_pair_is_one_line_whatever_its_text_holds(jar: Path) -> None:
+def test_each_pair_is_sent_as_one_line(jar: Path) -> None:
     metric = Meteor(language="en")
     metric([pair(0, "a\nmass\r\n||| seen\u2028there |||", "a \n mass")])
     assert (jar.parent / f"{jar.name}.log").read_text(encoding="utf-8") == "SCORE ||| a mass ||| a mass seen there\n"
 
 
-def test_a_pair_that_was_scored_is_not_asked_again(jar: Path) -> None:
+def test_a_pair_is_scored_once(jar: Path) -> None:
     metric, pairs = Meteor(language="en"), [pair(0, "a mass", "the mass"), pair(1, "a mass", "the mass")]
     assert metric(pairs) == metric(pairs)
     assert len((jar.parent / f"{jar.name}.log").read_text(encoding="utf-8").splitlines()) == 1
 
 
-def test_the_program_starts_with_the_first_report_and_ends_with_the_metric(jar: Path) -> None:
+def test_the_program_starts_at_the_first_report_and_ends_with_the_metric(jar: Path) -> None:
     metric = Meteor(language="en")
     assert metric._program is None
     metric([pair(0, "a mass", "the mass")])
@@ -89,12 +89,12 @@ def test_the_program_starts_with_the_first_report_and_ends_with_the_metric(jar: 
 
 
 @pytest.mark.parametrize(("text", "heard"), [("stop", "out of memory"), ("babble", "what?")])
-def test_a_program_that_fails_is_told_with_its_last_words(jar: Path, text: str, heard: str) -> None:
+def test_an_error_of_the_program_has_its_last_output(jar: Path, text: str, heard: str) -> None:
     with pytest.raises(UserError, match=rf"Java program failed \({heard.replace('?', '.')}\)"):
         Meteor(language="en")([pair(0, text, "a mass")])
 
 
-def test_a_program_that_hangs_is_ended_and_told(jar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_hangs_is_killed_and_reported(jar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meteor, "ANSWER_S", 1)
     metric = Meteor(language="en")
     with problem("external-program", place="metric meteor"):
@@ -102,7 +102,7 @@ def test_a_program_that_hangs_is_ended_and_told(jar: Path, monkeypatch: pytest.M
     assert metric._program is not None and metric._program._process.wait(5) != 0
 
 
-def test_a_java_that_hangs_or_cannot_be_started_is_told(jar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_java_that_hangs_or_does_not_start_is_refused(jar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     java = Path(shutil.which("java") or "")
     monkeypatch.setattr(meteor, "START_S", 0.5)
     java.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n", encoding="utf-8")
@@ -113,20 +113,20 @@ def test_a_java_that_hangs_or_cannot_be_started_is_told(jar: Path, monkeypatch: 
         Meteor(language="en")
 
 
-def test_without_java_it_is_told_before_a_run_trains(jar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_java_is_refused_before_training(jar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(jar.parent))
     with problem("missing-package", place="metric meteor"):
         Meteor(language="en")
 
 
-def test_a_java_that_does_not_run_is_told(jar: Path) -> None:
+def test_a_java_that_does_not_run_is_refused(jar: Path) -> None:
     java = Path(shutil.which("java") or "")
     java.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('No Java runtime present')\n", encoding="utf-8")
     with problem("external-program", place="metric meteor"):
         Meteor(language="en")
 
 
-def test_without_the_package_or_its_file_it_is_told(jar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_or_jar_is_refused(jar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jar.unlink()
     with problem("missing-package", place="metric meteor"):
         Meteor(language="en")
@@ -141,7 +141,7 @@ def test_chinese_reports_are_refused() -> None:
         Meteor(language="zh")
 
 
-def test_no_pairs_empty_references_and_empty_predictions_are_told(jar: Path) -> None:
+def test_no_pairs_and_empty_references_are_refused_and_empty_predictions_give_a_warning(jar: Path) -> None:
     metric = Meteor(language="en")
     with problem("empty-split"):
         metric([])
@@ -151,14 +151,14 @@ def test_no_pairs_empty_references_and_empty_predictions_are_told(jar: Path) -> 
         assert 0 < metric([pair(0, "", "a mass"), pair(1, "a mass", "a mass")])["meteor"] < 1
 
 
-def test_counts_of_nothing_score_nothing(jar: Path) -> None:
+def test_counts_of_0_give_score_0(jar: Path) -> None:
     assert Meteor(language="en").compute(np.zeros((2, COUNTS)))["meteor"].tolist() == [0, 0]
 
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:METEOR")
 @pytest.mark.skipif(shutil.which("java") is None, reason="no Java here")
-def test_it_equals_the_wrapper_of_pycocoevalcap() -> None:
+def test_meteor_equals_the_wrapper_of_pycocoevalcap() -> None:
     from pycocoevalcap.meteor.meteor import Meteor as Theirs
 
     theirs, metric = Theirs(), Meteor(language="en")

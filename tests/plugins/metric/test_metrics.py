@@ -85,7 +85,7 @@ def test_corner_cases_equal_pycocoevalcap():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_scores_by_characters_equal_pycocoevalcap_too():
+def test_character_scores_equal_pycocoevalcap():
     pairs = [
         pair(int(p.exam_id), "".join(p.prediction_words), "".join(p.reference_words))
         for p in corpus(CHINESE, reports=20, seed=7)
@@ -113,7 +113,7 @@ def test_cider_does_not_take_weights_of_other_references():
     assert metric(second) == alone and metric(first) == Cider()(first)
 
 
-def test_longest_common_subsequence_equals_the_usual_table():
+def test_longest_common_subsequence_equals_dynamic_programming():
     draw = random.Random(5)
     for _ in range(200):
         first, second = (draw.choices("abcd", k=draw.randint(0, 12)) for _ in range(2))
@@ -138,14 +138,14 @@ def test_an_empty_reference_names_its_exam(scorer):
 
 
 @pytest.mark.parametrize("scorer", [*SCORERS, Chrf])
-def test_empty_predictions_bring_a_warning(scorer):
+def test_empty_predictions_give_a_warning(scorer):
     pairs = [pair(n, Words().segment(text), Words().segment(text)) for n, text in enumerate(ENGLISH)]
     with pytest.warns(UserWarning, match="1 of 5 predictions are empty"):
         scores = scorer()([*pairs, pair(9, [], ["mass"])])
     assert max(scores.values()) < (10 if scorer is Cider else 1)
 
 
-def test_cider_warns_where_it_is_always_zero():
+def test_cider_warns_if_it_is_always_0():
     words = Words().segment(ENGLISH[0])
     with pytest.warns(UserWarning, match="single report is 0 even for a perfect"):
         assert Cider()([pair(0, words, words)])["cider"] == 0
@@ -154,13 +154,13 @@ def test_cider_warns_where_it_is_always_zero():
 
 
 @pytest.mark.parametrize("scorer", SCORERS)
-def test_a_zero_brings_a_warning(scorer):
+def test_a_score_of_0_gives_a_warning(scorer):
     with pytest.warns(UserWarning, match="the language and segmentation"):
         scorer()([pair(0, ["结节"], ["mass"]), pair(1, ["囊肿"], ["cyst"])])
 
 
 @pytest.mark.parametrize("scorer", SCORERS)
-def test_ordinary_reports_bring_no_warning(scorer):
+def test_ordinary_reports_give_no_warning(scorer):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scorer()(corpus(ENGLISH, reports=20, seed=0))

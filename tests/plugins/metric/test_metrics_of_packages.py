@@ -37,7 +37,7 @@ def ratescore(folder: str) -> RateScore:
     return RateScore(language="en", recognizer=folder, synonyms=folder)
 
 
-def test_reports_that_say_nothing_score_zero_and_shift_no_other(ratescore: RateScore) -> None:
+def test_empty_reports_score_0_and_do_not_change_other_scores(ratescore: RateScore) -> None:
     assert ratescore.per_exam_stats(PAIRS).tolist() == [[1, 1], [0, 1], [0.5, 1]]
     assert ratescore(PAIRS) == {"ratescore": 0.5}
 
@@ -49,7 +49,7 @@ def test_a_text_without_an_entity_scores_what_the_package_gives_it(ratescore: Ra
     ]
 
 
-def test_radeval_gives_the_asked_score_and_its_parts() -> None:
+def test_radeval_gives_the_requested_score_and_its_parts() -> None:
     found = RadEval(language="en")(PAIRS)
     assert found == pytest.approx(
         {
@@ -78,9 +78,7 @@ def test_radeval_does_not_silence_the_warnings_of_others(monkeypatch: pytest.Mon
     assert warnings.filters == before
 
 
-def test_what_was_scored_last_is_not_put_to_the_package_again(
-    ratescore: RateScore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_last_scores_are_cached(ratescore: RateScore, monkeypatch: pytest.MonkeyPatch) -> None:
     others = [*PAIRS[:2], pair(2, "no mass", "no mass")]
     asked: list[list[str]] = []
 
@@ -108,7 +106,7 @@ def both(folder: str) -> list[Callable[..., Any]]:
     return [RadEval, lambda **keys: RateScore(recognizer=folder, synonyms=folder, **keys)]
 
 
-def test_another_language_is_refused_when_the_metric_is_made(folder: str) -> None:
+def test_another_language_is_refused_when_the_metric_is_built(folder: str) -> None:
     for make in both(folder):
         with problem("unsupported", "metric "):
             make(language="zh")
@@ -124,7 +122,7 @@ def test_a_missing_package_names_what_to_install(folder: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("error", [ImportError, OSError, RuntimeError, ValueError])
-def test_a_package_that_breaks_while_it_loads_is_told_like_a_missing_one(
+def test_a_package_that_fails_to_import_is_refused_like_a_missing_one(
     error: type[Exception], folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = f"raise {error.__name__}('libfoo.so: no such file\\nand more')\n"
@@ -138,7 +136,7 @@ def test_a_package_that_breaks_while_it_loads_is_told_like_a_missing_one(
         assert found[0].found.endswith("libfoo.so: no such file")
 
 
-def test_models_that_ratescore_cannot_make_are_told(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_ratescore_cannot_build_are_refused(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(**keys: Any) -> None:
         raise RuntimeError("size mismatch\nfor classifier")
 
@@ -147,13 +145,13 @@ def test_models_that_ratescore_cannot_make_are_told(folder: str, monkeypatch: py
         RateScore(language="en", recognizer=folder, synonyms=folder)
 
 
-def test_models_that_are_no_safetensors_are_not_handed_over(folder: str, tmp_path: Path) -> None:
+def test_models_that_are_not_safetensors_are_refused(folder: str, tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with problem("no-such-file", place="metric ratescore.synonyms"):
         RateScore(language="en", recognizer=folder, synonyms=str(tmp_path))
 
 
-def test_a_model_that_radeval_cannot_fetch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_radeval_cannot_download_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(**keys: Any) -> None:
         raise OSError("no network\nat all")
 
@@ -162,7 +160,7 @@ def test_a_model_that_radeval_cannot_fetch_is_told(monkeypatch: pytest.MonkeyPat
         RadEval(language="en")
 
 
-def test_answers_of_another_version_are_not_taken(ratescore: RateScore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_of_another_version_are_refused(ratescore: RateScore, monkeypatch: pytest.MonkeyPatch) -> None:
     for answer in ([0.5], [[0.5], [0.5]], [0.5, float("nan")]):
         monkeypatch.setattr(ratescore._scorer, "compute_score", lambda *_, answer=answer: answer)
         with problem("non-finite", "metric ratescore"):

@@ -21,12 +21,12 @@ def test_repeated_4grams_and_sentences_are_counted() -> None:
     assert values["repeated_sentence"] == 2 / 6 and values["repeated_sentence/references"] == 1 / 5
 
 
-def test_chinese_sentences_that_repeat_are_found_and_a_decimal_ends_none() -> None:
+def test_repeated_chinese_sentences_are_found_and_a_decimal_point_ends_no_sentence() -> None:
     pairs = [pair(0, "左乳见结节，约1.2cm。左乳见结节，约1.2cm。右乳正常", "左乳见结节，约1.2cm。")]
     assert Repetition()(pairs)["repeated_sentence"] == 1 / 3
 
 
-def test_a_looping_text_repeats_in_the_tokenizers_words() -> None:
+def test_repetition_counts_the_words_of_the_tokenizer() -> None:
     words = tuple(split_words("双乳未见明显结节。双乳未见明显结节。双乳未见明显结节。"))
     looping = Pair("0", "", "a", words, ("a",))
     assert Repetition()([looping])["repeated_4gram"] == 1

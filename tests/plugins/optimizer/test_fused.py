@@ -10,7 +10,7 @@ from framework.testing.optimizer import check_optimizer
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_the_optimizer_is_fused_with_a_gpu_and_keeps_its_contract(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_the_optimizer_is_fused_on_a_gpu_and_meets_its_contract(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     module = importlib.import_module(f"plugins.optimizer.{name}")
     build = getattr(module, name)
     monkeypatch.setattr(module, "on_cpu", lambda: False)  # fused kernels exist for the CPU as well

@@ -41,7 +41,7 @@ def test_a_masked_measure_is_one_word_in_every_case(mask, around):
     assert Words().segment(text).count(mask) == around.count("{}")
 
 
-def test_numbers_and_bi_rads_stay_whole():
+def test_numbers_and_bi_rads_are_single_words():
     assert Words().segment("1.8×0.7cm")[:3] == ["1.8", "×", "0.7"]
     assert Words().segment("1.8x0.7 cm") == ["1.8", "x", "0.7", "cm"]
     assert Words().segment("BI-RADS4A类") == ["bi-rads", "4a", "类"]
@@ -49,21 +49,21 @@ def test_numbers_and_bi_rads_stay_whole():
     assert Words().segment("well-defined at 3 o'clock") == ["well-defined", "at", "3", "o'clock"]
 
 
-def test_english_reports_come_back_as_they_were():
+def test_english_reports_survive_encode_and_decode():
     words = fitted(ENGLISH)
     assert words.language == "en"
     for report in ENGLISH:
         assert words.decode(words.encode(report)) == report
 
 
-def test_chinese_reports_come_back_as_they_were():
+def test_chinese_reports_survive_encode_and_decode():
     words = fitted(CHINESE)
     assert words.language == "zh"
     for report in CHINESE:
         assert words.decode(words.encode(report)) == report
 
 
-def test_without_lower_case_english_comes_back_too():
+def test_english_reports_survive_without_lower_case():
     words = fitted(ENGLISH, lowercase=False)
     assert [words.decode(words.encode(report)) for report in ENGLISH] == ENGLISH
 
@@ -74,7 +74,7 @@ def test_without_lower_case_english_comes_back_too():
     )
 )
 @settings(max_examples=150, deadline=None)
-def test_what_decode_writes_reads_back_as_the_same_text(pieces):
+def test_decoded_text_survives_encode_and_decode(pieces):
     text = "".join(pieces)
     for language in ("en", "zh"):
         words = fitted([text, "a"], language=language)
@@ -93,7 +93,7 @@ def test_truncated_reports_keep_their_end():
         words.encode("mass", max_length=1)
 
 
-def test_rare_words_are_unknown_and_left_out_of_the_text():
+def test_rare_words_are_unknown_and_omitted_from_the_text():
     words = fitted(["mass seen", "mass found"], min_count=2)
     assert words.vocabulary == ["<pad>", "<bos>", "<eos>", "<unk>", "mass"] and len(words) == 5
     assert words.encode("mass seen") == [BOS, 4, UNK, EOS]
@@ -131,13 +131,13 @@ def test_a_wrong_vocabulary_file_is_refused(tmp_path, change):
         Words.load(path)
 
 
-def test_it_crosses_to_a_worker_process_after_use():
+def test_a_tokenizer_is_picklable_after_use():
     words = fitted(CHINESE)
     again = pickle.loads(pickle.dumps(words))
     assert again.encode(CHINESE[0]) == words.encode(CHINESE[0])
 
 
-def test_language_follows_half_of_the_letters():
+def test_the_language_is_that_of_most_letters():
     assert detect_language(["CDFI 见结节边界清"]) == "zh"
     assert detect_language(["hypoechoic 结节 _2DS_"]) == "en"
     assert Words(language="zh").language == "zh"
@@ -145,7 +145,7 @@ def test_language_follows_half_of_the_letters():
         _ = Words().language
 
 
-def test_scores_can_name_their_segmentation():
+def test_the_segmentation_has_a_name():
     assert fitted(CHINESE).segmentation.startswith("words: rjieba ")
     assert "ultrasound_zh (" in fitted(CHINESE).segmentation
     assert "rjieba" not in fitted(ENGLISH).segmentation
@@ -156,7 +156,7 @@ def test_the_dictionary_is_large_and_has_no_term_twice():
     assert len(terms) == len(set(terms)) >= 300
 
 
-def test_no_words_are_an_error():
+def test_reports_without_words_are_refused():
     with problem("empty-report"):
         Words().fit(["", " "])
     with problem("out-of-range", place="data.tokenizer.min_count"):
