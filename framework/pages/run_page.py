@@ -16,7 +16,19 @@ from framework.pages.plot import Figure, Key, Plot
 from framework.pages.records import read_records
 from framework.pages.render import render
 from framework.runtime.files import atomic_write
-from framework.scoring.table import HIGH, LABELS, LOW, VARIETY, Scores, legend, score_table, table_columns, verdict
+from framework.scoring.table import (
+    HIGH,
+    LABELS,
+    LOW,
+    SHORT,
+    VARIETY,
+    VERSUS,
+    Scores,
+    legend,
+    score_table,
+    table_columns,
+    verdict,
+)
 from framework.scoring.variety import describe_variety
 
 if TYPE_CHECKING:
@@ -44,6 +56,7 @@ def write_page(run: Path, components: RunComponents) -> Path:
         "run.html.j2",
         title=f"{run.parent.name} / {run.name}",
         about=[f"scores on {scores['segmentation']}"],
+        summary=_summary(scores["test"]) if "test" in scores else [],
         cards=_cards(scores["test"]) if "test" in scores else [],
         splits=[_scores(split, scores[split]) for split in ("test", "val") if split in scores],
         attributes=_attributes(scores["test"]) if "test" in scores else None,
@@ -55,11 +68,20 @@ def write_page(run: Path, components: RunComponents) -> Path:
     return run / "report.html"
 
 
+def _summary(scores: Scores) -> list[str]:
+    """What the model is better than, and how varied its reports are."""
+    better = [line.partition(". Difference")[0] + "." for line in verdict(scores)[:1]]
+    return better + (describe_variety(scores[VARIETY]) if VARIETY in scores else [])
+
+
 def _cards(scores: Scores) -> list[tuple[str, str, list[str], str]]:
     """The scores of the model on the test split, each with those of the baselines that it should beat."""
     cards = []
     for name in table_columns(scores):
-        lines = [f"{LABELS[row].partition(': ')[2]}: {scores[row][name]:.3f}" for row in _baselines(scores)]
+        rows = _baselines(scores)
+        if (strongest := scores.get(VERSUS, {}).get(name, {}).get("baseline")) not in (None, *rows):
+            rows = [strongest, *rows]
+        lines = [f"{SHORT[row]}: {scores[row][name]:.3f}" for row in rows]
         ends = f"[{scores[LOW][name]:.3f}, {scores[HIGH][name]:.3f}]" if name in scores.get(LOW, {}) else ""
         cards.append((f"{name}, test", f"{scores['model'][name]:.3f}", lines, ends))
     return cards
@@ -76,7 +98,7 @@ def _scores(split: str, scores: Scores) -> dict[str, Any]:
         "header": header,
         "rows": [{"cells": row, "style": OWN.get(row[0])} for row in rows],
         "legend": legend(scores),
-        "notes": [*(describe_variety(scores[VARIETY]) if VARIETY in scores else []), *verdict(scores)],
+        "notes": verdict(scores),
     }
 
 

@@ -41,17 +41,17 @@ def variety_summary(scorer: Scorer, rows: Rows) -> dict[str, Any]:
 def describe_variety(summary: dict[str, Any]) -> list[str]:
     """Lines to print: what the model writes, and a warning if it collapses."""
     model, references, exams = summary["model"], summary["references"], summary["exams"]
-    times = round(model["most_frequent_share"] * exams)
-    what = f"{model['different_reports']} different reports for {exams} exams, the most frequent one {times} times"
-    if model["different_reports"] == 1:
-        what = f"one report for all {exams} exams"
-    expected = f"{references['different_reports']} and {round(references['most_frequent_share'] * exams)}"
-    lines = [f"the model writes {what} (references: {expected})"]
+    lines = [f"The model writes {_count(model, exams)}; the references are {_count(references, exams)}."]
     if summary["never_stated"]:
-        lines.append(f"the model never states: {', '.join(summary['never_stated'])}")
+        lines.append(f"The model never states: {', '.join(summary['never_stated'])}.")
     if summary["collapsed"]:
-        lines.append(
-            f"warning: the model has collapsed: {100 * model['most_frequent_share']:.0f} % of the exams get the same "
-            "report"
-        )
+        share = 100 * model["most_frequent_share"]
+        lines.append(f"Warning: the model has collapsed: {share:.0f} % of the exams get the same report.")
     return lines
+
+
+def _count(found: dict[str, float], exams: int) -> str:
+    if found["different_reports"] == 1:
+        return f"one report for all {exams} exams"
+    times = round(found["most_frequent_share"] * exams)
+    return f"{found['different_reports']:.0f} different reports for {exams} exams, the most frequent one {times} times"

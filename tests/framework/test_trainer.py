@@ -125,7 +125,7 @@ train: {{epochs: 2}}
 """)
     done = launch(str(tmp_path / "noise.yaml"), "run.name=noise", cwd=work)
     assert "The model is no better than a fixed report in any score" in done.stdout
-    assert "warning: the model has collapsed" in done.stdout
+    assert "Warning: the model has collapsed" in done.stdout
     scores = json.loads((work / "runs" / "noise" / "noise" / "scores.json").read_text())["test"]
     for name in ("bleu_4", "rouge_l", "cider", "findings_f1"):
         assert scores["model"][name] <= scores[scores["versus_strongest_baseline"][name]["baseline"]][name] + 0.05

@@ -32,11 +32,11 @@ def test_a_model_that_writes_one_report_has_collapsed(scorer: Scorer) -> None:
     references = [f"{MASS} it is {size} mm ." for size in range(10)]
     found = variety_summary(scorer, rows([NORMAL] * 10, references))
     assert found["collapsed"] and {"echogenicity", "shape", "side"} <= set(found["never_stated"])
-    assert any(line.startswith("warning:") for line in describe_variety(found))
+    assert any(line.startswith("Warning:") for line in describe_variety(found))
 
 
 def test_a_model_as_uniform_as_its_references_has_not_collapsed(scorer: Scorer) -> None:
     texts = [NORMAL] * 8 + [MASS, f"{MASS} it is 3 mm ."]
     found = variety_summary(scorer, rows(texts, texts))
     assert not found["collapsed"] and not found["never_stated"]
-    assert not any(line.startswith("warning:") for line in describe_variety(found))
+    assert not any(line.startswith("Warning:") for line in describe_variety(found))
