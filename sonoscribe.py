@@ -64,6 +64,8 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     from framework.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)  # before the slow import, so that mistakes show at once
+    from framework.runtime.signals import handlers_restored
     from framework.trainer import train as run_training
 
-    return run_training(loaded)
+    with handlers_restored():
+        return run_training(loaded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ from PIL import Image
 
 import sonoscribe
 from framework.evaluation.predict import predict
+from framework.recipe import Recipe
+from framework.runtime.errors import Stopped
+from framework.runtime.signals import StopSignals
 
 
 def test_a_loaded_model_gives_the_report_of_predict(smoke_run: Path, tmp_path: Path) -> None:
@@ -46,6 +50,19 @@ def test_training_refuses_mistakes_in_the_recipe(monkeypatch: pytest.MonkeyPatch
         sonoscribe.train("smoke", ["train.epoch=3"])
     monkeypatch.setattr("framework.trainer.train", lambda recipe: Path(recipe.run.root))
     assert sonoscribe.train("smoke", ["run.root=elsewhere"]) == Path("elsewhere")
+
+
+def test_training_leaves_the_signal_handlers_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def stopped(recipe: Recipe) -> Path:
+        StopSignals().listen()
+        raise Stopped("stopped")
+
+    monkeypatch.setattr("framework.trainer.train", stopped)
+    with pytest.raises(Stopped):
+        sonoscribe.train("smoke")
+    assert signal.getsignal(signal.SIGINT) is before and signal.set_wakeup_fd(-1) == -1
 
 
 def script(folder: Path, text: str) -> subprocess.CompletedProcess[str]:

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -268,7 +270,17 @@ def _known_key(key: str, recipe: Recipe) -> str:
     return key
 
 
-_locks: list[int] = []  # file descriptors, held until the process ends
+_locks: list[int] = []  # file descriptors
+
+
+@contextmanager
+def lock_released() -> Iterator[None]:
+    """Releases the lock of the run that the block opens, so that this process can resume it."""
+    try:
+        yield
+    finally:
+        while _locks:
+            os.close(_locks.pop())
 
 
 def _lock(folder: Path) -> None:

@@ -21,7 +21,7 @@ from framework.distributed.launch import describe_launch, launch_id, start_accel
 from framework.distributed.strategy import Strategy
 from framework.models.external_weights import print_saved
 from framework.recipe import Recipe, load_saved_recipe, save
-from framework.run.folder import OpenedRun, open_run, remove_refused_run, topics_to_keep
+from framework.run.folder import OpenedRun, lock_released, open_run, remove_refused_run, topics_to_keep
 from framework.run.init_from import Source, find_initial_weights, initial_weights
 from framework.run.tracking import COST, peak_memory_gib, write_environment, write_json
 from framework.runtime.console import print0
@@ -38,7 +38,7 @@ class TrainingRun:
         opened: its folder, and the checkpoint that it resumes from.
         source: the model whose weights it starts from; None if it starts from scratch or resumes.
         launch: device, processes, strategy and precision, as stored with the run.
-        started: set at the first step; a run that is refused before it leaves no folder.
+        started: whether training has started; a run that is refused earlier leaves no folder.
     """
 
     recipe: Recipe
@@ -69,7 +69,7 @@ def open_run_for_training(recipe: Recipe) -> Iterator[TrainingRun]:
     signals = StopSignals()
     signals.listen()
     accelerator = start_accelerator(recipe)
-    with HangMonitor(accelerator, recipe.distributed.timeout) as monitor:
+    with lock_released(), HangMonitor(accelerator, recipe.distributed.timeout) as monitor:
         opened = on_main(accelerator, lambda: open_run(recipe))
         launch = {**describe_launch(accelerator, recipe), "id": launch_id()}
         run = TrainingRun(recipe, accelerator, signals, monitor, opened, launch)

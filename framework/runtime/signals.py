@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -19,6 +21,20 @@ POLL_S = 1.0  # between two checks of the folder, which may be on a slow file sy
 # Environment variable: id and start time of the process that started the run for a grid; the run stops when it ends.
 WATCHER = "SONOSCRIBE_WATCHER"
 SAME_PRESS_S = 3.0  # a launcher forwards the SIGINT that the terminal has sent to all processes
+
+
+@contextmanager
+def handlers_restored() -> Iterator[None]:
+    """Restores the handlers of the process that a run in the block replaces, such as those of a notebook."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    wakeup_fd = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup_fd, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup_fd, warn_on_full_buffer=False)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 class StopSignals:

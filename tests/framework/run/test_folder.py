@@ -391,8 +391,7 @@ def test_a_resumed_run_has_the_same_patients_and_topics(tmp_path: Path, monkeypa
         texts = ModelTexts(Tokenizer(), save(recipe), notes)
         write_checkpoint(folder / "checkpoints", Snapshot(train_state, {}, {}, texts), RetentionPolicy(3, 1, True))
 
-    def resume(*more: str) -> None:
-        release_locks()
+    def resume(*more: str) -> None:  # in the same process, whose lock must be released each time
         trainer.train(recipe_of(tmp_path / "runs", *keys, *more))
 
     checkpoint(train="test")
