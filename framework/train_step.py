@@ -55,7 +55,7 @@ def train_step(
     """
     accelerator, task = strategy.accelerator, strategy.task
     strategy.begin_step()
-    weights_L = weights_L.to(accelerator.device)
+    weights_L = weights_L.to(accelerator.device, non_blocking=True)  # a blocking copy waits for the step before
     # Counts need no images, which stay on the host until their micro-batch is used.
     micro_batches = [batch.to(accelerator.device, images=False) for batch in micro_batches]
     counts_L = torch.stack([task.counts(batch) for batch in micro_batches]).sum(0)
@@ -127,20 +127,20 @@ def weights_at(recipe: Recipe, step: int, steps: int) -> Tensor:
 
 
 def weight_at(weight: float | WeightSchedule, done: float) -> float:
-    """A weight after a share `done` of the run: 0 at its first step, 1 at its last."""
+    """A weight at the fraction `done` of the run: 0 is its first step, 1 its last."""
     if not isinstance(weight, WeightSchedule):
         return weight
     if done >= weight.end:
         return weight.to
     if done <= weight.begin:
         return weight.start
-    share = (done - weight.begin) / (weight.end - weight.begin)
+    fraction = (done - weight.begin) / (weight.end - weight.begin)
     if weight.shape == "cosine":
-        share = (1 - math.cos(math.pi * share)) / 2
-    return weight.start + share * (weight.to - weight.start)
+        fraction = (1 - math.cos(math.pi * fraction)) / 2
+    return weight.start + fraction * (weight.to - weight.start)
 
 
 def weights_change(recipe: Recipe) -> bool:
-    """Whether the weights differ between steps, so that they are worth a record."""
+    """Whether the weights differ between steps; only then are they logged."""
     scheduled = any(isinstance(loss.weight, WeightSchedule) for loss in recipe.active_losses.values())
     return scheduled or recipe.train.weighting != "fixed"

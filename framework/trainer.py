@@ -119,7 +119,8 @@ class Trainer:
         done = state.epoch + 1
         line = f"epoch {done}/{recipe.train.epochs}"
         if losses:  # empty if the run stopped at the validation of this epoch
-            line += f"  loss {float(torch.stack(losses).double().mean()):.3f}"
+            losses_S = torch.stack(losses).double()  # without skipped steps
+            line += f"  loss {float(losses_S[losses_S.isfinite()].mean()):.3f}"
         if done % recipe.evaluate.every_epochs == 0 or done == recipe.train.epochs:
             line += "  " + self.validate()
         state.epoch, state.step_in_epoch = done, 0  # an epoch counts once it is validated

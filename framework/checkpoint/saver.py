@@ -21,10 +21,10 @@ class AsyncCheckpointer:
         self.writing: Future[None] | None = None
 
     def save(self, snapshot: Snapshot) -> None:
-        """Starts to write, after the checkpoint before is on disk.
+        """Starts to write, after the previous checkpoint is on disk.
 
         Raises:
-            CheckpointError: the checkpoint before could not be written, or this one in the foreground.
+            CheckpointError: the previous checkpoint could not be written, or this one if `background` is false.
         """
         self.finish()
         self.writing = self.thread.submit(self._write, snapshot)
@@ -46,7 +46,7 @@ class AsyncCheckpointer:
         """Waits until everything is on disk.
 
         Raises:
-            CheckpointError: a checkpoint could not be written; the ones before are unchanged.
+            CheckpointError: a checkpoint could not be written; earlier ones are unchanged.
         """
         if self.writing is None:
             return
@@ -56,7 +56,7 @@ class AsyncCheckpointer:
         except Exception as error:
             raise CheckpointError(
                 "cannot-write",
-                f"a checkpoint could not be written ({error}); the ones before are complete",
+                f"a checkpoint could not be written ({error}); earlier ones are complete",
                 place=str(self.folder),
                 hint="Fix the cause, and resume with resume=auto.",
             ) from error

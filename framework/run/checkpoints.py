@@ -64,7 +64,7 @@ class RunCheckpoints:
         return state
 
     def save(self, train_state: TrainState) -> None:
-        """Starts a checkpoint of now. Called on every process."""
+        """Starts to write a checkpoint of the current state. Called on every process."""
         self.position = train_state.position
         self.wait()  # one copy of the state in memory at a time
         state = self.strategy.state()

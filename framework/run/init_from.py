@@ -106,8 +106,9 @@ def load_initial_weights(
         what is stored with the run: path, hash, step, score, data set, numbers of tensors and parameters.
 
     Raises:
-        UserError: `init_exclude` has a prefix that neither model has; tensors are missing, unknown, of other shapes or
-            of other words and not excluded, all listed at once; or the source has seen patients of val or test.
+        UserError: `init_exclude` has a prefix that neither model has; tensors that are not excluded are missing,
+            unknown, or belong to another shape or vocabulary, all listed at once; or the source was trained on patients
+            of val or test.
     """
     before = load_saved_recipe(source.model / "recipe.yaml")
     require_unseen("init_from", source.model, before, recipe, exams)
@@ -162,7 +163,7 @@ def _excluded(names: Iterable[str], prefixes: Sequence[str], task: ReportTask) -
 
 
 def _settings(task: ReportTask) -> set[str]:
-    """Buffers that repeat keys of this run's recipe and tokenizer, by their names in the task: never the source's."""
+    """Names of the buffers that follow from this run's recipe and tokenizer, which keep their values."""
     return {f"{part}.{name}" for part, module in task.named_children() for name in getattr(module, "settings", ())}
 
 
@@ -227,7 +228,7 @@ def _misfits(
 
 
 def _word_tensors(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], words: Any, tokenizer: Any) -> list[str]:
-    """If the vocabularies differ: tensors of the decoder with a side as long as the vocabulary, or else all of it."""
+    """If the vocabularies differ: the decoder's tensors with a dimension of the vocabulary's size; all if none has."""
     if list(words.vocabulary) == list(tokenizer.vocabulary):
         return []
     decoder = [name for name in ours if name in theirs and name.startswith("decoder.")]

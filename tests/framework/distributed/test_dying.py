@@ -189,6 +189,7 @@ def test_every_strategy_skips_and_counts_non_finite_steps(
         environment={"BREAK": "loss:3,gradient:6", "BREAK_RANK": str(processes - 1)},
     )  # fmt: skip
     assert "warning: step 3: " in done.stdout and "(2 of at most 2)" in done.stdout
+    assert "epoch 1/1  loss " in done.stdout and "loss nan" not in done.stdout
     assert [row["step"] for row in bad_steps(run)] == [3, 6]
     assert all(set(row["exams"]) == exams_of_step(recipe, row["step"]) for row in bad_steps(run))
     assert bad_steps(run)[1]["loss"] > 0, "the gradient alone"
