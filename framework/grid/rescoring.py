@@ -14,6 +14,7 @@ import numpy as np
 from framework.exam import Pair
 from framework.grid.results import CellResult
 from framework.recipe.schema import WEIGHTED_SUM
+from framework.runtime.files import read_lines
 from framework.scoring.bootstrap import ResampleError, Values, by_calls, by_sums
 from framework.scoring.scorer import CHARACTER
 
@@ -49,7 +50,7 @@ class WrittenReports:
             recipe = run_recipe(cell.run)
             self.choices, self.plugin_files = recipe.evaluate.metrics, recipe.plugin_files
             self.scorer = build_scorer(recipe, build_tokenizer(recipe, [], cell.run / "model"))
-            lines = (cell.run / "predictions" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+            lines = read_lines(cell.run / "predictions" / f"{split}.jsonl")
             reports = {line["id"]: line for line in map(json.loads, lines)}
         except (OSError, ValueError) as error:
             raise NotComparableError(f"seed {cell.seed}: {error}") from None

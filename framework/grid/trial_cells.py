@@ -15,6 +15,7 @@ from framework.registry import did_you_mean
 from framework.run.tracking import RECORDS
 from framework.runtime.console import print0
 from framework.runtime.errors import UserError, first_line
+from framework.runtime.files import read_lines
 
 
 class TrialCells:
@@ -105,6 +106,5 @@ def validations(folder: CellFolder, monitor: str) -> list[float]:
     path = folder.run / RECORDS
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be incomplete
+    rows = [json.loads(line) for line in read_lines(path) if line.endswith("\n")]  # the last one may be incomplete
     return [row["value"] for row in rows if row["name"] == monitor]

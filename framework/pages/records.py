@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from framework.runtime.errors import UserError
+from framework.runtime.files import read_lines
 
 
 class Record(NamedTuple):
@@ -29,7 +30,7 @@ def read_records(path: Path, name: str = "") -> Iterator[Record]:
         UserError: a line is not a record.
     """
     word = json.dumps(name)  # most lines have other names, and need no parsing
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), 1):
+    for number, line in enumerate(read_lines(path, errors="replace"), 1):
         if (name and word not in line) or not line.endswith("\n"):
             continue
         try:

@@ -15,7 +15,7 @@ from PIL import Image
 from framework.pages.plot import Figure, Key, Plot
 from framework.pages.records import read_records
 from framework.pages.render import render
-from framework.runtime.files import atomic_write
+from framework.runtime.files import atomic_write, read_lines
 from framework.scoring.table import (
     HIGH,
     LABELS,
@@ -144,7 +144,7 @@ def _exams(path: Path, components: RunComponents) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     cache = components.exams["test"].cache
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:SHOWN]]
+    rows = [json.loads(line) for line in read_lines(path)[:SHOWN]]
     return [{**row, "image": _side_by_side(cache.images(row["id"]))} for row in rows]
 
 

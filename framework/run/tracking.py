@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from framework.distributed.collectives import gather
 from framework.runtime.console import print0
 from framework.runtime.errors import UserError
-from framework.runtime.files import atomic_write
+from framework.runtime.files import atomic_write, read_lines
 from framework.train_step import StepOutput
 
 T = TypeVar("T")
@@ -202,7 +202,7 @@ def peak_memory_gib(device: torch.device) -> float:
 def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Keeps the records of a JSON-lines file that `keep` accepts, and drops a last line without its end."""
     if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = read_lines(path)
         atomic_write(path, "".join(line for line in lines if line.endswith("\n") and keep(json.loads(line))))
 
 

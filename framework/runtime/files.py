@@ -24,6 +24,15 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         part.unlink(missing_ok=True)
 
 
+def read_lines(path: Path, *, errors: str = "strict") -> list[str]:
+    """The lines of a JSON-lines file, with their ends, so that a last line that was cut short shows.
+
+    `str.splitlines` would also cut at U+2028, U+2029 and NEL, which JSON strings may hold unescaped.
+    """
+    with path.open(encoding="utf-8", errors=errors) as file:
+        return list(file)
+
+
 def sync_file(path: Path) -> None:
     """Flushes a file to disk."""
     with path.open("rb") as file:

@@ -135,7 +135,7 @@ class Manifest:
                 "unreadable-file", f"not UTF-8 at byte {error.start}", place=self.file, hint="Save it as UTF-8."
             ) from None
         if self.file.suffix == ".jsonl":
-            lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+            lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
             found: Any = [self._parse(line, number) for number, line in lines]
         else:
             found = self._parse(text, 1)

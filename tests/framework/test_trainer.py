@@ -12,6 +12,8 @@ import pytest
 from harness import MEASURED, ROOT, launch, records
 from PIL import Image
 
+from framework.runtime.files import read_lines
+
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 
 
@@ -37,7 +39,7 @@ def test_the_loss_is_recorded_every_log_every_steps_and_falls(smoke_run: Path) -
     values = list(losses.values())
     assert sum(values[-5:]) < 0.8 * sum(values[:5])
     assert len(records(smoke_run, "val/bleu_4")) == 3
-    names = {json.loads(line)["name"] for line in (smoke_run / "metrics.jsonl").read_text().splitlines()}
+    names = {json.loads(line)["name"] for line in read_lines(smoke_run / "metrics.jsonl")}
     assert names >= MEASURED
 
 
@@ -50,7 +52,7 @@ def test_scores_are_shown_beside_baselines_and_oracles(smoke_run: Path) -> None:
 
 
 def test_every_test_exam_has_one_report(smoke_run: Path) -> None:
-    rows = [json.loads(line) for line in (smoke_run / "predictions" / "test.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in read_lines(smoke_run / "predictions" / "test.jsonl")]
     scores = json.loads((smoke_run / "scores.json").read_text())
     assert len({row["id"] for row in rows}) == len(rows) == scores["test"]["model"]["exams"]
 
@@ -68,7 +70,7 @@ def test_predict_writes_the_reports_of_evaluate(smoke_run: Path, work: Path) -> 
     launch("data", "make", SMOKE, str(work / "made"), cwd=work)
     manifest = json.loads(next((work / "made").glob("*.json")).read_text())
     key = "uid"
-    written = {r["id"]: r for r in map(json.loads, (smoke_run / "predictions" / "test.jsonl").read_text().splitlines())}
+    written = {r["id"]: r for r in map(json.loads, read_lines(smoke_run / "predictions" / "test.jsonl"))}
     exam = manifest["test"][0]
     images = [str(next((work / "made").rglob(Path(name).name))) for name in exam["image_path"]]
     done = launch("predict", str(smoke_run), *images, cwd=work)

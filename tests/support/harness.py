@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from framework.runtime.errors import Problem, UserError
+from framework.runtime.files import read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 TOYS = Path(__file__).with_name("toys.py")  # plugins that tests name in recipes
@@ -96,7 +97,7 @@ MEASURED = {f"train/{name}" for name in ("exams_per_s", "step_s", "data_wait_s",
 def all_records(run: Path) -> dict[tuple[int, str], float]:
     """The records of a run by (step, name), without measured times and memory. A record that is there twice fails."""
     found: dict[tuple[int, str], float] = {}
-    for line in (run / "metrics.jsonl").read_text().splitlines():
+    for line in read_lines(run / "metrics.jsonl"):
         row = json.loads(line)
         if row["name"] in MEASURED:
             continue

@@ -24,6 +24,7 @@ from framework.checkpoint.format import SavedState, checkpoints_of, verify_check
 from framework.data.loading import epoch_order
 from framework.recipe import load_recipe
 from framework.runtime.errors import LOST, USER_ERROR
+from framework.runtime.files import read_lines
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def exams_of_step(recipe: str, step: int) -> set[str]:
 
 
 def bad_steps(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "non_finite.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in read_lines(run / "non_finite.jsonl")]
 
 
 def untouched(run: Path, step: int) -> None:

@@ -25,6 +25,7 @@ from framework.distributed.prepare import prepare
 from framework.distributed.strategy import Strategy
 from framework.models.blocks import blocks_of, enable_activation_checkpointing
 from framework.recipe import Recipe, load_recipe
+from framework.runtime.files import read_lines
 from framework.train_step import train_step, weights_at
 
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
@@ -79,7 +80,7 @@ def same_losses(one: Path, other: Path, noise: float = LOSS_NOISE) -> None:
 
 
 def reports(run: Path, split: str) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (run / "predictions" / f"{split}.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in read_lines(run / "predictions" / f"{split}.jsonl")]
 
 
 def launched(run: Path) -> dict[str, Any]:

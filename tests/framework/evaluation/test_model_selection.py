@@ -35,6 +35,7 @@ from framework.models.ensemble import Ensemble
 from framework.models.generation import generate
 from framework.recipe import load_recipe, save
 from framework.run.init_from import find_source
+from framework.runtime.files import read_lines
 
 SCORES = {1: 0.3, 2: 0.9, 3: 0.1, 4: 0.6, 5: 0.5}  # by step
 
@@ -212,7 +213,7 @@ def test_scores_of_another_selection_are_stored_separately(run: Path, capsys: py
     assert own == {path: path.read_bytes() for path in own}, "the run's own are as they were"
     stored = json.loads((run / "scores-average-3.json").read_text())
     assert stored.keys() == {"segmentation", "test"} and "step-4 (0.6000)" in stored["test"]["written_by"][0]
-    lines = (run / "predictions" / "test-average-3.jsonl").read_text().splitlines()
+    lines = read_lines(run / "predictions" / "test-average-3.jsonl")
     assert len(lines) == stored["test"]["model"]["exams"] == 4
     assert stored["test"]["fixed_report"] == scores["fixed_report"], "baselines depend on the data only"
     printed = capsys.readouterr().out

@@ -21,6 +21,7 @@ from harness import ROOT, all_records, kill_all_of, launch
 from framework import cli
 from framework.grid.cell_folder import CellFolder
 from framework.grid.cell_process import CELL
+from framework.runtime.files import read_lines
 
 LONGEST_S = 300.0
 
@@ -281,7 +282,7 @@ def test_a_search_runs_trials_in_sequence_and_continues_with_more(tmp_path):
     assert [cell.state().attempts for cell in cells(tmp_path)] == [1] * 3
     assert first < {cell.path.name for cell in cells(tmp_path)}
     (journal,) = (tmp_path / "runs" / "grids" / "mine").glob("search-*.journal")
-    values = [json.loads(line) for line in journal.read_text().splitlines()]
+    values = [json.loads(line) for line in read_lines(journal)]
     scores = [json.loads((cell.run / "scores.json").read_text())["val"]["model"]["bleu_4"] for cell in cells(tmp_path)]
     assert sorted(row["values"][0] for row in values if row.get("values")) == pytest.approx(sorted(scores))
 

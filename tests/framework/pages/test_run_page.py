@@ -55,6 +55,14 @@ def test_the_page_shows_scores_curves_topics_and_exams(tmp_path: Path) -> None:
     assert [at["aria-label"] for at in page.all("svg") if at.get("role")] == ["train by step: loss, plain"]
 
 
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85"])
+def test_a_report_with_a_line_separator_is_one_exam(tmp_path: Path, sign: str) -> None:
+    run, components = a_run(tmp_path)
+    path = run / "predictions" / "test.jsonl"
+    path.write_text(path.read_text("utf-8").replace('"d"', json.dumps(f"d{sign}e", ensure_ascii=False)), "utf-8")
+    assert len(page_of(run, components).all("article", "exam")) == 2
+
+
 def test_reports_ids_and_names_are_text(tmp_path: Path) -> None:
     page = page_of(*a_run(tmp_path, EVIL))
     check_offline(page)

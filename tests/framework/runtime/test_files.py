@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from harness import ROOT
 
-from framework.runtime.files import atomic_write
+from framework.runtime.files import atomic_write, read_lines
 
 MAKES = """
 import sys, time
@@ -48,3 +48,9 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         atomic_write(path, "\ud800")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_json_lines_end_at_line_feeds_only(tmp_path):
+    rows = ["a\u2028b", "a\u2029b", "a\x85b", "a\x0bb\x1cc"]
+    atomic_write(tmp_path / "rows.jsonl", "\n".join(rows))
+    assert [line.rstrip("\n") for line in read_lines(tmp_path / "rows.jsonl")] == rows

@@ -197,6 +197,16 @@ def test_a_flat_list_with_other_keys_is_read(tmp_path, lines):
     }
 
 
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85"])
+def test_line_separators_in_a_report_do_not_end_a_line(listed, tmp_path, sign):
+    found, _ = listed
+    lines = [{**entry, "split": split, "finding": f"One.{sign}Two."} for split in found for entry in found[split]]
+    file = tmp_path / "exams.jsonl"
+    file.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), encoding="utf-8")
+    exams = Manifest(file=str(file), images=str(tmp_path / "images")).splits()
+    assert {exam.report for split in exams.values() for exam in split} == {f"One.{sign}Two."}
+
+
 def test_a_mistake_in_json_lines_names_its_line(tmp_path):
     (tmp_path / "exams.jsonl").write_text('{"uid": 1, "split": "train"}\n\n{"uid": 2,}\n')
     with problem("wrong-format", place="exams.jsonl:3:11"):
