@@ -24,7 +24,7 @@ from framework.runtime.console import progress_bar
 from framework.runtime.files import atomic_write, file_lock
 from framework.runtime.processes import usable_cores
 
-VERSION = 1  # raise it when the same view would give other pixels
+VERSION = 2  # raise it when the same view would give other pixels
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import warnings
 import zlib
@@ -16,6 +17,19 @@ from PIL import Image
 MAX_PIXELS = 100_000_000
 # Only these formats of PIL: some others run external programs (EPS), and none of them is used for scans.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+# Scanners store 10, 12 or 14 bits in files of 16. The least of these depths that holds the largest value is the window.
+DEPTHS = (8, 10, 12, 14, 16)
+ORIENTATION = 0x0112  # EXIF tag: how to turn the pixels as stored into the picture as viewers show it
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SUBFILE_TYPE = 254  # TIFF tag: bit 0 marks a reduced copy of another page, bit 2 a mask
 
 
 def inside(root: str | os.PathLike[str], relative: str) -> Path:
@@ -48,19 +62,30 @@ class FileView:
     name: str
 
     def load(self) -> np.ndarray:
-        """The image, uint8 [H, W], or [H, W, 3] for colour. 16-bit grey becomes 8-bit.
+        """The image as viewers show it, uint8 [H, W], or [H, W, 3] for colour.
+
+        16-bit grey is scaled by the window 0 to 2^n - 1, with n the least of 8, 10, 12, 14 and 16 bits that holds the
+        largest value of the file. The EXIF orientation is applied.
 
         Raises:
             FileNotFoundError: the file does not exist.
-            OSError: the file is not an image, is truncated, or claims more than `MAX_PIXELS` pixels.
+            OSError: the file is not an image, is truncated, has several pages, is 16-bit colour of a low range, or
+                claims more than `MAX_PIXELS` pixels. With an errno if the system could not read it.
         """
         try:
+            if not stat.S_ISREG(Path(self.path).stat().st_mode):
+                raise OSError(f"{self.path}: not a regular file")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS follows
-                with Image.open(self.path, formats=FORMATS) as image:
+                # A file, not its path: of a path, PIL maps a turned TIFF into memory with width and height swapped.
+                with Path(self.path).open("rb") as file, Image.open(file, formats=FORMATS) as image:
                     width, height = image.size
                     if width * height > MAX_PIXELS:
                         raise OSError(f"{self.path}: {width} x {height} pixels, more than {MAX_PIXELS:,}; not decoded")
+                    if (pages := _pages(image)) > 1:
+                        raise OSError(
+                            f"{self.path}: holds {pages} pages; save each as a file and list it as a view of the exam"
+                        )
                     return _grey_or_colour(image, self.path)
         except FileNotFoundError:
             raise FileNotFoundError(f"{self.path}: no such file") from None
@@ -71,17 +96,56 @@ class FileView:
         except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error) as error:
             if str(error).startswith(self.path):
                 raise
+            if isinstance(error, OSError) and error.errno is not None:  # of the system; PIL's own have no number
+                reason = (error.strerror or type(error).__name__).lower()
+                raise _OfSystemError(error.errno, f"{self.path}: cannot be read: {reason}") from None
             # PIL's decoders raise many kinds of errors on damaged files.
             raise OSError(f"{self.path}: damaged or truncated, decoding failed ({error})") from None
 
 
+class _OfSystemError(OSError):
+    """The system could not read a file, which says nothing of its content."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def _pages(image: Image.Image) -> int:
+    """The pages of a TIFF file or frames of a PNG file, without reduced copies and masks of a page.
+
+    Further pictures in a JPEG file (MPO) are depth maps and previews of the first one.
+    """
+    frames = getattr(image, "n_frames", 1)
+    if frames == 1 or image.format == "PNG":
+        return frames
+    if image.format != "TIFF":
+        return 1
+    pages = 0
+    for frame in range(frames):
+        image.seek(frame)
+        pages += not image.tag_v2.get(SUBFILE_TYPE, 0) & 0b101  # type: ignore[attr-defined]
+    image.seek(0)
+    return pages
+
+
 def _grey_or_colour(image: Image.Image, path: str) -> np.ndarray:
+    is_deep_colour = image.mode in {"RGB", "RGBA", "LA"} and any(";16" in str(tile[3]) for tile in image.tile)
+    image.load()
+    # PIL turns TIFF itself. A damaged EXIF block reads as none.
+    turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1)) if image.format != "TIFF" else None
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode == "I" or image.mode.startswith("I;16"):
-        image.load()
-        deep = np.asarray(image)
+        deep = np.asarray(image).astype(np.int64)
         if deep.min() < 0 or deep.max() > 65535:
-            raise OSError(f"{path}: grey values beyond 16 bits; save it with 8 or 16")
-        return (deep // 257).astype(np.uint8)
+            raise OSError(f"{path}: grey values {deep.min()} to {deep.max()}, beyond 16 bits; save it with 8 or 16")
+        depth = next(depth for depth in DEPTHS if deep.max() < 2**depth)
+        return (deep * 255 // (2**depth - 1)).astype(np.uint8)
     if image.mode == "F":
         raise OSError(f"{path}: holds floating-point values; save it with 8-bit grey or colour")
-    return np.array(image.convert("L" if image.mode in {"1", "L", "LA", "La"} else "RGB"))
+    found = np.array(image.convert("L" if image.mode in {"1", "L", "LA", "La"} else "RGB"))
+    if is_deep_colour and 0 < found.max() < 128:  # PIL keeps the upper 8 of 16 bits only
+        raise OSError(
+            f"{path}: 16-bit colour with values up to about {int(found.max()) * 257} of 65535; save it with 8 bits"
+        )
+    return found

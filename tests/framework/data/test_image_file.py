@@ -1,5 +1,10 @@
 """Image files as views: modes, damaged and huge files."""
 
+import errno
+import os
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,6 +34,91 @@ def test_image_modes_become_grey_or_rgb(tmp_path, mode, shape, value):
 def test_16_bit_images_keep_their_range(tmp_path):
     Image.fromarray(np.array([[0, 65535], [257, 514]], dtype=np.uint16)).save(tmp_path / "a.png")
     assert FileView(str(tmp_path / "a.png"), "a").load().tolist() == [[0, 255], [1, 2]]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+@pytest.mark.parametrize("largest", [255, 1023, 4095, 16383, 65535])
+def test_the_window_of_sixteen_bit_files_is_the_depth_in_use(tmp_path, suffix, largest):
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(np.array([[0, largest // 2], [largest, largest]], dtype=np.uint16)).save(path)
+    assert FileView(str(path), "a").load().tolist() == [[0, 127], [255, 255]]
+
+
+def test_grey_beyond_sixteen_bits_is_refused_with_its_range(tmp_path):
+    Image.fromarray(np.array([[0, 70000]], dtype=np.int32)).save(tmp_path / "a.tiff")
+    with pytest.raises(OSError, match="0 to 70000"):
+        FileView(str(tmp_path / "a.tiff"), "a").load()
+
+
+def deep_colour(path, value):
+    """A PNG of 2 x 2 pixels with 16 bits per colour, which PIL reads but does not write."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = (b"\0" + struct.pack(">H", value) * 6) * 2
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    return FileView(str(path), "a")
+
+
+def test_sixteen_bit_colour_of_a_low_range_is_refused(tmp_path):
+    assert deep_colour(tmp_path / "a.png", 65535).load().min() == 255
+    with pytest.raises(OSError, match="16-bit colour"):
+        deep_colour(tmp_path / "b.png", 4095).load()
+
+
+@pytest.mark.parametrize(
+    "suffix, mode",
+    [(".jpeg", "L"), (".jpeg", "RGB"), (".png", "L"), (".png", "I;16"), (".tiff", "L"), (".tiff", "I;16")],
+)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_viewers_show_them(tmp_path, suffix, mode, orientation):
+    upright = np.zeros((16, 32), np.uint8)
+    upright[:8, :16] = 255
+    upright[:8, 16:] = 128
+    back = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]
+    stored = Image.fromarray(upright if mode != "I;16" else upright.astype(np.uint16) * 257).convert(mode)
+    stored = stored if back is None else stored.transpose(Image.Transpose(back))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / f"a{suffix}", exif=exif, **({"quality": 100} if suffix == ".jpeg" else {}))
+    found = FileView(str(tmp_path / f"a{suffix}"), "a").load()
+    found = found[..., 0] if found.ndim == 3 else found
+    assert found.shape == upright.shape and np.abs(found.astype(int) - upright).max() <= 4
+
+
+def test_files_of_several_pages_are_refused(tmp_path):
+    pages = [Image.new("L", (6, 4), value) for value in (10, 20, 30)]
+    for name in ("a.tiff", "a.png"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+        with pytest.raises(OSError, match="3 pages"):
+            FileView(str(tmp_path / name), "a").load()
+
+
+def test_a_reduced_copy_is_no_page(tmp_path):
+    reduced = Image.new("L", (3, 2))
+    reduced.encoderinfo = {"tiffinfo": {254: 1}}
+    Image.new("L", (6, 4), 10).save(tmp_path / "a.tiff", save_all=True, append_images=[reduced])
+    assert FileView(str(tmp_path / "a.tiff"), "a").load().tolist() == [[10] * 6] * 4
+
+
+def test_special_files_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(OSError, match="not a regular file"):
+        FileView(str(tmp_path / "a.png"), "a").load()
+
+
+def test_a_file_without_permission_is_not_broken(tmp_path, monkeypatch):
+    picture(tmp_path / "a.png")
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(OSError, match=r"a\.png: cannot be read: permission denied") as found:
+        FileView(str(tmp_path / "a.png"), "a").load()
+    assert found.value.errno == errno.EACCES
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpeg"])
