@@ -129,7 +129,9 @@ def _pages(image: Image.Image) -> int:
 
 
 def _grey_or_colour(image: Image.Image, path: str) -> np.ndarray:
-    is_deep_colour = image.mode in {"RGB", "RGBA", "LA"} and any(";16" in str(tile[3]) for tile in image.tile)
+    is_deep_colour = image.mode in {"RGB", "RGBA", "LA"} and any(
+        ";16" in str(tile[3]) for tile in getattr(image, "tile", ())
+    )
     image.load()
     # PIL turns TIFF itself. A damaged EXIF block reads as none.
     turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1)) if image.format != "TIFF" else None
