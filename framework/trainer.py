@@ -5,6 +5,7 @@ One update is in train_step.py; what surrounds training is in run/lifecycle.py.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -185,6 +186,8 @@ class Trainer:
             if self.accelerator.is_main_process:
                 self.tracker.sample(state.step, exam_id, exams.cache.images(exam.id), reference, prediction)
         monitored = recipe.evaluate.monitored
+        if not math.isfinite(scores[monitored]):
+            print0(f"warning: step {state.step}: val/{monitored} is {scores[monitored]}, so this model is not the best")
         state.validated(scores[monitored], higher_is_better=self.checkpoints.higher_is_better)
         shown = [name for name in ("bleu_4", "cider", "findings_f1") if name in scores]
         return "  ".join(f"val/{name} {scores[name]:.3f}" for name in dict.fromkeys([monitored, *shown]))
@@ -225,7 +228,7 @@ class Trainer:
         print0(f"\nrun     {folder}\nopen    {page}\n        tensorboard --logdir {folder}")
 
     def _load_best(self, task: ReportTask) -> None:
-        if self.state.best_score is None:  # the best checkpoint was damaged, and no validation has followed
+        if self.state.best_score is None:  # no validation gave a score, or none since the best checkpoint was damaged
             newest = checkpoints_of(self.training_run.folder / "checkpoints")[0]
             print0(f"warning: no validated checkpoint is left, so the model of {newest} is used")
             publish_model(newest / "model", self.training_run.folder / "model")

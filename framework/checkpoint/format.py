@@ -15,6 +15,7 @@ random state: each step is seeded from the recipe's seed, the step and the proce
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -69,10 +70,11 @@ class TrainState:
         return self.step, self.epoch, self.step_in_epoch
 
     def validated(self, score: float, *, higher_is_better: bool) -> None:
-        """Records the monitor of the current step, and whether it is the best so far."""
-        self.val_scores[f"step-{self.step}"] = score
-        best = self.best_score
-        if best is None or (score > best if higher_is_better else score < best):
+        """Records the monitor of the current step, and whether it is the best so far. NaN and infinity never are."""
+        best = self.best_score if self.best_score is not None and math.isfinite(self.best_score) else None
+        if math.isfinite(score):
+            self.val_scores[f"step-{self.step}"] = score
+        if math.isfinite(score) and (best is None or (score > best if higher_is_better else score < best)):
             self.best_score, self.best_step, self.validations_since_best = score, self.step, 0
         else:
             self.validations_since_best += 1
@@ -151,7 +153,7 @@ def step_of(checkpoint: Path) -> int:
 
 def ranked(train_state: TrainState, higher_is_better: bool) -> list[str]:
     """The names of validated checkpoints, the best first; of equals the earlier."""
-    scores = train_state.val_scores
+    scores = {name: score for name, score in train_state.val_scores.items() if math.isfinite(score)}
     return sorted(scores, key=lambda name: scores[name], reverse=higher_is_better)
 
 

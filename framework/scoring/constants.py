@@ -66,7 +66,7 @@ def best_constants(candidates: Sequence[str], references: Sequence[str], scorer:
             values = [
                 scorer.score_one(WEIGHTED_SUM, [("", text, reference) for reference in some]) for text in shortlist
             ]
-            found[WEIGHTED_SUM] = Constant(shortlist[int(np.argmax(values))], len(shortlist))
+            found[WEIGHTED_SUM] = Constant(shortlist[_argmax(values)], len(shortlist))
     return found
 
 
@@ -95,9 +95,14 @@ def _by_calls(
             rows.append(metric(pairs))
         if time.monotonic() - start > SECONDS:
             break
-    choose = np.argmax if metric.higher_is_better else np.argmin
+    sign = 1 if metric.higher_is_better else -1
     return {
-        f"{name}{suffix}": Constant(shortlist[int(choose([row[name] for row in rows]))], len(rows))
+        f"{name}{suffix}": Constant(shortlist[_argmax([sign * row[name] for row in rows])], len(rows))
         for name in metric.names
         if all(name in row for row in rows)
     }
+
+
+def _argmax(values: Sequence[float]) -> int:
+    """The index of the largest value, which NaN never is."""
+    return int(np.argmax(np.nan_to_num(values, nan=-np.inf, posinf=np.inf, neginf=-np.inf)))

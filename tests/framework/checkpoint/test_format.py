@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from framework.checkpoint.format import (
     TrainState,
     checkpoints_of,
     clear_unfinished,
+    ranked,
     read_train_state,
     verify_checkpoint,
     write_checkpoint,
@@ -261,3 +263,20 @@ def test_tied_weights_are_one_while_training_and_two_in_the_exported_model(tmp_p
     other, other_components = made(tmp_path, *keys, tied=True)
     other.load(SavedState(path), trained.steps)
     assert torch.equal(steps(trained, components, 2, 3), steps(other, other_components, 2, 3))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_a_score_that_is_not_finite_is_never_the_best(value: float, higher_is_better: bool) -> None:
+    state = TrainState()
+    for step, score in enumerate((value, 0.5, value, 0.5), 1):
+        state.step = step
+        state.validated(score, higher_is_better=higher_is_better)
+    assert (state.best_step, state.best_score, state.validations_since_best) == (2, 0.5, 2)
+    assert ranked(state, higher_is_better) == ["step-2", "step-4"]
+
+
+def test_a_best_score_that_was_stored_as_nan_is_replaced() -> None:
+    state = TrainState(step=2, best_step=1, best_score=math.nan, val_scores={"step-1": math.nan})
+    state.validated(0.1, higher_is_better=True)
+    assert (state.best_step, ranked(state, True)) == (2, ["step-2"])

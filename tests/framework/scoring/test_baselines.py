@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,16 @@ def test_a_metric_without_best_constants_is_called_on_a_shortlist(scorer: Scorer
 
     found = best_constants([CYST, MASS, NONE, NONE], [NONE], Scorer([Words()], scorer.tokenizer))
     assert found["words"].report == max((CYST, MASS, NONE), key=lambda text: len(text.split()))
+
+
+def test_a_constant_with_a_score_of_nan_is_never_the_best(scorer: Scorer) -> None:
+    class Words:
+        names, by_words, higher_is_better = ("words",), True, False
+
+        def __call__(self, pairs: list[Pair]) -> dict[str, float]:
+            return {"words": 1.0 if pairs[0].prediction == MASS else math.nan}
+
+    assert best_constants([CYST, MASS, NONE], [NONE], Scorer([Words()], scorer.tokenizer))["words"].report == MASS
 
 
 def test_baselines_do_not_read_the_test_references(tmp_path: Path, scorer: Scorer) -> None:
