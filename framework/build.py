@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from framework.data.check import check_splits
+from framework.data.check import SPLITS, check_splits
 from framework.data.image_cache import ImageCache, build_image_cache
 from framework.data.loading import ExamSet, collate, hardest_sample
 from framework.distributed.collectives import gather, main_process_first, on_main
@@ -71,15 +71,18 @@ def build_dataset(recipe: Recipe) -> ExamSource:
 
 
 def load_exams(source: ExamSource) -> dict[str, list[Exam]]:
-    """The exams of each split.
+    """The exams of each split. Prints a warning for splits that are never used.
 
     Raises:
         UserError: all problems at once: empty splits, duplicate ids, patients in two splits.
     """
     splits = {name: list(exams) for name, exams in source.splits().items()}
-    if errors := check_splits(splits).errors:
-        raise UserError.of(errors)
-    return splits
+    checked = check_splits(splits)
+    if checked.errors:
+        raise UserError.of(checked.errors)
+    for warning in checked.warnings:
+        print0(f"warning: {warning}")
+    return {name: splits[name] for name in SPLITS}
 
 
 def build_tokenizer(recipe: Recipe, training_reports: Sequence[str], trained: Path | None) -> Any:

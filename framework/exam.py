@@ -55,7 +55,7 @@ class ExamSource(Protocol):
     """The interface of a `dataset` plugin."""
 
     def splits(self) -> dict[str, Sequence[Exam]]:
-        """The exams of `train`, `val` and `test`. Cheap: no view is loaded."""
+        """The exams of `train`, `val` and `test`; a warning names other splits. Cheap: no view is loaded."""
 
     @property
     def cache_key(self) -> str:

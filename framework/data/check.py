@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from framework.exam import Exam
+from framework.registry import did_you_mean
 from framework.runtime.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ def check(source: ExamSource, progress: Callable[[int, int], None] | None = None
     Raises:
         UserError: the source cannot list its exams.
     """
-    splits = source.splits()
-    result = check_splits(splits)
+    listed = source.splits()
+    result = check_splits(listed)
+    splits = {name: exams for name, exams in listed.items() if name in SPLITS}
     total = sum(len(exams) for exams in splits.values())
     first: dict[bytes, tuple[str, str, str]] = {}  # hash of pixels -> split, exam and view in which they came first
     done = 0
@@ -57,19 +59,20 @@ def check(source: ExamSource, progress: Callable[[int, int], None] | None = None
 
 
 def check_splits(splits: Mapping[str, Sequence[Exam]]) -> CheckResult:
-    """Checks for empty splits, duplicate ids and patients in two splits; loads no view."""
+    """Checks for empty and unused splits, and the used ones for duplicate ids and patients in two; loads no view."""
     result = CheckResult()
     for name in SPLITS:
         if not splits.get(name):
             result.errors.append(Problem("empty-split", "the split has no exams", f"split {name}"))
-    for name in splits:
+    for name, exams in splits.items():
         if name not in SPLITS:
-            expected = f"one of {', '.join(SPLITS)}"
-            result.warnings.append(Problem("unused-split", "the split is never used", f"split {name}", expected))
+            found = f"the split and its {len(exams)} exam{'s' * (len(exams) != 1)} are never used"
+            hint = did_you_mean(name.lower(), SPLITS).strip()
+            result.warnings.append(Problem("unused-split", found, f"split {name}", f"one of {', '.join(SPLITS)}", hint))
     split_of_id: dict[str, str] = {}
     split_of_patient: dict[str, str] = {}
     leaks = set()
-    for split, exams in splits.items():
+    for split, exams in ((name, splits.get(name, ())) for name in SPLITS):
         for exam in exams:
             place = f"exam {exam.id}"
             if exam.id in split_of_id:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from framework.data.check import SPLITS
 from framework.exam import ExamError, ExamSource
 from framework.runtime.console import progress_bar
 from framework.runtime.errors import UserError
@@ -25,7 +26,7 @@ def write_manifest(source: ExamSource, folder: Path) -> Path:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError("file-exists", "it is not an empty folder", place=folder, hint="Name a new folder.")
-    splits = source.splits()
+    splits = {name: exams for name, exams in source.splits().items() if name in SPLITS}
     names: set[str] = set()
     manifest: dict[str, list[dict[str, object]]] = {}
     (folder / "images").mkdir(parents=True)

@@ -76,7 +76,7 @@ class Manifest:
         self.layout = f"{'' if get_from is None else f'Get it from {get_from}. '}Expected:\n{LAYOUT}"
 
     def splits(self) -> dict[str, Sequence[Exam]]:
-        """The exams as listed. Checks that the images exist, not their content.
+        """The exams as listed; of splits that are never used, their number only. Checks that the images exist.
 
         Raises:
             UserError: the file or folder is missing, not JSON (with line and column), or lacks a split; or exams cannot
@@ -118,6 +118,10 @@ class Manifest:
                 except ExamError as error:
                     problems.append(error)
             found[split] = tuple(exams)
+        for split in [name for name, entries in listed.items() if name not in SPLITS and isinstance(entries, list)]:
+            # Never used, only counted, so their problems do not matter.
+            ids = [f"{split}/{number}" for number, _ in enumerate(listed[split], 1)]
+            found[split] = tuple(Exam(exam_id, exam_id, (), "") for exam_id in ids)
         if problems:
             raise UserError.of(first_problems(problems, self.file))
         return found

@@ -71,6 +71,16 @@ def test_check_names_missing_and_unknown_splits(tmp_path):
     result = check(Source(train=[exam(tmp_path, "a")], valid=[exam(tmp_path, "b")]))
     assert [(p.code, p.place) for p in result.errors] == [("empty-split", "split val"), ("empty-split", "split test")]
     assert [(p.code, p.place) for p in result.warnings] == [("unused-split", "split valid")]
+    assert "1 exam" in result.warnings[0].found and "'val'" in result.warnings[0].hint
+
+
+def test_a_run_names_a_split_that_is_never_used_and_leaves_it_out(tmp_path, capsys):
+    splits = {name: [exam(tmp_path, name)] for name in ("train", "val", "test")}
+    splits["external"] = [exam(tmp_path, "train"), exam(tmp_path, "val")]  # which may hold anybody
+    assert set(load_exams(Source(**splits))) == {"train", "val", "test"}
+    assert "2 exams" in (out := capsys.readouterr().out) and "[unused-split]" in out
+    result = check(Source(**splits))
+    assert not result.errors and [p.code for p in result.warnings] == ["unused-split"]
 
 
 def test_a_patient_in_two_splits_is_refused_and_all_problems_are_listed() -> None:

@@ -197,6 +197,18 @@ def test_a_flat_list_with_other_keys_is_read(tmp_path, lines):
     }
 
 
+def test_other_splits_are_counted_and_their_exams_not_read(listed, tmp_path):
+    found, save = listed
+    found["external"] = [{"uid": 1}, {}]
+    found["license"] = "CC0"
+    splits = save().splits()
+    assert {name: len(exams) for name, exams in splits.items()} == {"train": 2, "val": 2, "test": 2, "external": 2}
+    lines = [{**entry, "split": split} for split in ("train", "val", "test") for entry in found[split]]
+    (tmp_path / "flat.json").write_text(json.dumps([*lines, {**lines[0], "uid": 99, "split": "Train"}]))
+    flat = Manifest(file=str(tmp_path / "flat.json"), images=str(tmp_path / "images"))
+    assert len(flat.splits()["Train"]) == 1 and flat.cache_key
+
+
 @pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85"])
 def test_line_separators_in_a_report_do_not_end_a_line(listed, tmp_path, sign):
     found, _ = listed
