@@ -25,6 +25,8 @@ def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
         print(problem)
     for problem in result.warnings:
         print(f"warning: {problem}")
+    for notice in result.notices:
+        print(f"notice: {notice}")
     errors, warnings = len(result.errors), len(result.warnings)
     print(f"{errors} problem{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}")
     if errors:

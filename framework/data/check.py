@@ -26,10 +26,12 @@ class CheckResult:
     Attributes:
         errors: problems with which no run starts.
         warnings: what a person should know, such as blank images.
+        notices: what the scores of this data set depend on.
     """
 
     errors: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
 
 def check(source: ExamSource, progress: Callable[[int, int], None] | None = None) -> CheckResult:
@@ -44,6 +46,7 @@ def check(source: ExamSource, progress: Callable[[int, int], None] | None = None
     listed = source.splits()
     result = check_splits(listed)
     splits = {name: exams for name, exams in listed.items() if name in SPLITS}
+    result.notices.extend(_repeated_reports(splits))
     total = sum(len(exams) for exams in splits.values())
     first: dict[bytes, tuple[str, str, str]] = {}  # hash of pixels -> split, exam and view in which they came first
     done = 0
@@ -86,6 +89,17 @@ def check_splits(splits: Mapping[str, Sequence[Exam]]) -> CheckResult:
                 found = f"patient {exam.patient} is in splits {other} and {split}"
                 result.errors.append(Problem("split-leak", found, place))
     return result
+
+
+def _repeated_reports(splits: Mapping[str, Sequence[Exam]]) -> list[str]:
+    """How many reports of val and test occur word for word in train: a model can copy them."""
+    known = {exam.report for exam in splits.get("train", ())}
+    counts = {name: sum(exam.report in known for exam in splits.get(name, ())) for name in SPLITS[1:]}
+    return [
+        f"{count} of {len(splits[name])} reports of split {name} occur word for word in split train"
+        for name, count in counts.items()
+        if count
+    ]
 
 
 def _check_views(exam: Exam, split: str, first: dict[bytes, tuple[str, str, str]], result: CheckResult) -> None:

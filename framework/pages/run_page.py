@@ -21,15 +21,14 @@ from framework.scoring.table import (
     LABELS,
     LOW,
     SHORT,
-    VARIETY,
     VERSUS,
     Scores,
+    describe_reports,
     legend,
     score_table,
     table_columns,
     verdict,
 )
-from framework.scoring.variety import describe_variety
 
 if TYPE_CHECKING:
     from framework.build import RunComponents
@@ -71,7 +70,7 @@ def write_page(run: Path, components: RunComponents) -> Path:
 def _summary(scores: Scores) -> list[str]:
     """What the model is better than, and how varied its reports are."""
     better = [line.partition(". Difference")[0] + "." for line in verdict(scores)[:1]]
-    return better + (describe_variety(scores[VARIETY]) if VARIETY in scores else [])
+    return better + describe_reports(scores)
 
 
 def _cards(scores: Scores) -> list[tuple[str, str, list[str], str]]:

@@ -95,6 +95,16 @@ def verdict(scores: Scores) -> list[str]:
     return [f"{head}. Difference to the strongest baseline, 95 % interval:", *(f"  {row}" for row in rows)]
 
 
+def describe_reports(scores: Scores) -> list[str]:
+    """How varied the model's reports are, and how many references it may have seen in training."""
+    lines = describe_variety(scores[VARIETY]) if VARIETY in scores else []
+    exams = int(scores["model"]["exams"])
+    repeated = exams - int(scores.get("model_on_unseen_reports", {"exams": 0})["exams"])
+    if VARIETY in scores and repeated:
+        lines.append(f"{repeated} of the {exams} references occur word for word in training.")
+    return lines
+
+
 def print_scores(split: str, scores: Scores, segmentation: str) -> None:
     """Prints the table from the main process, what the model writes, and what it is better than."""
     print0(f"\nScores on {split} (words: {segmentation})")
@@ -102,6 +112,5 @@ def print_scores(split: str, scores: Scores, segmentation: str) -> None:
     print_table(*score_table(scores, printed), numeric=True)
     if text := legend(scores):
         print0(text)
-    if VARIETY in scores:
-        print0("\n".join(describe_variety(scores[VARIETY])))
-    print0("\n".join(verdict(scores)))
+    if lines := [*describe_reports(scores), *verdict(scores)]:
+        print0("\n".join(lines))

@@ -38,7 +38,10 @@ def exam(tmp_path, exam_id, *, patient=None, report="Text.", picture_of=None):
 
 def test_valid_data_have_no_problem_and_progress_reaches_the_end(tmp_path):
     seen = []
-    source = Source(**{split: [exam(tmp_path, f"{split}{n}") for n in range(2)] for split in ("train", "val", "test")})
+    splits = ("train", "val", "test")
+    source = Source(
+        **{name: [exam(tmp_path, f"{name}{n}", report=f"{name} {n}.") for n in range(2)] for name in splits}
+    )
     assert check(source, lambda done, total: seen.append((done, total))) == CheckResult()
     assert seen == [(n, 6) for n in range(1, 7)]
 
@@ -65,6 +68,14 @@ def test_check_lists_every_problem_at_once(tmp_path):
         ("exam d", "suspicious-image"),
     }
     assert "view a.png of exam a in train" in result.warnings[-1].found
+
+
+def test_reports_that_occur_in_training_are_counted(tmp_path):
+    texts = {"train": ["A cyst.", "A mass.", "A cyst."], "val": ["A scar."], "test": ["A cyst.", "A mass.", "A duct."]}
+    splits = {
+        name: [exam(tmp_path, f"{name}{n}", report=text) for n, text in enumerate(some)] for name, some in texts.items()
+    }
+    assert check(Source(**splits)).notices == ["2 of 3 reports of split test occur word for word in split train"]
 
 
 def test_check_names_missing_and_unknown_splits(tmp_path):
