@@ -6,12 +6,15 @@ import sys
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from framework.cli.options import Files, Json, files_of
 from framework.runtime.console import print_json, print_table
+
+if TYPE_CHECKING:
+    from framework.registry import Plugin
 
 # The kinds of files that `ls` lists beside plugins.
 FILES = {"recipe": "a run, or part of one", "grid": "an ablation: recipes that differ in some keys"}
@@ -69,12 +72,19 @@ def describe(
     name: Annotated[str, typer.Argument(metavar="KIND/NAME", help="Such as encoder/resnet.")],
     plugins: Files = None,
     as_json: Json = False,
+    read: Annotated[
+        str | None, typer.Option("--read", metavar="TEXT", help="Show instead how a metric reads this text.")
+    ] = None,
 ) -> None:
     """Show a plugin's signature, keys, defaults, units and source, and a snippet for a recipe."""
     from framework.recipe.describe import as_yaml, find_by_words, stands_in
     from framework.recipe.describe import describe as describe_plugin
 
-    found = describe_plugin(find_by_words(name, files_of(plugins)))
+    plugin = find_by_words(name, files_of(plugins))
+    if read is not None:
+        _explain(plugin, read, as_json)
+        return
+    found = describe_plugin(plugin)
     if as_json:
         print_json(asdict(found))
         return
@@ -97,6 +107,25 @@ def describe(
     if found.source:
         print(f"Source: {found.source}")
     print(f"\nIn {stands_in(found.kind)}:\n\n{found.snippet}")
+
+
+def _explain(plugin: Plugin, text: str, as_json: bool) -> None:
+    from framework.registry import load
+    from framework.runtime.errors import UserError
+
+    explain = getattr(load(plugin), "explain", None)
+    if explain is None:
+        name = f"{plugin.kind}/{plugin.name}"
+        raise UserError(
+            "unsupported", f"{name} reads no findings", place="--read", expected="such as metric/findings_f1"
+        )
+    rows = explain(text)
+    if as_json:
+        print_json([{"finding": finding, "words": words} for finding, words in rows])
+    elif rows:
+        print_table(("finding", "words"), rows)
+    else:
+        print("no findings")
 
 
 def new(

@@ -87,7 +87,9 @@ def numbers_of(clause: str) -> Iterator[Number]:
     """All numbers of a lowercase clause."""
     clause = clause.translate(DIGITS)
     for match in MASKED_SIZE.finditer(clause):
-        yield Number("size", match.group(), *match.span())
+        before = clause[max(0, match.start() - BEFORE) : match.start()]
+        if not NO_SIZE_BEFORE.search(before) and not NO_SIZE_BEHIND.match(clause, match.end()):
+            yield Number("size", match.group(), *match.span())
     organ = ORGAN.match(clause)
     for match in DIAMETERS.finditer(clause):
         start, end = match.span()
@@ -109,6 +111,11 @@ def numbers_of(clause: str) -> Iterator[Number]:
         for segment in filter(None, match.groups()):
             name = segment.rstrip("ab")
             yield Number("segment", f"s{ROMAN.get(name, name)}", *match.span())
+
+
+def shown(size: Size) -> str:
+    """`12 x 8 mm`, or the mask in capitals as reports have it."""
+    return size.upper() if isinstance(size, str) else f"{' x '.join(f'{mm:g}' for mm in size)} mm"
 
 
 def joined(text: str) -> str:

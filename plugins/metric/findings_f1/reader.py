@@ -1,9 +1,9 @@
 """Extracts the findings of a report as (attribute, value) by the rules of lexicon.yaml.
 
-A report is split into sentences and clauses. The topic of each clause is a lesion, the gland or lymph nodes: from its
-own words, or from its neighbours. Each attribute is searched in clauses of its scope, and a value counts unless a
-negation ("no", 未见) precedes it in the clause. A finding of a lesion belongs to the side that its clause names, or to
-the last named one.
+A report is split into sentences and clauses. The topic of each clause is a lesion, the gland, lymph nodes, surgery or
+another structure: from its own words, or from its neighbours. A nodule of the armpit or neck is a lymph node. Each
+attribute is searched in clauses of its scope, and a value counts unless a negation ("no", 未见) precedes it in the
+clause. A finding of a lesion belongs to the side that its clause names, or to the last named one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from plugins.metric.findings_f1.numbers import Size, joined, numbers_of
+from plugins.metric.findings_f1.numbers import Size, joined, numbers_of, shown
 
 LEXICON = Path(__file__).with_name("lexicon.yaml")
 Language = Literal["en", "zh"]
@@ -36,6 +36,10 @@ DENIALS = {
 JOINTS = {"en": re.compile(r"\b(?:and|while|whereas|but|as)\b"), "zh": re.compile(r"[及和与、而；]")}
 APART = frozenset({"clock", "segment", "size", "side_of", "denial"})  # aspects that the overall F1 does not count
 UNSIDED = frozenset({"side", "count"})
+NOTHING = "-"  # a value of the lexicon that takes words away from the other values
+SITES = ("side", "place", "clock", "segment")  # lesions that differ in one of these are two
+DEPTHS = frozenset({"superficial", "central depth", "deep", "retroareolar"})  # beside any other place
+NO_SIDE = ""  # of the isthmus
 OF_EACH = re.compile("[各均都]")  # "at 2 o'clock left and 6 o'clock right, each ...": what follows is of all sides
 
 CJK = re.compile(r"[\u3400-\u9fff]")
@@ -46,7 +50,7 @@ SHORT_SIDE = (
 )
 # A point or comma within a number is no end of anything.
 SENTENCES = {"en": re.compile(rf"[!?;\n]|\.(?!\d){SHORT_SIDE}"), "zh": re.compile(r"[。；！？;!?\n]|\.(?!\d)")}
-CLAUSES = {"en": re.compile(r",(?!\d)"), "zh": re.compile(r"，|,(?!\d)")}
+CLAUSES = {"en": re.compile(r",(?!\d)"), "zh": re.compile(r"，|,(?!\d)|(?<=术后)[：:]")}
 ALTERNATIVE = re.compile(r"^(?:and/or|or|nor)\b")
 LISTED_WORDS = 5  # "no nodule, thick-walled cyst, or calcification": as long as an item of such a list may be
 # "oval, hypoechoic mass": the comma of adjectives, not of clauses.
@@ -83,7 +87,10 @@ class Look:
     """Properties of a clause without its context."""
 
     lesions: tuple[Span, ...]
+    removed: tuple[Span, ...]  # of the words on surgery: a lesion among them is no longer there
     glands: tuple[Span, ...]
+    organs: bool
+    others: bool
     nodes: bool
     refers_back: bool
     refers_ahead: bool
@@ -108,6 +115,7 @@ class Clause:
     look: Look
     all_denied: bool = False  # an item of a list that an earlier clause denies
     topic: str | None = None
+    topic_of_sentence: str | None = None  # the topic, unless it comes from another sentence
 
     def denies(self, match: Match) -> bool:
         return self.all_denied or self.look.denies(match.start, match.quality)
@@ -125,9 +133,13 @@ class Clause:
             return "lesion"
         if self.look.nodes:
             return "node"
+        if self.look.removed and not self.look.lesions:
+            return "surgery"
         if self.look.glands:
             return "gland"
-        return "no lesion" if self.look.lesions or self.look.normal else None
+        if self.look.lesions or self.look.normal:
+            return "no lesion"
+        return "other" if self.look.others else None
 
     def states(self, match: Match) -> bool:
         return self.denies(match) is match.if_denied and self.in_scope(match)
@@ -135,6 +147,10 @@ class Clause:
     def in_scope(self, match: Match) -> bool:
         if match.scope == "any":
             return True
+        if match.scope == "tissue":
+            return self.topic not in ("node", "other")
+        if match.scope in ("flow", "gland flow"):
+            return self._flow_of(match) == match.scope
         if match.scope != "gland":
             return self.topic == match.scope
         if not self.look.glands:
@@ -142,6 +158,19 @@ class Clause:
         if not self.lesions:
             return self.topic != "node"
         return _nearest(match, self.look.glands) < _nearest(match, self.lesions)
+
+    def _flow_of(self, match: Match) -> str | None:
+        """The scope of blood flow: `flow` of a lesion, `gland flow`, or None for that of a vessel or lymph node."""
+        if self.lesions:
+            of_gland = self.look.glands and _nearest(match, self.look.glands) < _nearest(match, self.lesions)
+            return "gland flow" if of_gland else "flow"
+        if self.look.glands:
+            return "gland flow"
+        topic = self.topic_of_sentence
+        if self.look.others or self.look.nodes or topic in ("node", "other"):
+            return None
+        of_gland = topic in ("gland", "no lesion") or (self.look.organs and topic != "lesion")
+        return "gland flow" if of_gland else "flow"
 
 
 def _nearest(match: Match, spans: Sequence[Span]) -> int:
@@ -190,6 +219,11 @@ class Reader:
         # None in Chinese, whose comma already ends the clause
         also = lexicon["denial_ends_of_qualities"][language]
         self._ends_of_qualities = listed("denial_ends_of_qualities") if also else None
+        self._removed = listed("removed")
+        self._regions = listed("node_regions")
+        self._node_signs = listed("node_signs")
+        self._could_be_node = listed("could_be_node")
+        self._node = lexicon["node"][language]
         self._refers_back = listed("refers_back")
         self._refers_ahead = listed("refers_ahead")
         self._inside = listed("inside")
@@ -207,18 +241,39 @@ class Reader:
         # Reports repeat their clauses far more often than themselves; a clause seen before costs a tenth.
         self._look = lru_cache(maxsize=16384)(self._look_at)
 
-    def read(self, text: str) -> Reading:
-        """The findings of `text`."""
+    def explain(self, text: str) -> list[tuple[str, str]]:
+        """Each finding of `text` and the words that state it, in their order; counted ones have none."""
+        clauses, stated = self._stated(text)
+        reading = self.read(text)
+        lines: dict[tuple[str, str], None] = {}
+        for clause, matches in zip(clauses, stated):
+            sizes = [size for size in clause.look.sizes if clause.states(size)]
+            found = [(match.start, match.end, ": ".join(match.finding)) for match in matches]
+            found += [(size.start, size.end, f"size: {shown(size.finding[1])}") for size in sizes]
+            found += [(*span, "lesion: present") for span in _merged(clause.lesions)]
+            if not any(each.lesions for each in clauses):
+                found += [(*span, "lesion: absent") for span in _merged(clause.look.lesions)]
+            lines |= {(name, clause.text[start:end]): None for start, end, name in sorted(found)}
+        named = {name for name, _ in lines}
+        return [*lines, *((name, "") for name in sorted(map(": ".join, reading.findings)) if name not in named)]
+
+    def _stated(self, text: str) -> tuple[list[Clause], list[list[Match]]]:
+        """The clauses and what each of them states."""
         clauses = self._cut(text)
         if self.language == "en":
             _spread_denials(clauses)
         _settle_topics(clauses)
         stated = [[match for match in clause.look.matches if clause.states(match)] for clause in clauses]
         _put_inside(clauses, stated)
+        return clauses, stated
+
+    def read(self, text: str) -> Reading:
+        """The findings of `text`."""
+        clauses, stated = self._stated(text)
         found = {match.finding for matches in stated for match in matches if match.finding[0] not in APART}
         if any(clause.lesions for clause in clauses):
             found.add(("lesion", "present"))
-            if {("side", "left"), ("side", "right")} <= found:
+            if {("side", "left"), ("side", "right")} <= found or _at_different_sites(clauses, stated):
                 found.add(("count", "multiple"))
             if ("count", "multiple") not in found:
                 found.add(("count", "single"))
@@ -230,7 +285,7 @@ class Reader:
         for match, sides in self._with_sides(clauses, stated):
             attribute, value = match.finding
             if attribute == "size":
-                sizes |= {(side, value) for side in sides or ("",)}
+                sizes |= {(side, value) for side in sides or (NO_SIDE,)}
             else:
                 aspects |= {("side_of", f"{side} {attribute} {value}") for side in sides}
         return Reading(frozenset(found), frozenset(aspects), frozenset(sizes))
@@ -243,7 +298,7 @@ class Reader:
         A sentence that names them behind ("oval mass, 15 mm, left breast") means the first of them.
         """
         every = [
-            self._reaches(clause.text, [match for match in matches if match.finding[0] == "side"])
+            self._reaches(clause.text, [match for each in matches if (match := _as_side(each))])
             for clause, matches in zip(clauses, stated)
         ]
         first: dict[int, tuple[str, ...]] = {}
@@ -256,8 +311,10 @@ class Reader:
             if clause.sentence != sentence:
                 sentence, current = clause.sentence, first.get(clause.sentence, current)
             of_lesions = [match for match in matches if match.scope == "lesion" and match.finding[0] not in UNSIDED]
+            of_lesions += [match for match in matches if match.scope == "tissue" and clause.topic == "lesion"]
             for match in [*of_lesions, *(size for size in clause.look.sizes if clause.states(size))]:
-                yield match, next((sides for end, sides in reaches if match.start < end), current)
+                sides = next((sides for end, sides in reaches if match.start < end), current)
+                yield match, tuple(side for side in sides if side != NO_SIDE)
             if reaches:
                 current = reaches[-1][1]
 
@@ -265,7 +322,7 @@ class Reader:
         """The sides of a clause up to which character: all of it if it names one."""
         groups: list[tuple[int, int, set[str]]] = []
         for match in sorted(named, key=lambda match: match.start):
-            if groups and (match.start == groups[-1][0] or groups[-1][2] == {match.finding[1]}):
+            if groups and (match.start in groups[-1][:2] or groups[-1][2] == {match.finding[1]}):
                 groups[-1] = (groups[-1][0], match.end, groups[-1][2] | {match.finding[1]})
             else:
                 groups.append((match.start, match.end, {match.finding[1]}))
@@ -289,9 +346,17 @@ class Reader:
         if denied and self._ends_of_qualities:
             qualities = self._denied(clause, [*self._ends.finditer(clause), *self._ends_of_qualities.finditer(clause)])
         numbers = tuple(_numbers(clause))
+        removed = _spans(self._removed, clause)
         return Look(
-            lesions=_spans(self._topics["lesion"], clause),
+            lesions=tuple(
+                span
+                for span in _spans(self._topics["lesion"], clause)
+                if not any(start <= span[0] < end for start, end in removed)
+            ),
+            removed=removed,
             glands=_spans(self._topics["gland"], clause),
+            organs=self._topics["organ"].search(clause) is not None,
+            others=self._topics["other"].search(clause) is not None,
             nodes=self._topics["node"].search(clause) is not None,
             refers_back=self._refers_back.match(clause) is not None,
             refers_ahead=self._refers_ahead.match(clause) is not None,
@@ -310,6 +375,8 @@ class Reader:
                 for match in pattern.finditer(clause) if pattern else ():
                     for value in rule.values[str(match.lastgroup)].split(" + "):
                         finding = rule.attribute, value
+                        if value == NOTHING:
+                            continue
                         yield Match(finding, rule.scope, rule.by_denial is None, if_denied, *match.span())
 
     def _denied(self, clause: str, ends: Iterable[re.Match[str]]) -> tuple[Span, ...]:
@@ -334,8 +401,24 @@ class Reader:
             parts = [part for part in parts if part]
             if self.language == "en":
                 parts = self._join_adjectives(parts)
+            parts = self._with_nodes(parts)
             clauses += [Clause(part, number, self._look(part)) for part in parts]
         return clauses
+
+    def _with_nodes(self, parts: list[str]) -> list[str]:
+        """The clauses of a sentence in which a nodule of the armpit or neck, or one with a hilum, is a lymph node."""
+        organs = [self._topics["organ"].search(part) is not None for part in parts]
+        of_nodes, region = [], False
+        for part, organ in zip(parts, organs):
+            region = not organ and (region or self._regions.search(part) is not None)
+            of_nodes.append(region)
+        for number, part in enumerate(parts):
+            if self._node_signs.search(part):
+                for before in range(number, -1, -1):
+                    if organs[before]:
+                        break
+                    of_nodes[before] = True
+        return [self._could_be_node.sub(self._node, part) if node else part for part, node in zip(parts, of_nodes)]
 
     def _join_adjectives(self, parts: list[str]) -> list[str]:
         joined: list[str] = []
@@ -353,6 +436,30 @@ def _numbers(clause: str) -> Iterator[Match]:
         yield Match((attribute, value), "lesion", True, False, start, end)
 
 
+def _as_side(match: Match) -> Match | None:
+    """The match if it names a side; the isthmus is none."""
+    if match.finding == ("place", "isthmus"):
+        return match._replace(finding=("side", NO_SIDE))
+    return match if match.finding[0] == "side" else None
+
+
+def _at_different_sites(clauses: Sequence[Clause], stated: Sequence[Sequence[Match]]) -> bool:
+    """Whether two clauses name lesions at different sites: `上段见一囊肿，下段见一结节`."""
+    sites: list[dict[str, set[str]]] = []
+    for clause, matches in zip(clauses, stated):
+        if not clause.lesions or clause.look.refers_back:
+            continue
+        site: dict[str, set[str]] = {}
+        for match in matches:
+            attribute, value = match.finding
+            if attribute in SITES and value not in DEPTHS:
+                site.setdefault(attribute, set()).add(value)
+        if any(values.isdisjoint(other.get(name, values)) for other in sites for name, values in site.items()):
+            return True
+        sites.append(site)
+    return False
+
+
 def _put_inside(clauses: Sequence[Clause], stated: Sequence[list[Match]]) -> None:
     """`甲状腺右叶大小约..., 其内见一结节`: the lesion is on the side of what it is inside of."""
     for number, clause in enumerate(clauses):
@@ -361,10 +468,10 @@ def _put_inside(clauses: Sequence[Clause], stated: Sequence[list[Match]]) -> Non
         for before in reversed(clauses[:number]):
             if before.sentence != clause.sentence:
                 break
-            sides = [match for match in before.look.matches if match.finding[0] == "side" and not before.denies(match)]
-            if sides:
+            site = [match for match in before.look.matches if match.finding[0] in SITES and not before.denies(match)]
+            if any(match.finding[0] == "side" for match in site):
                 # At the start of the clause, so that its findings belong to these sides.
-                stated[number].extend(match._replace(start=0, end=0) for match in sides)
+                stated[number].extend(match._replace(start=0, end=0) for match in site)
                 break
 
 
@@ -374,12 +481,16 @@ def _settle_topics(clauses: Sequence[Clause]) -> None:
     for number, clause in enumerate(clauses):
         topic = clause.own_topic
         first = number == 0 or clauses[number - 1].sentence != clause.sentence
+        if topic == "other" and last == "lesion" and not first:
+            topic = None  # a vessel that enters a lesion
         if topic in (None, "gland") and last and clause.look.refers_back:
             topic = last
         elif (topic is None and first) or (topic == "gland" and clause.look.refers_ahead):
             ahead = (later.own_topic for later in clauses[number + 1 :] if later.sentence == clause.sentence)
             topic = next((later for later in ahead if later), topic)
-        clause.topic = last = topic or last
+        here = topic or (None if first else clauses[number - 1].topic_of_sentence)
+        clause.topic_of_sentence, clause.topic = here, topic or last
+        last = clause.topic
 
 
 def _spread_denials(clauses: Sequence[Clause]) -> None:
@@ -398,6 +509,17 @@ def _spread_denials(clauses: Sequence[Clause]) -> None:
             if len(before.text.split()) > LISTED_WORDS:
                 break
             items.append(before)
+
+
+def _merged(spans: Sequence[Span]) -> list[Span]:
+    """Spans that touch, such as those of `低回声` and `结节`, as one."""
+    merged: list[Span] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged
 
 
 def _spans(pattern: re.Pattern[str], text: str) -> tuple[Span, ...]:
@@ -427,9 +549,16 @@ def read(text: str) -> frozenset[Finding]:
 
 @lru_cache(maxsize=16384)
 def read_all(text: str) -> Reading:
-    """What a report states.
+    """What a report states."""
+    return _readers()[_language(text)].read(text)
 
-    Chinese where there are as many Chinese characters as Latin words, so that `BI-RADS 3类` is.
-    """
+
+def _language(text: str) -> Language:
+    """Chinese where there are as many Chinese characters as Latin words, so that `BI-RADS 3类` is."""
     chinese = len(CJK.findall(text))
-    return _readers()["zh" if chinese and chinese >= len(LATIN_WORD.findall(text)) else "en"].read(text)
+    return "zh" if chinese and chinese >= len(LATIN_WORD.findall(text)) else "en"
+
+
+def explain(text: str) -> list[tuple[str, str]]:
+    """Each finding of a report as `attribute: value`, and the words that state it."""
+    return _readers()[_language(text)].explain(text)

@@ -104,6 +104,16 @@ def test_the_block_of_an_executor_is_for_a_grid_file(run, tmp_path):
     assert "\nIn a recipe:\n" in run("describe", "encoder/resnet")[1]
 
 
+def test_describe_reads_a_text_with_a_metric_that_explains_it(run):
+    code, out, _ = run("describe", "metric/findings_f1", "--read", "左乳见一低回声结节。")
+    assert code == 0 and "side: left" in out and "低回声" in out and "Needs" not in out
+    _, out, _ = run("describe", "metric/findings_f1", "--read", "No mass.", "--json")
+    assert json.loads(out) == [{"finding": "lesion: absent", "words": "mass"}]
+    assert "no findings" in run("describe", "metric/findings_f1", "--read", "Hello.")[1]
+    code, _, err = run("describe", "metric/bleu", "--read", "No mass.")
+    assert code == 2 and "[unsupported]" in err
+
+
 def test_describe_shows_source_needs_and_injected_parameters(run):
     _, out, _ = run("describe", "decoder/transformer")
     assert "\nNeeds: patches\nGives: logits\nSource: Vaswani et al. 2017, arXiv 1706.03762" in out

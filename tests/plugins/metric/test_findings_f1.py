@@ -5,6 +5,7 @@ import re
 import time
 import warnings
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pairs import pair
 from plugins.dataset.phantom import Phantom
 from plugins.metric.findings_f1 import FindingsF1
 from plugins.metric.findings_f1.numbers import agreeing
-from plugins.metric.findings_f1.reader import LEXICON, Reader, read, read_all
+from plugins.metric.findings_f1.reader import LEXICON, NOTHING, Reader, explain, read, read_all
 
 ONE = "lesion=present count=single "
 MANY = "lesion=present count=multiple "
@@ -34,7 +35,7 @@ ENGLISH = [
     ("The thyroid is not enlarged.", "size_gland=normal"),
     ("No focal lesion is seen in either breast.", "lesion=absent"),
     ("There is no mass or nodule on the left or right.", "lesion=absent"),
-    ("No nodule, cyst, or calcification is seen.", "lesion=absent"),
+    ("No nodule, cyst, or calcification is seen.", "lesion=absent calcification=absent"),
     ("A focal lesion is not identified.", "lesion=absent"),
     ("The rest of the gland shows no abnormality.", "lesion=absent"),
     ("An oval hypoechoic mass is seen in the left breast.", ONE + "shape=oval echogenicity=hypoechoic side=left"),
@@ -42,7 +43,7 @@ ENGLISH = [
     ("In the upper outer quadrant of the right breast, a mass is seen.", ONE + "place=upper outer side=right"),
     ("There is a nodule at the lower inner quadrant, retroareolar.", ONE + "place=lower inner place=retroareolar"),
     ("A mass in the upper inner quadrant; a 2.5 mm cyst in the lower outer quadrant.",
-     ONE + "place=upper inner place=lower outer"),
+     MANY + "place=upper inner place=lower outer"),
     ("In the mid portion of the left lobe of the thyroid, an isoechoic nodule is seen.",
      ONE + "place=middle side=left echogenicity=isoechoic"),
     ("A hyperechoic nodule lies in the isthmus.", ONE + "echogenicity=hyperechoic place=isthmus"),
@@ -86,6 +87,10 @@ ENGLISH = [
     ("The liver is normal in size, with a round, anechoic cyst.",
      ONE + "size_gland=normal shape=round echogenicity=anechoic"),
     ("No mass in the right breast. A cyst in the left breast.", ONE + "side=left"),
+    ("A nodule of regular shape with homogeneous internal echoes.", ONE + "shape=regular inner_echo=homogeneous"),
+    ("A cyst with heterogeneous internal echoes.", ONE + "inner_echo=heterogeneous"),
+    ("The liver is shrunken. Dilated bile ducts.", "size_gland=reduced duct=dilated"),
+    ("Blood flow of the thyroid is normal. Flow in the gland is increased.", "gland_flow=normal gland_flow=increased"),
     ("The skin is normal.", ""),
 ]  # fmt: skip
 
@@ -114,7 +119,7 @@ CHINESE = [
     ("见一结节，呈椭圆形，边界清晰。", ONE + "shape=oval margin=circumscribed"),
     ("见一结节，类圆形，边界欠清。", ONE + "shape=round margin=indistinct"),
     ("见一结节，形态不规则，边缘可见毛刺。", ONE + "shape=irregular margin=spiculated"),
-    ("见一结节，形态规则，边缘呈微分叶状。", ONE + "margin=lobulated"),
+    ("见一结节，形态规则，边缘呈微分叶状。", ONE + "shape=regular margin=lobulated"),
     ("见一结节，形态欠规则，边界模糊，纵横比大于1。",
      ONE + "shape=irregular margin=indistinct orientation=not parallel"),
     ("见一结节，横径大于纵径，边缘光滑。", ONE + "orientation=parallel margin=circumscribed"),
@@ -138,6 +143,10 @@ CHINESE = [
     ("术后病理提示恶性。", "histology=malignant surgery=present"),
     ("右乳未见明显结节。左乳见一结节，浅层。", ONE + "side=left place=superficial"),
     ("左乳见一结节，余腺体回声均匀，未见异常回声。", ONE + "side=left gland=homogeneous"),
+    ("见一结节，内部回声均匀。见一囊肿，内部回声不均匀。",
+     ONE + "inner_echo=homogeneous inner_echo=heterogeneous"),
+    ("肝脏体积缩小，胆总管扩张。", "size_gland=reduced duct=dilated"),
+    ("甲状腺血流信号正常。腺体内血流丰富。", "gland_flow=normal gland_flow=increased"),
     ("乳腺皮肤及皮下脂肪层清晰。", ""),
 ]  # fmt: skip
 QUADRANTS = {"外上": "upper outer", "内上": "upper inner", "外下": "lower outer", "内下": "lower inner"}
@@ -163,6 +172,24 @@ LABELS = {
         name: ("segment", name)
         for name in ("left lateral", "left medial", "right anterior", "right posterior", "caudate")
     },
+    **{name: ("shape", name) for name in ("regular", "irregular", "oval")},
+    **{name: ("margin", name) for name in ("circumscribed", "indistinct")},
+    **{name: ("orientation", name) for name in ("parallel", "not parallel")},
+    **{name: ("posterior", name) for name in ("enhancement", "shadow")},
+    **{
+        f"{words} {value}": (attribute, value)
+        for words, attribute, values in (
+            ("gland", "gland", ("homogeneous", "heterogeneous")),
+            ("size", "size_gland", ("normal", "enlarged", "reduced")),
+            ("inner", "inner_echo", ("homogeneous", "heterogeneous")),
+            ("gland flow", "gland_flow", ("normal", "increased")),
+            ("posterior", "posterior", ("none",)),
+        )
+        for value in values
+    },
+    "ducts": ("duct", "dilated"),
+    "steatosis": ("steatosis", "present"),
+    "surgery": ("surgery", "present"),
     "none": ("lesion", "absent"),
     "one": ("count", "single"),
     "many": ("count", "multiple"),
@@ -174,23 +201,26 @@ LABELS = {
     "no nodes": ("lymph_node", "not enlarged"),
     "_Loc_": ("clock", "_loc_"),
 }
-# What the labels tell of, and the recall and precision on all 200 sentences. The lexicon was mended by them, and the
-# same hand wrote both, so other texts will be read less well; when they first met, recall was 0.72 (lymph nodes) to
-# 1.00 and precision 0.82 (Doppler) to 1.00.
+# Recall and precision on the 200 sentences of findings_sentences.yaml, of what their labels state. The lexicon was
+# corrected by them, and the same person wrote both, so other texts are read less accurately. When they first met, recall
+# was 0.72 (lymph nodes) to 1.00 and precision 0.82 (Doppler) to 1.00.
+#
+# On the 100 sentences of findings_real.yaml precision and recall were 0.76 and 0.82 at first (30 held back: 0.77 and
+# 0.80). The held-back ones are by the same hand too.
 REACHED = {
     "lesion": (0.97, 0.98),
-    "count": (0.95, 0.95),
-    "side": (0.98, 0.97),
+    "count": (0.96, 0.97),
+    "side": (0.98, 0.98),
     "size": (0.98, 0.99),
     "place": (0.95, 0.97),
     "clock": (1.00, 1.00),
     "segment": (1.00, 1.00),
     "echogenicity": (0.96, 0.99),
-    "calcification": (0.83, 1.00),
-    "doppler": (0.95, 0.90),
+    "calcification": (1.00, 1.00),
+    "doppler": (0.95, 1.00),
     "lymph_node": (0.94, 1.00),
-    "denial": (0.91, 0.99),
-    "side_of": (0.97, 0.96),
+    "denial": (0.96, 0.99),
+    "side_of": (0.97, 0.97),
 }
 DENIED = {"none": "lesion", "no calcification": "calcification", "no flow": "doppler", "no nodes": "lymph_node"}
 
@@ -231,16 +261,12 @@ def stated(text: str) -> set[tuple[str, str]]:
         )
         found |= {("size", shown)} | ({("side_of", f"{side} size {shown}")} if side else set())
     kept = "echogenicity", "place", "clock", "segment", "size", "calcification"
-    return {
-        (attribute, value)
-        for attribute, value in found
-        if attribute in REACHED and (attribute != "side_of" or value.split()[1] in kept)
-    }
+    return {(a, value) for a, value in found if a != "side_of" or value.split()[1] in kept}
 
 
 @cache
-def sentences() -> dict[str, list[tuple[str, ...]]]:
-    path = Path(__file__).with_name("findings_sentences.yaml")
+def sentences(name: str = "findings_sentences.yaml") -> dict[str, list[tuple[str, ...]]]:
+    path = Path(__file__).with_name(name)
     return {name: [tuple(row) for row in rows] for name, rows in yaml.safe_load(path.read_text("utf-8")).items()}
 
 
@@ -249,8 +275,10 @@ def written() -> list[tuple[str, ...]]:
     return [*sentences()["en"], *sentences()["zh"]]
 
 
-def difference(text: str, line: str) -> str:
+def difference(text: str, line: str, every: bool = False) -> str:
     told, true = stated(text), labelled(line)
+    if not every:
+        told = {finding for finding in told if finding[0] in REACHED}
     return f"not read: {sorted(true - told)}; read wrongly: {sorted(told - true)}" if told != true else ""
 
 
@@ -259,26 +287,61 @@ def test_there_are_a_hundred_labelled_sentences_of_each_language():
 
 
 def test_each_labelled_sentence_is_read_as_labelled_or_is_a_known_miss():
-    rows = [row for rows in sentences().values() for row in rows]
-    wrong = [f"{text}\n    {difference(text, line)}" for text, line, *why in rows if not why and difference(text, line)]
-    mended = [text for text, line, *why in rows if why and not difference(text, line)]
+    rows = [(*row[:2], False, *row[2:]) for rows in sentences().values() for row in rows]
+    rows += [(*row[:2], True, *row[2:]) for rows in sentences("findings_real.yaml").values() for row in rows]
+    wrong = [
+        f"{text}\n    {found}"
+        for text, line, every, *why in rows
+        if (found := difference(text, line, every)) and not why
+    ]
+    mended = [text for text, line, every, *why in rows if why and not difference(text, line, every)]
     assert not wrong, "\n".join(wrong)
     assert not mended, "read rightly now: take out the third text\n" + "\n".join(mended)
 
 
-def reached() -> dict[str, tuple[float, float]]:
+def counted(rows: Iterable[tuple[str, ...]]) -> dict[str, Counter[str]]:
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for text, line, *_ in written():
+    for text, line, *_ in rows:
         told, true = stated(text), labelled(line)
         for name, found in (("both", told & true), ("told", told), ("true", true)):
             for attribute, _ in found:
                 counts[attribute][name] += 1
-    return {name: (each["both"] / each["true"], each["both"] / each["told"]) for name, each in counts.items()}
+    return counts
+
+
+def reached() -> dict[str, tuple[float, float]]:
+    counts = counted(written())
+    return {
+        name: (counts[name]["both"] / counts[name]["true"], counts[name]["both"] / counts[name]["told"])
+        for name in REACHED
+    }
+
+
+def test_sentences_as_in_real_reports_are_read_with_precision_and_recall_of_97_percent():
+    rows = sentences("findings_real.yaml")
+    assert [len(rows[name]) for name in ("tuned_on", "held_back")] == [70, 30]
+    for some, least in ((rows["tuned_on"], 0.97), (rows["held_back"], 0.97)):
+        counts = counted(some)
+        total = sum(counts.values(), Counter())
+        assert total["both"] >= least * max(total["told"], total["true"])
+    for name, each in counted([*rows["tuned_on"], *rows["held_back"]]).items():
+        assert each["both"] >= 0.9 * max(each["told"], each["true"]), name
+
+
+def test_a_text_is_explained_by_the_words_that_state_each_finding():
+    assert explain("左乳见一低回声结节，距乳头2cm，大小约8×5mm。双侧腋下见一结节。") == [
+        ("side: left", "左乳"),
+        ("lesion: present", "一低回声结节"),
+        ("echogenicity: hypoechoic", "低回声"),
+        ("size: 8 x 5 mm", "8×5mm"),
+        ("lymph_node: visible", "淋巴结"),
+        ("count: single", ""),
+    ]
+    assert FindingsF1.explain("No mass.") == [("lesion: absent", "mass")]
 
 
 def test_recall_and_precision_of_each_aspect_on_the_labelled_sentences_are_as_stated():
     found = reached()
-    assert found.keys() == REACHED.keys()
     for name, expected in REACHED.items():
         assert found[name] == pytest.approx(expected, abs=0.0051), f"{name}: recall, precision"
 
@@ -318,6 +381,7 @@ def test_the_labelled_sentences_cover_every_value_of_the_lexicon(cases):
         if attribute != "segment"  # of the sentences of findings_sentences.yaml
         for values in entry["values"]
         for value in values.split(" + ")
+        if value != NOTHING
     }
     # The depths of BUS-BRA and the orientation words are written in English only.
     only_english = {("place", "central depth"), ("place", "deep")}
