@@ -202,8 +202,8 @@ LABELS = {
     "_Loc_": ("clock", "_loc_"),
 }
 # Recall and precision on the 200 sentences of findings_sentences.yaml, of what their labels state. The lexicon was
-# corrected by them, and the same person wrote both, so other texts are read less accurately. When they first met, recall
-# was 0.72 (lymph nodes) to 1.00 and precision 0.82 (Doppler) to 1.00.
+# corrected by them, and the same person wrote both, so other texts are read less accurately. When they first met,
+# recall was 0.72 (lymph nodes) to 1.00 and precision 0.82 (Doppler) to 1.00.
 #
 # On the 100 sentences of findings_real.yaml precision and recall were 0.76 and 0.82 at first (30 held back: 0.77 and
 # 0.80). The held-back ones are by the same hand too.
