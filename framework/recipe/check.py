@@ -60,6 +60,7 @@ CODE_OF = {
     **dict.fromkeys(("finite_number", "too_short", "too_long"), "out-of-range"),
     "literal_error": "unknown-name",
     "string_pattern_mismatch": "wrong-format",
+    "json_file": "wrong-format",
 }  # of any other error: wrong-type
 FIRST_CODES = ("out-of-range", "wrong-type", "wrong-format", "unknown-name")  # of a union, the first that occurs
 

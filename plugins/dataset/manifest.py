@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from framework.data.check import SPLITS, first_problems
+from framework.data.check import SPLITS, DatasetError
 from framework.data.image_file import FileView, inside
 from framework.exam import Exam, ExamError
 from framework.registry import did_you_mean, register
+from framework.registry.types import JsonFile
 from framework.runtime.errors import UserError
 
 # Other names of the splits.
@@ -46,12 +48,12 @@ class Manifest:
         The data format of Li et al. 2024, arXiv 2406.00644, and of R2Gen: Chen et al. 2020, arXiv 2010.16056.
 
     Args:
-        file: JSON or JSON Lines file in UTF-8.
+        file: JSON or JSON Lines file in UTF-8, such as pandas writes with `to_json(file, orient="records")`.
         images: Folder to which image paths are relative.
         id_key: Key of the exam id; null for `uid` or `id`.
         report_key: Key of the report; null for `finding`, `findings` or `report`.
         images_key: Key of the images; null for `image_path`, `images` or `image`.
-        patient_key: Key of the patient, who appears in only one split; without it each exam is another patient.
+        patient_key: Key of the patient, who appears in only one split; an exam without a value is another patient.
         split_key: Key of the split in a flat list.
         get_from: Source of these exams, printed if they are missing.
     """
@@ -59,7 +61,7 @@ class Manifest:
     def __init__(
         self,
         *,
-        file: str,
+        file: JsonFile,
         images: str,
         id_key: str | None = None,
         report_key: str | None = None,
@@ -123,7 +125,7 @@ class Manifest:
             ids = [f"{split}/{number}" for number, _ in enumerate(listed[split], 1)]
             found[split] = tuple(Exam(exam_id, exam_id, (), "") for exam_id in ids)
         if problems:
-            raise UserError.of(first_problems(problems, self.file))
+            raise DatasetError.of_exams(problems, self.file, found)
         return found
 
     def _read(self) -> Mapping[str, list[Any]]:
@@ -209,15 +211,17 @@ class Manifest:
         """An exam; appends its problems to `problems`. Raises `ExamError` if it has no id."""
         if not isinstance(entry, dict):
             raise ExamError(name, "wrong-type", f"is a {_kind(entry)}, expected {{uid, finding, image_path}}")
-        id_key = next((key for key in self.id_keys if key in entry), None)
+        entry = {key: _present(value) for key, value in entry.items()}
+        id_key = next((key for key in self.id_keys if entry.get(key) is not None), None)
         found = None if id_key is None else entry[id_key]
-        if isinstance(found, bool) or not isinstance(found, (str, int)) or found == "":
+        if isinstance(found, bool) or not isinstance(found, (str, int)):
             if found is None:
                 raise ExamError(name, "missing-key", f"has no {' or '.join(self.id_keys)}")
             raise ExamError(name, "wrong-type", f"its {id_key} is {found!r}", expected="a number or text")
         exam_id = str(found)
-        key = next((key for key in self.report_keys if key in entry), None)
-        report = entry[key] if key is not None else None
+        named = [key for key in self.report_keys if key in entry]
+        key = next((key for key in named if entry[key] is not None), named[0] if named else None)
+        report = ("" if entry[key] is None else entry[key]) if key is not None else None
         if key is None:
             near = did_you_mean(self.report_keys[0], list(entry))
             other = ", or name another key: data.dataset.report_key" if len(self.report_keys) > 1 else ""
@@ -227,16 +231,17 @@ class Manifest:
             what = "is empty" if isinstance(report, str) else f"is a {_kind(report)}, expected text"
             code = "empty-report" if isinstance(report, str) else "wrong-type"
             problems.append(ExamError(exam_id, code, f"{key} {what} ({split})"))
-        said = entry.get(self.split_key, split)
+        said = entry.get(self.split_key) or split
         if (SPLIT_ALIASES.get(said, said) if isinstance(said, str) else said) != split:
             problems.append(ExamError(exam_id, "conflicting-settings", f"says split {said}, but is listed in {split}"))
-        patient = entry.get(self.patient_key, exam_id)
+        patient = entry.get(self.patient_key)
+        patient = exam_id if patient is None else patient
         if isinstance(patient, bool) or not isinstance(patient, (str, int)):
             what = f"{self.patient_key} is a {_kind(patient)}, expected a number or text ({split})"
             problems.append(ExamError(exam_id, "wrong-type", what))
-        key = next((key for key in self.images_keys if key in entry), self.images_keys[0])
+        key = next((key for key in self.images_keys if entry.get(key) is not None), self.images_keys[0])
         views = self._views(exam_id, key, entry.get(key), split, problems)
-        attributes = {"labels": entry["labels"]} if "labels" in entry else {}
+        attributes = {"labels": entry["labels"]} if entry.get("labels") is not None else {}
         return Exam(exam_id, str(patient), views, report if isinstance(report, str) else "", attributes)
 
     def _views(self, exam_id: str, key: str, paths: Any, split: str, problems: list[ExamError]) -> tuple[FileView, ...]:
@@ -272,6 +277,15 @@ def _check_unique(
         )
     home.setdefault(exam.id, split)
     patients.setdefault(exam.patient, split)
+
+
+def _present(value: Any) -> Any:
+    """A value as pandas means it: NaN and empty text are a missing value (None), and 17.0 in a column with missing
+    values is 17.
+    """
+    if isinstance(value, float):
+        return None if math.isnan(value) else int(value) if value.is_integer() else value
+    return None if isinstance(value, str) and not value.strip() else value
 
 
 class _DuplicateKeyError(ValueError):
