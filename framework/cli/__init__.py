@@ -127,7 +127,7 @@ def _print_error(error: ValueError | OSError) -> None:
     if rank() and isinstance(error, (RecipeError, PluginError)):
         return
     who = f"rank {rank()}: " if rank() else ""
-    print(f"{who}{error}", file=sys.stderr)
+    print(f"{who}{errors.printable(str(error))}", file=sys.stderr)
     if not _is_ours(error):
         print(f"({TRACEBACK}=1 shows where in the code)", file=sys.stderr)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +36,28 @@ class CheckResult:
     notices: list[str] = field(default_factory=list)
 
 
+class DatasetError(UserError):
+    """Exams that cannot be used. Its text lists the first problems.
+
+    Attributes:
+        every: all problems, each with its place.
+        readable: the exams and views that could be read, in which `check` looks for further problems.
+    """
+
+    every: tuple[Problem, ...] = ()
+    readable: Mapping[str, Sequence[Exam]] = MappingProxyType({})
+
+    @classmethod
+    def of_exams(
+        cls, errors: Sequence[UserError], place: object, readable: Mapping[str, Sequence[Exam]]
+    ) -> DatasetError:
+        """The problems of all errors, at a place such as a file."""
+        error = cls.of(first_problems(errors, place))
+        error.every = tuple(first_problems(errors, place, most=sys.maxsize))
+        error.readable = readable
+        return error
+
+
 def check(source: ExamSource, progress: Callable[[int, int], None] | None = None) -> CheckResult:
     """Checks the splits and loads every view.
 
@@ -43,8 +67,14 @@ def check(source: ExamSource, progress: Callable[[int, int], None] | None = None
     Raises:
         UserError: the source cannot list its exams.
     """
-    listed = source.splits()
-    result = check_splits(listed)
+    unusable: tuple[Problem, ...] = ()
+    listed: Mapping[str, Sequence[Exam]]
+    try:
+        listed = source.splits()
+        result = check_splits(listed)
+    except DatasetError as error:
+        listed, unusable = error.readable, error.every
+        result = CheckResult([*unusable, *(problem for exams in listed.values() for problem in _texts(exams))])
     splits = {name: exams for name, exams in listed.items() if name in SPLITS}
     result.notices.extend(_repeated_reports(splits))
     total = sum(len(exams) for exams in splits.values())
@@ -52,9 +82,10 @@ def check(source: ExamSource, progress: Callable[[int, int], None] | None = None
     done = 0
     for split, exams in splits.items():
         for exam in exams:
-            if not exam.report.strip():
+            if not exam.report.strip() and not unusable:
                 result.errors.append(Problem("empty-report", f"the report is empty (split {split})", f"exam {exam.id}"))
-            _check_views(exam, split, first, result)
+            if exam.views or not unusable:
+                _check_views(exam, split, first, result)
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -62,7 +93,9 @@ def check(source: ExamSource, progress: Callable[[int, int], None] | None = None
 
 
 def check_splits(splits: Mapping[str, Sequence[Exam]]) -> CheckResult:
-    """Checks for empty and unused splits, and the used ones for duplicate ids and patients in two; loads no view."""
+    """Checks for empty and unused splits, and the used ones for duplicate ids, patients in two and damaged texts; loads
+    no view.
+    """
     result = CheckResult()
     for name in SPLITS:
         if not splits.get(name):
@@ -76,6 +109,7 @@ def check_splits(splits: Mapping[str, Sequence[Exam]]) -> CheckResult:
     split_of_patient: dict[str, str] = {}
     leaks = set()
     for split, exams in ((name, splits.get(name, ())) for name in SPLITS):
+        result.errors.extend(_texts(exams))
         for exam in exams:
             place = f"exam {exam.id}"
             if exam.id in split_of_id:
@@ -100,6 +134,26 @@ def _repeated_reports(splits: Mapping[str, Sequence[Exam]]) -> list[str]:
         for name, count in counts.items()
         if count
     ]
+
+
+def _texts(exams: Sequence[Exam]) -> Iterator[Problem]:
+    """Texts with an unpaired surrogate: half of a character, or a file name that is not UTF-8. No file can hold one."""
+    for exam in exams:
+        texts = {"id": exam.id, "patient": exam.patient, "report": exam.report, "rewording": exam.rewording or ""}
+        texts |= {f"view {number} (file name)": view.name for number, view in enumerate(exam.views, 1)}
+        for what, text in texts.items():
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                half = ascii(text[error.start : error.end])
+                yield Problem(
+                    "wrong-format",
+                    f"its {what} has {half} at character {error.start + 1}, which is no character",
+                    f"exam {exam.id}",
+                    hint="Rename the file to UTF-8."
+                    if "file name" in what
+                    else "Delete it, or write the whole character.",
+                )
 
 
 def _check_views(exam: Exam, split: str, first: dict[bytes, tuple[str, str, str]], result: CheckResult) -> None:

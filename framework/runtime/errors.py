@@ -56,6 +56,8 @@ class Problem:
 
     def __post_init__(self) -> None:
         assert self.code in CODES, f"framework/runtime/codes.py has no code '{self.code}'"
+        for name in ("found", "place", "expected", "hint"):  # a lone surrogate could not be printed
+            object.__setattr__(self, name, printable(getattr(self, name)))
 
     @property
     def message(self) -> str:
@@ -136,6 +138,11 @@ def write_outcome(code: int, reason: object) -> None:
     if path:
         with contextlib.suppress(OSError), Path(path).open("x", encoding="utf-8") as file:
             json.dump({"code": code, "reason": str(reason)}, file, ensure_ascii=False)
+
+
+def printable(text: str) -> str:
+    """The text with unpaired surrogates, as in file names that are not UTF-8, written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def first_line(error: BaseException) -> str:

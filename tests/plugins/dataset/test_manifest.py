@@ -9,7 +9,10 @@ import pytest
 from harness import problem
 from PIL import Image
 
+from framework.build import load_exams
+from framework.data.check import check
 from framework.data.image_file import inside
+from framework.recipe import load_recipe
 from plugins.dataset.manifest import Manifest
 
 RANDOM = np.random.default_rng(0)
@@ -231,3 +234,77 @@ def test_a_missing_report_key_names_a_likely_key(listed):
     with problem("missing-key", place="exam 1") as problems:
         save().splits()
     assert "Did you mean 'findigs'?" in str(problems[0])
+
+
+@pytest.mark.parametrize("absent", [float("nan"), "", " ", None], ids=["NaN", "empty", "space", "null"])
+def test_a_missing_value_of_pandas_is_no_value_and_17_0_is_17(listed, absent):
+    found, save = listed
+    for number, exam in enumerate(exam for exams in found.values() for exam in exams):
+        exam |= {"uid": float(exam["uid"]), "patient": absent, "labels": absent, "split": absent}
+        exam |= {"report": absent} if number % 2 else {"finding": absent, "report": exam["finding"]}
+    found["train"][0]["patient"] = 7.0
+    exams = [exam for exams in save().splits().values() for exam in exams]
+    assert [exam.id for exam in exams] == ["1", "2", "11", "12", "21", "22"]
+    assert [exam.patient for exam in exams] == ["7", "2", "11", "12", "21", "22"]
+    assert all(exam.report and not exam.attributes for exam in exams)
+
+
+def test_values_that_no_id_or_patient_can_have_are_named(listed):
+    found, save = listed
+    found["train"][0]["uid"] = float("nan")
+    found["train"][1]["uid"] = 2.5
+    found["val"][0]["patient"] = 1.5
+    found["val"][1]["finding"] = None
+    with problem("missing-key") as problems:
+        save().splits()
+    assert [each.code for each in problems] == ["missing-key", "wrong-type", "wrong-type", "empty-report"]
+
+
+def test_a_table_where_json_is_expected_is_refused_without_reading_it():
+    with problem("wrong-format", place="data.dataset.file"):
+        load_recipe("smoke", ["data.dataset=manifest", "data.dataset.file=exams.CSV", "data.dataset.images=."])
+
+
+def test_half_a_character_in_a_report_names_the_exam(listed, tmp_path):
+    found, save = listed
+    save()
+    found["val"][1]["finding"] = "A \ud83d B"
+    found["train"][0]["uid"] = "1\udcff"
+    (tmp_path / "exams.json").write_text(json.dumps(found))
+    source = Manifest(file=str(tmp_path / "exams.json"), images=str(tmp_path / "images"))
+    for errors in (check(source).errors, _problems_of(lambda: load_exams(source))):
+        assert [(each.code, each.place) for each in errors] == [
+            ("wrong-format", "exam 1\\udcff"),
+            ("wrong-format", "exam 1\\udcff"),
+            ("wrong-format", "exam 12"),
+        ]
+        assert all(str(each).encode() for each in errors), "can be printed"
+
+
+def _problems_of(call):
+    with problem("wrong-format") as problems:
+        call()
+    return problems
+
+
+def test_a_name_in_gbk_bytes_names_the_exam(listed, tmp_path):
+    found, _ = listed
+    name = os.fsdecode("你.png".encode("gbk"))
+    picture(tmp_path / "images" / name)
+    found["test"][0]["image_path"] = [name]
+    (tmp_path / "exams.json").write_text(json.dumps(found))
+    source = Manifest(file=str(tmp_path / "exams.json"), images=str(tmp_path / "images"))
+    assert [(each.code, each.place) for each in check(source).errors] == [("wrong-format", "exam 21")]
+    with problem("wrong-format", place="exam 21"):
+        load_exams(source)
+
+
+def test_a_list_of_problems_has_broken_rows_and_broken_images(listed, tmp_path):
+    found, save = listed
+    found["train"][0]["finding"] = ""
+    (tmp_path / "images" / "1_2.png").write_bytes(b"no image")
+    (tmp_path / "images" / "21_1.png").write_bytes(b"no image")
+    found["val"] += [{"uid": 100 + n, "finding": "A.", "image_path": "no.png"} for n in range(30)]
+    errors = [(each.code, each.place.rpartition(", ")[2]) for each in check(save()).errors]
+    assert ("empty-report", "exam 1") in errors and len(errors) == 33
+    assert errors[-2:] == [("broken-image", "exam 1"), ("broken-image", "exam 21")]
