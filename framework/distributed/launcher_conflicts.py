@@ -11,6 +11,7 @@ from accelerate.utils import parse_flag_from_env
 from framework.distributed.resolve import precision_of, strategy_of
 from framework.recipe import Recipe
 from framework.runtime.errors import Problem
+from framework.runtime.processes import TASK_COUNTS
 
 # Settings of accelerate launch that no recipe has.
 UNSUPPORTED = {
@@ -22,6 +23,7 @@ UNSUPPORTED = {
 
 def launcher_conflicts(recipe: Recipe) -> Iterator[Problem]:
     """Yields one problem per conflict. Processes, machines and ports belong to the launcher and are not compared."""
+    yield from _without_launcher()
     yield from _arithmetic(recipe)
     strategy = _launched_strategy()
     if strategy and strategy != strategy_of(recipe):
@@ -54,6 +56,25 @@ def launcher_conflicts(recipe: Recipe) -> Iterator[Problem]:
             place="launcher",
             hint=f"Without GPUs it needs --multi_gpu as well. Or: torchrun --nproc_per_node {processes} launch.py ...",
         )
+
+
+def _without_launcher() -> Iterator[Problem]:
+    """Copies of the command that srun, mpirun and the like start, none of which knows of the others."""
+    if "WORLD_SIZE" in os.environ:  # a launcher connects the processes
+        return
+    counts = {name: os.environ.get(name, "") for name in TASK_COUNTS}
+    if counts["SLURM_STEP_NUM_TASKS"]:
+        counts["SLURM_NTASKS"] = ""  # of the job, of which this step may be one task
+    for name, count in counts.items():
+        if count.isdecimal() and int(count) > 1:
+            yield Problem(
+                "conflicting-settings",
+                f"{name}={count} starts {count} processes, and no launcher connects them: each would train alone",
+                place="launcher",
+                hint=f"Use `torchrun --nproc_per_node {count} launch.py ...`, or `accelerate launch` with one task per "
+                f"machine (docs/launch/slurm.sbatch). For a single process: `env -u {name} python launch.py ...`.",
+            )
+            return
 
 
 def _conflict(launcher: str, key: str, value: object, fix: object = None) -> Problem:

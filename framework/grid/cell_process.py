@@ -25,7 +25,7 @@ import framework
 from framework.grid.cell_folder import PRUNED, SETTLED, CellFolder, CellState, Outcome, Status
 from framework.grid.lease import BEAT_S, Lease, take_when_dead
 from framework.runtime import errors
-from framework.runtime.processes import process_start_time
+from framework.runtime.processes import TASK_COUNTS, process_start_time
 from framework.runtime.signals import WATCHER
 
 # Started by its path: `-m framework.cli` would look in the working folder first.
@@ -34,7 +34,10 @@ CELL = "SONOSCRIBE_CELL"  # environment variable of every process that trains a 
 POLL_S = 0.5
 SAVE_S = 300.0  # that a training may take to save and end
 # Variables of an outer launcher or queue, which must not reach the launcher that is started here.
-REMOVED_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+REMOVED_VARIABLES = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *TASK_COUNTS,
+)
 
 
 class CellProcess:

@@ -10,6 +10,17 @@ import psutil
 
 PROC = Path("/proc")
 
+# How many copies of a command srun, mpirun, MPICH, MVAPICH, jsrun and Flux start, in the order in which they are tried.
+TASK_COUNTS = (
+    "SLURM_STEP_NUM_TASKS",
+    "SLURM_NTASKS",
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+    "JSM_NAMESPACE_SIZE",
+    "FLUX_JOB_SIZE",
+)
+
 
 def process_start_time(pid: int) -> float | None:
     """The start time of a process, comparable on the same machine only; None if it has ended or is a zombie."""

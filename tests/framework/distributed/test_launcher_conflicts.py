@@ -10,7 +10,9 @@ import pytest
 from harness import ROOT, launch, problem
 
 from framework.distributed.launch import start_accelerator
+from framework.distributed.launcher_conflicts import launcher_conflicts
 from framework.recipe import load_recipe
+from framework.runtime.processes import TASK_COUNTS
 
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
@@ -122,3 +124,21 @@ def test_a_launch_names_all_conflicts_at_once_and_writes_nothing(work: Path) -> 
         assert any(place in line and f"[{code}]" in line for line in done.stderr.splitlines()), done.stderr
     assert "torchrun --nproc_per_node 2" in done.stderr
     assert not (work / "runs" / "smoke" / "conflicts").exists()
+
+
+@pytest.mark.parametrize("name", TASK_COUNTS)
+def test_copies_of_a_command_without_a_launcher_are_refused_with_the_name_of_one(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "2")
+    with problem("conflicting-settings", place="launcher") as found:
+        start_accelerator(load_recipe(SMOKE))
+    assert "torchrun" in found[0].hint and f"{name}=2" in found[0].found
+    monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun of one process
+    assert not list(launcher_conflicts(load_recipe(SMOKE)))
+
+
+def test_a_step_of_one_task_in_a_job_of_many_may_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert not list(launcher_conflicts(load_recipe(SMOKE)))
