@@ -35,6 +35,10 @@ def test_unusable_images_are_refused(smoke_run: Path, tmp_path: Path) -> None:
     for images in ([tmp_path / "broken.png"], [np.zeros((8, 8))], [np.zeros((8, 8, 4), np.uint8)]):
         with problem("broken-image"):
             model.report(images)
+    colour = np.tile(np.array([9, 0, 200], np.uint8), (8, 8, 1))
+    for blank in (np.zeros((64, 64), np.uint8), np.ones((1, 1), np.uint8), colour):
+        with problem("broken-image", "image"):
+            model.report([blank])
     for images in ([], "view.png", np.zeros((8, 8), np.uint8)):
         with problem("wrong-type"):
             model.report(images)  # type: ignore[arg-type]

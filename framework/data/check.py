@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from framework.data.image_file import is_blank
 from framework.exam import Exam
 from framework.registry import did_you_mean
 from framework.runtime.errors import Problem, UserError
@@ -34,6 +35,15 @@ class CheckResult:
     errors: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+
+
+def require_split(split: str) -> None:
+    """Raises UserError if no data set has a split of this name."""
+    if split not in SPLITS:
+        hint = did_you_mean(split, SPLITS).strip()
+        raise UserError(
+            "unknown-name", f"no split '{split}'", place="--split", expected=f"one of {', '.join(SPLITS)}", hint=hint
+        )
 
 
 class DatasetError(UserError):
@@ -171,7 +181,7 @@ def _check_views(exam: Exam, split: str, first: dict[bytes, tuple[str, str, str]
             found = f"{name} is {image.dtype} of shape {image.shape}"
             result.errors.append(Problem("broken-image", found, place, "uint8 of H x W or H x W x 3"))
             continue
-        if image.size == 0 or image.min() == image.max():
+        if is_blank(image):
             result.warnings.append(Problem("suspicious-image", f"{name} is blank: all pixels are equal", place))
             continue  # blank images are equal without being copies
         key = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()

@@ -128,6 +128,11 @@ def _pages(image: Image.Image) -> int:
     return pages
 
 
+def is_blank(image: np.ndarray) -> bool:
+    """Whether an image [H, W] or [H, W, C] has no picture: no pixel differs from the first one."""
+    return not image.size or bool((image == image[:1, :1]).all())
+
+
 def _grey_or_colour(image: Image.Image, path: str) -> np.ndarray:
     is_deep_colour = image.mode in {"RGB", "RGBA", "LA"} and any(
         ";16" in str(tile[3]) for tile in getattr(image, "tile", ())

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from framework.build import RunComponents, build_components, run_recipe
 from framework.checkpoint.export import verify_model
+from framework.data.check import require_split
 from framework.data.leakage import require_unseen
 from framework.data.loading import ExamSet, build_loader
 from framework.distributed.collectives import gather, on_main
@@ -224,18 +225,16 @@ def evaluate_run(run: Path, split: str, selection: ModelSelection = BEST) -> Sco
     files of their own.
 
     Raises:
-        UserError: the data have no such split, or a model was trained on patients of the split.
+        UserError: there is no such split, or a model was trained on patients of the split.
     """
     for each in (run, *selection.others):
         verify_model(each / "model")
+    require_split(split)
     recipe = run_recipe(run)
     accelerator = start_accelerator(recipe, training=False)
     topics = run / TOPICS_FILE
     # The topics that the run was trained on are kept; a model that was copied to another folder gets them now.
     components = build_components(recipe, accelerator, run=None if topics.is_file() else run, trained=run / "model")
-    if split not in components.exams:
-        expected = f"one of {', '.join(components.exams)}"
-        raise UserError("unknown-name", f"the data have no split '{split}'", place="--split", expected=expected)
     scored = {split: components.exams[split]}
     require_unseen("evaluate", run / "model", recipe, recipe, scored)
     for other in selection.others:

@@ -12,7 +12,7 @@ import torch
 from framework.build import build_task, build_tokenizer, run_recipe
 from framework.checkpoint.export import load_weights, verify_model
 from framework.data.image_cache import fit
-from framework.data.image_file import FileView
+from framework.data.image_file import FileView, is_blank
 from framework.evaluation.model_selection import BEST, ModelSelection, load_models
 from framework.exam import Batch
 from framework.models.generation import generate
@@ -89,8 +89,12 @@ def _pixels(image: View) -> np.ndarray:
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
             found = f"found an array of {image.dtype} {list(image.shape)}"
             raise UserError("broken-image", found, expected="uint8 [H, W] or [H, W, 3]")
-        return image
-    try:
-        return FileView(str(image), Path(image).name).load()
-    except OSError as error:
-        raise UserError("broken-image", str(error)) from error
+        pixels, place = image, "image"
+    else:
+        try:
+            pixels, place = FileView(str(image), Path(image).name).load(), str(image)
+        except OSError as error:
+            raise UserError("broken-image", str(error)) from error
+    if is_blank(pixels):
+        raise UserError("broken-image", "all pixels are equal, so there is no picture to report on", place=place)
+    return pixels
