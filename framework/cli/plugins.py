@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
 from dataclasses import asdict
 from itertools import groupby
@@ -143,5 +145,13 @@ def new(
 
     path, test = (file.resolve() for file in write_plugin(kind, name, folder, shipped=shipped))
     files = "" if shipped else f"plugins: [{short(path)}]\n"
-    print(f"{short(path)}\n{short(test)}\n\nTry it:\n\n    pytest {short(test)}\n")
+    print(f"{short(path)}\n{short(test)}\n\nTry it:\n\n    {_python()} -m pytest {short(test)}\n")
     print(f"In {stands_in(kind)}:\n\n{files}{snippet(find(kind, name, () if shipped else (path,)))}")
+
+
+def _python() -> str:
+    """How a shell starts the Python of this installation, whose pytest may not be the first one on the path."""
+    from framework.registry import short
+
+    on_path = shutil.which("python")
+    return "python" if on_path and Path(on_path) == Path(sys.executable) else shlex.quote(short(Path(sys.executable)))

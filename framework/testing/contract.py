@@ -44,4 +44,17 @@ def build_plugin(make: Make, **given: Any) -> Any:
     is_class = isinstance(make.func if isinstance(make, partial) else make, type)
     takes_all = not is_class and any(argument.kind is argument.VAR_KEYWORD for argument in arguments)
     names = {argument.name for argument in arguments}
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    missing = [
+        argument.name
+        for argument in arguments
+        if argument.kind in named and argument.default is inspect.Parameter.empty and argument.name not in given
+    ]
+    require(
+        not missing,
+        "the test gives every required key a value",
+        found=f"no value for {', '.join(missing)}",
+        expected="a value for each",
+        fix=f"in the test: check(KIND, functools.partial(plugin(...), {', '.join(f'{name}=...' for name in missing)}))",
+    )
     return make(**{name: value for name, value in given.items() if takes_all or name in names})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,12 @@ def check_dataset(make: Make, *, most: int = 20) -> None:
     Raises:
         ContractError: the first rule that it breaks.
     """
-    source = build_plugin(make)
+    with tempfile.TemporaryDirectory() as cache_dir:
+        _check(partial(build_plugin, make, cache_dir=cache_dir), most)
+
+
+def _check(build: Callable[[], Any], most: int) -> None:
+    source = build()
     expected = f"a dict of {', '.join(SPLITS)}"
     with runs("splits() returns train, val and test", expected=expected, fix="return a dict of sequences of Exam"):
         splits = {name: list(exams) for name, exams in source.splits().items()}
@@ -58,7 +65,7 @@ def check_dataset(make: Make, *, most: int = 20) -> None:
     first: dict[str, Sequence[Exam]] = {name: exams[:most] for name, exams in splits.items()}
     errors = check(_First(first)).errors
     _none(errors, "every view loads as a grayscale or RGB image", "return uint8 of H x W or H x W x 3")
-    _again(make, source, splits)
+    _again(build, source, splits)
     _views(first)
 
 
@@ -88,8 +95,8 @@ def _sequence(exams: Any, listed: list[Exam], split: str) -> None:
         )
 
 
-def _again(make: Make, source: Any, splits: dict[str, list[Exam]]) -> None:
-    other = build_plugin(make)
+def _again(build: Callable[[], Any], source: Any, splits: dict[str, list[Exam]]) -> None:
+    other = build()
     fix = "sort directory listings, and draw random numbers from a fixed seed"
     first = {name: [(exam.id, exam.patient, exam.report) for exam in exams] for name, exams in splits.items()}
     again = {name: [(e.id, e.patient, e.report) for e in exams] for name, exams in other.splits().items()}

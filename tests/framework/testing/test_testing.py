@@ -967,3 +967,11 @@ def test_a_shipped_plugin_is_found_by_its_path() -> None:
     root = ROOT
     found = plugin(root / "plugins" / "encoder" / "tiny_cnn.py", "encoder", "tiny_cnn")
     assert found.__module__ == "plugins.encoder.tiny_cnn"
+
+
+def test_a_required_key_without_a_value_is_named():
+    class Needy(Dataset):
+        def __init__(self, *, width: int) -> None: ...
+
+    with pytest.raises(ContractError, match="no value for width"):
+        check("dataset", Needy)
