@@ -67,7 +67,7 @@ def build_plugin(recipe: Recipe, kind: str, choice: Choice, **values: Any) -> An
 
 
 def build_dataset(recipe: Recipe) -> ExamSource:
-    return build_plugin(recipe, "dataset", recipe.data.dataset)
+    return build_plugin(recipe, "dataset", recipe.data.dataset, cache_dir=recipe.data.cache_dir)
 
 
 def load_exams(source: ExamSource) -> dict[str, list[Exam]]:
@@ -83,6 +83,16 @@ def load_exams(source: ExamSource) -> dict[str, list[Exam]]:
     for warning in checked.warnings:
         print0(f"warning: {warning}")
     return {name: splits[name] for name in SPLITS}
+
+
+def load_reports(source: ExamSource) -> dict[str, list[str]]:
+    """The reports of each split, for commands that need no images, which may not be on this machine.
+
+    A data set may list them by a method `reports()`, as `manifest` does; otherwise it lists its exams.
+    """
+    if hasattr(source, "reports"):
+        return {name: list(reports) for name, reports in source.reports().items()}
+    return {name: [exam.report for exam in exams] for name, exams in load_exams(source).items()}
 
 
 def build_tokenizer(recipe: Recipe, training_reports: Sequence[str], trained: Path | None) -> Any:

@@ -65,17 +65,17 @@ def _look_for_sides(recipe: Recipe, notices: list[str]) -> None:
     key = None if augment is None else mirrors_by(find("augment", augment.name, recipe.plugin_files), augment.keys)
     if key is None:
         return
-    from framework.build import build_dataset, require_no_mirrored_sides  # takes seconds to import
+    from framework.build import build_dataset, load_reports, require_no_mirrored_sides  # takes seconds to import
 
     try:
-        exams = build_dataset(recipe).splits()["train"]
+        reports = load_reports(build_dataset(recipe))["train"]
     except (ValueError, OSError):
         notices.append(
             f"data.augment.{key} mirrors images, and the reports cannot be read to check that none names a side; "
             "`data check` gives the reason"
         )
     else:
-        require_no_mirrored_sides(recipe, [exam.report for exam in exams])
+        require_no_mirrored_sides(recipe, reports)
 
 
 def explain(

@@ -33,10 +33,10 @@ def distill(
     if not loaded.has_topics:
         hint = "Add distiller=faiss_kmeans, or see `ls distiller`."
         raise UserError("missing-input", "distiller is none", place=recipe, hint=hint)
-    from framework.build import build_dataset, build_tokenizer, build_topics, load_exams
+    from framework.build import build_dataset, build_tokenizer, build_topics, load_reports
     from framework.topics.count import choice_rows
 
-    texts = {split: [exam.report for exam in exams] for split, exams in load_exams(build_dataset(loaded)).items()}
+    texts = load_reports(build_dataset(loaded))
     topics, _ = build_topics(loaded, build_tokenizer(loaded, texts["train"], None), texts, out)
     assert topics is not None
     rows = [(str(i), str(topics.sizes[i]), " ".join(topics.words[i][:8])) for i in range(topics.count)]
@@ -63,6 +63,9 @@ def evaluate(
     """Score a run's best model on a split, or an average or ensemble of models, whose scores get a separate file."""
     for each in (run, *(others or [])):
         must_exist(each, "run folder")
+    from framework.data.check import require_split
+
+    require_split(split)  # before the slow import
     from framework.evaluation.evaluate import evaluate_run
     from framework.evaluation.model_selection import ModelSelection
 

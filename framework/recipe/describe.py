@@ -36,6 +36,7 @@ INJECTED = {
     "seed": "random seed (train.seed)",
     "topic_count": "number of topics",
     "word_vectors_WD": "vector of each token in the report space",
+    "cache_dir": "folder of caches, from data.cache_dir",
     "make_reward": "builds the reward from weights of scores (its key reward)",
     "language": "language of the tokenizer, en or zh",
     "groups": "parameter groups by learning rate and weight decay",

@@ -26,7 +26,7 @@ def _kinds(*rows: tuple[str, str, str]) -> dict[str, Kind]:
 
 
 KINDS = _kinds(
-    ("dataset", "a source of exams", ""),
+    ("dataset", "a source of exams", "cache_dir"),
     ("tokenizer", "text to token ids and back", ""),
     ("augment", "augments training images", ""),
     ("encoder", "images to features", "channels hf_config"),

@@ -86,6 +86,14 @@ class Manifest:
         """
         return self._splits
 
+    def reports(self) -> dict[str, list[str]]:
+        """The reports of each split, whether or not the images are on this machine.
+
+        Raises:
+            UserError: as `splits`, except for images.
+        """
+        return {split: [exam.report for exam in exams] for split, exams in self._list(images=False).items()}
+
     @property
     def cache_key(self) -> str:
         """Hash of the file, and of name, size and time of every image."""
@@ -100,8 +108,11 @@ class Manifest:
 
     @cached_property
     def _splits(self) -> dict[str, Sequence[Exam]]:
+        return self._list(images=True)
+
+    def _list(self, *, images: bool) -> dict[str, Sequence[Exam]]:
         listed = self._read()
-        if not self.images.is_dir():
+        if images and not self.images.is_dir():
             raise UserError(
                 "no-such-file", "no such folder of images (data.dataset.images)", place=self.images, hint=self.layout
             )
@@ -114,7 +125,7 @@ class Manifest:
             for number, entry in enumerate(listed[split], 1):
                 name = f"number {number} of {split}"
                 try:
-                    exam = self._exam(entry, split, name, problems)
+                    exam = self._exam(entry, split, name, problems, images=images)
                     _check_unique(exam, split, home, patients, problems)
                     exams.append(exam)
                 except ExamError as error:
@@ -207,8 +218,8 @@ class Manifest:
             found.setdefault(split, []).append(entry)
         return found
 
-    def _exam(self, entry: Any, split: str, name: str, problems: list[ExamError]) -> Exam:
-        """An exam; appends its problems to `problems`. Raises `ExamError` if it has no id."""
+    def _exam(self, entry: Any, split: str, name: str, problems: list[ExamError], *, images: bool) -> Exam:
+        """An exam, without views unless `images`; appends to `problems`. Raises `ExamError` if it has no id."""
         if not isinstance(entry, dict):
             raise ExamError(name, "wrong-type", f"is a {_kind(entry)}, expected {{uid, finding, image_path}}")
         entry = {key: _present(value) for key, value in entry.items()}
@@ -240,7 +251,7 @@ class Manifest:
             what = f"{self.patient_key} is a {_kind(patient)}, expected a number or text ({split})"
             problems.append(ExamError(exam_id, "wrong-type", what))
         key = next((key for key in self.images_keys if entry.get(key) is not None), self.images_keys[0])
-        views = self._views(exam_id, key, entry.get(key), split, problems)
+        views = self._views(exam_id, key, entry.get(key), split, problems) if images else ()
         attributes = {"labels": entry["labels"]} if entry.get("labels") is not None else {}
         return Exam(exam_id, str(patient), views, report if isinstance(report, str) else "", attributes)
 

@@ -68,7 +68,8 @@ class Busbra:
         fold: Test fold, from 1.
         folds: Official partition, of 5 or 10 folds. [folds]
         histology: Adds the result of the biopsy to the impression, which no image shows for certain.
-        cache: Folder for the measures, so that the 1875 images are measured once (about a minute).
+        cache: Folder for the measures, so that the 1875 images are measured once (about a minute); null:
+            data.cache_dir.
     """
 
     def __init__(
@@ -78,12 +79,13 @@ class Busbra:
         fold: PositiveInt = 1,
         folds: Literal[5, 10] = 5,
         histology: bool = False,
-        cache: str = ".cache/sonoscribe",
+        cache: str | None = None,
+        cache_dir: str,
     ) -> None:
         if fold > folds:
             raise UserError("out-of-range", f"found {fold}", place="data.dataset.fold", expected=f"1 to {folds}")
         self.root, self.fold, self.folds, self.histology = Path(root), fold, folds, histology
-        self.cache = Path(cache)
+        self.cache = Path(cache_dir if cache is None else cache)
 
     def splits(self) -> dict[str, Sequence[Exam]]:
         """`train`, `val` and `test` by patient. The first call on a machine measures every image.

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from harness import ROOT, TOYS, problem
@@ -287,3 +289,14 @@ def test_launch_needs_no_installation():
         [sys.executable, "launch.py", "ls", "encoder"], cwd=ROOT, env=environment, capture_output=True
     )
     assert done.returncode == 0 and b"tiny_cnn" in done.stdout
+
+
+def test_evaluate_refuses_an_unknown_split_before_it_loads_anything(run, tmp_path):
+    code, _, err = run("evaluate", str(tmp_path), "--split", "tset")
+    assert code == 2 and "[unknown-name]" in err and "Did you mean 'test'?" in err
+
+
+def test_new_prints_a_command_that_runs_the_test_with_this_python(run, tmp_path):
+    _, out, _ = run("new", "loss", "my_loss", str(tmp_path))
+    command = next(line for line in out.splitlines() if "-m pytest" in line).split()
+    assert shutil.which(command[0]) == sys.executable or Path(command[0]).absolute() == Path(sys.executable)

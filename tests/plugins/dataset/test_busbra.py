@@ -147,7 +147,7 @@ def archive(tmp_path):
 
 
 def build(archive, **settings):
-    return Busbra(root=str(archive), cache=str(archive.parent / "cache"), **settings)
+    return Busbra(root=str(archive), cache_dir=str(archive.parent / "cache"), **settings)
 
 
 def test_patients_are_in_one_split_and_views_share_a_report(archive):
@@ -217,7 +217,7 @@ def test_rows_that_differ_from_the_published_format_are_listed(archive):
 
 def test_an_unknown_fold_is_refused():
     with problem("out-of-range", place="data.dataset.fold"):
-        Busbra(root="x", fold=7)
+        Busbra(root="x", fold=7, cache_dir="cache")
 
 
 @pytest.mark.skipif(not ARCHIVE.is_dir(), reason=f"the BUS-BRA archive is not at {ARCHIVE}")
@@ -235,7 +235,7 @@ def test_the_real_archive_is_measured_as_seen_by_eye():
 @pytest.mark.skipif(not ARCHIVE.is_dir(), reason=f"the BUS-BRA archive is not at {ARCHIVE}")
 @pytest.mark.parametrize("folds, fold, sizes", [(5, 1, (680, 172, 212)), (10, 4, (770, 188, 106))])
 def test_the_real_partition_is_by_patient(folds, fold, sizes, tmp_path):
-    source = Busbra(root=str(ARCHIVE), folds=folds, fold=fold, cache=str(tmp_path))
+    source = Busbra(root=str(ARCHIVE), folds=folds, fold=fold, cache_dir=str(tmp_path))
     homes = {}
     for lesion in source._lesions:  # without measuring, which takes a minute
         homes.setdefault(lesion.patient, lesion)

@@ -3,13 +3,14 @@
 import json
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 from harness import problem
 from PIL import Image
 
-from framework.build import load_exams
+from framework.build import load_exams, load_reports
 from framework.data.check import check
 from framework.data.image_file import inside
 from framework.recipe import load_recipe
@@ -308,3 +309,12 @@ def test_a_list_of_problems_has_broken_rows_and_broken_images(listed, tmp_path):
     errors = [(each.code, each.place.rpartition(", ")[2]) for each in check(save()).errors]
     assert ("empty-report", "exam 1") in errors and len(errors) == 33
     assert errors[-2:] == [("broken-image", "exam 1"), ("broken-image", "exam 21")]
+
+
+def test_reports_need_no_images(listed, tmp_path):
+    _, save = listed
+    source = save()
+    shutil.rmtree(tmp_path / "images")
+    assert load_reports(source)["val"] == ["Report 11.", "Report 12."]
+    with problem("no-such-file", place="images"):
+        source.splits()
