@@ -34,15 +34,21 @@ if TYPE_CHECKING:
 __all__ = ["load", "register", "train"]
 
 
-def load(folder: str | Path) -> Predictor:
+def load(folder: str | Path, *, trust: bool = False) -> Predictor:
     """Loads the model of a run, on the GPU if there is one. Its `report(images)` returns the report of one exam.
 
     Args:
         folder: of a run (runs/RECIPE/NAME), or of an exported model (runs/RECIPE/NAME/model).
+        trust: runs plugin files that come with the model, and remembers their hashes.
 
     Raises:
-        UserError: the folder has no model, or it is damaged or of another version.
+        UserError: the folder has no model, it is damaged or of another version, or it comes with code that is not
+            trusted.
     """
+    if trust:
+        from framework.cli.options import trust_code_of
+
+        trust_code_of(Path(folder))
     from framework.evaluation.predict import Predictor
 
     return Predictor(Path(folder))

@@ -317,12 +317,14 @@ def build_components(
     exams = {name: _exam_set(recipe, rows, cache, tokenizer, topics, name) for name, rows in splits.items()}
     require_a_batch(recipe, len(exams["train"]))
     count = topics.count if topics else None
-    task = build_task(
-        recipe, tokenizer, count, space, training=splits["train"], trained=trained is not None, model=trained
-    )
+    augment = None
     if trained is None:
+        task = build_task(recipe, tokenizer, count, space, training=splits["train"], trained=False)
         _require_all_views_fit(task, exams)
-    augment = None if recipe.data.augment is None else build_plugin(recipe, "augment", recipe.data.augment)
+        if recipe.data.augment is not None:
+            augment = build_plugin(recipe, "augment", recipe.data.augment)
+    else:  # without losses and augmentation, whose plugins are not needed
+        task = build_task(recipe, tokenizer, None, None, trained=True, model=trained)
     left_out = len({error.exam_id for error in errors})
     return RunComponents(exams, tokenizer, topics, task, augment, scorer, left_out)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: threads that wai
 os.environ["ACCELERATE_USE_CPU"] = os.environ.get("ACCELERATE_USE_CPU", "true")
 
 
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="sonoscribe-config-")  # not the user's list of trusted code
 AT_FIRST = dict(os.environ)
 
 

@@ -36,6 +36,20 @@ With = Annotated[
     list[Path] | None,
     typer.Option("--with", metavar="RUN", help="Add the model of this run to the ensemble; may be repeated."),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Run plugin files that come with a saved model or run, and remember their hashes."),
+]
+
+
+def trust_code_of(folder: Path) -> None:
+    """Trusts the plugin files of a model, given its folder or that of its run or checkpoint."""
+    from framework.recipe import load_saved_recipe
+    from framework.registry.trust import trust
+
+    found = [path for path in (folder / "model" / "recipe.yaml", folder / "recipe.yaml") if path.is_file()]
+    if found:  # else the command says that there is no model
+        trust(load_saved_recipe(found[0]).plugin_files)
 
 
 def files_of(files: list[Path] | None) -> tuple[Path, ...]:

@@ -7,14 +7,30 @@ from typing import Annotated
 
 import typer
 
-from framework.cli.options import Average, Ensemble, Overrides, RecipeArgument, RunArgument, With, load, must_exist
+from framework.cli.options import (
+    Average,
+    Ensemble,
+    Overrides,
+    RecipeArgument,
+    RunArgument,
+    Trust,
+    With,
+    load,
+    must_exist,
+    trust_code_of,
+)
+from framework.registry.trust import trust as trust_files
 from framework.runtime.console import print_table
 from framework.runtime.errors import UserError
 
 
-def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+def train(recipe: RecipeArgument, overrides: Overrides = None, trust: Trust = False) -> None:
     """Train, evaluate and write the report page. `train` may be omitted."""
     loaded = load(recipe, overrides)  # before the slow import, so that mistakes show at once
+    if trust:
+        trust_files(loaded.plugin_files)
+        if loaded.init_from is not None:
+            trust_code_of(Path(loaded.init_from))
     from framework.trainer import train as run_training
 
     run_training(loaded)
@@ -59,10 +75,13 @@ def evaluate(
     average: Average = None,
     ensemble: Ensemble = None,
     others: With = None,
+    trust: Trust = False,
 ) -> None:
     """Score a run's best model on a split, or an average or ensemble of models, whose scores get a separate file."""
     for each in (run, *(others or [])):
         must_exist(each, "run folder")
+        if trust:
+            trust_code_of(each)
     from framework.data.check import require_split
 
     require_split(split)  # before the slow import
@@ -79,10 +98,13 @@ def predict(
     average: Average = None,
     ensemble: Ensemble = None,
     others: With = None,
+    trust: Trust = False,
 ) -> None:
     """Generate the report of one exam. For research only; not a medical device."""
     for each in (run, *(others or [])):
         must_exist(each, "run folder")
+        if trust:
+            trust_code_of(each)
     for image in images:
         must_exist(image, "image")
     from framework.evaluation.model_selection import ModelSelection

@@ -13,6 +13,7 @@ from framework.recipe.saved import recipe_hash, result_tree, save
 from framework.recipe.schema import NO_TOPICS, Choice, Loss, Optimizer, Recipe
 from framework.recipe.source import RECIPES, Layer, RecipeError, check_format, find_file, read_layers, read_text
 from framework.registry import short
+from framework.registry.trust import mark_as_saved
 from framework.runtime.errors import Problem
 
 __all__ = [
@@ -49,6 +50,8 @@ def load_recipe(named: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if problems:
         raise RecipeError.of(problems)
     recipe = check_recipe(merge(layers), path)
+    if _is_saved(path):
+        mark_as_saved(recipe.plugin_files)
     recipe._overrides = tuple(overrides)
     return recipe
 
@@ -59,6 +62,10 @@ def load_saved_recipe(path: Path) -> Recipe:
     Raises:
         RecipeError: another version saved it, or it has other problems.
     """
-    if not re.search(r"^format:", read_text(path), re.MULTILINE):
+    if not _is_saved(path):
         check_format(None, short(path))
     return load_recipe(path)
+
+
+def _is_saved(path: Path) -> bool:
+    return re.search(r"^format:", read_text(path), re.MULTILINE) is not None

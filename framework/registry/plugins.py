@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import sys
@@ -29,6 +30,7 @@ from framework.registry.source import (
     unknown_kind,
     unknown_name,
 )
+from framework.registry.trust import require_trusted
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 GROUP = "sonoscribe."  # of entry points, before the kind
@@ -298,10 +300,19 @@ def _describe_error(error: BaseException) -> str:
     return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
+class _SourceLoader(importlib.machinery.SourceFileLoader):
+    """Runs the very bytes whose hash is checked, never a __pycache__ beside the file, which may have other code."""
+
+    def get_code(self, fullname: str) -> Any:
+        source = self.get_data(self.path)
+        require_trusted(Path(self.path), source)
+        return self.source_to_code(source, self.path)
+
+
 def _import_file(path: Path) -> Any:
     name = f"sonoscribe_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
+        spec = importlib.util.spec_from_file_location(name, path, loader=_SourceLoader(name, str(path)))
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # before it runs: dataclasses look their module up

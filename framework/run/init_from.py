@@ -24,6 +24,8 @@ from framework.distributed.collectives import on_main
 from framework.models.external_weights import require_same_weights, unsaved_names
 from framework.optim import longest_prefix, nearest_part, parameters_by_names
 from framework.recipe import Recipe, load_saved_recipe
+from framework.registry import find
+from framework.registry.trust import require_trusted
 from framework.run.folder import OpenedRun
 from framework.runtime.console import print0
 from framework.runtime.errors import UserError
@@ -77,6 +79,7 @@ def find_source(named: str) -> Source:
     if (folder / MANIFEST).is_file() and not (folder / WEIGHTS).is_file():
         if problem := verify_checkpoint(folder):
             raise CheckpointError.of([problem])
+        _require_trusted_tokenizer(folder / "model")
         train_state = read_train_state(folder)
         step = train_state.step  # not of the name: a copy may have another
         return Source(folder / "model", step, train_state.val_scores.get(f"step-{step}"))
@@ -88,11 +91,18 @@ def find_source(named: str) -> Source:
             expected="RUN, such as runs/breast/20260101-120000-ab12cd34, or RUN/checkpoints/step-N",
         )
     verify_model(folder / "model")
+    _require_trusted_tokenizer(folder / "model")
     try:  # step and score are only printed
         train_state = read_train_state(checkpoints_of(folder / "checkpoints")[0])
     except (IndexError, OSError, ValueError, TypeError, AttributeError):  # missing, damaged, or another format
         return Source(folder / "model", None, None)
     return Source(folder / "model", train_state.best_step, train_state.best_score)
+
+
+def _require_trusted_tokenizer(model: Path) -> None:
+    """Raises `untrusted-code` before images are decoded; of the source's plugins only the tokenizer is imported."""
+    recipe = load_saved_recipe(model / "recipe.yaml")
+    require_trusted(find("tokenizer", recipe.data.tokenizer.name, recipe.plugin_files).path)
 
 
 def load_initial_weights(

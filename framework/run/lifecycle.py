@@ -21,6 +21,7 @@ from framework.distributed.launch import describe_launch, launch_id, start_accel
 from framework.distributed.strategy import Strategy
 from framework.models.external_weights import print_saved
 from framework.recipe import Recipe, load_saved_recipe, save
+from framework.registry.trust import trust, unmarked
 from framework.run.folder import OpenedRun, lock_released, open_run, remove_refused_run, topics_to_keep
 from framework.run.init_from import Source, find_initial_weights, initial_weights
 from framework.run.tracking import COST, peak_memory_gib, write_environment, write_json
@@ -77,6 +78,7 @@ def open_run_for_training(recipe: Recipe) -> Iterator[TrainingRun]:
         if accelerator.is_main_process:
             write_environment(run.folder, launch)
             atomic_write(run.folder / "recipe.yaml", save(recipe))
+            trust(unmarked(recipe.plugin_files))  # the user has named them
             atomic_write(run.folder / "overrides.txt", "".join(f"{word}\n" for word in recipe.overrides))
         try:
             # A mistake in init_from is reported before the images are decoded.

@@ -89,6 +89,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Python cannot import the plugin.",
         "Read the reason in the message: most often a package is missing or the file has a bug.",
     ),
+    "untrusted-code": (
+        "A saved model or run comes with plugin files that you have not trusted.",
+        "Read the files that the message lists; then repeat the command with --trust.",
+    ),
     "shadowed-package": (
         "The name of one of Sonoscribe's packages finds another package, often a folder of your project.",
         "Rename your folder, or start the command line with launch.py or `sonoscribe`.",

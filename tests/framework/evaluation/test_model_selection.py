@@ -34,6 +34,7 @@ from framework.exam import Batch
 from framework.models.ensemble import Ensemble
 from framework.models.generation import generate
 from framework.recipe import load_recipe, save
+from framework.registry.trust import trust
 from framework.run.init_from import find_source
 from framework.runtime.files import read_lines
 
@@ -51,6 +52,7 @@ def make_run(folder: Path, *keys: str, scores: dict[int, float] = SCORES, seed: 
         *keys,
     ]
     recipe = load_recipe(ROOT / "recipes" / "smoke.yaml", words)
+    trust(recipe.plugin_files)
     tokenizer = build_tokenizer(recipe, [exam.report for exam in load_exams(build_dataset(recipe))["train"]], None)
     val_scores: dict[str, float] = {}
     for step, score in scores.items():

@@ -1,0 +1,105 @@
+"""Decides whether code that comes with a saved model or run may be imported.
+
+A saved recipe may name plugin files. They run only if the user trusts their SHA-256: files of runs that this user
+trained are trusted when training starts, others by `--trust`. XDG_CONFIG_HOME/sonoscribe/trusted.json has the hashes;
+the environment variable SONOSCRIBE_TRUST adds more, for a cluster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from framework.registry.source import PluginError
+from framework.runtime.errors import Problem
+from framework.runtime.files import file_lock
+
+VARIABLE = "SONOSCRIBE_TRUST"  # SHA-256 of trusted files, separated by commas
+
+_untrusted: dict[Path, tuple[Path, ...]] = {}  # plugin file of a saved recipe -> all plugin files of that recipe
+_trusted_here: set[str] = set()  # hashes that this process trusts although they cannot be stored
+
+
+def trusted_file() -> Path:
+    home = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(home) / "sonoscribe" / "trusted.json"
+
+
+def _stored() -> dict[str, str]:
+    """SHA-256 -> path of the file when it was trusted.
+
+    Raises:
+        PluginError: `damaged-file`.
+    """
+    path = trusted_file()
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return {str(sha256): str(name) for sha256, name in stored.items()}
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        hint = "Delete it, and trust the files again."
+        raise PluginError("damaged-file", f"cannot be read ({error})", place=path, hint=hint) from None
+
+
+def _is_trusted(sha256: str) -> bool:
+    named = {word.strip().lower() for word in os.environ.get(VARIABLE, "").split(",")}
+    return sha256 in named or sha256 in _trusted_here or sha256 in _stored()
+
+
+def sha256_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def trust(files: Iterable[Path]) -> None:
+    """Remembers the hashes of plugin files, for this process and, if the user's file can be written, for later ones."""
+    hashes = {sha256_of(path.read_bytes()): str(path) for path in files if path.is_file()}
+    _trusted_here.update(hashes)
+    path = trusted_file()
+    with contextlib.suppress(OSError, PluginError):  # a home that cannot be written, or a damaged file
+        if hashes.keys() <= _stored().keys():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(path.with_name(".trusted.lock"), "list of trusted files"):
+            descriptor, part = tempfile.mkstemp(dir=path.parent)  # mode 0600
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump({**_stored(), **hashes}, file, indent=1, ensure_ascii=False)
+            Path(part).replace(path)
+
+
+def mark_as_saved(files: Iterable[Path]) -> None:
+    """Records that plugin files come with a saved recipe, so that they are imported only if the user trusts them."""
+    together = tuple(files)
+    _untrusted.update(dict.fromkeys(together, together))
+
+
+def unmarked(files: Iterable[Path]) -> list[Path]:
+    """The files that do not come with a saved recipe: the user has named them."""
+    return [path for path in files if path not in _untrusted]
+
+
+def require_trusted(path: Path, content: bytes | None = None) -> None:
+    """Raises `untrusted-code` if a plugin file comes with a saved recipe and the user does not trust it.
+
+    Args:
+        content: the bytes that will be run; None reads the file.
+    """
+    if path not in _untrusted:
+        return
+    if _is_trusted(sha256_of(path.read_bytes() if content is None else content)):
+        return
+    hashes = {file: sha256_of(file.read_bytes()) for file in dict.fromkeys((path, *_untrusted[path])) if file.is_file()}
+    unknown = {file: sha256 for file, sha256 in hashes.items() if not _is_trusted(sha256)}
+    hint = (
+        "Read the file. If you trust it, repeat the command with --trust, which remembers the hash "
+        f"(sonoscribe.load(..., trust=True) in Python, or {VARIABLE}={','.join(unknown.values())} on a cluster)."
+    )
+    raise PluginError.of(
+        Problem("untrusted-code", f"code that comes with a saved model or run, SHA-256 {sha256}", str(file), hint=hint)
+        for file, sha256 in unknown.items()
+    )
