@@ -53,7 +53,7 @@ def smoke_run(work: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def exact_run(work: Path) -> Callable[..., Path]:
-    """Trains recipes/smoke.yaml by EXACT on one process, or as told: once for each way of asking."""
+    """Trains recipes/smoke.yaml with EXACT, once for each set of arguments; on one process by default."""
     done: dict[str, Path] = {}
     numbers = itertools.count()  # also of a run that failed, whose name is taken
 

@@ -45,7 +45,7 @@ def test_unusable_images_are_refused(smoke_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=str(tmp_path)):
+    with problem("no-model", place=str(tmp_path)):
         sonoscribe.load(tmp_path)
 
 

@@ -26,7 +26,7 @@ def test_torch_then_faiss_work_in_one_process():
 
 @pytest.mark.skipif(faiss.get_num_gpus() > 0, reason="about a faiss without GPU")
 def test_the_gpu_flag_is_silently_ignored_without_one():
-    """So the distiller asks `get_num_gpus` and tells; it cannot trust the flag."""
+    """So the distiller calls `get_num_gpus` and logs the device; it cannot rely on the flag."""
     kmeans = faiss.Kmeans(8, 3, gpu=True, seed=1)
     kmeans.train(points(200))
     assert kmeans.gpu == 0 and type(kmeans.index) is faiss.IndexFlatL2
@@ -57,6 +57,6 @@ def test_given_initial_centroids_are_used():
 
 
 def test_fewer_points_than_clusters_raise():
-    """The distiller says it first, and in words of the recipe."""
+    """The distiller refuses this first, with the keys of the recipe."""
     with pytest.raises(RuntimeError, match="at least as large as number of clusters"):
         faiss.Kmeans(8, 9, seed=1).train(points(5))

@@ -86,8 +86,8 @@ def adapted(folder: Path) -> dict[str, Any]:
     return {"weights": str(save_llama(folder, of_words())), "tuning": "lora", "lora_rank": 2, "prompt": "The left"}
 
 
-def pieces(folder: Path) -> dict[str, Any]:
-    """Keys of `hf`: pieces of the contract's reports."""
+def subwords(folder: Path) -> dict[str, Any]:
+    """Keys of `hf`: subwords of the contract's reports."""
     return {"weights": str(save_llama(folder, of_bytes(REPORTS)))}
 
 
@@ -106,7 +106,7 @@ SMALL: dict[tuple[str, str], list[dict[str, Any] | Callable[[Path], dict[str, An
     ],
     ("decoder", "hf_causal"): [
         {"architecture": "gpt2", "config": GPT2, "queries": 2},
-        {"architecture": "bert", "config": BERT},  # which reads both ways unless told not to
+        {"architecture": "bert", "config": BERT},  # bidirectional by default
         adapted,
     ],
     ("decoder", "lstm_attention"): [{"width": 12, "word_width": 8, "attention_width": 10}],
@@ -162,7 +162,7 @@ SMALL: dict[tuple[str, str], list[dict[str, Any] | Callable[[Path], dict[str, An
     ("optimizer", "adamw"): [{"weight_decay": 0.1, "amsgrad": True}],
     ("schedule", "cosine"): [{}, {"warmup": 1.0}, {"warmup": 0.0, "floor": 0.1}],
     ("schedule", "step"): [{}, {"every": 0.0}],
-    ("tokenizer", "hf"): [pieces],
+    ("tokenizer", "hf"): [subwords],
     ("tokenizer", "words"): [{}, {"lowercase": False, "min_count": 2}],
 }
 # A cluster of its own takes a quarter of a minute, and minutes on a busy machine; a table of paraphrases, 10 s to read.

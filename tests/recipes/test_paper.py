@@ -1,4 +1,4 @@
-"""The published settings, on a synthetic data set in the published layout; without data they say what is missing."""
+"""The recipe with the published settings, on a synthetic data set in the published layout."""
 
 from __future__ import annotations
 

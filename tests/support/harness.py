@@ -1,4 +1,4 @@
-"""What tests of whole commands build on: launch.py typed as a user would, and the records of a run."""
+"""Helpers for tests of whole commands: launch.py as a user runs it, the records of a run, expected errors."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def launch(
         "deepspeed": ["-m", "deepspeed.launcher.runner", "--num_accelerators", count, "--master_port", free_port()],
     }[by]
     start = [sys.executable, *module, *flags, str(ROOT / "launch.py")]
-    told = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **(environment or {})}
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **(environment or {})}
     # A session of its own, as a terminal makes for a command, so that what hangs ends with all that it has started.
     process = subprocess.Popen(
-        [*start, *words], cwd=cwd, env=told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [*start, *words], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
     try:
@@ -95,13 +95,13 @@ MEASURED = {f"train/{name}" for name in ("exams_per_s", "step_s", "data_wait_s",
 
 
 def all_records(run: Path) -> dict[tuple[int, str], float]:
-    """The records of a run by (step, name), without measured times and memory. A record that is there twice fails."""
+    """The records of a run by (step, name), without measured times and memory. A record that occurs twice fails."""
     found: dict[tuple[int, str], float] = {}
     for line in read_lines(run / "metrics.jsonl"):
         row = json.loads(line)
         if row["name"] in MEASURED:
             continue
-        assert (row["step"], row["name"]) not in found, f"{row['name']} stands twice at step {row['step']}"
+        assert (row["step"], row["name"]) not in found, f"{row['name']} occurs twice at step {row['step']}"
         found[row["step"], row["name"]] = row["value"]
     return found
 

@@ -1,4 +1,4 @@
-"""Pairs of texts as a metric is given them."""
+"""Pairs of texts as a metric receives them."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from framework.exam import Pair
 
 
 def pair(number: int, prediction: str, reference: str) -> Pair:
-    """With words as they stand between spaces."""
+    """A pair whose words are separated by spaces."""
     return Pair(str(number), prediction, reference, tuple(prediction.split()), tuple(reference.split()))

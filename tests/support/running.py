@@ -47,7 +47,7 @@ class Running:
 
     Args:
         cwd: the working folder.
-        scratch: a folder of this command only, for its output and its signs.
+        scratch: a folder of this command only, for its output and marker files.
         wait: where its plugins wait, see waiting.py.
     """
 
@@ -90,11 +90,11 @@ class Running:
         return self.output.read_text(errors="replace")
 
     def until(self, what: str, rank: int = 0, seconds: float = LONGEST_S) -> int:
-        """Returns when `what` stands in the output, or, for "waits", when a process waits: then its pid."""
-        sign, ends = self.scratch / f"reached-{rank}", time.monotonic() + seconds
+        """Returns when the output contains `what`, or, for "waits", the pid of a process once it waits."""
+        marker, ends = self.scratch / f"reached-{rank}", time.monotonic() + seconds
         while time.monotonic() < ends:
-            if what == "waits" and sign.is_file() and sign.read_text():
-                return int(sign.read_text())
+            if what == "waits" and marker.is_file() and marker.read_text():
+                return int(marker.read_text())
             if what != "waits" and what in self.text:
                 return 0
             assert self.process.poll() is None, f"ended with {self.process.returncode} before: {what}\n{self.text}"

@@ -38,8 +38,8 @@ class RaTEScore:
         if not isinstance(candidate_list, list) or not isinstance(reference_list, list):
             raise ValueError("candidate must be a list")
         assert len(candidate_list) == len(reference_list)
-        told, true = ([text for text in texts if text.split()] for texts in (candidate_list, reference_list))
-        return [0.5 if self._has_none(a) or self._has_none(b) else _overlap(a, b) for a, b in zip(told, true)]
+        predicted, true = ([text for text in texts if text.split()] for texts in (candidate_list, reference_list))
+        return [0.5 if self._has_none(a) or self._has_none(b) else _overlap(a, b) for a, b in zip(predicted, true)]
 
     def _has_none(self, text: str) -> bool:
         return not {word.strip(".,") for word in text.lower().split()} - self.NO_ENTITIES

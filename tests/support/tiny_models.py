@@ -1,4 +1,4 @@
-"""Pretrained folders as transformers saves them, so small that a test makes them anew."""
+"""Pretrained folders as transformers saves them, small enough to build in a test."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def save_llama(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
 
 
 def of_words(words: Sequence[str] = VOCABULARY[4:]) -> PreTrainedTokenizerFast:
-    """Knows these words by other numbers than ours, and one sign among them."""
+    """A tokenizer with other ids than ours for these words, and a special token among them."""
     known = {word: id for id, word in enumerate([*words[:3], "</s>", *words[3:]])}
     backend = Tokenizer(models.WordLevel(known, unk_token="</s>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -65,7 +65,7 @@ def of_words(words: Sequence[str] = VOCABULARY[4:]) -> PreTrainedTokenizerFast:
 
 
 def of_bytes(texts: Sequence[str], size: int = 300) -> PreTrainedTokenizerFast:
-    """Pieces of words as GPT-2 and Llama 3 have them: every text can be written."""
+    """A byte-level BPE tokenizer, as of GPT-2 and Llama 3, which can encode every text."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

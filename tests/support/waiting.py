@@ -1,13 +1,13 @@
 """Plugins of a run that something happens to: they wait where a test asks them to, or go wrong as long runs do.
 
-What happens when is said by the environment and not by the recipe, so that a run that is broken off, the one that goes
-on with it and the one that was never broken off are of one recipe:
+Environment variables control them, not the recipe, so that an interrupted run, the run that resumes it and an
+uninterrupted run have the same recipe:
 
     WAIT=train:5   wait in the 5th training batch; also eval:N (a batch of reports) and topics:1 (finding topics)
     WAIT_IN=DIR    the folder where `reached-RANK` is written, and `go` ends the wait
     WAIT_RANK=1    only in this process
     FITS=4         more exams than that at a time do not fit into memory while training
-    BREAK=loss:3   the term of the 3rd training batch is no number; gradient:3 breaks its gradient alone; with commas
+    BREAK=loss:3   the term of the 3rd training batch is NaN; gradient:3 breaks its gradient alone; with commas
     BREAK_RANK=1   only in this process
 
 They wait and break in the launcher's first attempt, and not in those that follow a restart.

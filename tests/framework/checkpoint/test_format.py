@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, checked before they are used, and enough to go on from."""
+"""Checkpoints: written atomically, verified before use, complete for resuming."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ KEEP = RetentionPolicy(keep_last=2, keep_best=1, higher_is_better=True)
 
 
 class Slow:
-    """A tokenizer whose file is written when the test says so."""
+    """A tokenizer whose file is written when the test releases it."""
 
     def __init__(self) -> None:
         self.started, self.may_end = threading.Event(), threading.Event()

@@ -197,9 +197,9 @@ def test_the_snippet_of_a_grid_file_loads(plugin, tmp_path):
     from framework.registry.signature import model_of
 
     (tmp_path / "g.yaml").write_text(f"recipe: shipped:smoke\n{snippet(plugin)}\n")
-    said = dict(read_grid(tmp_path / "g.yaml").spec.executor)
-    assert said.pop("name") == plugin.name
-    assert model_of(plugin).model_validate(said, strict=True).model_fields_set
+    block = dict(read_grid(tmp_path / "g.yaml").spec.executor)
+    assert block.pop("name") == plugin.name
+    assert model_of(plugin).model_validate(block, strict=True).model_fields_set
 
 
 @pytest.mark.parametrize("plugin", of(recipes=True), ids=lambda p: f"{p.kind}/{p.name}")
@@ -266,9 +266,9 @@ def test_the_traceback_is_shown_on_request(monkeypatch):
 
 def test_data_make_writes_a_manifest_that_data_check_accepts(run, tmp_path, monkeypatch):
     out = tmp_path / "made"
-    code, said, err = run("data", "make", "smoke", str(out), "data.dataset.exams=12")
+    code, out_text, err = run("data", "make", "smoke", str(out), "data.dataset.exams=12")
     assert code == 0, err
-    assert (out / "manifest.json").is_file() and str(out / "manifest.json") in said
+    assert (out / "manifest.json").is_file() and str(out / "manifest.json") in out_text
     manifest = f"data.dataset={{name: manifest, file: {out}/manifest.json, images: {out}}}"
     assert run("data", "check", "smoke", manifest)[0] == 0
     assert "not an empty folder" in run("data", "make", "smoke", str(out))[2]
@@ -279,8 +279,8 @@ def test_data_check_fails_on_a_broken_image(run, tmp_path):
     run("data", "make", "smoke", str(out), "data.dataset.exams=12")
     next((out / "images").iterdir()).write_bytes(b"no image")
     manifest = f"data.dataset={{name: manifest, file: {out}/manifest.json, images: {out}}}"
-    code, said, _ = run("data", "check", "smoke", manifest)
-    assert code == 2 and "1 problem, 0 warnings" in said
+    code, out_text, _ = run("data", "check", "smoke", manifest)
+    assert code == 2 and "1 problem, 0 warnings" in out_text
 
 
 def test_launch_needs_no_installation():

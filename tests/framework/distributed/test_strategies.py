@@ -260,15 +260,15 @@ def made(folder: Path, *keys: str) -> tuple[Strategy, RunComponents, Recipe, Bat
     )
 
 
-@pytest.mark.parametrize(("norm", "says"), [("batch", True), ("group", False)])
-def test_batch_normalization_gives_a_notice_if_a_step_is_split(tmp_path: Path, norm: str, says: bool) -> None:
+@pytest.mark.parametrize(("norm", "expected"), [("batch", True), ("group", False)])
+def test_batch_normalization_gives_a_notice_if_a_step_is_split(tmp_path: Path, norm: str, expected: bool) -> None:
     encoder = f"model.encoder={{_delete_: true, name: resnet, depth: 10, width: 8, norm: {norm}}}"
     strategy, _, _, one_batch = made(tmp_path, encoder)
     assert strategy.batch_norm_notice(one_batch) is None
     for cut in (BatchPlan.plan(8, None, 0, 2), BatchPlan.plan(8, 4, 0, 1)):
         notice = strategy.batch_norm_notice(cut)
-        assert (notice is not None) == says
-        assert not says or "statistics of 4 exams, not of 8" in str(notice)
+        assert (notice is not None) == expected
+        assert not expected or "statistics of 4 exams, not of 8" in str(notice)
 
 
 @long

@@ -126,12 +126,12 @@ def test_a_resumed_run_that_keeps_more_keeps_the_best_that_are_left(tmp_path: Pa
     assert [path.name for path in found] == ["step-1", "step-6", "step-5"], "steps 2 and 3 went while one was kept"
 
 
-@pytest.mark.parametrize("told", ["names = ('errors',)", "names = tuple(['errors'])"], ids=["read", "built"])
-def test_if_a_lower_score_is_better_the_lowest_are_best(tmp_path: Path, told: str) -> None:
+@pytest.mark.parametrize("names", ["names = ('errors',)", "names = tuple(['errors'])"], ids=["read", "built"])
+def test_if_a_lower_score_is_better_the_lowest_are_best(tmp_path: Path, names: str) -> None:
     plugin = (
         "from framework.registry import register\n\n\n"
         "@register('metric', 'errors')\nclass Errors:\n    '''Errors.'''\n\n"
-        f"    {told}\n    by_words = True\n    higher_is_better = False\n"
+        f"    {names}\n    by_words = True\n    higher_is_better = False\n"
     )
     (tmp_path / "errors.py").write_text(plugin)
     keys = [f"plugins=[{tmp_path / 'errors.py'}]", "evaluate.metrics=[bleu, errors]", "evaluate.monitor=val/errors"]
@@ -161,11 +161,11 @@ def test_an_average_is_the_mean_of_each_weight_with_the_counters_of_the_best_mod
 
 def test_an_average_writes_with_the_mean_weights(run: Path) -> None:
     recipe = run_recipe(run)
-    task, told = load_models(run, recipe, build_tokenizer(recipe, [], run / "model"), ModelSelection(average=3))
+    task, lines = load_models(run, recipe, build_tokenizer(recipe, [], run / "model"), ModelSelection(average=3))
     files = [load_file(model_file(run / "checkpoints" / f"step-{step}")) for step in (2, 4, 5)]
     for name, weight in task.state_dict().items():
         assert weight == pytest.approx(torch.stack([file[name] for file in files]).mean(0), abs=1e-6), name
-    assert len(told) == 1 and [word in told[0] for word in ("step-2 (0.9000)", "step-4", "step-5")] == [True] * 3
+    assert len(lines) == 1 and [word in lines[0] for word in ("step-2 (0.9000)", "step-4", "step-5")] == [True] * 3
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
@@ -189,8 +189,8 @@ def test_selections_write_different_reports_and_each_sees_the_views(run: Path, o
 def test_an_ensemble_has_the_members_of_every_run(run: Path, other: Path) -> None:
     recipe = run_recipe(run)
     tokenizer = build_tokenizer(recipe, [], run / "model")
-    task, told = load_models(run, recipe, tokenizer, ModelSelection(ensemble=3, others=(other,)))
-    assert isinstance(task, Ensemble) and len(task.members) == len(told) == 6
+    task, lines = load_models(run, recipe, tokenizer, ModelSelection(ensemble=3, others=(other,)))
+    assert isinstance(task, Ensemble) and len(task.members) == len(lines) == 6
     wanted = [model_file(each / "checkpoints" / f"step-{step}") for each in (run, other) for step in (2, 4, 5)]
     for member, path in zip(task.members, wanted):
         weights = load_file(path)
@@ -239,22 +239,22 @@ def test_a_model_that_was_trained_on_patients_of_the_split_is_not_scored_on_it(
     shutil.copytree(other, second)
     notes, asked = second / "model" / "patients.json", ModelSelection(others=(second,))
 
-    def tell(**splits: str) -> None:
+    def write_patients(**splits: str) -> None:
         exams_of = {split: exams[where] for split, where in splits.items()}
         notes.write_text(json.dumps(patients_seen(recipe, exams_of, None)))
         write_manifest(second / "model")
 
-    tell(train="test", val="val")  # as in another fold
+    write_patients(train="test", val="val")  # as in another fold
     with problem("split-leak", f"--with {second}") as found:
         evaluate_run(run, "test", asked)
     assert "4 patients" in found[0].found and "train" in found[0].found
     with problem("split-leak", "evaluate"):
         evaluate_run(second, "test")
     evaluate_run(run, "val", asked)
-    tell(train="train", val="test")
+    write_patients(train="train", val="test")
     with problem("split-leak", f"--with {second}"):
         evaluate_run(run, "test", asked)
-    tell(train="train", val="val")
+    write_patients(train="train", val="val")
     evaluate_run(run, "test", asked)
     assert "notice: --with" not in capsys.readouterr().out
     notes.write_text(json.dumps({"datasets": ["manifest"], "train": [], "val": []}))
@@ -268,14 +268,14 @@ def test_evaluation_does_not_overwrite_the_topics_of_the_run(
 ) -> None:
     shutil.copytree(run / "model", tmp_path / "model")
     evaluate_run(tmp_path, "val")
-    told = json.loads((tmp_path / "topics.json").read_text())
+    topics = json.loads((tmp_path / "topics.json").read_text())
     assert "topics" not in capsys.readouterr().out
-    told["labels"]["train"][0] = 1 - told["labels"]["train"][0]
-    (tmp_path / "topics.json").write_text(json.dumps(told))
+    topics["labels"]["train"][0] = 1 - topics["labels"]["train"][0]
+    (tmp_path / "topics.json").write_text(json.dumps(topics))
     evaluate_run(tmp_path, "val")
-    exams = len(told["labels"]["train"])
+    exams = len(topics["labels"]["train"])
     assert f"topics.json: 1 of {exams} training exams have another topic" in capsys.readouterr().out
-    assert json.loads((tmp_path / "topics.json").read_text()) == told
+    assert json.loads((tmp_path / "topics.json").read_text()) == topics
 
 
 def test_models_that_are_missing_or_do_not_fit_are_refused(run: Path, other: Path, image: Path, tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_models_that_are_missing_or_do_not_fit_are_refused(run: Path, other: Pat
     shutil.copytree(run, tmp_path / "damaged")
     file = model_file(tmp_path / "damaged" / "checkpoints" / "step-4")
     file.write_bytes(file.read_bytes()[:-1] + b"\x00")
-    with pytest.raises(CheckpointError, match="step-4"):
+    with problem("damaged-checkpoint", "step-4", CheckpointError):
         predict(tmp_path / "damaged", [image], None, ModelSelection(average=2))
     runs = tmp_path / "runs"
     one = {1: 0.5}

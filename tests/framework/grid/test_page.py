@@ -115,8 +115,8 @@ def test_labels_and_errors_are_text(tmp_path: Path) -> None:
 
 def test_a_page_starts_with_title_date_notices_and_statuses(usual: Page) -> None:
     top = usual.text[: usual.text.index("Results")]
-    for said in ("breast_ablation", "2031-02-03", "12 cells: 10 done, 1 failed, 1 queued", "two cells are missing"):
-        assert said in top
+    for text in ("breast_ablation", "2031-02-03", "12 cells: 10 done, 1 failed, 1 queued", "two cells are missing"):
+        assert text in top
 
 
 def test_a_page_without_a_date_has_todays(tmp_path: Path) -> None:

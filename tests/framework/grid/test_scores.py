@@ -84,5 +84,6 @@ def test_the_sum_is_not_compared_but_its_scores_are(tmp_path: Path) -> None:
     scores = {f"test/{name}": value for name, value in build_scorer(recipe, tokenizer).score(rows).items()}
     written = WrittenReports(CellResult("a", {}, 1, "done", run, scores, seconds=1, memory_gib=1, parameters=1), "test")
     written.check("bleu_4", written)
+    # word for word: the notice under a table
     with pytest.raises(NotComparableError, match="weighted sum"):
         written.check("monitor", written)

@@ -237,7 +237,7 @@ class Stubborn(nn.Module):
 
 @register("distiller", "silent")
 class Silent:
-    '''Does not say how many topics it will find.'''
+    '''Has no topic_count.'''
     def __init__(self, *, segment, seed) -> None:
         self.topic_count = "some"
 """
@@ -281,7 +281,7 @@ def test_a_plan_refuses_the_recipes_that_a_run_refuses() -> None:
         plan(smoke(), 3)
     with problem("out-of-range", "train.batch_size"):
         plan(smoke("train.batch_size=1000"), 1)
-    with pytest.raises((ValueError, OSError), match=r"nowhere\.json"):
+    with problem("no-such-file", "nowhere.json"):
         plan(smoke("data.dataset={name: manifest, file: nowhere.json, images: nowhere}"), 1)
 
 
@@ -295,14 +295,14 @@ def test_sizes_and_times_have_readable_units() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "message"),
+    ("key", "code", "place"),
     [
-        ("optimizer.group_lrs={decoder.embedd: 0.1}", r"optimizer\.group_lrs: .*\[unknown-name\]"),
-        ("init_from=runs/nope", r"init_from: .*\[no-model\]"),
-        ("distributed.deepspeed_config=nope.json", "nope.json"),
+        ("optimizer.group_lrs={decoder.embedd: 0.1}", "unknown-name", "optimizer.group_lrs"),
+        ("init_from=runs/nope", "no-model", "init_from"),
+        ("distributed.deepspeed_config=nope.json", "no-such-file", "distributed.deepspeed_config"),
     ],
 )
-def test_a_plan_refuses_sizes_that_a_run_refuses_later(key: str, message: str) -> None:
+def test_a_plan_refuses_sizes_that_a_run_refuses_later(key: str, code: str, place: str) -> None:
     few = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "distiller.topics=2"]
-    with pytest.raises(ValueError, match=message):
+    with problem(code, place):
         plan(smoke(*few, "distributed.strategy=zero2" if "deepspeed" in key else "train.epochs=1", key), 1)

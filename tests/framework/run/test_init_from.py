@@ -91,13 +91,13 @@ def test_the_model_generates_what_the_source_generates_and_the_origin_is_stored(
     ours = made("train.seed=6", "train.freeze=[encoder]")
     head = ours.components.task.losses["topic"].head[1].weight.clone()
     assert not torch.allclose(ours.logits(), theirs.logits(), atol=0.1)
-    told = ours.begin(run / inner)
+    origin = ours.begin(run / inner)
     assert torch.equal(ours.logits(), theirs.logits())
-    assert torch.equal(ours.components.task.losses["topic"].head[1].weight, head), "losses begin anew"
+    assert torch.equal(ours.components.task.losses["topic"].head[1].weight, head), "losses have new weights"
     assert not any(weight.requires_grad for weight in ours.components.task.encoder.parameters())
     model = run / inner / "model" / "model.safetensors"
     components = theirs.components.task.encoder, theirs.components.task.decoder
-    assert told == {
+    assert origin == {
         "model": str(model.parent),
         "sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
         "step": 7,
@@ -107,7 +107,7 @@ def test_the_model_generates_what_the_source_generates_and_the_origin_is_stored(
         "parameters": sum(weight.numel() for part in components for weight in part.parameters()),
     }
     printed = capsys.readouterr().out
-    assert f"initial weights: {model.parent}, step 7 (val/bleu_4 0.2500), {told['tensors']} tensors, 0." in printed
+    assert f"initial weights: {model.parent}, step 7 (val/bleu_4 0.2500), {origin['tensors']} tensors, 0." in printed
 
 
 def test_init_from_needs_only_the_model_folder(
@@ -116,8 +116,8 @@ def test_init_from_needs_only_the_model_folder(
     theirs, run = source
     shutil.copytree(run / "model", tmp_path / "model")
     ours = made()
-    told = ours.begin(tmp_path)
-    assert (told["step"], told["score"]) == (None, None) and torch.equal(ours.logits(), theirs.logits())
+    origin = ours.begin(tmp_path)
+    assert (origin["step"], origin["score"]) == (None, None) and torch.equal(ours.logits(), theirs.logits())
 
 
 def test_excluded_parts_keep_random_weights_and_may_have_other_shapes(
@@ -125,11 +125,11 @@ def test_excluded_parts_keep_random_weights_and_may_have_other_shapes(
 ) -> None:
     theirs, run = source
     keys = ("model.decoder.feedforward=32", "init_exclude=[decoder]", f"init_from={run}")
-    ours, anew = made(*keys), made(*keys)
+    ours, fresh = made(*keys), made(*keys)
     ours.begin(run)
     pairs = [
         (ours.components.task.encoder, theirs.components.task.encoder),
-        (ours.components.task.decoder, anew.components.task.decoder),
+        (ours.components.task.decoder, fresh.components.task.decoder),
     ]
     for one, other in pairs:
         assert not [
@@ -143,8 +143,8 @@ def test_keys_that_change_no_shape_are_printed(
     theirs, run = source
     heads = theirs.recipe.model.decoder.keys["heads"]
     made("model.decoder.heads=1").begin(run)
-    said = capsys.readouterr().out
-    assert f"model.decoder.heads was {heads}, now 1" in said and heads > 1
+    printed = capsys.readouterr().out
+    assert f"model.decoder.heads was {heads}, now 1" in printed and heads > 1
     made("model.decoder.heads=1", "init_exclude=[decoder]", f"init_from={run}").begin(run)
     assert "notice:" not in capsys.readouterr().out
 
@@ -202,8 +202,8 @@ def test_weights_of_another_vocabulary_are_refused_even_with_the_same_shape(
     misfit = complaint(made, run, "data.dataset.organ=thyroid")
     other = made("data.dataset.organ=thyroid").components.tokenizer.vocabulary
     mine = theirs.components.tokenizer.vocabulary
-    said = f"{len(mine)} there and {len(other)} here, {len(set(mine) ^ set(other))} words are in one only"
-    assert f"belong to other words (vocabularies of {said}): decoder.embed_tokens.weight, " in misfit.found
+    sizes = f"{len(mine)} there and {len(other)} here, {len(set(mine) ^ set(other))} words are in one only"
+    assert f"belong to other words (vocabularies of {sizes}): decoder.embed_tokens.weight, " in misfit.found
     (skip,) = re.findall(r"'(init_exclude=\[decoder.embed_tokens, decoder.lm_head\])'", misfit.hint)
     ours = made("data.dataset.organ=thyroid", skip, f"init_from={run}")
     ours.begin(run)  # the way out is one
@@ -267,12 +267,12 @@ def test_a_split_leak_is_found_over_two_stages_of_init_from(
 
 def test_patients_are_stored_as_hashes(source: tuple[Made, Path]) -> None:
     theirs, run = source
-    told = json.loads((run / "model" / "patients.json").read_text())
+    stored = json.loads((run / "model" / "patients.json").read_text())
     patients = {split: {exam.patient for exam in theirs.components.exams[split].exams} for split in ("train", "val")}
-    assert {split: len(told[split]) for split in patients} == {split: len(ids) for split, ids in patients.items()}
-    assert not [patient for ids in patients.values() for patient in ids if patient in told["train"] + told["val"]]
+    assert {split: len(stored[split]) for split in patients} == {split: len(ids) for split, ids in patients.items()}
+    assert not [patient for ids in patients.values() for patient in ids if patient in stored["train"] + stored["val"]]
     other = sha256_of("manifest", next(iter(patients["train"])))
-    assert other not in told["train"] and sha256_of("phantom", next(iter(patients["train"]))) in told["train"]
+    assert other not in stored["train"] and sha256_of("phantom", next(iter(patients["train"]))) in stored["train"]
 
 
 def sha256_of(dataset: str, patient: str) -> str:
@@ -289,12 +289,12 @@ def test_a_checkpoint_of_another_format_initializes_without_step_and_score(
     assert find_source(str(tmp_path / "run")).step == 7 and not hashed, "the checkpoint is not hashed for its step"
     monkeypatch.undo()
     checkpoint = tmp_path / "run" / "checkpoints" / "step-7"
-    told = json.loads((checkpoint / "trainer.json").read_text())
-    for text in (json.dumps(told | {"format": 1}), "[]", "{", None):
+    state = json.loads((checkpoint / "trainer.json").read_text())
+    for text in (json.dumps(state | {"format": 1}), "[]", "{", None):
         (checkpoint / "trainer.json").write_text(text) if text else (checkpoint / "trainer.json").unlink()
-        begun = made().begin(tmp_path / "run")
-        assert (begun["step"], begun["score"]) == (None, None)
-    (checkpoint / "trainer.json").write_text(json.dumps(told | {"format": 1}))
+        origin = made().begin(tmp_path / "run")
+        assert (origin["step"], origin["score"]) == (None, None)
+    (checkpoint / "trainer.json").write_text(json.dumps(state | {"format": 1}))
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     data = (checkpoint / "trainer.json").read_bytes()
     manifest["trainer.json"] = [len(data), hashlib.sha256(data).hexdigest()]

@@ -906,12 +906,12 @@ def test_a_metric_with_sums_passes() -> None:
 
 
 def test_a_metric_of_chinese_reports_receives_their_language() -> None:
-    told = []
+    languages = []
 
     class OfChinese(Metric):
         def __init__(self, *, language: str) -> None:
             super().__init__()
-            told.append(language)
+            languages.append(language)
 
         def __call__(self, pairs):
             assert all("乳" in pair.reference for pair in pairs)
@@ -923,7 +923,7 @@ def test_a_metric_of_chinese_reports_receives_their_language() -> None:
         reports=["左乳 见 低回声 结节 。", "双乳 未见 异常 。", "右乳 囊肿 ，边界 清 。"],
         language="zh",
     )
-    assert set(told) == {"zh"}
+    assert set(languages) == {"zh"}
 
 
 def test_a_loss_with_metrics_passes() -> None:

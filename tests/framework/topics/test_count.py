@@ -29,7 +29,7 @@ def test_auto_finds_the_number_of_groups():
 
 
 def test_score_error_and_choice_follow_the_rule():
-    """Every resample seen by a clusterer that cuts by a coordinate, and measured anew."""
+    """Every resample seen by a clusterer that cuts by a coordinate, and measured again."""
     points = np.random.default_rng(1).normal(size=(60, 4))
     seen: dict[int, list] = {2: [], 3: []}
 

@@ -110,10 +110,10 @@ def test_a_run_folder_gets_topics_and_their_picture(tmp_path):
     run = tmp_path / "runs" / "x"
     distill(ByFirstWord(), TEXTS, run, tmp_path, "a")
     distill(ByFirstWord(), TEXTS, run, tmp_path, "a")
-    told = json.loads((run / "topics.json").read_text())
-    assert told["labels"] == {"train": [0, 0, 0, 1, 1, 1], "val": [1], "test": [0]}
-    assert told["topics"][0]["size"] == 3 and told["topics"][0]["example"] == "oval mass left"
-    assert set(told["quality"]) >= {"silhouette", "stability", "silhouette_different"}
+    stored = json.loads((run / "topics.json").read_text())
+    assert stored["labels"] == {"train": [0, 0, 0, 1, 1, 1], "val": [1], "test": [0]}
+    assert stored["topics"][0]["size"] == 3 and stored["topics"][0]["example"] == "oval mass left"
+    assert set(stored["quality"]) >= {"silhouette", "stability", "silhouette_different"}
     assert (run / "topics.png").read_bytes()[:4] == b"\x89PNG"
     assert not list(tmp_path.rglob(".*")), "a part of a file is left"
 
@@ -125,10 +125,9 @@ def test_the_choice_of_the_topic_count_is_stored_and_plotted(tmp_path):
     found = distill(chooses, TEXTS, None, tmp_path, "b")
     assert distill(reader, TEXTS, tmp_path / "chosen", tmp_path, "b").choice == found.choice == chooses.choice
     assert reader.fits == 0
-    told = json.loads((tmp_path / "chosen" / "topics.json").read_text())
-    assert (
-        told["choice"]["counts"] == [2, 3] and told["choice"]["score"] == [0.7, 0.4] and told["choice"]["chosen"] == 2
-    )
+    stored = json.loads((tmp_path / "chosen" / "topics.json").read_text())
+    choice = stored["choice"]
+    assert choice["counts"] == [2, 3] and choice["score"] == [0.7, 0.4] and choice["chosen"] == 2
     heights = [Image.open(tmp_path / run / "topics.png").height for run in ("plain", "chosen")]
     assert heights[1] > heights[0] + 200, "a curve stands below"
 
@@ -179,7 +178,7 @@ def test_another_chinese_dictionary_computes_topics_again(tmp_path, monkeypatch)
 
 
 def test_all_code_that_computes_topics_is_part_of_the_cache_key():
-    """What a listed file imports decides, too, but for what only writes, loads or tells."""
+    """Everything that a listed file imports, except for code that only writes, loads or logs."""
     used = set()
     for part in distill_module.CODE:
         text = (distill_module.FRAMEWORK / f"{part}.py").read_text(encoding="utf-8")
@@ -212,8 +211,8 @@ def test_chinese_words_without_a_font_are_only_in_the_json(monkeypatch, reports)
 def test_chinese_is_distinguished_from_latin():
     assert plot.is_chinese("oval 结节") and plot.is_chinese("，")
     assert not plot.is_chinese("oval, ≥ 2.5 × 3 µm é")
-    for sign in "低，豈":
-        assert re.match("CJK|FULLWIDTH", unicodedata.name(sign))
+    for character in "低，豈":
+        assert re.match("CJK|FULLWIDTH", unicodedata.name(character))
 
 
 def test_copies_are_counted_once_among_different_reports():
@@ -229,9 +228,9 @@ def test_copies_inflate_the_silhouette_but_not_the_one_of_different_reports():
     points = np.concatenate([noise, np.repeat(noise[:1], 60, axis=0)])
     labels = np.concatenate([[0], np.arange(19) % 2 + 1, np.zeros(60, int)])
     texts = [*map(str, range(20)), *["0"] * 60]
-    told = topic_quality(texts, points, labels, lambda seed: labels, 0)
-    assert told["silhouette"] > 0.5 > told["silhouette_different"]
-    assert told["stability"] == 1 and told["reports_different"] == 20
+    quality = topic_quality(texts, points, labels, lambda seed: labels, 0)
+    assert quality["silhouette"] > 0.5 > quality["silhouette_different"]
+    assert quality["stability"] == 1 and quality["reports_different"] == 20
 
 
 def test_a_silhouette_excludes_reports_at_the_origin():

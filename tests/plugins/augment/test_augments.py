@@ -144,7 +144,7 @@ def test_a_missing_kornia_is_refused_with_the_command_that_installs_it(monkeypat
 
 
 class Mirrors:
-    """Mirrors half of the exams, and does not say so."""
+    """Mirrors half of the exams without declaring it."""
 
     def __call__(self, image: torch.Tensor, seeds: list[int]) -> torch.Tensor:
         return torch.stack([one.flip(-1) if seed % 2 else one for one, seed in zip(image, seeds)])
@@ -157,12 +157,13 @@ class Turns:
         return torch.stack([one.flip(-1, -2) if seed % 2 else one for one, seed in zip(image, seeds)])
 
 
-class SaysSo(Mirrors):
+class Declared(Mirrors):
     mirrors = ("flip",)
 
 
 def test_the_contract_finds_an_undeclared_flip() -> None:
+    # word for word: the message of a contract
     with pytest.raises(ContractError, match=r"(?s)a flip makes left right.*24 of 48 images are mirrored"):
         check_augment(Mirrors)
     check_augment(Turns)
-    check_augment(SaysSo)
+    check_augment(Declared)

@@ -222,13 +222,13 @@ def test_an_unknown_fold_is_refused():
 
 @pytest.mark.skipif(not ARCHIVE.is_dir(), reason=f"the BUS-BRA archive is not at {ARCHIVE}")
 def test_the_real_archive_is_measured_as_seen_by_eye():
-    def told(name):
+    def measured(name):
         image = np.array(Image.open(ARCHIVE / "Images" / f"bus_{name}.png"))
         return attributes(measure(image, np.array(Image.open(ARCHIVE / "Masks" / f"mask_{name}.png"))))
 
-    cyst = told("0848-l")
+    cyst = measured("0848-l")
     assert (cyst["echogenicity"], cyst["posterior"], cyst["margin"]) == ("anechoic", "enhancement", "circumscribed")
-    tumour = told("0281-l")
+    tumour = measured("0281-l")
     assert (tumour["margin"], tumour["posterior"], tumour["orientation"]) == ("spiculated", "shadow", "not parallel")
 
 

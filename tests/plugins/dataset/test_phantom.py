@@ -1,4 +1,4 @@
-"""The phantom's promises: same exams everywhere, texts that tell the truth, truth that only the picture gives away."""
+"""The phantom: exams are reproducible, reports state the truth, and only the image shows it."""
 
 from __future__ import annotations
 
@@ -164,13 +164,13 @@ def test_normal_reports_repeat_as_often_as_clinical_ones() -> None:
 @pytest.mark.parametrize("organ", ["breast", "thyroid", "liver"])
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_reports_state_nothing_unseen_if_unseen_is_0(organ: str, language: str) -> None:
-    told = texts(organ, unseen=0.0, language=language)
+    seen = texts(organ, unseen=0.0, language=language)
     hidden = re.compile("doppler|flow|vascularity|lymph|CDFI|血流|淋巴", re.IGNORECASE)
-    assert not [exam.report for exam in told if hidden.search(exam.report) or exam.attributes["unseen"]]
+    assert not [exam.report for exam in seen if hidden.search(exam.report) or exam.attributes["unseen"]]
     always = texts(organ, unseen=1.0, language=language)
     assert sum(bool(hidden.search(exam.report)) for exam in always) > 0.96 * len(always)
-    # Only what is told differs: the truths are the same exams.
-    assert [e.attributes["lesions"] for e in told] == [e.attributes["lesions"] for e in always]
+    # Only the reports differ: the truth of the exams is the same.
+    assert [e.attributes["lesions"] for e in seen] == [e.attributes["lesions"] for e in always]
 
 
 @pytest.mark.parametrize("organ", ["breast", "thyroid", "liver"])
@@ -179,9 +179,9 @@ def test_english_reports_state_exactly_the_truth(organ: str) -> None:
         truth, lesions = exam.attributes, exam.attributes["lesions"]
         for text in (exam.report, exam.rewording):
             assert text is not None and "{" not in text and "None" not in text
-            said = {echo for echo in ECHOES if echo in text}
+            stated = {echo for echo in ECHOES if echo in text}
             true = {e["echogenicity"] if e["echogenicity"] != "mixed" else "mixed cystic and solid" for e in lesions}
-            assert said == true, text
+            assert stated == true, text
             assert bool(re.search(r"heterogeneous", text, re.I)) == (truth["gland"] == "heterogeneous")
             assert bool(re.search(r"Multiple|Several", text)) == (len(lesions) > 1)
             assert bool(re.search(r"Status post|Postoperative", text)) == (truth["surgery"] == "present")
@@ -208,8 +208,8 @@ def test_chinese_reports_state_exactly_the_truth(organ: str) -> None:
     for exam in texts(organ, language="zh"):
         lesions, text = exam.attributes["lesions"], exam.report
         assert not re.search(r"[a-z]{3}|\{|None|[,;]", text)
-        said = {echo for echo, words in ZH_ECHO.items() if re.search(words, text)}
-        assert said == {lesion["echogenicity"] for lesion in lesions}, text
+        stated = {echo for echo, words in ZH_ECHO.items() if re.search(words, text)}
+        assert stated == {lesion["echogenicity"] for lesion in lesions}, text
         assert bool(re.search("多发|多个", text)) == (len(lesions) > 1)
         assert ("未见明显结节" in text or "未见明显占位" in text) == (not lesions), text
         assert bool(re.search("不均匀", text)) == (exam.attributes["gland"] == "heterogeneous")

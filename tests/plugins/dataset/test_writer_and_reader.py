@@ -1,4 +1,4 @@
-"""What the phantom writes and what findings_f1 reads were made apart; here they meet."""
+"""The reports of the phantom against the lexicon of findings_f1, which was written independently."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from plugins.dataset.phantom.wording import says_calcification, says_posterior
 from plugins.metric.findings_f1.reader import read
 
 
-def told(truth: Truth) -> set[tuple[str, str]]:
+def facts_of(truth: Truth) -> set[tuple[str, str]]:
     """What a report of this truth states; the largest lesion is described in full."""
     facts = {("gland", truth.gland), ("lesion", "present" if truth.lesions else "absent")}
     if truth.size_gland:
@@ -49,4 +49,4 @@ def test_the_lexicon_finds_exactly_the_findings_of_phantom_reports(write, organ:
         random = np.random.default_rng([7, index])
         truth = draw_truth(organ, 0.5, 0.5, random)
         report = write(truth, bool(index % 2), random)
-        assert read(report) == told(truth), report
+        assert read(report) == facts_of(truth), report

@@ -46,9 +46,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def pieces(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A language model of pieces of words."""
-    return str(save_llama(tmp_path_factory.mktemp("pieces"), of_bytes(REPORTS)))
+def subwords(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A language model of subwords."""
+    return str(save_llama(tmp_path_factory.mktemp("subwords"), of_bytes(REPORTS)))
 
 
 def test_the_vocabulary_of_its_own_tokenizer_keeps_embeddings_and_logits(llama: str) -> None:
@@ -134,11 +134,11 @@ def test_another_vocabulary_gets_new_embeddings(llama: str) -> None:
         make(13, weights=llama, vocabulary=[*VOCABULARY, "cyst", "lymph"], prompt="The mass")
 
 
-def test_words_that_equal_subwords_get_new_embeddings(pieces: str, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = Hf(weights=pieces).vocabulary
+def test_words_that_equal_subwords_get_new_embeddings(subwords: str, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = Hf(weights=subwords).vocabulary
     for vocabulary, kept, expected in ((whole, True, "keeps"), (whole[:-1], False, "learns")):
-        assert make(len(vocabulary), weights=pieces, vocabulary=vocabulary).keeps_vocabulary == kept
-        assert f"the language model of {pieces} {expected}" in capsys.readouterr().out
+        assert make(len(vocabulary), weights=subwords, vocabulary=vocabulary).keeps_vocabulary == kept
+        assert f"the language model of {subwords} {expected}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("vocabulary", [list(VOCABULARY), [*VOCABULARY[:6], "cyst"]])
@@ -189,7 +189,7 @@ def test_positions_of_a_roberta_start_after_the_padding_index(tmp_path: Path) ->
     assert torch.allclose(decoder(features, tokens), expected, atol=1e-5)
     again = make(hf_config=json.loads(json.dumps(decoder.hf_config))).eval()
     again.load_state_dict(decoder.state_dict())
-    assert torch.equal(again(features, tokens), decoder(features, tokens)), "though PAD is another sign by now"
+    assert torch.equal(again(features, tokens), decoder(features, tokens)), "though PAD is another token by now"
     with problem("out-of-range", place="model.decoder"):
         decoder.init_cache(exams([[True] * 6]))
 
@@ -202,8 +202,8 @@ def test_more_positions_than_the_model_has_are_refused() -> None:
         decoder.init_cache(exams([[True] * 4]))
 
 
-def test_token_ids_are_those_of_the_model_after_our_special_tokens(pieces: str) -> None:
-    tokenizer = Hf(weights=pieces)
+def test_token_ids_are_those_of_the_model_after_our_special_tokens(subwords: str) -> None:
+    tokenizer = Hf(weights=subwords)
     tokenizer.fit(REPORTS)
     theirs = of_bytes(REPORTS)
     assert tokenizer.vocabulary[:4] == ["<pad>", "<bos>", "<eos>", "<unk>"]
@@ -222,20 +222,20 @@ def test_special_tokens_without_a_role_are_not_words(tmp_path: Path) -> None:
     assert "<|turn|>" not in tokenizer.vocabulary and UNK in tokenizer.encode("a <|turn|> b")
 
 
-def test_segment_gives_whole_words_and_one_word_for_a_masked_measure(pieces: str) -> None:
-    tokenizer = Hf(weights=pieces)
+def test_segment_gives_whole_words_and_one_word_for_a_masked_measure(subwords: str) -> None:
+    tokenizer = Hf(weights=subwords)
     tokenizer.fit(REPORTS)
     words = tokenizer.segment(REPORTS[0])
     assert "_2DS_" in words and "o'clock" in " ".join(words) and tokenizer.segmentation.startswith("words: ")
     chinese = ["左乳见低回声结节，大小约_2DS_，边界清。"]
-    other = Hf(weights=pieces)
+    other = Hf(weights=subwords)
     other.fit(chinese)
     assert other.language == "zh" and "_2DS_" in other.segment(chinese[0])
     assert other.decode(other.encode(chinese[0])) == chinese[0]
 
 
-def test_a_saved_tokenizer_needs_no_folder_and_a_damaged_one_is_refused(pieces: str, tmp_path: Path) -> None:
-    tokenizer = Hf(weights=pieces)
+def test_a_saved_tokenizer_needs_no_folder_and_a_damaged_one_is_refused(subwords: str, tmp_path: Path) -> None:
+    tokenizer = Hf(weights=subwords)
     tokenizer.fit(REPORTS)
     tokenizer.save(tmp_path / "tokenizer.json")
     again = Hf.load(tmp_path / "tokenizer.json")

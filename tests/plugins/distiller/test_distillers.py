@@ -65,8 +65,8 @@ def test_topics_are_numbered_by_size_and_described_by_their_words(make):
     assert [card.size for card in cards] == sorted((card.size for card in cards), reverse=True)
     assert sum(card.size for card in cards) == len(distiller._texts) and cards[0].size >= 50
     assert len(cards) == 4 and all(len(card.words) <= 8 for card in cards)
-    told = [set(card.words) for card in cards]
-    assert any(words & {"anechoic", "cyst", "wall", "inner"} for words in told[:1])
+    words_of = [set(card.words) for card in cards]
+    assert any(words & {"anechoic", "cyst", "wall", "inner"} for words in words_of[:1])
     assert "cyst" in cards[0].example or "wall" in cards[0].example
 
 
@@ -147,9 +147,9 @@ def test_centroids_of_spherical_kmeans_are_the_directions_of_their_reports():
         np.testing.assert_allclose(centroid, total / np.linalg.norm(total), atol=1e-4)
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
     label, weights = spherical._clusters.assign(np.zeros((1, points.shape[1]), np.float32))
-    assert label.tolist() == [0] and np.ptp(weights) == 0, "the origin is as far from all, whatever rounding says"
+    assert label.tolist() == [0] and np.ptp(weights) == 0, "the origin is equally far from all centroids"
     assert np.linalg.norm(plain._clusters.centroids_KD, axis=1).max() < 0.99
-    assert not np.array_equal(plain.assign(texts)[0], labels), "the option changes what is found here"
+    assert not np.array_equal(plain.assign(texts)[0], labels), "the option changes the topics of these texts"
 
 
 @pytest.mark.parametrize("embedding", ["counts", "tfidf"])
@@ -190,7 +190,7 @@ def test_kmeans_clusters_sentence_embeddings():
     ("make", "right"), [(kmeans, [4]), (nmf, [4]), pytest.param(lda, [4, 5], marks=pytest.mark.long)]
 )
 def test_auto_finds_the_true_number_of_topics(make, right):
-    """Four kinds of report, whose words tell them apart, and nothing else; LDA from one start is not sure of them."""
+    """Four kinds of report that differ only in their words; one start of LDA may also find five."""
     texts = [f"{phrase} , {other}" for phrases in KINDS.values() for phrase in phrases for other in phrases] * 2
     distiller = make(topics="auto", auto_range=(2, 7), restarts=1)
     assert distiller.topic_count is None

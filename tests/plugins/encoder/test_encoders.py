@@ -179,13 +179,13 @@ def test_a_pretrained_resnet_is_rebuilt_without_its_folder(tmp_path: Path, setti
     again = ResNet(**keys, hf_config=json.loads(json.dumps(first.hf_config))).eval()
     again.load_state_dict(first.state_dict())
     assert torch.equal(first(*views()).patches_BND, again(*views()).patches_BND)
-    assert ResNet(**keys).hf_config is None, "depth and width tell all of one from scratch"
+    assert ResNet(**keys).hf_config is None, "depth and width define an encoder from scratch"
 
 
 def test_a_backbone_is_rebuilt_without_its_folder(tmp_path: Path) -> None:
     first = Backbone(channels=1, weights=str(save_swin(tmp_path / "swin")), config={"drop_path_rate": 0.0}).eval()
-    told = json.loads(json.dumps(first.hf_config))
-    again = Backbone(channels=1, hf_config=told).eval()
+    config = json.loads(json.dumps(first.hf_config))
+    again = Backbone(channels=1, hf_config=config).eval()
     again.load_state_dict(first.state_dict())
     assert torch.equal(first(*views()).patches_BND, again(*views()).patches_BND)
     assert first.external_weights is None, "all of it is trained, so all of it is saved"

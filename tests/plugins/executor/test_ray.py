@@ -27,7 +27,7 @@ from plugins.executor.ray import RayCluster
 PATIENCE_S = 60
 MIB = 1024**2
 
-# Notes its start, and SIGTERM, after which it takes a moment to save; ends when there is a file that says so.
+# Notes its start, and SIGTERM, after which it takes a moment to save; ends when there is a file for it.
 CELL = """
 import os, pathlib, signal, sys, time
 notes, go = map(pathlib.Path, sys.argv[1:])
@@ -133,7 +133,7 @@ def pids(folder: Path, name: str = "cell") -> list[int]:
 
 
 def node_of(job: Job) -> str:
-    """Where a job ran last, as its log says."""
+    """Where a job ran last, from its log."""
     return [line for line in job.log.read_text().splitlines() if line.startswith("ray: on node")][-1]
 
 

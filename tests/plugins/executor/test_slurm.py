@@ -109,8 +109,8 @@ def test_a_signal_ends_the_command_and_then_reaches_submitit(tmp_path):
     process = run_command(tmp_path, program)
     wait(lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text() == "up\n", "up")
     process.send_signal(signal.SIGUSR2)
-    said = process.communicate(timeout=PATIENCE_S)[0].decode().splitlines()
-    assert said[1:] == ["then SIGUSR2", "ended 7"]
+    printed = process.communicate(timeout=PATIENCE_S)[0].decode().splitlines()
+    assert printed[1:] == ["then SIGUSR2", "ended 7"]
 
 
 def test_a_command_that_does_not_end_is_killed_with_all_that_it_started(tmp_path):
@@ -120,10 +120,10 @@ def test_a_command_that_does_not_end_is_killed_with_all_that_it_started(tmp_path
     process = run_command(tmp_path, program)
     wait(lambda: (tmp_path / "log").exists() and len((tmp_path / "log").read_text().split()) == 2, "both up")
     process.terminate()
-    said = process.communicate(timeout=PATIENCE_S)[0].decode()
-    assert "did not end within 1.0 s of SIGTERM: killed" in said
-    assert "then SIGTERM\nended -9\n" in said
-    # What is dead, but was not asked for by whoever has it now, has no command line.
+    printed = process.communicate(timeout=PATIENCE_S)[0].decode()
+    assert "did not end within 1.0 s of SIGTERM: killed" in printed
+    assert "then SIGTERM\nended -9\n" in printed
+    # A zombie has no command line.
     lines = [Path(f"/proc/{pid}/cmdline") for pid in (tmp_path / "log").read_text().split()]
     wait(lambda: not any(line.exists() and line.read_bytes() for line in lines), "both gone")
 
@@ -180,5 +180,5 @@ def test_a_grid_file_may_set_its_keys():
     plugin = find("executor", "slurm")
     assert set(injected_params(plugin)) == {"folder", "jobs"}
     assert all(key.doc for key in keys_of(plugin))
-    said = {"processes": 2, "extra": {"exclusive": True, "nice": 100, "reservation": "course"}}
-    assert model_of(plugin).model_validate(said, strict=True).model_dump(by_alias=True)["extra"] == said["extra"]
+    keys = {"processes": 2, "extra": {"exclusive": True, "nice": 100, "reservation": "course"}}
+    assert model_of(plugin).model_validate(keys, strict=True).model_dump(by_alias=True)["extra"] == keys["extra"]

@@ -18,12 +18,12 @@ from transformers import AutoModel, AutoTokenizer, CamembertConfig, CamembertMod
 from plugins.metric import bertscore
 from plugins.metric.bertscore import BertScore
 
-# Words that the small model knows: what it does not know is one piece in all texts.
-TOLD = ["oval mass left", "no mass", "cyst", "mass left. mass left", "hypoechoic oval mass seen", "结节 right"]
+# Words that the small model knows: what it does not know is one token in all texts.
+PREDICTED = ["oval mass left", "no mass", "cyst", "mass left. mass left", "hypoechoic oval mass seen", "结节 right"]
 TRUE = ["oval mass right.", "no mass seen", "anechoic cyst left", "hypoechoic mass", "no mass seen", "oval 结节 right"]
 
 
-PAIRS = [pair(number, *each) for number, each in enumerate(zip(TOLD, TRUE))]
+PAIRS = [pair(number, *each) for number, each in enumerate(zip(PREDICTED, TRUE))]
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +34,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def by_hand(folder: Path, layer: int, idf: bool) -> np.ndarray:
     """Precision, recall and F1 of each pair: equations 1 and 2 of the paper, one cosine at a time."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-    ids = {text: tokenizer(text)["input_ids"] for text in {*TOLD, *TRUE}}
+    ids = {text: tokenizer(text)["input_ids"] for text in {*PREDICTED, *TRUE}}
     own = {tokenizer.cls_token_id, tokenizer.sep_token_id}
 
-    def weight(piece: int) -> float:
-        if piece in own:
+    def weight(token: int) -> float:
+        if token in own:
             return 0.0
-        return math.log((len(TRUE) + 1) / (sum(piece in ids[text] for text in TRUE) + 1)) if idf else 1.0
+        return math.log((len(TRUE) + 1) / (sum(token in ids[text] for text in TRUE) + 1)) if idf else 1.0
 
     def vectors(text: str) -> list[torch.Tensor]:
         with torch.no_grad():
@@ -48,10 +48,10 @@ def by_hand(folder: Path, layer: int, idf: bool) -> np.ndarray:
 
     def mean(first: str, second: str) -> float:
         best = [max(float(torch.cosine_similarity(a, b, dim=0)) for b in vectors(second)) for a in vectors(first)]
-        weights = [weight(piece) for piece in ids[first]]
+        weights = [weight(token) for token in ids[first]]
         return sum(w * b for w, b in zip(weights, best)) / sum(weights)
 
-    rows = [(mean(told, true), mean(true, told)) for told, true in zip(TOLD, TRUE)]
+    rows = [(mean(predicted, true), mean(true, predicted)) for predicted, true in zip(PREDICTED, TRUE)]
     return np.array([(p, r, 2 * p * r / (p + r)) for p, r in rows])
 
 
@@ -66,9 +66,9 @@ def test_bertscore_is_the_greedy_matching_of_the_paper(folder: Path, layer: int,
 def test_bertscore_equals_the_package_bert_score(folder: Path, idf: bool) -> None:
     from bert_score import score
 
-    # One pair at a time: in a batch its padding is taken for a piece whose cosine with all others is 0.
+    # One pair at a time: in a batch its padding is taken for a token whose cosine with all others is 0.
     settings = {"model_type": str(folder), "num_layers": 2, "idf": idf, "nthreads": 0, "batch_size": 1}
-    expected = torch.stack(score(TOLD, TRUE, **settings), dim=1)
+    expected = torch.stack(score(PREDICTED, TRUE, **settings), dim=1)
     found = BertScore(weights=str(folder), idf=idf).per_exam_stats(PAIRS)
     assert found[:, :3] == pytest.approx(expected.numpy(), abs=1e-5)
 
@@ -116,7 +116,7 @@ def test_per_exam_statistics_give_no_warnings(folder: Path) -> None:
 def test_the_last_scores_are_cached(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metric, read = BertScore(weights=str(folder), idf=True), []
     see = metric._embed
-    monkeypatch.setattr(metric, "_embed", lambda pieces: (read.append(pieces), see(pieces))[1])
+    monkeypatch.setattr(metric, "_embed", lambda texts: (read.append(texts), see(texts))[1])
     metric(PAIRS)
     metric.per_exam_stats(PAIRS)
     assert len(read) == 1

@@ -87,9 +87,9 @@ def test_the_last_scores_are_cached(ratescore: RateScore, monkeypatch: pytest.Mo
             asked.append(hyps)
             return super().__call__(refs, hyps)
 
-    def compute_score(told: list[str], true: list[str]) -> list[float]:
-        asked.append(told)
-        return stand_ins.RaTEScore.compute_score(ratescore._scorer, told, true)
+    def compute_score(predicted: list[str], true: list[str]) -> list[float]:
+        asked.append(predicted)
+        return stand_ins.RaTEScore.compute_score(ratescore._scorer, predicted, true)
 
     monkeypatch.setattr(sys.modules["radeval"], "RadEval", Counting)
     monkeypatch.setattr(ratescore._scorer, "compute_score", compute_score)

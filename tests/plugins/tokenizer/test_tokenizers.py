@@ -74,8 +74,8 @@ def test_english_reports_survive_without_lower_case():
     )
 )
 @settings(max_examples=150, deadline=None)
-def test_decoded_text_survives_encode_and_decode(pieces):
-    text = "".join(pieces)
+def test_decoded_text_survives_encode_and_decode(parts):
+    text = "".join(parts)
     for language in ("en", "zh"):
         words = fitted([text, "a"], language=language)
         once = words.decode(words.encode(text))
