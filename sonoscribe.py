@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,10 +66,16 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
         the folder of the run.
 
     Raises:
-        UserError: the recipe has mistakes, or its data cannot be used.
+        UserError: the recipe has mistakes, its data cannot be used, or this is not the main thread.
     """
     from framework.recipe import load_recipe
+    from framework.runtime.errors import UserError
 
+    if isinstance(overrides, str):
+        raise UserError("wrong-type", "found a text", place="overrides", expected=f"a list: [{overrides!r}]")
+    if threading.current_thread() is not threading.main_thread():
+        hint = "Call it in the main thread, or start launch.py as a process."
+        raise UserError("unsupported", "sonoscribe.train handles signals, which only the main thread can", hint=hint)
     loaded = load_recipe(recipe, overrides)  # before the slow import, so that mistakes show at once
     from framework.runtime.signals import handlers_restored
     from framework.trainer import train as run_training

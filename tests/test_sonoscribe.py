@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,15 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 def test_training_refuses_mistakes_in_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     with problem("unknown-key", "train.epoch"):
         sonoscribe.train("smoke", ["train.epoch=3"])
+    with problem("wrong-type", "overrides"):
+        sonoscribe.train("smoke", "train.epochs=3")
     monkeypatch.setattr("framework.trainer.train", lambda recipe: Path(recipe.run.root))
     assert sonoscribe.train("smoke", ["run.root=elsewhere"]) == Path("elsewhere")
+
+
+def test_training_needs_the_main_thread() -> None:
+    with ThreadPoolExecutor(1) as threads, problem("unsupported"):
+        threads.submit(sonoscribe.train, "smoke").result()
 
 
 def test_training_leaves_the_signal_handlers_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def forget(origins: dict[Key, str], key: Key) -> None:
 
 def renamed_key(key: Key) -> Problem | None:
     new = RENAMED.get(dotted(key))
-    return Problem("renamed-key", f"the key is now {new}", hint=f"Write {new}.") if new else None
+    return Problem("renamed-key", "the key was renamed", hint=f"Write {new}.") if new else None
 
 
 def unknown_key(key: Key, known: Sequence[str]) -> Problem:

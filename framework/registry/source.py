@@ -97,7 +97,9 @@ def short(path: Path) -> str:
 
 
 def did_you_mean(found: str, known: Any) -> str:
-    close = difflib.get_close_matches(found, [str(item) for item in known], n=1, cutoff=0.5)
+    names = [str(item) for item in known]
+    longer = [name for name in names if name.startswith(f"{found}_")]  # `lstm` of `lstm_attention`
+    close = longer if len(longer) == 1 else difflib.get_close_matches(found, names, n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 

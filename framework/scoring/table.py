@@ -107,7 +107,7 @@ def describe_reports(scores: Scores) -> list[str]:
 
 def print_scores(split: str, scores: Scores, segmentation: str) -> None:
     """Prints the table from the main process, what the model writes, and what it is better than."""
-    print0(f"\nScores on {split} (words: {segmentation})")
+    print0(f"\nScores on {split} ({segmentation})")
     printed = [name for name in table_columns(scores) if name in PRINTED] or table_columns(scores)[:4]
     print_table(*score_table(scores, printed), numeric=True)
     if text := legend(scores):

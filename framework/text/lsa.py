@@ -102,7 +102,7 @@ class ReportSpace:
         kept = int(real.sum())
         if kept < self.dimensions:
             log.warning(
-                "the report space has %d dimensions, not %d: %d distinct reports of %d words span no more",
+                "the report space has %d dimensions, not %d: %d distinct reports of %d words allow no more",
                 kept,
                 self.dimensions,
                 distinct,

@@ -75,6 +75,12 @@ def test_a_kind_may_be_plural():
     assert found[0].hint.startswith("Did you mean 'loss'? Known: dataset, ") and found[0].hint.endswith("recipe, grid")
 
 
+def test_the_first_word_of_a_name_is_enough_for_the_hint():
+    with problem("unknown-name") as found:
+        find_by_words("lstm")
+    assert found[0].hint.startswith("Did you mean 'lstm_attention'?")
+
+
 def test_a_plugin_is_found_by_its_name_if_it_is_unique():
     assert find_by_words("toy_topic", (TOYS,)).kind == "loss"
     assert find_by_words("encoder/resnet").name == "resnet"
