@@ -31,7 +31,7 @@ from framework.recipe.score_names import metric_of
 from framework.registry import PluginError, catalogue, find, load
 from framework.registry.signature import injected_params
 from framework.runtime.console import print0
-from framework.runtime.errors import UserError
+from framework.runtime.errors import Problem, UserError
 from framework.scoring.reward import Reward
 from framework.scoring.scorer import Scorer
 from framework.task import ReportTask, Uncertainty
@@ -307,6 +307,7 @@ def build_components(
             on_broken=recipe.data.on_broken,
         )
         splits = {name: [exam for exam in exams if exam.id in cache.rows] for name, exams in splits.items()}
+        _require_exams(splits)
         texts = {name: [exam.report for exam in exams] for name, exams in splits.items()}
         topics, space = build_topics(recipe, tokenizer, texts, run if accelerator.is_main_process else None)
     _require_same_exams(accelerator, splits)
@@ -327,6 +328,15 @@ def build_components(
         task = build_task(recipe, tokenizer, None, None, trained=True, model=trained)
     left_out = len({error.exam_id for error in errors})
     return RunComponents(exams, tokenizer, topics, task, augment, scorer, left_out)
+
+
+def _require_exams(splits: Mapping[str, Sequence[Exam]]) -> None:
+    """Raises UserError if a split has lost all its exams to broken images."""
+    empty = [name for name, exams in splits.items() if not exams]
+    if empty:
+        raise UserError.of(
+            Problem("empty-split", "every exam has a broken image and is left out", f"split {name}") for name in empty
+        )
 
 
 def require_no_mirrored_sides(recipe: Recipe, training_reports: Sequence[str]) -> None:

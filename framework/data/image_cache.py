@@ -5,26 +5,34 @@ Does not import torch, which every spawned worker process would import again.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
 import hashlib
 import json
+import math
 import os
+import shutil
 import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from framework.exam import Exam, ExamError, View
-from framework.runtime.console import progress_bar
-from framework.runtime.files import atomic_write, file_lock
+from framework.runtime.console import print0, progress_bar
+from framework.runtime.errors import ProcessLost, UserError
+from framework.runtime.files import atomic_write, digest, file_lock
 from framework.runtime.processes import usable_cores
 
 VERSION = 2  # raise it when the same view would give other pixels
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,22 @@ def _load(job: tuple[str, View, int, int]) -> np.ndarray | ExamError:
     try:
         return fit(view.load(), size, channels)
     except (OSError, ValueError) as error:
-        return ExamError(exam_id, "broken-image", f"view {view.name}: {error}")
+        of_system = isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError)
+        code = "unreadable-file" if of_system else "broken-image"
+        return ExamError(exam_id, code, f"view {view.name}: {error}")
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    """What is known of a file of images. Written after it: it marks the images as complete.
+
+    Attributes:
+        errors: row, code and text of each view that did not load.
+    """
+
+    size: int
+    sha256: str
+    errors: list[tuple[int, str, str]]
 
 
 def build_image_cache(
@@ -63,26 +86,28 @@ def build_image_cache(
     folder: Path,
     on_broken: Literal["stop", "skip"],
 ) -> tuple[ImageCache, list[ExamError]]:
-    """The images of the exams, from disk if they are cached, otherwise decoded on all cores.
+    """The images of the exams, from disk if they are cached and undamaged, otherwise decoded on all cores.
+
+    Views that did not load are tried again; if one loads now, the images are made again.
 
     Returns:
         the cache, and the errors of the exams that are left out of it (with `on_broken: skip`).
 
     Raises:
         ExamError: with `on_broken: stop`, a problem for every view that does not load.
+        UserError: the disk has no room for the images.
+        ProcessLost: a decoding process was killed.
     """
     jobs = [(exam.id, view, size, channels) for exam in exams for view in exam.views]
     names = [(exam_id, view.name) for exam_id, view, *_ in jobs]
     key = hashlib.sha256(json.dumps([VERSION, source_key, size, channels, names]).encode()).hexdigest()[:24]
     path, metadata = folder / "images" / f"{key}.npy", folder / "images" / f"{key}.json"
-    if not metadata.is_file():  # an existing cache may be on a read-only disk, so no lock is taken
+    found = _read_metadata(path, metadata, jobs)  # an existing cache may be on a read-only disk, so no lock is taken
+    if found is None:
         with file_lock(path.with_suffix(".lock"), "images"):
-            if not metadata.is_file():
-                _write_cache(jobs, path, metadata, size, channels)
-    rows_of_broken = json.loads(metadata.read_text(encoding="utf-8"))
-    errors = [ExamError(exam_id, "broken-image", found) for exam_id, found in rows_of_broken]
+            found = _read_metadata(path, metadata, jobs) or _write_cache(jobs, path, metadata, size, channels)
+    errors = [ExamError(jobs[row][0], code, text) for row, code, text in found.errors]
     if errors and on_broken == "stop":
-        metadata.unlink()  # so that fixed files are read again
         raise ExamError.of(problem for error in errors for problem in error.problems)
     left_out = {error.exam_id for error in errors}
     rows: dict[str, tuple[int, ...]] = {}
@@ -92,27 +117,88 @@ def build_image_cache(
     return ImageCache(path, rows), errors
 
 
-def _write_cache(jobs: list[tuple[str, View, int, int]], path: Path, metadata: Path, size: int, channels: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    errors: list[ExamError] = []
+def _read_metadata(path: Path, metadata: Path, jobs: list[tuple[str, View, int, int]]) -> _Metadata | None:
+    """The metadata of images that can be used; None if they have to be made."""
     try:
-        images = np.lib.format.open_memmap(part, "w+", np.uint8, (len(jobs), channels, size, size))
-        # Ctrl-C reaches the workers too; this process handles it, and they end with it.
-        ignore = (signal.SIGINT, signal.SIG_IGN)
-        context = get_context("spawn")
-        with ProcessPoolExecutor(
-            usable_cores(), mp_context=context, initializer=signal.signal, initargs=ignore
-        ) as pool:
-            loaded = pool.map(_load, jobs, chunksize=16) if len(jobs) > 64 else map(_load, jobs)
+        found = _Metadata(**json.loads(metadata.read_text(encoding="utf-8")))
+        size = path.stat().st_size
+    except (OSError, ValueError, TypeError):
+        return None
+    # The other processes of a machine would read the same bytes.
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if size != found.size or (is_first and digest(path) != found.sha256):
+        print0(f"warning: the cached images in {path} are damaged, and made again")
+        return None
+    if os.access(path.parent, os.W_OK):
+        for row, *_ in found.errors:
+            if not isinstance(_load(jobs[row]), ExamError):
+                print0(f"view {jobs[row][1].name} of exam {jobs[row][0]} loads now: the images are made again")
+                return None
+    return found
+
+
+def _write_cache(
+    jobs: list[tuple[str, View, int, int]], path: Path, metadata: Path, size: int, channels: int
+) -> _Metadata:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{path.stem}.*.part"):  # of a process that was killed, since this one has the lock
+        left.unlink(missing_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    errors: list[tuple[int, str, str]] = []
+    shape = (len(jobs), channels, size, size)
+    try:
+        images = _open_reserved(part, shape)
+        with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn"), initializer=_start_decoder) as pool:
+            loaded: Any = pool.map(_load, jobs, chunksize=16) if len(jobs) > 64 else map(_load, jobs)
             for row, image in enumerate(progress_bar(loaded, total=len(jobs), text="images")):
                 if isinstance(image, ExamError):
-                    errors.append(image)
+                    errors.append((row, image.code, image.problems[0].found))
                 else:
                     images[row] = image
         images.flush()
+        del images
         part.replace(path)
+    except BrokenProcessPool:
+        raise ProcessLost(
+            "a process that decodes images was killed, most often because the machine ran out of memory; start again"
+        ) from None
     finally:
         part.unlink(missing_ok=True)
-    # Written last: it marks the images as complete.
-    atomic_write(metadata, json.dumps([(error.exam_id, error.problems[0].found) for error in errors]))
+    found = _Metadata(path.stat().st_size, digest(path), errors)
+    atomic_write(metadata, json.dumps(asdict(found)))
+    return found
+
+
+def _open_reserved(part: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A new file of zeros, uint8, mapped into memory, whose space is reserved: a mapped page that the disk has no room
+    for ends the process by SIGBUS.
+
+    Raises:
+        UserError: the disk or the quota has no room for it.
+    """
+    needed, free = math.prod(shape), shutil.disk_usage(part.parent).free
+    try:
+        if needed > free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        images = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+        with part.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return images
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            "cannot-write",
+            f"the cache of images needs {needed / 2**20:,.1f} MiB, {free / 2**20:,.1f} MiB are free ({error.strerror})",
+            place=part.parent,
+            hint="Set data.cache_dir to a folder on a larger disk, or lower data.image_size.",
+        ) from None
+    return images
+
+
+def _start_decoder() -> None:
+    """Ctrl-C reaches the decoders too; the process that started them handles it. They end with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

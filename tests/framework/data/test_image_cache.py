@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from harness import problem
 
+from framework.build import _require_exams
 from framework.data.image_cache import build_image_cache, fit
 from framework.exam import Exam, ExamError
 
@@ -59,3 +65,76 @@ def test_images_are_decoded_once(tmp_path: Path) -> None:
 def test_the_aspect_ratio_is_kept() -> None:
     square = fit(np.full((10, 20), 200, np.uint8), 16, 1)[0]
     assert square[8].min() == 200 and square[0].max() == 0
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """A view that loads if its file exists."""
+
+    path: str
+    name: str = "on disk"
+
+    def load(self) -> np.ndarray:
+        if not Path(self.path).exists():
+            raise PermissionError(errno.EACCES, "permission denied")
+        return np.full((8, 8), 50, np.uint8)
+
+
+def test_a_view_that_loads_again_is_no_longer_left_out(tmp_path: Path) -> None:
+    exams = [exam(1, 7), Exam("e2", "p2", (OnDisk(str(tmp_path / "a")),), "text")]
+    _, problems = make_cache(exams, tmp_path / "cache", broken="skip")
+    assert [(each.exam_id, each.code) for each in problems] == [("e2", "unreadable-file")]
+    assert len(make_cache(exams, tmp_path / "cache", broken="skip")[1]) == 1
+    (tmp_path / "a").touch()
+    cache, problems = make_cache(exams, tmp_path / "cache", broken="skip")
+    assert not problems and cache.images("e2").max() == 50
+
+
+def spoil(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes({"flipped": bytes(content), "cut": bytes(content[:-9]), "empty": b""}[how])
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "empty"])
+def test_damaged_images_are_made_again(tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    first, _ = make_cache([exam(1, 7)], tmp_path)
+    spoil(first.path, how)
+    second, _ = make_cache([exam(1, 7)], tmp_path)
+    assert second.images("e1").min() == second.images("e1").max() == 7 and "damaged" in capsys.readouterr().out
+
+
+def test_damaged_metadata_is_made_again(tmp_path: Path) -> None:
+    first, _ = make_cache([exam(1, 7)], tmp_path)
+    first.path.with_suffix(".json").write_text("[")
+    assert make_cache([exam(1, 7)], tmp_path)[0].images("e1").max() == 7
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_full_disk_ends_with_a_message_and_leaves_nothing(
+    tmp_path: Path, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if late:  # a quota, or another process that fills the disk
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    else:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    with problem("cannot-write", place="images"):
+        make_cache([exam(1, 7)], tmp_path)
+    assert not [path for path in (tmp_path / "images").iterdir() if path.suffix != ".lock"]
+
+
+def test_the_remains_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    first, _ = make_cache([exam(1, 7)], tmp_path)
+    first.path.with_suffix(".json").unlink()
+    left = first.path.with_suffix(".999999.part")
+    left.touch()
+    make_cache([exam(1, 7)], tmp_path)
+    assert not left.exists()
+
+
+def test_a_split_without_a_readable_exam_is_refused(tmp_path: Path) -> None:
+    with problem("empty-split", place="split test"):
+        _require_exams({"train": [exam(1, 9)], "val": [exam(2, 9)], "test": []})
