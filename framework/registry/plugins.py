@@ -7,9 +7,7 @@ as text, so `ls`, `describe` and `validate` stay fast however slow a plugin's im
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.machinery
 import importlib.metadata
 import importlib.util
 import sys
@@ -19,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from framework.registry.plugin_file import import_file
 from framework.registry.source import (
     KINDS,
     Plugin,
@@ -30,7 +29,6 @@ from framework.registry.source import (
     unknown_kind,
     unknown_name,
 )
-from framework.registry.trust import require_trusted
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 GROUP = "sonoscribe."  # of entry points, before the kind
@@ -278,7 +276,7 @@ def load(plugin: Plugin) -> Any:
 def _import(plugin: Plugin) -> Any:
     if plugin.origin == "shipped":
         _refuse_shadow(PLUGINS)
-    module = _import_file(plugin.path) if plugin.module is None else importlib.import_module(plugin.module)
+    module = import_file(plugin.path) if plugin.module is None else importlib.import_module(plugin.module)
     return getattr(module, plugin.qualname)
 
 
@@ -298,27 +296,3 @@ def _refuse_shadow(package: Path) -> None:
 def _describe_error(error: BaseException) -> str:
     """The message, with the type before it unless it is an ImportError, whose message is clear without."""
     return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}".removesuffix(": ")
-
-
-class _SourceLoader(importlib.machinery.SourceFileLoader):
-    """Runs the very bytes whose hash is checked, never a __pycache__ beside the file, which may have other code."""
-
-    def get_code(self, fullname: str) -> Any:
-        source = self.get_data(self.path)
-        require_trusted(Path(self.path), source)
-        return self.source_to_code(source, self.path)
-
-
-def _import_file(path: Path) -> Any:
-    name = f"sonoscribe_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path, loader=_SourceLoader(name, str(path)))
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # before it runs: dataclasses look their module up
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
