@@ -26,7 +26,7 @@ from framework.grid.cell_folder import PRUNED, SETTLED, CellFolder, CellState, O
 from framework.grid.lease import BEAT_S, Lease, take_when_dead
 from framework.runtime import errors
 from framework.runtime.processes import TASK_COUNTS, process_start_time
-from framework.runtime.signals import WATCHER
+from framework.runtime.signals import SIGNALS, WATCHER, handle_signals, is_nohup
 
 # Started by its path: `-m framework.cli` would look in the working folder first.
 COMMAND_LINE = Path(framework.__file__).with_name("cli") / "__main__.py"
@@ -47,8 +47,7 @@ class CellProcess:
 
     def run(self) -> None:
         """Trains the cell unless it is settled or another process trains it."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._handle_stop)
+        handle_signals(SIGNALS, self._handle_stop)
         lease = take_when_dead(self.folder.path)
         if lease is None:
             print(f"{self.folder.path}: another process trains this cell", flush=True)
@@ -115,6 +114,8 @@ class CellProcess:
         }
         # By default the launcher kills several processes 30 s after a signal.
         environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", f"{SAVE_S:.0f}")
+        if is_nohup():  # the launcher would handle it nevertheless
+            environment.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGQUIT")
         return subprocess.Popen(command, env=environment, start_new_session=True)
 
     def _watch(self, training: subprocess.Popen[bytes], lease: Lease, write_state: Callable[[], None]) -> int | None:

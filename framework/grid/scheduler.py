@@ -23,6 +23,7 @@ from framework.grid.cell_folder import PRUNED, SETTLED, CellFolder, Status
 from framework.grid.cells import Cell
 from framework.grid.executor import Executor, Handle, Job
 from framework.runtime.console import print0, progress_bar
+from framework.runtime.signals import handle_signals
 
 NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 POLL_S = 1.0
@@ -230,12 +231,12 @@ def _modified(path: Path) -> int | None:
 
 @contextmanager
 def _counting_interrupts(scheduler: Scheduler) -> Iterator[None]:
-    """Counts Ctrl-C and SIGTERM for the scheduler, which reads the count in its loop."""
+    """Counts Ctrl-C, SIGTERM and SIGHUP for the scheduler, which reads the count in its loop."""
 
     def count(number: int, frame: FrameType | None) -> None:
         scheduler.interrupts += 1
 
-    before = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = handle_signals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), count)
     try:
         yield
     finally:

@@ -6,16 +6,19 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from framework.runtime.console import is_main_process, print0
 from framework.runtime.errors import Stopped
 from framework.runtime.processes import process_start_time
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Queues send SIGTERM, SIGUSR1 or SIGUSR2 before the time is over; a terminal that closes sends SIGHUP.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
+Handler = Callable[[int, FrameType | None], None]
 SAVE, STOP, FAILED = 1, 2, 3  # the largest over all processes is handled
 POLL_S = 1.0  # between two checks of the folder, which may be on a slow file system
 # Environment variable: id and start time of the process that started the run for a grid; the run stops when it ends.
@@ -37,6 +40,15 @@ def handlers_restored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def handle_signals(numbers: Iterable[signal.Signals], handler: Handler) -> dict[signal.Signals, Any]:
+    """Sets a handler, except of a SIGHUP that is ignored, as `nohup` starts programs. Returns the handlers before."""
+    return {number: signal.signal(number, handler) for number in numbers if not is_nohup(number)}
+
+
+def is_nohup(number: signal.Signals = signal.SIGHUP) -> bool:
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+
+
 class StopSignals:
     """The requests that one process has received. The trainer takes the maximum over all processes."""
 
@@ -47,8 +59,7 @@ class StopSignals:
         self._checked, self._owner = 0.0, os.getpid()
 
     def listen(self) -> None:
-        for number in SIGNALS:
-            signal.signal(number, self._receive)
+        handle_signals(SIGNALS, self._receive)
         # Handlers run in the main thread, which may wait in a library; a second Ctrl-C needs another thread.
         receiver, sender = os.pipe()
         os.set_blocking(sender, False)

@@ -9,7 +9,7 @@ Signals are the difficult part. Who gets which (Slurm 22.05, `man slurm.conf`, `
 - `scancel --signal=TERM`: SIGTERM, and nothing after it.
 
 Depending on ProctrackType all processes of a task get a signal, or only the one that Slurm started: `Command`, which
-forwards SIGTERM. So the command may get SIGTERM twice, and must never get SIGUSR2, which would end it at once.
+forwards SIGTERM. So the command may get SIGTERM twice, and must never get SIGUSR2, which ends most commands at once.
 """
 
 from __future__ import annotations

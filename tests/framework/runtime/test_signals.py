@@ -41,6 +41,21 @@ def test_during_training_a_signal_waits_for_the_next_step(
     assert requests.pending() == STOP and requests.reason == number.name
 
 
+def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        requests = StopSignals()
+        requests.listen()
+        requests.watch(tmp_path)
+        signal.raise_signal(signal.SIGHUP)
+        assert requests.pending() == 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
+
+
 def test_other_signals_do_not_hide_the_first(requests: StopSignals, tmp_path: Path) -> None:
     requests.watch(tmp_path)
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
