@@ -24,7 +24,7 @@ from framework.runtime.files import digest, sync_folder
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
 NEEDED = {WEIGHTS, "recipe.yaml", "tokenizer.json"}
-READ = (".json", ".yaml", ".safetensors")  # files of a model that are read, and so must stand in its manifest
+READ = (".json", ".yaml", ".safetensors")  # files of a model that are read, and so must be in its manifest
 COPY = "Copy the run's model/ again."
 PARTS = ("encoder.", "decoder.")  # losses and their heads are saved in checkpoints only
 

@@ -104,8 +104,10 @@ def _effect(result: GridResult, fixed: dict[str, str], metric: str) -> Effect:
     if not rows:
         lacks.append(f"{at}: not in the grid")
     elif absent:
-        told = "; ".join(", ".join(f"{one_line(a)}={one_line(s)}" for a, s in zip(others, row)) for row in absent)
-        lacks.append(f"{at}: not in the grid with {told}")
+        missing_settings = "; ".join(
+            ", ".join(f"{one_line(a)}={one_line(s)}" for a, s in zip(others, row)) for row in absent
+        )
+        lacks.append(f"{at}: not in the grid with {missing_settings}")
     label = next(iter(fixed.values()))
     return Effect(label, fmean(means) if means else None, tuple(cells), tuple(lacks))
 

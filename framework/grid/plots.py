@@ -12,7 +12,7 @@ from framework.grid.wording import arrow, decimals, footnotes, one_line, seeds_t
 from framework.pages.plot import Figure, Key, Plot, span
 
 LOG_FROM = 8  # a cost that differs by more than this factor has a logarithmic axis
-MANY = 8  # labels that stand closer
+MANY = 8  # more labels than this are set closer together
 CURVE_MARKS = 5  # of a mean curve, which distinguish its series without colour
 
 

@@ -1,6 +1,6 @@
 """The table of a grid for a terminal, as CSV, Markdown and LaTeX.
 
-The writers are ours: tabulate does not escape `|` in Markdown and escapes bold and math in LaTeX, pandas is 84 MB, and
+Written here, since tabulate does not escape `|` in Markdown and escapes bold and math in LaTeX, pandas is 84 MB, and
 neither has footnotes or rows of two lines.
 """
 

@@ -46,13 +46,13 @@ class Trial:
 
 
 class TpeSearch:
-    """A search stored in `search-<hash>.journal`, where the hash is that of what is searched.
+    """A search stored in `search-<hash>.journal`, where the hash is that of the recipe and the search space.
 
     Several processes, on several machines, may use one search at once. Each change is one line of the journal, written
     under a lock, so a process that is killed leaves a whole trial or none. A proposal depends on the earlier trials
     only: with one trial at a time, an interrupted search continues as if it had not been interrupted.
 
-    What is stored, proposed and pruned is Optuna's. Three things are ours, since Optuna has none of them: proposals do
+    Optuna stores, proposes and prunes. Three things are added, since Optuna has none of them: proposals do
     not repeat values (the same cell again), the number of trials is exact with several processes (`n_trials` counts per
     process), and a trial that failed keeps TPE away from its values (Optuna's FAIL state drops it).
 
@@ -134,8 +134,8 @@ class TpeSearch:
             epoch: number of the validation within the trial, from 1.
 
         Returns:
-            Whether to stop the trial: it was told as pruned, or this is its latest validation and its best score so far
-            is worse than the median of the finished trials at the same validation.
+            Whether to stop the trial: it is stored as pruned, or this is its latest validation and its best score so
+            far is worse than the median of the finished trials at the same validation.
         """
         reported = self._reported.setdefault(number, set())
         if epoch in reported and epoch < max(reported):

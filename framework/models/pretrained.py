@@ -321,7 +321,7 @@ def require_one_source(
     """Checks that a part is built from exactly one of architecture, weights and hf_config.
 
     Args:
-        derived: configuration values that follow from `source` and may not stand in the recipe.
+        derived: configuration values that follow from `source` and may not be set in the recipe.
 
     Raises:
         UserError: `conflicting-settings` if architecture and weights are both set or one of `derived` is,

@@ -71,7 +71,7 @@ class Figure:
     """A plot with what belongs to it, as the macro `figure` of the templates shows it."""
 
     title: str
-    picture: Markup | None = None  # None: `nothing` says why
+    picture: Markup | None = None  # None: `nothing` gives the reason
     nothing: str = ""
     caption: str = ""
     legend: str = ""  # what the keys are labels of
@@ -87,7 +87,7 @@ class Plot:
     def __init__(self, x_name: str, y_name: str = "", *, width: float = 420, height: float = 270) -> None:
         """
         Args:
-            y_name: stands over the vertical axis.
+            y_name: title of the vertical axis.
         """
         self.width, self.height, self.right = width, height, 18.0
         self.canvas = _canvas(width, height)
@@ -157,7 +157,7 @@ class Plot:
 
     @STYLED
     def svg(self, description: str) -> Markup:
-        """Returns the plot. `description` is what a screen reader says."""
+        """Returns the plot. `description` is read by screen readers."""
         texts = [text.get_text() for text in self.axes.get_yticklabels()]
         left = 16 + CHARACTER * max(map(columns, texts), default=0)
         top, bottom = 28, 46

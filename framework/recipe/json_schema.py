@@ -27,7 +27,7 @@ from framework.registry.signature import class_texts, keys_of
 Schema = dict[str, Any]
 Files = tuple[Path, ...]
 
-SECTION_OF_KIND: dict[str, type[Section]] = {"loss": Loss, "optimizer": Optimizer}  # their fields stand beside the keys
+SECTION_OF_KIND: dict[str, type[Section]] = {"loss": Loss, "optimizer": Optimizer}  # their fields are beside the keys
 REPLACES: Schema = {"const": True, "description": "Replaces the block of the base instead of merging with it."}
 REFERS: Schema = {"$ref": "#/definitions/reference"}
 NUMBER: Schema = {"anyOf": [{"type": "number"}, REFERS]}

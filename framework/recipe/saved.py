@@ -39,7 +39,7 @@ NOT_BARE = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 
 
 def plain(value: Any) -> Any:
-    """A recipe in the form of its YAML: a plugin's keys stand beside its name."""
+    """A recipe in the form of its YAML: a plugin's keys are beside its name."""
     if isinstance(value, Choice):
         fields = {name: plain(getattr(value, name)) for name in type(value).model_fields if name != "keys"}
         if isinstance(value, Loss):

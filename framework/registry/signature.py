@@ -25,7 +25,7 @@ from pydantic import (
 from framework.registry.source import KINDS, NEEDS_TOPICS, Plugin, PluginError, short, unknown_name
 from framework.registry.types import Fraction, JsonFile
 
-# Keys of the recipe itself that stand in the same block as a plugin's keys.
+# Keys of the recipe itself in the same block as a plugin's keys.
 RESERVED = {"loss": frozenset({"weight"}), "optimizer": frozenset({"lr", "encoder_lr", "group_lrs", "layer_decay"})}
 
 PLAIN: dict[str, Any] = {

@@ -56,7 +56,7 @@ def initial_weights(
     """Loads the source's weights on the main process, from which `prepare` broadcasts them.
 
     Returns:
-        what environment.json says of the source under `init_from`; a resumed run keeps its own.
+        the entry `init_from` of environment.json; a resumed run keeps its own.
     """
     if source is not None:
         task, tokenizer, exams = components.task, components.tokenizer, components.exams

@@ -18,7 +18,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "missing-key": (
         "A required key is not set.",
-        "Set the key; the message says what kind of value it takes.",
+        "Set the key; the message names the type of its value.",
     ),
     "unknown-name": (
         "Nothing has this name: no plugin, recipe, choice, score or part of the model.",
@@ -34,7 +34,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "wrong-type": (
         "The value has the wrong type.",
-        "Write a value of the expected type. Numbers and true/false stand without quotes.",
+        "Write a value of the expected type. Write numbers and true/false without quotes.",
     ),
     "out-of-range": (
         "The number is too small, too large or not finite.",

@@ -9,7 +9,7 @@
     ProcessLost                  exit code 76
     MainProcessFailed            exit code 2; the main process prints the reason
 
-Every code stands in `framework/runtime/codes.py`, from which docs/troubleshooting.md is generated.
+Every code is in `framework/runtime/codes.py`, from which docs/troubleshooting.md is generated.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A device that every machine has: its tensors say that they are on `meta`, and hold their values on the CPU.
+"""A fake second device: its tensors report the device `meta` and hold their values on the CPU.
 
-A constant that a plugin makes on the CPU meets them as it would meet tensors on a GPU, so the mistake shows without
-one. Unlike on the real `meta`, values are there, and code may look at them.
+An operation of them with a tensor on the CPU fails as it would with a tensor on a GPU, so the mistake is found without
+a GPU. Unlike on the real `meta` device, code may read values.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ JOINED = frozenset({"cat", "stack"})  # where single numbers must lie on one dev
 
 
 class TwoDevicesError(RuntimeError):
-    """What a GPU would have said."""
+    """Raised where a GPU would raise."""
 
 
 class There(Tensor):
@@ -87,7 +87,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if asked is not None:
         kwargs = {**kwargs, "device": "cpu"}
     found = func(*tree_map(_held, args), **tree_map(_held, kwargs))
-    if torch.Tag.inplace_view in func.tags and there:  # transpose_ and the like: what the tensor says changes too
+    if torch.Tag.inplace_view in func.tags and there:  # transpose_ and the like: the shape of the wrapper changes too
         with no_dispatch():
             func(*args, **kwargs)
     if not arrives:

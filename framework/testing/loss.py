@@ -1,8 +1,8 @@
 """The contract of a loss. Shapes: B batch, N patches, D width, T tokens, W words in the vocabulary, K topics.
 
-Two class attributes relax it: `mixes_exams = True` says that the term of an exam depends on the other exams of the
-micro-batch, so that sums over parts do not add up; `draws = True` says that the loss draws random numbers outside of
-training as well, so that only seeded results and counts are compared.
+Two class attributes relax it: `mixes_exams = True` declares that the loss of an exam depends on the other exams of the
+micro-batch, so that sums over parts do not add up; `draws = True` declares that the loss draws random numbers outside
+of training as well, so that only seeded results and counts are compared.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from framework.testing.contract import Make, build_plugin, require, runs
 from framework.testing.modules import Untouchable, check_gradients, check_module, check_seeds, drawn, same, seeded
 
 WORDS, WIDTH, TOPICS, EXAMS = 12, 6, 3, 6
-# One word for each id, of different lengths, as some losses cut words into pieces of their own.
+# One word for each id, of different lengths, as some losses split words into subwords.
 VOCABULARY = ("<pad>", "<bos>", "<eos>", "<unk>", "oval", "mass", "left", "hypoechoic", "is", "seen", "no", ".")
 LENGTHS = (5, 2, 7, 4, 3, 1)  # words of each report
 NEEDS = tuple(GIVERS)  # what a loss may need
@@ -229,7 +229,7 @@ def _cuts(loss: Any) -> None:
                 [total],
                 f"sums {name} add up to that of the batch",
                 "give the sum over items, never a mean, from each exam alone: train_step divides by the count; a loss "
-                "that compares exams with one another says mixes_exams = True",
+                "that compares exams with one another sets mixes_exams = True",
             )
 
 

@@ -129,7 +129,7 @@ def _saving(make: Make, task: _Task, optimizer: Any) -> None:
 
 
 def _rates(make: Make) -> None:
-    rule, fix = "a learning rate of 0 changes nothing, whatever it wunchanged", 'multiply every update by group["lr"]'
+    rule, fix = "a learning rate of 0 leaves weights unchanged", 'multiply every update by group["lr"]'
     task, optimizer = _made(make, lr=0.1, encoder_lr=0.0)
     before = _weights(task.encoder)
     _step(task, optimizer, 0)

@@ -1,4 +1,4 @@
-"""Writes a plugin of one's own, and its test, from a template that works as it stands."""
+"""Writes a new plugin and its test from a working template."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # between the words of MyLoss
 
 
 def write_plugin(kind: str, name: str, folder: Path, *, shipped: bool = False) -> tuple[Path, Path]:
-    """Writes `folder/NAME.py` and `folder/test_NAME.py`, and gives both paths.
+    """Writes `folder/NAME.py` and `folder/test_NAME.py`, and returns both paths.
 
     Args:
-        name: As recipes will say it; `vendor/name` for a plugin of an installed package, in a file called `name.py`.
-        shipped: `folder` is the root of this repository, and the two go where its own plugins and tests stand.
+        name: The name in recipes; `vendor/name` for a plugin of an installed package, in a file called `name.py`.
+        shipped: `folder` is the root of this repository; the files are written beside its plugins and tests.
 
     Raises:
-        PluginError: the kind is not known, the name cannot be one or is taken, or a file is there already.
+        PluginError: the kind is not known, the name is invalid or taken, or a file exists.
     """
     if kind not in KINDS:
         raise PluginError.of([unknown_kind(kind)])
@@ -66,7 +66,7 @@ def _check_name(kind: str, name: str, shipped: bool) -> None:
 
 
 def _plugin(kind: str, name: str) -> str:
-    """The template of a kind under another name. What is called `my_KIND` and `MyKind` there gets the new one."""
+    """The template of a kind under another name. Replaces `my_KIND` and `MyKind`."""
     text = (TEMPLATES / f"{kind}.py").read_text(encoding="utf-8")
     own = name.split("/")[-1]
     class_name = "".join(part.capitalize() for part in own.split("_"))

@@ -31,7 +31,7 @@ def check_schedule(make: Make) -> None:
             expected="a factor above 0",
             fix="start a warmup above 0: (step + 1) / warmup_steps",
         )
-        rule, fix = "a factor depends only on the step, so that a resumed run goes on unchanged", "count no calls"
+        rule, fix = "a factor depends only on the step, so that a resumed run continues unchanged", "count no calls"
         backwards = [float(factor(step)) for step in reversed(range(steps + 1))][::-1]
         for again in (backwards, [float(build_plugin(make, steps=steps)(step)) for step in range(steps + 1)]):
             step = next((n for n, (one, two) in enumerate(zip(again, factors)) if one != two), None)

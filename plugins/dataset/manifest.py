@@ -242,9 +242,11 @@ class Manifest:
             what = "is empty" if isinstance(report, str) else f"is a {_kind(report)}, expected text"
             code = "empty-report" if isinstance(report, str) else "wrong-type"
             problems.append(ExamError(exam_id, code, f"{key} {what} ({split})"))
-        said = entry.get(self.split_key) or split
-        if (SPLIT_ALIASES.get(said, said) if isinstance(said, str) else said) != split:
-            problems.append(ExamError(exam_id, "conflicting-settings", f"says split {said}, but is listed in {split}"))
+        own_split = entry.get(self.split_key) or split
+        if (SPLIT_ALIASES.get(own_split, own_split) if isinstance(own_split, str) else own_split) != split:
+            problems.append(
+                ExamError(exam_id, "conflicting-settings", f"has split {own_split}, but is listed in {split}")
+            )
         patient = entry.get(self.patient_key)
         patient = exam_id if patient is None else patient
         if isinstance(patient, bool) or not isinstance(patient, (str, int)):

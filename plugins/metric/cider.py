@@ -1,4 +1,4 @@
-"""CIDEr-D: TF-IDF-weighted n-gram similarity, which gives little credit for what every report says."""
+"""CIDEr-D: TF-IDF-weighted n-gram similarity, in which phrases of every report count little."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ SENTENCE_ENDS = re.compile(r"[。；！？;!?\n]|\.(?!\d)")  # not the point of 
 class Repetition:
     """Fraction of reports with a repeated 4-gram, and fraction of sentences that repeat an earlier one. 0 to 1.
 
-    `repeated_4gram` counts generated reports, `repeated_sentence` sentences that stand earlier in the same report.
+    `repeated_4gram` counts generated reports, `repeated_sentence` sentences that occur earlier in the same report.
     `repeated_4gram/references` and `repeated_sentence/references` give the values of the references: a style with stock
     phrases repeats some. An empty report repeats nothing.
 

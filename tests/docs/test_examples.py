@@ -1,4 +1,4 @@
-"""Every command, recipe, program and JSON text of the documentation holds as it stands there.
+"""Every command, recipe, program and JSON text of the documentation is valid as written.
 
 Quick commands run in this process, page by page, each page in a folder of its own. For a training, the launcher's own
 parser reads the options and `validate` checks recipe and overrides. For other slow verbs, Typer reads the options.
@@ -206,8 +206,8 @@ def test_a_recipe_or_a_part_of_one_loads(block: Block, tmp_path: Path) -> None:
         return
     whole = "_base_" in content or {"data", "model", "losses"} <= content.keys()
     text = block.text if whole else f"_base_: shipped:smoke.yaml\n{block.text}"
-    (tmp_path / "piece.yaml").write_text(text, encoding="utf-8")
-    load_recipe(tmp_path / "piece.yaml")
+    (tmp_path / "part.yaml").write_text(text, encoding="utf-8")
+    load_recipe(tmp_path / "part.yaml")
 
 
 def check_grid(text: str, whole: bool, path: Path) -> None:

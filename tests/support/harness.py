@@ -106,9 +106,8 @@ def all_records(run: Path) -> dict[tuple[int, str], float]:
     return found
 
 
-# Short, and hard on whoever cuts it: splits that divide by nothing (one test exam leaves a process without any),
-# clipping that always bites, a rate of its own for the encoder, the running average. No dropout: each process draws its
-# own.
+# Short and difficult to distribute: splits of indivisible sizes (one test exam leaves a process without exams),
+# clipping in every step, a separate rate for the encoder, EMA. No dropout: its random numbers differ between processes.
 EXACT = (
     "data.dataset.exams=33", "data.dataset.val_exams=7", "data.dataset.test_exams=1", "distiller.topics=2",
     "train.epochs=6", "evaluate.every_epochs=3", "evaluate.max_length=60", "optimizer.lr=1e-2",

@@ -1,6 +1,4 @@
-"""A BERT of two small layers with random weights, saved as sentence encoders are: what a test reads where a user has a
-pretrained one.
-"""
+"""A BERT of two small layers with random weights, saved like a pretrained sentence encoder."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ def save_tiny_bert(
     seed: int = 0,
     settings: dict[str, Any] | None = None,
 ) -> Path:
-    """Writes config.json, model.safetensors and a WordPiece tokenizer; gives the folder.
+    """Writes config.json, model.safetensors and a WordPiece tokenizer; returns the folder.
 
     Args:
         settings: JSON files to write beside them, by their path in the folder.
@@ -34,7 +32,7 @@ def save_tiny_bert(
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     words = [*SPECIAL_TOKENS, *subwords]
-    tokenizer = Tokenizer(models.WordPiece({piece: number for number, piece in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()

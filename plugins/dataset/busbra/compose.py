@@ -1,8 +1,8 @@
 """Words of the BI-RADS lexicon for a lesion's measures, and a report composed of them.
 
-The archive has no reports. What stands in a composed report is either the experts' annotation (category, histology) or
-a rule below over a measure; docs/data.md gives the literature for each rule. Thresholds were set by
-the lexicon's definitions, by how measures spread over all lesions, and by looking at images with their pathology.
+The archive has no reports. Every statement of a composed report is either the experts' annotation (category,
+histology) or a rule below over a measure; docs/data.md gives the literature for each rule. Thresholds were set by the
+lexicon's definitions, by the distribution of measures over all lesions, and by looking at images with their pathology.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _margin(m: Measures) -> str:
 
 
 def _echogenicity(m: Measures) -> str:
-    # Fluid has a smooth wall and casts no shadow; what is as dark without them is a markedly hypoechoic solid.
+    # Fluid has a smooth wall and casts no shadow; an equally dark lesion without them is solid and markedly hypoechoic.
     if m.fluid >= FLUID and m.roughness < SCALLOPED and m.posterior >= -BEHIND:
         return "anechoic"
     if m.unevenness >= UNEVEN or (PARTLY_FLUID <= m.fluid < FLUID and m.unevenness >= STREAKED):

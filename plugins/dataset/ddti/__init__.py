@@ -194,13 +194,13 @@ class Ddti:
         except (ElementTree.ParseError, ValueError) as error:
             problems.append(f"not a case: {error}")
             return None
-        said = {name: " ".join((tree.findtext(name) or "").split()) for name in (*SPELLINGS, "age", "sex")}
+        text_of = {name: " ".join((tree.findtext(name) or "").split()) for name in (*SPELLINGS, "age", "sex")}
         words: dict[str, str | None] = {}
         for name, spellings in SPELLINGS.items():
-            words[name] = spellings.get(said[name].lower())
-            if said[name] and words[name] is None:
-                known = did_you_mean(said[name], spellings) or f" Known: {', '.join(spellings)}"
-                problems.append(f"{name} is '{said[name]}', which the archive does not use.{known}")
+            words[name] = spellings.get(text_of[name].lower())
+            if text_of[name] and words[name] is None:
+                known = did_you_mean(text_of[name], spellings) or f" Known: {', '.join(spellings)}"
+                problems.append(f"{name} is '{text_of[name]}', which the archive does not use.{known}")
         images, marks = [], list(tree.iter("mark"))
         for mark in marks:
             name = f"{number}_{(mark.findtext('image') or '').strip()}.jpg"
@@ -213,6 +213,6 @@ class Ddti:
                 problems.append(str(error))
         if not marks:
             problems.append("names no image in a <mark>")
-        age = int(said["age"]) if said["age"].isdecimal() else None
-        sex = {"F": "female", "M": "male"}.get(said["sex"])
+        age = int(text_of["age"]) if text_of["age"].isdecimal() else None
+        sex = {"F": "female", "M": "male"}.get(text_of["sex"])
         return Case(number, words, age, sex, tuple(images))

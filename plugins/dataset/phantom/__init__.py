@@ -25,7 +25,7 @@ from .truth import ORGANS, Truth, draw_spots, draw_truth
 
 VERSION = 2  # increase it when the images or texts of a seed change
 SPLITS = ("train", "val", "test")
-WRITERS = {"en": write_english, "zh": write_chinese}
+WRITE = {"en": write_english, "zh": write_chinese}
 MAX_VIEWS = 4
 BOTH_PLANES = 0.4  # share of exams that show a side in two orthogonal planes
 # Random streams of an exam; the views start at VIEWS.
@@ -141,7 +141,7 @@ class Phantom:
             return np.random.default_rng([*base, number])
 
         truth = draw_truth(self.organ, self.unseen, self.difficulty, stream(TRUTH))
-        write, masked = WRITERS[self.language], self.measures == "masked"
+        write, masked = WRITE[self.language], self.measures == "masked"
         views = []
         for number, plan in enumerate(_plans(truth, stream(VIEW_PLAN))):
             name = " ".join(filter(None, (plan.side, plan.place, _plane(self.organ, plan))))

@@ -74,19 +74,19 @@ NODES = {"breast": "双侧腋窝", "thyroid": "双侧颈部", "liver": "肝门�
 def write_chinese(truth: Truth, masked: bool, rng: np.random.Generator) -> str:
     """The report. The truth determines its facts; `rng` chooses only words and order."""
     if truth.lesions:
-        said = [_fill(truth, pick(rng, GLAND[truth.organ]))]
-        said += _surgery(truth, rng)
-        said += _main_lesion(truth, masked, rng)
-        said += [_other_lesion(truth, lesion, masked, rng) for lesion in truth.lesions[1:]]
+        sentences = [_fill(truth, pick(rng, GLAND[truth.organ]))]
+        sentences += _surgery(truth, rng)
+        sentences += _main_lesion(truth, masked, rng)
+        sentences += [_other_lesion(truth, lesion, masked, rng) for lesion in truth.lesions[1:]]
         rest = {"breast": "余腺体", "thyroid": "余甲状腺", "liver": "余肝"}[truth.organ]
-        said.append(pick(rng, (f"{rest}未见明显异常。", f"{rest}部分未见异常。")))
+        sentences.append(pick(rng, (f"{rest}未见明显异常。", f"{rest}部分未见异常。")))
     else:
-        said = [_fill(truth, stock(rng, NORMAL[truth.organ])), *_surgery(truth, rng)]
-    said += _unseen(truth, rng)
+        sentences = [_fill(truth, stock(rng, NORMAL[truth.organ])), *_surgery(truth, rng)]
+    sentences += _unseen(truth, rng)
     if truth.category:
         scale = "BI-RADS" if truth.organ == "breast" else "TI-RADS"
-        said.append(f"{scale} {truth.category}类。")
-    return "".join(said)
+        sentences.append(f"{scale} {truth.category}类。")
+    return "".join(sentences)
 
 
 def _fill(truth: Truth, text: str) -> str:
@@ -162,15 +162,15 @@ def _other_lesion(truth: Truth, lesion: Lesion, masked: bool, rng: np.random.Gen
 
 
 def _unseen(truth: Truth, rng: np.random.Generator) -> list[str]:
-    said = []
+    sentences = []
     if truth.mentions_doppler and truth.lesions and truth.lesions[0].doppler:
-        said.append(pick(rng, ("CDFI：结节内可见点状血流信号。", "CDFI：内可见血流信号。")))
+        sentences.append(pick(rng, ("CDFI：结节内可见点状血流信号。", "CDFI：内可见血流信号。")))
     elif truth.mentions_doppler:
-        said.append("CDFI：结节内未见明显血流信号。" if truth.lesions else "CDFI：未见明显血流信号。")
+        sentences.append("CDFI：结节内未见明显血流信号。" if truth.lesions else "CDFI：未见明显血流信号。")
     if truth.mentions_nodes:
         region = NODES[truth.organ]
         if truth.lymph_node == "visible":
-            said.append(f"{region}可见肿大淋巴结。")
+            sentences.append(f"{region}可见肿大淋巴结。")
         else:
-            said.append(pick(rng, (f"{region}未见明显肿大淋巴结。", f"{region}未见肿大淋巴结。")))
-    return said
+            sentences.append(pick(rng, (f"{region}未见明显肿大淋巴结。", f"{region}未见肿大淋巴结。")))
+    return sentences

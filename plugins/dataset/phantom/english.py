@@ -69,21 +69,21 @@ NODES = {"breast": "axillary", "thyroid": "cervical", "liver": "hilar"}
 def write_english(truth: Truth, masked: bool, rng: np.random.Generator) -> str:
     """The report. The truth determines its facts; `rng` chooses only words and order."""
     if truth.lesions:
-        said = [_fill(truth, pick(rng, GLAND[truth.organ]))]
-        said += _surgery(truth, rng)
-        said += _main_lesion(truth, masked, rng)
-        said += [_other_lesion(truth, lesion, masked, rng) for lesion in truth.lesions[1:]]
+        sentences = [_fill(truth, pick(rng, GLAND[truth.organ]))]
+        sentences += _surgery(truth, rng)
+        sentences += _main_lesion(truth, masked, rng)
+        sentences += [_other_lesion(truth, lesion, masked, rng) for lesion in truth.lesions[1:]]
         tissue = "gland" if truth.organ != "liver" else "liver"
-        said.append(
+        sentences.append(
             pick(rng, (f"The remaining {tissue} is unremarkable.", f"The rest of the {tissue} shows no abnormality."))
         )
     else:
-        said = [_fill(truth, stock(rng, NORMAL[truth.organ])), *_surgery(truth, rng)]
-    said += _unseen(truth, rng)
+        sentences = [_fill(truth, stock(rng, NORMAL[truth.organ])), *_surgery(truth, rng)]
+    sentences += _unseen(truth, rng)
     if truth.category:
         scale = "BI-RADS" if truth.organ == "breast" else "TI-RADS"
-        said.append(pick(rng, (f"{scale} category {truth.category}.", f"{scale} {truth.category}.")))
-    return " ".join(said)
+        sentences.append(pick(rng, (f"{scale} category {truth.category}.", f"{scale} {truth.category}.")))
+    return " ".join(sentences)
 
 
 def _fill(truth: Truth, text: str) -> str:
@@ -139,14 +139,14 @@ def _main_lesion(truth: Truth, masked: bool, rng: np.random.Generator) -> list[s
     echo, noun, size = ECHO.get(lesion.echogenicity, lesion.echogenicity), _noun(truth, lesion), _size(lesion, masked)
     where = _where(truth, lesion, masked)
     thing = _article(f"{lesion.shape} {echo} {noun}")
-    said = []
+    sentences = []
     if len(truth.lesions) > 1:
         many = {"breast": "masses are", "thyroid": "nodules are", "liver": "lesions are"}[truth.organ]
-        said.append(pick(rng, (f"Multiple {many} seen.", f"Several {many} present.")))
-        said.append(f"The largest is {thing} in {where}, measuring {size}.")
+        sentences.append(pick(rng, (f"Multiple {many} seen.", f"Several {many} present.")))
+        sentences.append(f"The largest is {thing} in {where}, measuring {size}.")
     else:
         start = thing[0].upper() + thing[1:]
-        said.append(
+        sentences.append(
             pick(
                 rng,
                 (
@@ -156,11 +156,13 @@ def _main_lesion(truth: Truth, masked: bool, rng: np.random.Generator) -> list[s
                 ),
             )
         )
-    said.append(_looks(truth, lesion, rng))
+    sentences.append(_looks(truth, lesion, rng))
     if says_calcification(truth, lesion):
         some = ("Punctate calcifications are seen within it.", "It contains microcalcifications.")
-        said.append(pick(rng, some if lesion.calcification else ("No calcification is seen.", "No calcifications.")))
-    return said
+        sentences.append(
+            pick(rng, some if lesion.calcification else ("No calcification is seen.", "No calcifications."))
+        )
+    return sentences
 
 
 def _looks(truth: Truth, lesion: Lesion, rng: np.random.Generator) -> str:
@@ -186,19 +188,19 @@ def _other_lesion(truth: Truth, lesion: Lesion, masked: bool, rng: np.random.Gen
 
 
 def _unseen(truth: Truth, rng: np.random.Generator) -> list[str]:
-    said = []
+    sentences = []
     if truth.mentions_doppler and truth.lesions and truth.lesions[0].doppler:
-        said.append(
+        sentences.append(
             pick(rng, ("Color Doppler shows internal blood flow.", "Internal vascularity is seen on color Doppler."))
         )
     elif truth.mentions_doppler:
-        said.append(pick(rng, ("No internal flow on color Doppler.", "No vascularity is seen on color Doppler.")))
+        sentences.append(pick(rng, ("No internal flow on color Doppler.", "No vascularity is seen on color Doppler.")))
     if truth.mentions_nodes:
         region = NODES[truth.organ]
         if truth.lymph_node == "visible":
-            said.append(f"An enlarged {region} lymph node is seen.")
+            sentences.append(f"An enlarged {region} lymph node is seen.")
         else:
-            said.append(
+            sentences.append(
                 pick(rng, (f"No enlarged {region} lymph nodes.", f"No abnormal {region} lymph nodes are seen."))
             )
-    return said
+    return sentences

@@ -38,7 +38,7 @@ trap 'exit 130' INT TERM
 { ip netns add "${hosts[0]}" && ip netns add "${hosts[1]}" &&
   ip -n "${hosts[0]}" link add cable type veth peer name cable netns "${hosts[1]}" &&
   ip netns exec "${hosts[0]}" unshare --uts --mount true; } 2> "$work/why" ||
-  skip "this machine lets nobody make network namespaces ($(head -n 1 "$work/why"))"
+  skip "network namespaces are not permitted here ($(head -n 1 "$work/why"))"
 for number in 0 1; do
   ip -n "${hosts[number]}" address add "10.9.77.$((number + 1))/24" dev cable
   ip -n "${hosts[number]}" link set lo up

@@ -220,7 +220,7 @@ def test_scores_of_another_selection_are_stored_separately(run: Path, capsys: py
     assert stored["test"]["fixed_report"] == scores["fixed_report"], "baselines depend on the data only"
     printed = capsys.readouterr().out
     assert str(run / "scores-average-3.json") in printed and "Scores on test, average-3" in printed
-    # Intervals stand in the file, the table and the page.
+    # Intervals are in the file, the table and the page.
     low, high = (scores[name]["bleu_4"] for name in ("model_low", "model_high"))
     assert low <= scores["model"]["bleu_4"] <= high
     assert json.loads(own[run / "scores.json"])["test"]["model_low"]["bleu_4"] == low

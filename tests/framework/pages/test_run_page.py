@@ -1,4 +1,4 @@
-"""The page of a run: what stands on it, and that reports, ids and names are only ever text."""
+"""The page of a run: its contents, and that reports, ids and names are escaped."""
 
 from __future__ import annotations
 

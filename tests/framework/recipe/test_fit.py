@@ -89,7 +89,7 @@ def test_a_decoder_that_no_loss_trains_is_frozen_completely(problems):
 
 
 def test_a_decoder_that_no_loss_needs_is_not_run():
-    class Says(nn.Module):
+    class Needs(nn.Module):
         def __init__(self, *needs):
             super().__init__()
             self.needs = needs
@@ -103,10 +103,10 @@ def test_a_decoder_that_no_loss_needs_is_not_run():
 
     batch = Batch([], torch.zeros(1, 1, 1, 8, 8), torch.ones(1, 1).bool(), torch.zeros(1, 3, dtype=torch.long))
     for losses, expected in (
-        ([Says("pooled")], [0]),
-        ([Says("pooled", "topics"), Says("pooled")], [0, 0]),
-        ([Says("pooled"), Says("logits")], [2, 2]),
-        ([Says("decoder")], [2]),
+        ([Needs("pooled")], [0]),
+        ([Needs("pooled", "topics"), Needs("pooled")], [0, 0]),
+        ([Needs("pooled"), Needs("logits")], [2, 2]),
+        ([Needs("decoder")], [2]),
     ):
         task = ReportTask(Part(), Part(), {str(number): loss for number, loss in enumerate(losses)})
         assert task(batch)[0].tolist() == expected

@@ -380,7 +380,7 @@ def test_a_copy_overwrites_nothing_and_has_the_extension_yaml(folder):
 @pytest.mark.parametrize("path", shipped_recipes().values(), ids=lambda p: p.stem)
 def test_shipped_recipes_load_by_name_and_have_a_head_comment(path):
     name = str(path.relative_to(RECIPES).with_suffix(""))
-    if name.startswith(("base/", "data/")):  # a piece of one
+    if name.startswith(("base/", "data/")):  # a part of a recipe
         with problem("missing-key", kind=RecipeError):
             load_recipe(name)
     else:

@@ -1,4 +1,4 @@
-"""The registry: finds plugins in three places without importing them, and says why one cannot be used."""
+"""The registry: finds plugins in three places without importing them, and reports the reason if one is unusable."""
 
 import importlib
 import importlib.util

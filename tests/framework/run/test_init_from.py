@@ -342,7 +342,7 @@ PLAIN = ["distiller=none", "~losses.topic", "~losses.global_semantic", "train.ep
 def test_a_run_with_initial_weights_resumes_without_its_source(
     smoke_run: Path, work: Path, strategy: str, processes: int
 ) -> None:
-    """Not stopped, and stopped with its source gone: the same. And the same on all processes, under every strategy."""
+    """A resumed run without its source equals an uninterrupted run, on all processes and under every strategy."""
     there = work / f"source-{strategy}-{processes}"
     shutil.copytree(smoke_run, there)
     keys = [*PLAIN, f"init_from={there.name}", "train.freeze=[encoder]", f"distributed.strategy={strategy}"]

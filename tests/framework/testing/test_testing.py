@@ -766,7 +766,7 @@ def counts_in_plain_numbers(*, groups):
     return optimizer
 
 
-@breaks("optimizer", "a learning rate of 0 changes nothing")
+@breaks("optimizer", "a learning rate of 0 leaves weights unchanged")
 def deaf_to_schedules(*, groups):
     optimizer = TEMPLATE["optimizer"](groups=groups)
     optimizer.register_step_pre_hook(

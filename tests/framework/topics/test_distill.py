@@ -129,7 +129,7 @@ def test_the_choice_of_the_topic_count_is_stored_and_plotted(tmp_path):
     choice = stored["choice"]
     assert choice["counts"] == [2, 3] and choice["score"] == [0.7, 0.4] and choice["chosen"] == 2
     heights = [Image.open(tmp_path / run / "topics.png").height for run in ("plain", "chosen")]
-    assert heights[1] > heights[0] + 200, "a curve stands below"
+    assert heights[1] > heights[0] + 200, "the plot has a curve below"
 
 
 def test_another_sentence_encoder_in_the_same_folder_computes_topics_again(tmp_path):

@@ -180,7 +180,7 @@ def test_the_real_archive_is_split_by_patient():
 @real
 @pytest.mark.parametrize("name", ["28_1", "62_1", "213_1", "338_1", "342_1", "369_1", "389_1", "88_2"])
 def test_real_frames_have_no_burnt_in_category(name):
-    """Text stands below the scan, from row 337 on, and left of it the grey bar."""
+    """Text is below the scan, from row 337, and the grey bar is left of it."""
     image = FileView(str(ARCHIVE / f"{name}.jpg"), name).load()
     area = scan_area(image.mean(2).astype(np.uint8) if image.ndim == 3 else image)
     assert not area[337:].any() and not area[:, :30].any() and area.mean() > 0.3

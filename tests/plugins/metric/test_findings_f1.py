@@ -250,7 +250,7 @@ def _diameters(word: str) -> str:
 
 
 def stated(text: str) -> set[tuple[str, str]]:
-    """What the metric reads in a sentence, of that which the labels tell."""
+    """The findings of a sentence by the metric, limited to labelled aspects."""
     reading = read_all(text)
     found = set(reading.findings | reading.aspects)
     for side, size in reading.sizes:

@@ -51,7 +51,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def jar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program that stands for java, and a package with its file."""
+    """A fake java program, and a fake package with its jar."""
     java = tmp_path / "bin" / "java"
     java.parent.mkdir()
     java.write_text(PROGRAM, encoding="utf-8")

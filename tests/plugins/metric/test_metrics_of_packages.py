@@ -1,4 +1,4 @@
-"""RaTEScore and RadEval behind their adapters: tested with stand-ins, as the packages are not installed here."""
+"""RaTEScore and RadEval, with fakes in place of the packages, which the tests do not install."""
 
 from __future__ import annotations
 
