@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from framework.models.external_weights import unsaved_names
 from framework.runtime.errors import Problem, UserError
-from framework.runtime.files import digest, sync_folder
+from framework.runtime.files import digest, read_bounded, sync_folder
 
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
@@ -80,11 +80,11 @@ def damaged_files(folder: Path) -> list[Problem]:
     manifest_file = folder / MANIFEST
     damaged = lambda path, found: Problem("damaged-file", found, str(path), hint=COPY)  # noqa: E731
     try:
-        manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
+        manifest = json.loads(read_bounded(manifest_file))
         expected = [(folder / name, int(size), str(sha256)) for name, (size, sha256) in manifest.items()]
     except FileNotFoundError:
         return [damaged(manifest_file, "no such file")]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         return [damaged(manifest_file, f"not a manifest ({error})")]
     inside, problems = folder.resolve(), []
     for path, size, sha256 in expected:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from framework.registry.trust import mark_as_named
 from framework.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def trust_code_of(folder: Path) -> None:
 
 
 def files_of(files: list[Path] | None) -> tuple[Path, ...]:
-    return tuple(path.resolve() for path in files or ())
+    found = tuple(path.resolve() for path in files or ())
+    mark_as_named(found)
+    return found
 
 
 def load(named: str, overrides: Sequence[str] | None) -> Recipe:

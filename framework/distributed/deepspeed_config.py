@@ -11,6 +11,7 @@ from framework.data.loading import BatchPlan
 from framework.distributed.resolve import precision_of, strategy_of
 from framework.recipe import Recipe
 from framework.runtime.errors import Problem, UserError
+from framework.runtime.files import read_bounded
 
 KEY = "distributed.deepspeed_config"
 # Sections of DeepSpeed's file, and the recipe's key for the same thing.
@@ -92,12 +93,12 @@ def _offload_conflicts(file: Any, config: dict[str, Any], offload: str, path: Pa
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bounded(path))
     except FileNotFoundError:
         raise UserError("no-such-file", f"no such file: {path}", place=KEY) from None
-    except OSError as error:
-        raise UserError("unreadable-file", f"{path} cannot be read ({error})", place=KEY) from None
-    except ValueError as error:
+    except UserError as error:
+        raise UserError("unreadable-file", str(error.problems[0].message), place=KEY) from None
+    except (ValueError, RecursionError) as error:
         raise UserError("wrong-format", f"{path} is not JSON ({error})", place=KEY) from None
     if not isinstance(content, dict):
         raise UserError(

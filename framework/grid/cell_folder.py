@@ -13,8 +13,7 @@ from framework.grid.results import CellResult
 from framework.recipe import Recipe, save
 from framework.recipe.schema import Run
 from framework.run.tracking import COST, RECORDS, write_json
-from framework.runtime.errors import UserError
-from framework.runtime.files import atomic_write
+from framework.runtime.files import atomic_write, read_object
 from framework.scoring.table import NOT_SCORES
 
 CELLS = "cells"  # folder in run.root that all grids share, so that a common cell is trained once
@@ -230,10 +229,6 @@ def _read(path: Path) -> dict[str, Any]:
         UserError: it is damaged.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path, "Delete the file.")
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise UserError("damaged-file", str(error), place=path, hint="Delete the file.") from None
-    assert isinstance(found, dict), path
-    return found

@@ -13,7 +13,6 @@ names: a run resumes only with the same files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import nn
 from framework.models.pretrained import weight_files, weights_folder
 from framework.runtime.console import print0
 from framework.runtime.errors import Problem, UserError
-from framework.runtime.files import digest
+from framework.runtime.files import digest, read_object
 
 
 @dataclass(frozen=True)
@@ -102,13 +101,7 @@ def read_metadata(model: Path, part: str) -> dict[str, Any]:
     path = model / f"{part}.json"
     if not path.is_file():
         return {}
-    try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            "damaged-file", f"not JSON ({error})", place=path, hint="Copy the run's model/ again."
-        ) from None
-    return metadata if isinstance(metadata, dict) else {}
+    return read_object(path, "Copy the run's model/ again.")
 
 
 def require_same_weights(model: Path, task: nn.Module, part: str | None = None) -> None:

@@ -13,7 +13,7 @@ from framework.recipe.saved import recipe_hash, result_tree, save
 from framework.recipe.schema import NO_TOPICS, Choice, Loss, Optimizer, Recipe
 from framework.recipe.source import RECIPES, Layer, RecipeError, check_format, find_file, read_layers, read_text
 from framework.registry import short
-from framework.registry.trust import mark_as_saved
+from framework.registry.trust import mark_as_named, mark_as_saved
 from framework.runtime.errors import Problem
 
 __all__ = [
@@ -50,8 +50,7 @@ def load_recipe(named: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if problems:
         raise RecipeError.of(problems)
     recipe = check_recipe(merge(layers), path)
-    if _is_saved(path):
-        mark_as_saved(recipe.plugin_files)
+    (mark_as_saved if _is_saved(path) else mark_as_named)(recipe.plugin_files)
     recipe._overrides = tuple(overrides)
     return recipe
 

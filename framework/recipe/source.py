@@ -17,6 +17,7 @@ import yaml
 from framework.recipe.renamed import FORMAT, RENAMED, WRITTEN_BY
 from framework.registry import did_you_mean, short
 from framework.runtime.errors import Problem, UserError
+from framework.runtime.files import read_bounded
 
 Key = tuple[str | int, ...]  # ("model", "encoder", "width")
 Found = tuple[Key, Problem]  # a problem whose place is known as a key
@@ -246,11 +247,11 @@ def find_file(named: str | Path) -> Path:
 def read_text(path: Path) -> str:
     name = short(path)
     try:
-        data = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
-    except OSError as error:
+        data = read_bounded(path, MAX_BYTES)
+    except FileNotFoundError as error:
         raise RecipeError("unreadable-file", f"cannot be read: {error.strerror}", place=name) from None
-    if data is None:
-        raise RecipeError("unreadable-file", f"larger than {MAX_BYTES:,} bytes", place=name)
+    except UserError as error:
+        raise RecipeError("unreadable-file", error.problems[0].found, place=name) from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -18,7 +18,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from framework.registry.source import LARGEST_CODE
 from framework.registry.trust import require_trusted
+from framework.runtime.files import read_bounded
 
 PREFIX = "sonoscribe_file_"
 FILES = "SONOSCRIBE_PLUGIN_FILES"  # environment variable: JSON of {module name: path}
@@ -28,7 +30,7 @@ class _SourceLoader(SourceFileLoader):
     """Runs the very bytes whose hash is checked, never a __pycache__ beside the file, which may have other code."""
 
     def get_code(self, fullname: str) -> Any:
-        source = self.get_data(self.path)
+        source = read_bounded(Path(self.path), LARGEST_CODE)
         require_trusted(Path(self.path), source)
         return self.source_to_code(source, self.path)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.runtime.errors import Problem, UserError
+from framework.runtime.files import read_bounded
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ KINDS = _kinds(
 # Injected parameters that exist only if a distiller found topics.
 NEEDS_TOPICS = frozenset({"topic_count"})
 NAME = re.compile(r"(?:[a-z][a-z0-9_]*/)?[a-z][a-z0-9_]*")
+LARGEST_CODE = 10_000_000  # bytes of a plugin file
 
 
 class PluginError(UserError):
@@ -129,11 +131,13 @@ def read_plugins(path: Path, module: str | None, origin: str) -> list[Plugin]:
         PluginError: the file is not Python, or a registration cannot be read.
     """
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        tree = ast.parse(read_bounded(path, LARGEST_CODE).decode(), filename=str(path))
     except SyntaxError as error:
         at = f":{error.lineno}:{error.offset}" if error.lineno else ""
         raise PluginError("invalid-plugin", f"not Python: {error.msg}", place=f"{short(path)}{at}") from None
-    except (ValueError, OSError) as error:
+    except UserError as error:
+        raise PluginError("unreadable-file", error.problems[0].found, place=short(path)) from None
+    except (ValueError, OSError, RecursionError, MemoryError) as error:
         raise PluginError("unreadable-file", f"cannot be read as Python: {error}", place=short(path)) from None
     plugins = []
     for node in tree.body:

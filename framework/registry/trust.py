@@ -78,6 +78,12 @@ def mark_as_saved(files: Iterable[Path]) -> None:
     _untrusted.update(dict.fromkeys(together, together))
 
 
+def mark_as_named(files: Iterable[Path]) -> None:
+    """Records that the user has named plugin files, in a recipe or on the command line."""
+    for path in files:
+        _untrusted.pop(path, None)
+
+
 def unmarked(files: Iterable[Path]) -> list[Path]:
     """The files that do not come with a saved recipe: the user has named them."""
     return [path for path in files if path not in _untrusted]

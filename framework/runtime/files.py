@@ -5,12 +5,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from framework.runtime.console import print0
+from framework.runtime.errors import UserError
+
+LARGEST_JSON = 256_000_000  # bytes: above any manifest, tokenizer or scores, and within the memory of any machine
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -22,6 +28,50 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def read_bounded(path: Path, limit: int = LARGEST_JSON) -> bytes:
+    """The content of a regular file of at most `limit` bytes. A FIFO, device, socket or folder is refused at once.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: `unreadable-file`.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # else a FIFO waits for its writer
+        with open(descriptor, "rb") as file:  # noqa: PTH123
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise UserError("unreadable-file", "not a regular file", place=path)
+            content = file.read(limit + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # a socket cannot be opened
+        reason = "not a regular file" if path.exists() and not path.is_file() else f"cannot be read: {error.strerror}"
+        raise UserError("unreadable-file", reason, place=path) from None
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError("unreadable-file", str(error), place=path) from None  # a NUL in the path
+    if len(content) > limit:
+        raise UserError("unreadable-file", f"larger than {limit:,} bytes", place=path)
+    return content
+
+
+def read_object(path: Path, hint: str, limit: int = LARGEST_JSON) -> dict[str, Any]:
+    """The JSON object in a file that Sonoscribe wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: `damaged-file` or `unreadable-file`, with the path.
+    """
+    content = read_bounded(path, limit)
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError("damaged-file", f"not JSON ({error})", place=path, hint=hint) from None
+    if not isinstance(found, dict):
+        raise UserError("damaged-file", f"found a {type(found).__name__}", place=path, expected="an object", hint=hint)
+    return found
 
 
 def read_lines(path: Path, *, errors: str = "strict") -> list[str]:

@@ -26,6 +26,7 @@ from torch import Tensor
 from framework.models.device import on_cpu
 from framework.models.pretrained import load_text_encoder, max_positions, read_config, weights_folder
 from framework.runtime.errors import UserError
+from framework.runtime.files import read_bounded
 
 log = logging.getLogger(__name__)
 PACKAGE = "package:"
@@ -196,7 +197,7 @@ class SentenceEncoder:
         """A JSON file of the folder, a mapping or a list; empty if the file does not exist."""
         path = self.folder / name
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(read_bounded(path))
         except FileNotFoundError:
             return kind()
         except (OSError, ValueError) as error:

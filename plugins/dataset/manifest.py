@@ -16,7 +16,9 @@ from framework.exam import Exam, ExamError
 from framework.registry import did_you_mean, register
 from framework.registry.types import JsonFile
 from framework.runtime.errors import UserError
+from framework.runtime.files import read_bounded
 
+LARGEST = 1_000_000_000  # bytes of the file of exams
 # Other names of the splits.
 SPLIT_ALIASES = {
     "training": "train",
@@ -97,7 +99,7 @@ class Manifest:
     @property
     def cache_key(self) -> str:
         """Hash of the file, and of name, size and time of every image."""
-        seen = hashlib.sha256(self.file.read_bytes())
+        seen = hashlib.sha256(read_bounded(self.file, LARGEST))
         for exams in self._splits.values():
             for exam in exams:
                 for view in exam.views:
@@ -142,7 +144,7 @@ class Manifest:
     def _read(self) -> Mapping[str, list[Any]]:
         """The entries of each split, by the names `train`, `val` and `test`."""
         try:
-            text = self.file.read_text(encoding="utf-8-sig")
+            text = read_bounded(self.file, LARGEST).decode("utf-8-sig")
         except FileNotFoundError:
             raise UserError(
                 "no-such-file", "no such manifest (data.dataset.file)", place=self.file, hint=self.layout

@@ -41,6 +41,7 @@ from framework.models.views import encode_views, view_pooling, view_positions
 from framework.registry import register
 from framework.registry.types import Fraction
 from framework.runtime.errors import UserError
+from framework.runtime.files import read_bounded
 
 KEY = "model.encoder"
 # timm's networks need another package.
@@ -329,7 +330,7 @@ def _statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if not path.is_file():
         return IMAGENET_MEAN, IMAGENET_STD
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(read_bounded(path))
         if not settings.get("do_normalize", True):
             return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         mean, std = (

@@ -12,6 +12,7 @@ from framework.models.pretrained import load_tokenizer, weights_folder
 from framework.registry import register
 from framework.runtime.console import print0
 from framework.runtime.errors import UserError
+from framework.runtime.files import read_bounded
 from framework.text.segmentation import describe_segmentation, detect_language, normalize_word, split_words
 from framework.text.vocabulary import add_special_tokens, special_ids_of, strip_special_tokens, subwords_of
 
@@ -127,8 +128,10 @@ class Hf:
             UserError: `wrong-format` or `damaged-file`.
         """
         try:
-            saved: Any = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            saved: Any = json.loads(read_bounded(path))
+        except UserError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise UserError("wrong-format", f"not JSON: {error}", place=path) from None
         if not isinstance(saved, dict) or saved.get("format") != FORMAT:
             raise UserError(

@@ -13,6 +13,7 @@ from pydantic import PositiveInt
 from framework.exam import SPECIAL_TOKENS, UNK
 from framework.registry import register
 from framework.runtime.errors import UserError
+from framework.runtime.files import read_bounded
 from framework.text.segmentation import (
     MASKED,
     describe_segmentation,
@@ -177,8 +178,10 @@ class Words:
             UserError: `wrong-format` if it is another file or its values are inconsistent.
         """
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            saved = json.loads(read_bounded(path))
+        except UserError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise UserError("wrong-format", f"not JSON: {error}", place=path) from None
         if problem := _problem(saved):
             raise UserError("wrong-format", f"not a vocabulary of the tokenizer 'words': {problem}", place=path)

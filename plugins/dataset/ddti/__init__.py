@@ -17,6 +17,7 @@ from framework.data.image_file import FileView, inside
 from framework.exam import Exam, ExamError
 from framework.registry import did_you_mean, register
 from framework.runtime.errors import UserError
+from framework.runtime.files import read_bounded
 from plugins.dataset.ddti import scan
 from plugins.dataset.ddti.compose import SPELLINGS, attributes, compose
 
@@ -166,7 +167,7 @@ class Ddti:
     @cached_property
     def _digests(self) -> dict[FileView, str]:
         views = [view for case in self._cases for view in case.images]
-        return {view: hashlib.sha256(Path(view.path).read_bytes()).hexdigest() for view in views}
+        return {view: hashlib.sha256(read_bounded(Path(view.path))).hexdigest() for view in views}
 
     @cached_property
     def _cases(self) -> tuple[Case, ...]:
@@ -186,10 +187,10 @@ class Ddti:
         return tuple(case for case in found if case is not None)
 
     def _case(self, number: int, path: Path, problems: list[str]) -> Case | None:
-        text = path.read_bytes()
         try:
-            if len(text) > LARGEST or b"<!DOCTYPE" in text:
-                raise ValueError("it is too long or declares a document type")
+            text = read_bounded(path, LARGEST)
+            if b"<!DOCTYPE" in text:
+                raise ValueError("it declares a document type")
             tree = ElementTree.fromstring(text)
         except (ElementTree.ParseError, ValueError) as error:
             problems.append(f"not a case: {error}")
