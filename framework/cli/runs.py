@@ -50,7 +50,7 @@ def distill(
         hint = "Add distiller=faiss_kmeans, or see `ls distiller`."
         raise UserError("missing-input", "distiller is none", place=recipe, hint=hint)
     from framework.build import build_dataset, build_tokenizer, build_topics, load_reports
-    from framework.topics.count import choice_rows
+    from framework.topics.count import choice_rows, trade_of
 
     texts = load_reports(build_dataset(loaded))
     topics, _ = build_topics(loaded, build_tokenizer(loaded, texts["train"], None), texts, out)
@@ -58,6 +58,8 @@ def distill(
     rows = [(str(i), str(topics.sizes[i]), " ".join(topics.words[i][:8])) for i in range(topics.count)]
     if topics.choice is not None:
         print_table(("topics tried", "silhouette", "stability", "score"), choice_rows(topics.choice))
+        if trade := trade_of(topics.choice):
+            print(f"{trade}. Set distiller.topics to decide otherwise.")
         print()
     print_table(("topic", "training reports", "words"), rows)
     quality = {name: value for name, value in topics.quality.items() if value is not None}

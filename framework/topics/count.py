@@ -20,6 +20,7 @@ RANGE = (2, 30)  # numbers of topics without auto_range
 MAX_TRIED = 15  # numbers that are tried; in a wider range they are spaced geometrically
 RESAMPLES = 10
 FRACTION = 0.8  # of the distinct reports in a resample
+NEARLY = 0.7  # of the stability of the best score: what a finer solution keeps at least
 
 # Clusters some training reports: (their indices, int64 [m], and a seed) -> (K -> labels, int64 [m]). In two steps,
 # since most of the work can be the same for every K.
@@ -36,6 +37,7 @@ class TopicChoice:
     stability: list[float]
     score: list[float]  # the mean of both
     error: list[float]  # the standard error of the score
+    coarse: int | None = None  # the number with the best score, if a finer solution was preferred to it
 
 
 def check_auto_range(name: str, topics: int | str, auto_range: tuple[int, int] | None) -> None:
@@ -92,7 +94,11 @@ def choose_topic_count(
     For each number, ten resamples are clustered, each of 80 % of the distinct reports with all their copies. The score
     of a resample is the mean of its silhouette and of the adjusted Rand index between its topics and those of all
     reports; both over distinct reports, since copies inflate them. The smallest number whose mean score is within one
-    standard error of the best is chosen. Resamples overlap, so this error is smaller than that of new data.
+    standard error of the best is the coarse choice. Resamples overlap, so this error is smaller than that of new data.
+
+    Two topics, with a lesion and without, score best on most reports and teach nothing else. So a larger number is
+    chosen if the score has another peak there: the highest peak, above the lowest score between both by more than their
+    standard errors, whose stability is at least 70 % of that of the coarse choice.
 
     Source:
         Silhouette: Rousseeuw 1987. Stability of subsamples: Ben-Hur, Elisseeff and Guyon 2002, Pacific Symposium on
@@ -131,10 +137,37 @@ def choose_topic_count(
     scores = (silhouettes + stabilities) / 2
     score, error = scores.mean(axis=1), scores.std(axis=1, ddof=1) / np.sqrt(RESAMPLES)
     best = int(score.argmax())
-    chosen = counts[int(np.flatnonzero(score >= score[best] - error[best])[0])]
-    log.info("distiller %s: %d topics, of %d to %d tried", name, chosen, counts[0], counts[-1])
-    return TopicChoice(
-        chosen, counts, *(values.tolist() for values in (silhouettes.mean(1), stabilities.mean(1), score, error))
+    coarse = int(np.flatnonzero(score >= score[best] - error[best])[0])
+    row = _finer(coarse, score, error, stabilities.mean(1))
+    columns = (values.tolist() for values in (silhouettes.mean(1), stabilities.mean(1), score, error))
+    choice = TopicChoice(counts[row], counts, *columns, coarse=None if row == coarse else counts[coarse])
+    log.info("distiller %s: %d topics, of %d to %d tried", name, choice.chosen, counts[0], counts[-1])
+    if trade := trade_of(choice):
+        log.info("distiller %s: %s", name, trade)
+    return choice
+
+
+def _finer(coarse: int, score: np.ndarray, error: np.ndarray, stability: np.ndarray) -> int:
+    """The row of the highest later peak of the score that is nearly as stable as row `coarse`, or `coarse`."""
+    peaks = [
+        row
+        for row in range(coarse + 2, len(score) - 1)
+        if score[row] >= max(score[row - 1], score[row + 1])
+        and score[row] - error[row] > (score + error)[coarse:row].min()
+        and stability[row] >= NEARLY * stability[coarse]
+    ]
+    return max(peaks, key=lambda row: score[row], default=coarse)
+
+
+def trade_of(choice: TopicChoice) -> str:
+    """What a finer solution costs, in a sentence; empty if the best score was chosen."""
+    if choice.coarse is None:
+        return ""
+    fine, coarse = choice.counts.index(choice.chosen), choice.counts.index(choice.coarse)
+    return (
+        f"{choice.chosen} topics, although {choice.coarse} score best, since more topics teach more: stability "
+        f"{choice.stability[fine]:.2f} against {choice.stability[coarse]:.2f}, silhouette "
+        f"{choice.silhouette[fine]:.2f} against {choice.silhouette[coarse]:.2f}"
     )
 
 

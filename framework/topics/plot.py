@@ -170,5 +170,8 @@ def _draw_choice(axes: Axes, choice: TopicChoice) -> None:
     axes.axvline(choice.chosen, linestyle="--", color="gray")
     axes.set_xticks(choice.counts)
     axes.set_xlabel("numbers of topics tried, on resamples of the distinct training reports")
-    axes.set_title(f"{choice.chosen} topics: the smallest number whose score reaches the dotted line", fontsize=10)
+    reason = "the smallest number whose score reaches the dotted line"
+    if choice.coarse is not None:
+        reason = f"a finer peak, nearly as stable as {choice.coarse} topics"
+    axes.set_title(f"{choice.chosen} topics: {reason}", fontsize=10)
     axes.legend(fontsize=9, loc="upper right")

@@ -17,6 +17,12 @@ from framework.text.lsa import count_words
 
 SAMPLE = 2000  # points of a silhouette, whose time and memory are quadratic
 REFITS = 3
+# Words without content, left out of the words of a topic.
+STOP_WORDS = frozenset("的了者大小一见可于及和与或约为其呈在有并处内示余均各个枚") | {
+    "可见",
+    *"a an and are as at be been but by for from has have in is it its no not of on or that the".split(),  # noqa: SIM905
+    *"their there these this to was were which with".split(),  # noqa: SIM905
+}
 
 
 @dataclass(frozen=True)
@@ -47,13 +53,14 @@ def describe_topics(
     """Describes topics by their training reports.
 
     The score of a word for a topic is p log(p / q), its term of the Kullback-Leibler divergence, where p and q are the
-    fractions of the topic's reports and of all reports with the word. Punctuation is left out.
+    fractions of the topic's reports and of all reports with the word. Punctuation and `STOP_WORDS` are left out.
 
     Args:
         labels: int64 [n], the topic of each report.
         weights: float [n, K], the weight of each topic in each report.
     """
-    words = sorted({word for report in word_lists for word in report if any(map(str.isalnum, word))})
+    found = {word for report in word_lists for word in report if any(map(str.isalnum, word))}
+    words = sorted(word for word in found if word.lower() not in STOP_WORDS)
     contains = count_words(word_lists, {word: row for row, word in enumerate(words)})
     contains.data[:] = 1
     overall = np.asarray(contains.mean(axis=0)).ravel()

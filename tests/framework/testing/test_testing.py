@@ -575,9 +575,9 @@ class CountsLater(Distiller):
 
 
 @breaks("distiller", "fit keeps the topic_count set before")
-class FindsFewer(Distiller):
+class FindsMore(Distiller):
     def fit(self, texts):
-        self.topic_count = 2
+        self.topic_count += 2
         super().fit(texts)
 
 

@@ -4,7 +4,7 @@ from harness import problem
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from framework.topics.count import TopicChoice, choice_rows, choose_topic_count
+from framework.topics.count import TopicChoice, _finer, choice_rows, choose_topic_count, trade_of
 
 
 def blobs(count: int, each: int = 20) -> np.ndarray:
@@ -90,3 +90,21 @@ def test_more_topics_than_distinct_reports_are_refused_if_a_range_is_set():
 def test_the_table_marks_the_chosen_count():
     rows = choice_rows(TopicChoice(3, [2, 3], [0.1, 0.2], [0.5, 1.0], [0.3, 0.6], [0.01, 0.02]))
     assert rows == [("2", "0.100", "0.500", "0.300 ± 0.010"), ("3 *", "0.200", "1.000", "0.600 ± 0.020")]
+
+
+def test_a_finer_peak_that_is_nearly_as_stable_is_chosen_and_the_trade_is_printed(caplog):
+    """Two halves that lie far apart, each of three groups."""
+    draw = np.random.default_rng(0)
+    centers = np.concatenate([[[8, 0, *row], [0, 8, *row]] for row in np.eye(3)])
+    points = np.concatenate([center + draw.normal(0, 0.15, (20, 5)) for center in centers])
+    with caplog.at_level("INFO"):
+        choice = choose_topic_count("mine", points, clusterer(points), (2, 8), 5)
+    assert choice.score[0] == max(choice.score) and (choice.chosen, choice.coarse) == (6, 2)
+    assert "6 topics, although 2 score best" in trade_of(choice) and trade_of(choice) in caplog.text
+
+
+def test_noise_has_no_finer_peak():
+    score, error = np.array([0.9, 0.5, 0.52, 0.51, 0.4]), np.full(5, 0.03)
+    assert _finer(0, score, error, np.ones(5)) == 0, "a peak within the standard errors"
+    assert _finer(0, score, error / 10, np.ones(5)) == 2
+    assert _finer(0, score, error / 10, np.array([1, 1, 0.6, 1, 1])) == 0, "a peak that is not stable"

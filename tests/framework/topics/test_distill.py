@@ -246,3 +246,10 @@ def test_characteristic_words_distinguish_a_topic_from_the_others():
     assert "gland" not in cards[0].words and "," not in cards[0].words
     assert cards[1].example == texts[3] and cards[0].size == 2
     assert (cards[2].words, cards[2].size, cards[2].example) == ([], 0, "")
+
+
+def test_words_of_topics_are_content_words():
+    texts = ["a cyst to the left", "a cyst to the right", "囊肿 大 者 一", "囊肿 大 者"]
+    weights = np.array([[1, 0], [1, 0], [0, 1], [0, 1]])
+    cards = describe_topics(texts, [text.split() for text in texts], weights.argmax(1), weights)
+    assert [card.words for card in cards] == [["cyst", "left", "right"], ["囊肿"]]

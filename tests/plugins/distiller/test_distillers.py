@@ -260,3 +260,16 @@ def test_lda_keeps_the_most_probable_restart(monkeypatch):
 def test_lda_refuses_reports_without_words():
     with problem("out-of-range", place="distiller"):
         lda(topics=2).fit(["a b c", "d e f", "g h i", "j k l"])
+
+
+def test_lda_with_empty_topics_fits_again_with_fewer_and_warns(caplog):
+    texts = [
+        text for kind in ("gland even", "cyst left wall", "mass right edge") for text in [kind, f"{kind} also"] * 20
+    ]
+    texts += [f"{a} {b}" for a in "pqrs" for b in "tuvw"]
+    distiller = lda(topics=15, restarts=1)
+    distiller.fit(texts)
+    assert 1 <= distiller.topic_count < 15
+    assert f"{distiller.topic_count} topics in place of 15" in caplog.text
+    labels, weights = distiller.assign(texts)
+    assert len(np.unique(labels)) == distiller.topic_count == weights.shape[1] == len(distiller.describe())
