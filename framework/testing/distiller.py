@@ -60,7 +60,7 @@ def check_distiller(make: Make, *, texts: Sequence[str] | None = None) -> None:
         distiller.fit(list(train))
     found = distiller.topic_count
     require(
-        type(found) is int and found >= 1 and (not known or found <= count),
+        type(found) is int and found >= 1 and (count is None or found <= count),
         "fit keeps the topic_count set before, lowers it, or sets it",
         found=found,
         expected=f"an int from 1 to {count}" if known else "an int from 1",

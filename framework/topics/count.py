@@ -139,8 +139,15 @@ def choose_topic_count(
     best = int(score.argmax())
     coarse = int(np.flatnonzero(score >= score[best] - error[best])[0])
     row = _finer(coarse, score, error, stabilities.mean(1))
-    columns = (values.tolist() for values in (silhouettes.mean(1), stabilities.mean(1), score, error))
-    choice = TopicChoice(counts[row], counts, *columns, coarse=None if row == coarse else counts[coarse])
+    choice = TopicChoice(
+        counts[row],
+        counts,
+        silhouettes.mean(axis=1).tolist(),
+        stabilities.mean(axis=1).tolist(),
+        score.tolist(),
+        error.tolist(),
+        coarse=None if row == coarse else counts[coarse],
+    )
     log.info("distiller %s: %d topics, of %d to %d tried", name, choice.chosen, counts[0], counts[-1])
     if trade := trade_of(choice):
         log.info("distiller %s: %s", name, trade)
