@@ -1,4 +1,4 @@
-"""A process under a launcher: prints the environment that it was given and what accelerate does in it, as JSON.
+"""A process under a launcher: prints its environment and the resulting state of accelerate as JSON.
 
 accelerate_worker.py environment      its environment
 accelerate_worker.py fail_once        the same, and ends with an error at the launcher's first attempt

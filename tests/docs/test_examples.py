@@ -1,6 +1,6 @@
 """Every command, recipe, program and JSON text of the documentation is valid as written.
 
-Quick commands run in this process, page by page, each page in a folder of its own. For a training, the launcher's own
+Quick commands run in this process, page by page, each page in its own folder. For a training, the launcher's own
 parser reads the options and `validate` checks recipe and overrides. For other slow verbs, Typer reads the options.
 """
 
@@ -105,7 +105,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def launched(words: list[str]) -> list[str]:
-    """The words that launch.py is given, after the parser of the launcher has read its own.
+    """The arguments of launch.py, without those that the parser of the launcher reads.
 
     Raises:
         SystemExit: the launcher does not know an option.

@@ -91,7 +91,7 @@ def subwords(folder: Path) -> dict[str, Any]:
     return {"weights": str(save_llama(folder, of_bytes(REPORTS)))}
 
 
-# The keys that make a plugin small, or what makes the keys from an empty folder; several where keys change its parts.
+# Keys of small plugins, or functions that make the keys from an empty folder; several if keys change the parameters.
 SMALL: dict[tuple[str, str], list[dict[str, Any] | Callable[[Path], dict[str, Any]]]] = {
     ("augment", "crop"): [{}, {"share": 0.5, "flip": 0.5}],
     ("augment", "jitter"): [{}, {"flip": 0.5, "degrees": 90.0, "gain": 1.0, "contrast": 1.0}],
@@ -165,7 +165,7 @@ SMALL: dict[tuple[str, str], list[dict[str, Any] | Callable[[Path], dict[str, An
     ("tokenizer", "hf"): [subwords],
     ("tokenizer", "words"): [{}, {"lowercase": False, "min_count": 2}],
 }
-# A cluster of its own takes a quarter of a minute, and minutes on a busy machine; a table of paraphrases, 10 s to read.
+# Starting a cluster takes 15 s, and minutes on a busy machine; reading a table of paraphrases takes 10 s.
 LONG = {("distiller", "umap_hdbscan"), ("distiller", "umap_kmeans"), ("executor", "ray"), ("metric", "meteor")}
 CASES = [
     pytest.param(kind, name, keys, marks=[pytest.mark.long] if (kind, name) in LONG else [], id=f"{kind}/{name}")

@@ -19,7 +19,7 @@ from framework.runtime.files import read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 TOYS = Path(__file__).with_name("toys.py")  # plugins that tests name in recipes
-LONGEST_S = 600.0  # that a command of these tests may take; only one that hangs does
+LONGEST_S = 600.0  # time limit of a command
 
 
 def launch(
@@ -31,12 +31,12 @@ def launch(
     flags: Sequence[str] = (),
     environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Types a command of launch.py as a user would, from another folder, on one or more processes.
+    """Runs launch.py as a user does, from another folder, on one or more processes.
 
     Args:
         by: python, accelerate, torchrun or deepspeed; None: python for one process, accelerate for more.
-        flags: more of the launcher's own; of accelerate, in the place of --multi_gpu.
-        environment: variables that are set beside those of the test.
+        flags: options of the launcher; for accelerate, instead of --multi_gpu.
+        environment: additional variables.
     """
     by = by or ("python" if processes == 1 else "accelerate")
     count = str(processes)
@@ -50,7 +50,7 @@ def launch(
     }[by]
     start = [sys.executable, *module, *flags, str(ROOT / "launch.py")]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **(environment or {})}
-    # A session of its own, as a terminal makes for a command, so that what hangs ends with all that it has started.
+    # In a new session, as from a terminal, so that a command that hangs is killed with its children.
     process = subprocess.Popen(
         [*start, *words], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
@@ -71,7 +71,7 @@ def launch(
 
 
 def kill_all_of(pid: int) -> None:
-    """Kills a process and all that it has started."""
+    """Kills a process and its children."""
     with contextlib.suppress(psutil.NoSuchProcess):
         started = psutil.Process(pid)
         for process in [*started.children(recursive=True), started]:
@@ -80,7 +80,7 @@ def kill_all_of(pid: int) -> None:
 
 
 def free_port() -> str:
-    """For a launcher that cannot look for one itself, as DeepSpeed's."""
+    """A free port, for launchers that cannot choose one, such as DeepSpeed's."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return str(free.getsockname()[1])

@@ -43,7 +43,7 @@ def waiting_recipe(folder: Path) -> str:
 
 
 class Running:
-    """A command of launch.py in the background. Leaving the `with` kills what is left of it.
+    """A command of launch.py in the background. Leaving the `with` block kills it.
 
     Args:
         cwd: the working folder.
@@ -74,7 +74,7 @@ class Running:
                 env={**os.environ, **variables, **environment},
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a group of its own, as a terminal makes for a command
+                start_new_session=True,  # a new process group, as from a terminal
             )
 
     def __enter__(self) -> Running:

@@ -1,4 +1,4 @@
-"""Jobs that leave notes, for the tests of executor `slurm`: on submitit's stand-ins and on a real Slurm."""
+"""Jobs that write notes, for the tests of executor `slurm` with a fake and with a real Slurm."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from framework.grid.executor import Handle, Job
 
 PATIENCE_S = 60
 
-# Takes some seconds to save when it hears SIGTERM. Ends when it has been started often enough, or a file sets it free.
+# Takes some seconds to save after SIGTERM. Ends after enough starts, or when a file exists.
 CELL = """
 import os, pathlib, signal, sys, time
 notes, attempts, saves = pathlib.Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])

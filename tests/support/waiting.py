@@ -1,4 +1,4 @@
-"""Plugins of a run that something happens to: they wait where a test asks them to, or go wrong as long runs do.
+"""Plugins that wait where a test needs it, or fail as in long runs.
 
 Environment variables control them, not the recipe, so that an interrupted run, the run that resumes it and an
 uninterrupted run have the same recipe:
@@ -10,7 +10,7 @@ uninterrupted run have the same recipe:
     BREAK=loss:3   the term of the 3rd training batch is NaN; gradient:3 breaks its gradient alone; with commas
     BREAK_RANK=1   only in this process
 
-They wait and break in the launcher's first attempt, and not in those that follow a restart.
+They wait and fail in the first attempt of a launcher only, not after a restart.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class WaitingCnn(nn.Module):
 
 @register("distiller", "waiting_topics")
 class WaitingTopics(FaissKMeans):
-    """K-means, which may wait before it begins.
+    """K-means, which may wait before it starts.
 
     Source:
         Sonoscribe's tests.

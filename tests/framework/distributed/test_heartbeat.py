@@ -42,6 +42,7 @@ def hang_monitor(monkeypatch: pytest.MonkeyPatch) -> Iterator[HangMonitor]:
     ],
 )
 def test_a_broken_connection_is_a_lost_process(hang_monitor: HangMonitor, error: RuntimeError) -> None:
+    # word for word
     with pytest.raises(ProcessLost, match=r"at step 12; .*resume=auto") as caught, hang_monitor:
         raise error
     assert caught.value.__cause__ is error and "more of it" not in str(caught.value)

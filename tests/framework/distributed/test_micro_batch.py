@@ -34,7 +34,7 @@ class Grey:
         return np.full((8, 8), self.value, np.uint8)
 
 
-# Views and words of each exam: the most of both are never of the same exam, nor always of the first or the last.
+# Views and words of each exam. The maxima belong to different exams, and not always to the first or last exam.
 RAGGED = [
     [(1, 3), (4, 2), (2, 9), (3, 5)],
     [(4, 1), (1, 9)],

@@ -308,7 +308,7 @@ def test_activation_checkpointing_recomputes_every_block_once(tmp_path: Path, ag
     strategy, components, recipe, _ = made(tmp_path, *keys)
     calls: Counter[nn.Module] = Counter()
     for block in (*blocks_of(strategy.task.encoder), *blocks_of(strategy.task.decoder)):
-        # Hooks of the block itself are not part of what is recomputed.
+        # Hooks of the block itself are not recomputed.
         inside = next(part for part in block.modules() if isinstance(part, (nn.Linear, nn.Conv2d)))
         calls[inside] = 0
         inside.register_forward_hook(lambda part, given, out: calls.update([part]))

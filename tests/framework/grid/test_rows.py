@@ -252,7 +252,7 @@ def test_a_row_that_cannot_be_compared_has_a_notice_and_the_rest_is_compared(cel
     assert rows["odd"].versus == {"test/bleu_4": None} and rows["odd"].values["test/bleu_4"].count == 2
     assert rows["good"].versus["test/bleu_4"].difference > 0 and exams == 5
     assert notices.startswith("odd: ") and reason in notices and "good" not in notices.split("odd: ", 1)[0]
-    # And where the baseline is what is odd, nothing is compared with it.
+    # Nothing is compared with an odd baseline.
     rows, exams, notices = rows_of({"plain": [plain, made], "good": [good]})
     assert rows["good"].versus == {"test/bleu_4": None} and exams is None and "plain" in notices
 

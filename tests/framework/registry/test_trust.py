@@ -62,7 +62,7 @@ class Model:
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
-    """A model of somebody else with a tokenizer and a loss of its own; nothing of it was imported."""
+    """A model from another user with its own tokenizer and loss, which were not imported."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     few = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "distiller.topics=2"]
     words = [*few, "evaluate.max_length=8", f"data.cache_dir={tmp_path / 'cache'}"]
@@ -138,7 +138,7 @@ def test_a_cluster_trusts_by_a_variable(model: Model, monkeypatch: pytest.Monkey
 
 
 def test_compiled_code_beside_a_trusted_file_does_not_run(model: Model, tmp_path: Path) -> None:
-    """A .pyc can say that it is never to be compared with its source."""
+    """A .pyc file can disable the comparison with its source."""
     other, evil = tmp_path / "other.py", tmp_path / "evil"
     other.write_text(f"from pathlib import Path\nPath({str(evil)!r}).touch()\n")
     compiled = py_compile.compile(str(other), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)

@@ -326,6 +326,7 @@ def test_a_file_stop_prevents_a_restart_by_a_launcher_but_not_by_a_user(
     (run / "STOP").touch()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    # word for word
     with pytest.raises(Stopped, match="STOP exists"):
         open_run(recipe_of(tmp_path, "run.name=mine"))
     os.close(run_folder._locks.pop())

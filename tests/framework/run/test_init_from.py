@@ -333,7 +333,7 @@ def test_a_renamed_checkpoint_is_a_source(source: tuple[Made, Path], tmp_path: P
     )
 
 
-# Without losses of their own heads, so that all of a first step follows from what was taken.
+# Without losses that have heads, so that the initial weights determine the first step.
 PLAIN = ["distiller=none", "~losses.topic", "~losses.global_semantic", "train.epochs=2", "checkpoint.every_steps=3"]
 
 

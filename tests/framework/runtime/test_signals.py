@@ -22,7 +22,7 @@ def requests() -> Iterator[StopSignals]:
     yield requests
     for number, handler in before.items():
         signal.signal(number, handler)
-    signal.set_wakeup_fd(-1)  # or a Ctrl-C to these tests would end them as a run
+    signal.set_wakeup_fd(-1)  # so that a Ctrl-C ends these tests normally
 
 
 @pytest.mark.parametrize("number", SIGNALS)

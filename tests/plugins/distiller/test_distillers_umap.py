@@ -19,8 +19,8 @@ from plugins.distiller.umap_kmeans import UmapKMeans
 
 
 class Principal:
-    """Stands in for UMAP, whose compiler takes longer than all of these tests: principal components, and as in UMAP
-    what is transformed together moves together."""
+    """A fake UMAP, since compiling UMAP takes longer than these tests: principal components, where, as in UMAP, the
+    points of a batch depend on one another."""
 
     fits: ClassVar[list[np.ndarray]] = []
 

@@ -44,7 +44,7 @@ while not go.exists():
     time.sleep(0.05)
 note("done")
 """
-# Deaf to SIGTERM, as is a process that it starts in a session of its own.
+# Ignores SIGTERM, and so does a process that it starts in another session.
 DEAF = """
 import os, pathlib, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

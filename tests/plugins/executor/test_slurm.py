@@ -166,6 +166,7 @@ def test_invalid_keys_are_refused(tmp_path, monkeypatch, keys, code, place):
 
 
 def test_a_trial_on_this_machine_warns_of_keys_without_effect(tmp_path):
+    # word for word
     with pytest.warns(UserWarning, match="cluster local ignores partition, exclusive"):
         executor(tmp_path, partition="gpu", extra={"exclusive": True})
 

@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer, CamembertConfig, CamembertMod
 from plugins.metric import bertscore
 from plugins.metric.bertscore import BertScore
 
-# Words that the small model knows: what it does not know is one token in all texts.
+# Words that the small model knows: all unknown words are one token.
 PREDICTED = ["oval mass left", "no mass", "cyst", "mass left. mass left", "hypoechoic oval mass seen", "结节 right"]
 TRUE = ["oval mass right.", "no mass seen", "anechoic cyst left", "hypoechoic mass", "no mass seen", "oval 结节 right"]
 
@@ -66,7 +66,7 @@ def test_bertscore_is_the_greedy_matching_of_the_paper(folder: Path, layer: int,
 def test_bertscore_equals_the_package_bert_score(folder: Path, idf: bool) -> None:
     from bert_score import score
 
-    # One pair at a time: in a batch its padding is taken for a token whose cosine with all others is 0.
+    # One pair at a time: in a batch, padding counts as a token whose cosine with all others is 0.
     settings = {"model_type": str(folder), "num_layers": 2, "idf": idf, "nthreads": 0, "batch_size": 1}
     expected = torch.stack(score(PREDICTED, TRUE, **settings), dim=1)
     found = BertScore(weights=str(folder), idf=idf).per_exam_stats(PAIRS)
@@ -150,6 +150,7 @@ def test_a_model_with_a_position_offset_reads_fewer_subwords(folder: Path, tmp_p
 
 def test_empty_reports_score_0_and_long_reports_are_cut_each_with_a_warning(folder: Path) -> None:
     metric = BertScore(weights=str(folder))
+    # word for word
     with pytest.warns(UserWarning, match="BERTScore: 1 of 2 predictions are empty"):
         assert metric([pair(0, " ", "mass"), pair(1, "mass", "mass")])["bertscore"] == pytest.approx(0.5)
     with pytest.warns(UserWarning, match=f"1 texts are longer .* {metric.limit} tokens"):

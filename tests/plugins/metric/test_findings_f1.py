@@ -163,7 +163,7 @@ def labels(line: str) -> set[tuple[str, str]]:
     return {(attribute, QUADRANTS.get(value, value)) for attribute, value in found}
 
 
-# How findings_sentences.yaml names what a sentence states, beside diameters, hours and segments.
+# The labels of findings_sentences.yaml, other than diameters, hours and segments.
 LABELS = {
     **{name: ("echogenicity", name) for name in ("hypoechoic", "anechoic", "isoechoic", "hyperechoic", "mixed")},
     **{f"{a} {b}": ("place", f"{a} {b}") for a in ("upper", "lower") for b in ("outer", "inner", "pole")},
@@ -201,12 +201,12 @@ LABELS = {
     "no nodes": ("lymph_node", "not enlarged"),
     "_Loc_": ("clock", "_loc_"),
 }
-# Recall and precision on the 200 sentences of findings_sentences.yaml, of what their labels state. The lexicon was
-# corrected by them, and the same person wrote both, so other texts are read less accurately. Before that,
-# recall was 0.72 (lymph nodes) to 1.00 and precision 0.82 (Doppler) to 1.00.
+# Recall and precision of each label on the 200 sentences of findings_sentences.yaml. The lexicon was corrected on them,
+# and the same person wrote both, so other texts are read less accurately. Before the corrections, recall was 0.72
+# (lymph nodes) to 1.00 and precision 0.82 (Doppler) to 1.00.
 #
 # On the 100 sentences of findings_real.yaml precision and recall were 0.76 and 0.82 at first (30 held back: 0.77 and
-# 0.80). The held-back ones are by the same hand too.
+# 0.80). The same person wrote these sentences too.
 REACHED = {
     "lesion": (0.97, 0.98),
     "count": (0.96, 0.97),
@@ -445,6 +445,7 @@ def test_a_score_of_0_gives_a_warning():
     reference = "An oval mass in the left breast."
     with pytest.warns(UserWarning, match="1 of 1 predictions are empty"):
         assert FindingsF1()([pair(0, "", reference)])["findings_f1"] == 0
+    # word for word
     with pytest.warns(UserWarning, match="no finding in any of 1 references"):
         FindingsF1()([pair(0, "a dog", "a cat")])
     with pytest.warns(UserWarning, match="no finding in any of 1 predictions"):

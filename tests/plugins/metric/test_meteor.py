@@ -147,6 +147,7 @@ def test_no_pairs_and_empty_references_are_refused_and_empty_predictions_give_a_
         metric([])
     with problem("empty-report", place="exam 5"):
         metric([pair(5, "a mass", "|||")])
+    # word for word
     with pytest.warns(UserWarning, match="METEOR: 1 of 2 predictions are empty"):
         assert 0 < metric([pair(0, "", "a mass"), pair(1, "a mass", "a mass")])["meteor"] < 1
 

@@ -140,6 +140,7 @@ def test_an_empty_reference_names_its_exam(scorer):
 @pytest.mark.parametrize("scorer", [*SCORERS, Chrf])
 def test_empty_predictions_give_a_warning(scorer):
     pairs = [pair(n, Words().segment(text), Words().segment(text)) for n, text in enumerate(ENGLISH)]
+    # word for word
     with pytest.warns(UserWarning, match="1 of 5 predictions are empty"):
         scores = scorer()([*pairs, pair(9, [], ["mass"])])
     assert max(scores.values()) < (10 if scorer is Cider else 1)
@@ -147,6 +148,7 @@ def test_empty_predictions_give_a_warning(scorer):
 
 def test_cider_warns_if_it_is_always_0():
     words = Words().segment(ENGLISH[0])
+    # word for word
     with pytest.warns(UserWarning, match="single report is 0 even for a perfect"):
         assert Cider()([pair(0, words, words)])["cider"] == 0
     with pytest.warns(UserWarning, match="all 3 references are equal"):

@@ -96,7 +96,7 @@ def test_the_last_scores_are_cached(ratescore: RateScore, monkeypatch: pytest.Mo
     for metric in (RadEval(language="en"), ratescore):
         asked.clear()
         rows = metric.per_exam_stats(PAIRS)
-        rows += 1  # what a caller makes of them is its own
+        rows += 1  # a caller may change them in place
         assert metric(PAIRS)[metric.names[0]] == 0.5
         assert metric(others)[metric.names[0]] == pytest.approx(2 / 3)
         assert asked == [["a mass", "no cyst"], ["a mass", "no mass"]]
