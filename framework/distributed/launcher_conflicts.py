@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 from accelerate.utils import parse_flag_from_env
@@ -46,7 +47,7 @@ def launcher_conflicts(recipe: Recipe) -> Iterator[Problem]:
                 "unsupported",
                 f"the launcher asks for {feature} ({name}={value}), which Sonoscribe does not support",
                 place="launcher",
-                hint="Remove the flag.",
+                hint=f"Remove it from {file}." if (file := _config_file()) else "Remove the flag.",
             )
     processes = _launcher_flag("num_processes")
     if processes.isdecimal() and int(processes) > 1 and "WORLD_SIZE" not in os.environ:
@@ -79,11 +80,14 @@ def _without_launcher() -> Iterator[Problem]:
 
 def _conflict(launcher: str, key: str, value: object, fix: object = None) -> Problem:
     """A setting of the launcher that differs from the value of `key`; `fix` is a value of `key` that agrees with it."""
+    file = _config_file()
+    source = f" (by a flag, or its configuration file {file})" if file else ""
+    remove = f"Remove it from {file} or the command line" if file else "Remove the launcher's flag"
     return Problem(
         "conflicting-settings",
-        f"the launcher sets {launcher}, but the recipe has {value}",
+        f"the launcher sets {launcher}{source}, but the recipe has {value}",
         place=key,
-        hint="Remove the launcher's flag" + ("." if fix is None else f", or set {key}={fix}."),
+        hint=remove + ("." if fix is None else f", or set {key}={fix}."),
     )
 
 
@@ -145,15 +149,27 @@ def launcher_sets_threads() -> bool:
     return exported or bool(_launcher_flag("num_cpu_threads_per_process"))
 
 
-def _launcher_flag(name: str) -> str:
-    """The value of a flag on the command line of `accelerate launch`, if that is the parent process; else empty."""
+def _config_file() -> str:
+    """The configuration file that `accelerate launch` has read, if that is the parent process; else empty."""
+    if not _launcher_words():
+        return ""
+    from accelerate.commands.config import default_config_file
+
+    return _launcher_flag("config_file") or (default_config_file if Path(default_config_file).is_file() else "")
+
+
+def _launcher_words() -> list[str]:
+    """The command line of `accelerate launch`, if that is the parent process."""
     try:
         words = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
-        return ""
-    if not any("accelerate" in word for word in words[:3]):
-        return ""
-    found = ""
+        return []
+    return words if any("accelerate" in word for word in words[:4]) else []
+
+
+def _launcher_flag(name: str) -> str:
+    """The value of a flag on the command line of `accelerate launch`, if that is the parent process; else empty."""
+    words, found = _launcher_words(), ""
     for word, after in zip(words, [*words[1:], ""]):
         flag, _, value = word.partition("=")
         if flag.lstrip("-").replace("-", "_") == name:

@@ -40,6 +40,17 @@ REMOVED_VARIABLES = (
 )
 
 
+# A configuration file of accelerate that sets nothing.
+NEUTRAL_CONFIG = """\
+compute_environment: LOCAL_MACHINE
+distributed_type: 'NO'
+mixed_precision: 'no'
+use_cpu: false
+debug: false
+num_processes: 1
+"""
+
+
 class CellProcess:
     def __init__(self, folder: CellFolder, processes: int, attempts: int) -> None:
         self.folder, self.processes, self.attempts = folder, processes, attempts
@@ -102,8 +113,11 @@ class CellProcess:
 
     def _start(self) -> subprocess.Popen[bytes]:
         several = ["--multi_gpu"] if self.processes > 1 else []
+        config = self.folder.path / "accelerate.yaml"  # or the launcher would read the user's default_config.yaml
+        config.write_text(NEUTRAL_CONFIG, encoding="utf-8")
         command = [
-            sys.executable, "-P", "-m", "accelerate.commands.launch", "--num_processes", str(self.processes), *several,
+            sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file", str(config),
+            "--num_processes", str(self.processes), *several,
             "--num_machines", "1", "--main_process_port", "0", str(COMMAND_LINE), str(self.folder.recipe_file),
         ]  # fmt: skip
         environment = {name: value for name, value in os.environ.items() if name not in REMOVED_VARIABLES}

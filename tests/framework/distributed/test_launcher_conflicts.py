@@ -110,6 +110,19 @@ def test_flags_that_the_launcher_does_not_export_are_read_from_its_command_line(
         start_accelerator(recipe)
 
 
+@pytest.mark.parametrize("flags", [[], ["--config_file", "mine.yaml"]])
+def test_the_configuration_file_of_accelerate_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: list[str]
+) -> None:
+    (tmp_path / "default_config.yaml").touch()
+    monkeypatch.setattr("accelerate.commands.config.default_config_file", str(tmp_path / "default_config.yaml"))
+    monkeypatch.setattr(psutil, "Process", Launcher(*flags))
+    export(monkeypatch, {"MIXED_PRECISION": "fp16"})
+    with problem("conflicting-settings", place="train.precision") as found:
+        start_accelerator(load_recipe(SMOKE))
+    assert (flags[-1] if flags else str(tmp_path / "default_config.yaml")) in found[0].hint
+
+
 def test_a_launch_names_all_conflicts_at_once_and_writes_nothing(work: Path) -> None:
     """Flags of accelerate launch that are not exported, and two processes without --multi_gpu, which are one."""
     flags = ["--mixed_precision", "no", "--gradient_accumulation_steps", "4"]
