@@ -401,8 +401,8 @@ def _exam_set(
     return ExamSet(exams, cache, tokens, topics.labels[split], topics.weights[split])
 
 
-def run_recipe(run: Path) -> Recipe:
-    """The recipe of the exported model of a run.
+def run_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of the exported model of a run, with overrides.
 
     Raises:
         UserError: the run has no exported model.
@@ -415,4 +415,4 @@ def run_recipe(run: Path) -> Recipe:
             place=run,
             expected="the folder of a run, such as runs/breast/20260101-120000-ab12cd34",
         )
-    return load_saved_recipe(path)
+    return load_saved_recipe(path, overrides)

@@ -73,13 +73,18 @@ def distill(
 
 def evaluate(
     run: RunArgument,
+    overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     average: Average = None,
     ensemble: Ensemble = None,
     others: With = None,
     trust: Trust = False,
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="Suffix of the files of scores with overrides; default: a hash.")
+    ] = "",
 ) -> None:
-    """Score a run's best model on a split, or an average or ensemble of models, whose scores get a separate file."""
+    """Score a run's best model on a split. Scores of an average or ensemble of models, or with overrides of the
+    recipe, such as other exams, get a separate file."""
     for each in (run, *(others or [])):
         must_exist(each, "run folder")
         if trust:
@@ -90,7 +95,7 @@ def evaluate(
     from framework.evaluation.evaluate import evaluate_run
     from framework.evaluation.model_selection import ModelSelection
 
-    evaluate_run(run, split, ModelSelection(average or 1, ensemble or 1, tuple(others or [])))
+    evaluate_run(run, split, ModelSelection(average or 1, ensemble or 1, tuple(others or [])), overrides or (), name)
 
 
 def predict(

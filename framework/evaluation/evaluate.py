@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from framework.distributed.launch import start_accelerator
 from framework.evaluation.model_selection import BEST, ModelSelection, load_models
 from framework.models.generation import generate
 from framework.pages.run_page import write_page
-from framework.recipe import Recipe
+from framework.recipe import Recipe, recipe_hash, result_tree
+from framework.recipe.explain import differences
+from framework.recipe.source import is_within
 from framework.run.tracking import write_json
 from framework.runtime.console import print0, progress_bar
-from framework.runtime.errors import UserError
+from framework.runtime.errors import Problem, UserError
 from framework.runtime.files import atomic_write
 from framework.scoring.baselines import BASELINES, Comparison, comparisons, rows_of, unseen_rows
 from framework.scoring.bootstrap import PatientStatistics, intervals
@@ -220,29 +223,71 @@ def _store(
     write_json(path, {**stored, "segmentation": components.scorer.segmentation, split: {**scores, **models}})
 
 
-def evaluate_run(run: Path, split: str, selection: ModelSelection = BEST) -> Scores:
-    """Scores a run on a split and updates its page. Scores of another selection than the best model are written to
-    files of their own.
+# Keys that `evaluate` may override: they do not change the model.
+PATH_KEYS = ("file", "images", "root", "folder")
+OVERRIDABLE = ("data.dataset", "data.cache_dir", "data.num_workers", "data.on_broken", "evaluate")
+
+
+def _require_same_model(trained_by: Recipe, recipe: Recipe) -> None:
+    changed = [row.key for row in differences(result_tree(trained_by), recipe)]
+    if wrong := [key for key in changed if not any(is_within(key, each) for each in OVERRIDABLE)]:
+        expected = ", ".join(OVERRIDABLE)
+        raise UserError.of(Problem("ignored-setting", "the trained model has it", key, expected) for key in wrong)
+
+
+def _paths_from(run: Path, recipe: Recipe) -> list[str]:
+    """Overrides for relative paths of the data set that exist beside the run or above it, not in the working folder."""
+    found = []
+    for key, value in recipe.data.dataset.keys.items():
+        is_path = isinstance(value, str) and ("/" in value or key in PATH_KEYS)
+        if not is_path or Path(value).is_absolute() or Path(value).exists():
+            continue
+        if above := next((path for path in run.resolve().parents if (path / value).exists()), None):
+            print0(f"notice: data.dataset.{key}={value} is read from {above}")
+            found.append(f"data.dataset.{key}={json.dumps(str(above / value), ensure_ascii=False)}")
+    return found
+
+
+def evaluate_run(
+    run: Path, split: str, selection: ModelSelection = BEST, overrides: Sequence[str] = (), name: str = ""
+) -> Scores:
+    """Scores a run on a split and updates its page. Scores of another selection than the best model, or with
+    overrides, are written to files of their own.
+
+    Args:
+        overrides: of the run's recipe, such as other exams: `data.dataset.file=other.json`.
+        name: suffix of the files with overrides; empty: `other-` and a hash of the recipe.
 
     Raises:
-        UserError: there is no such split, or a model was trained on patients of the split.
+        UserError: there is no such split, a model was trained on patients of the split, or an override would change the
+            model.
     """
     for each in (run, *selection.others):
         verify_model(each / "model")
     require_split(split)
-    recipe = run_recipe(run)
+    if name and (not overrides or not re.fullmatch(r"[\w.-]+", name)):
+        raise UserError(
+            "wrong-format", f"found {name!r}", place="--name", expected="letters and digits, together with overrides"
+        )
+    trained_by = run_recipe(run)
+    recipe = run_recipe(run, overrides)
+    _require_same_model(trained_by, recipe)
+    recipe = run_recipe(run, [*overrides, *_paths_from(run, recipe)])
     accelerator = start_accelerator(recipe, training=False)
     topics = run / TOPICS_FILE
     # The topics that the run was trained on are kept; a model that was copied to another folder gets them now.
-    components = build_components(recipe, accelerator, run=None if topics.is_file() else run, trained=run / "model")
+    writes_topics = not overrides and not topics.is_file()
+    components = build_components(recipe, accelerator, run=run if writes_topics else None, trained=run / "model")
     scored = {split: components.exams[split]}
-    require_unseen("evaluate", run / "model", recipe, recipe, scored)
+    require_unseen("evaluate", run / "model", trained_by, recipe, scored)
     for other in selection.others:
         require_unseen(f"--with {other}", other / "model", run_recipe(other), recipe, scored)
     if differing := topic_changes(topics, components.topics):
         print0(f"notice: {topics}: {differing}; the file is kept. Only the score topic_oracle depends on topics")
     task, descriptions = load_models(run, recipe, components.tokenizer, selection, components.task)
-    task, label = task.to(accelerator.device).eval(), selection.label
+    task = task.to(accelerator.device).eval()
+    others = (name or f"other-{recipe_hash(recipe)[:8]}") if overrides else ""
+    label = "-".join(filter(None, [selection.label, others]))
     scores = evaluate_split(accelerator, task, components, recipe, split, run, label=label, written_by=descriptions)
     print_scores(f"{split}, {label}" if label else split, scores, components.scorer.segmentation)
     if label:

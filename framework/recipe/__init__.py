@@ -55,15 +55,15 @@ def load_recipe(named: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def load_saved_recipe(path: Path) -> Recipe:
-    """Loads the recipe that a run saved.
+def load_saved_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Loads the recipe that a run saved, with overrides.
 
     Raises:
         RecipeError: another version saved it, or it has other problems.
     """
     if not _is_saved(path):
         check_format(None, short(path))
-    return load_recipe(path)
+    return load_recipe(path, overrides)
 
 
 def _is_saved(path: Path) -> bool:

@@ -116,7 +116,10 @@ class Manifest:
         listed = self._read()
         if images and not self.images.is_dir():
             raise UserError(
-                "no-such-file", "no such folder of images (data.dataset.images)", place=self.images, hint=self.layout
+                "no-such-file",
+                f"no such folder of images (data.dataset.images){_searched(self.images)}",
+                place=self.images,
+                hint=self.layout,
             )
         found: dict[str, Sequence[Exam]] = {}
         problems: list[ExamError] = []
@@ -147,7 +150,10 @@ class Manifest:
             text = read_bounded(self.file, LARGEST).decode("utf-8-sig")
         except FileNotFoundError:
             raise UserError(
-                "no-such-file", "no such manifest (data.dataset.file)", place=self.file, hint=self.layout
+                "no-such-file",
+                f"no such manifest (data.dataset.file){_searched(self.file)}",
+                place=self.file,
+                hint=self.layout,
             ) from None
         except UnicodeDecodeError as error:
             raise UserError(
@@ -277,6 +283,10 @@ class Manifest:
                 continue
             views.append(FileView(str(file), path))
         return tuple(views)
+
+
+def _searched(path: Path) -> str:
+    return "" if path.is_absolute() else f", searched in {Path.cwd()}"
 
 
 def _check_unique(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +11,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from harness import problem
 
 from framework.evaluation import evaluate as evaluation
-from framework.evaluation.evaluate import evaluate_split, shard_indices
+from framework.evaluation.evaluate import _paths_from, _require_same_model, evaluate_run, evaluate_split, shard_indices
 from framework.exam import Pair
+from framework.recipe import load_recipe
 from framework.scoring.baselines import BASELINES, Comparison
 from framework.scoring.dependencies import LastResult
 from framework.scoring.scorer import Scorer
@@ -89,3 +93,47 @@ def test_each_exam_is_in_one_shard_and_shards_differ_by_at_most_one_exam(process
         lengths = [len(shard) for shard in shards]
         assert max(lengths) - min(lengths) <= 1
         assert lengths[0] == max(lengths), "the first shard sets the number of rounds"
+
+
+def test_overrides_that_would_change_the_model_are_refused() -> None:
+    trained_by = load_recipe("smoke")
+    _require_same_model(trained_by, load_recipe("smoke", ["evaluate.num_beams=2", "data.dataset.seed=5"]))
+    with problem("ignored-setting", place="optimizer.lr"):
+        _require_same_model(trained_by, load_recipe("smoke", ["optimizer.lr=0.5"]))
+
+
+def test_paths_of_the_data_count_from_where_the_run_is_if_they_do_not_exist_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "mine" / "exams.json").touch()
+    dataset = ["data.dataset=manifest", "data.dataset.file=mine/exams.json", "data.dataset.images=mine"]
+    recipe, run = load_recipe("smoke", dataset), tmp_path / "runs" / "smoke" / "a"
+    monkeypatch.chdir(tmp_path / "here")
+    assert load_recipe("smoke", [*dataset, *_paths_from(run, recipe)]).data.dataset.keys["file"] == str(
+        tmp_path / "mine" / "exams.json"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert _paths_from(run, recipe) == []
+
+
+@pytest.mark.parametrize("overrides, name", [((), "b"), (("evaluate.num_beams=2",), "../b")])
+def test_names_of_scores_are_file_names_and_belong_to_overrides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: Sequence[str], name: str
+) -> None:
+    monkeypatch.setattr(evaluation, "verify_model", lambda model: None)
+    with problem("wrong-format", place="--name"):
+        evaluate_run(tmp_path, "test", overrides=overrides, name=name)
+
+
+def test_scores_with_overrides_have_files_of_their_own(smoke_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(smoke_run, run)
+    before = (run / "scores.json").read_bytes()
+    evaluate_run(run, "test", overrides=["data.dataset.seed=5"], name="others")
+    assert (run / "scores.json").read_bytes() == before
+    assert (
+        "test" in json.loads((run / "scores-others.json").read_text())
+        and (run / "predictions" / "test-others.jsonl").is_file()
+    )
