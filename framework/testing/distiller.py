@@ -67,7 +67,7 @@ def check_distiller(make: Make, *, texts: Sequence[str] | None = None) -> None:
         fix="leave topics empty, or raise an error that names the possible number",
     )
     labels, weights = _assigned(distiller, train)
-    _told(distiller, train, labels)
+    _check_describe(distiller, train, labels)
     _only_reads(distiller, train, unseen, labels)
     fix = "draw only from `seed`: no global generator, hash() or set order"
     other = build()
@@ -114,7 +114,7 @@ def _assigned(distiller: Any, texts: Sequence[str]) -> tuple[np.ndarray, np.ndar
     return labels, weights
 
 
-def _told(distiller: Any, train: Sequence[str], labels: np.ndarray) -> None:
+def _check_describe(distiller: Any, train: Sequence[str], labels: np.ndarray) -> None:
     count = distiller.topic_count
     cards = distiller.describe()
     right = len(cards) == count and all(isinstance(card, TopicDescription) for card in cards)

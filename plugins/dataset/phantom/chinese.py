@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .truth import Lesion, Truth
-from .wording import pick, says_calcification, says_posterior, stock
+from .wording import mentions_calcification, mentions_posterior, pick, stock
 
 NORMAL = {
     "breast": (
@@ -148,9 +148,9 @@ def _main_lesion(truth: Truth, masked: bool, rng: np.random.Generator) -> list[s
     looks = [pick(rng, (f"{shape}，{margin}", f"{margin}，{shape}"))]
     if lesion.orientation:
         looks.append(pick(rng, ORIENTATION[lesion.orientation]))
-    if says_posterior(truth, lesion):
+    if mentions_posterior(truth, lesion):
         looks.append(pick(rng, POSTERIOR[lesion.posterior]))
-    if says_calcification(truth, lesion):
+    if mentions_calcification(truth, lesion):
         some = ("内可见点状强回声", "内可见钙化")
         looks.append(pick(rng, some if lesion.calcification else ("内未见明显钙化", "未见钙化")))
     return [f"{text}，{'，'.join(looks)}。"]

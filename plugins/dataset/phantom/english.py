@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .truth import Lesion, Truth
-from .wording import pick, says_calcification, says_posterior, stock
+from .wording import mentions_calcification, mentions_posterior, pick, stock
 
 NORMAL = {
     "breast": (
@@ -157,7 +157,7 @@ def _main_lesion(truth: Truth, masked: bool, rng: np.random.Generator) -> list[s
             )
         )
     sentences.append(_looks(truth, lesion, rng))
-    if says_calcification(truth, lesion):
+    if mentions_calcification(truth, lesion):
         some = ("Punctate calcifications are seen within it.", "It contains microcalcifications.")
         sentences.append(
             pick(rng, some if lesion.calcification else ("No calcification is seen.", "No calcifications."))
@@ -167,7 +167,7 @@ def _main_lesion(truth: Truth, masked: bool, rng: np.random.Generator) -> list[s
 
 def _looks(truth: Truth, lesion: Lesion, rng: np.random.Generator) -> str:
     margin = pick(rng, MARGIN[lesion.margin])
-    behind = pick(rng, POSTERIOR[lesion.posterior]) if says_posterior(truth, lesion) else ""
+    behind = pick(rng, POSTERIOR[lesion.posterior]) if mentions_posterior(truth, lesion) else ""
     lies = pick(rng, ORIENTATION[lesion.orientation]) if lesion.orientation else ""
     if lies:
         orders = (f"The margin is {margin}, the orientation is {lies}", f"It is {lies} with a {margin} margin")

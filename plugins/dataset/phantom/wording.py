@@ -31,11 +31,11 @@ def _draw(rng: np.random.Generator, options: Sequence[str], weights: Sequence[fl
     return options[-1]
 
 
-def says_posterior(truth: Truth, lesion: Lesion) -> bool:
+def mentions_posterior(truth: Truth, lesion: Lesion) -> bool:
     """Breast reports always mention posterior features, others only if present."""
     return truth.organ == "breast" or lesion.posterior != "none"
 
 
-def says_calcification(truth: Truth, lesion: Lesion) -> bool:
+def mentions_calcification(truth: Truth, lesion: Lesion) -> bool:
     """Mentioned if present; its absence is mentioned for solid lesions of the thyroid."""
     return lesion.calcification or (truth.organ == "thyroid" and lesion.echogenicity != "anechoic")

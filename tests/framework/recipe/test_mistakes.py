@@ -36,7 +36,7 @@ def test_a_mistake_is_refused_with_its_code_and_place(recipe, row):
     with pytest.raises(RecipeError) as error:
         load_recipe(recipe, row.get("overrides", []))
     assert [f"{found.code} {found.place}" for found in error.value.problems] == row["problems"]
-    assert str(error.value) == row.get("says", str(error.value))
+    assert str(error.value) == row.get("message", str(error.value))
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())

@@ -8,7 +8,7 @@ import pytest
 from plugins.dataset.phantom.chinese import write_chinese
 from plugins.dataset.phantom.english import write_english
 from plugins.dataset.phantom.truth import Truth, draw_truth
-from plugins.dataset.phantom.wording import says_calcification, says_posterior
+from plugins.dataset.phantom.wording import mentions_calcification, mentions_posterior
 from plugins.metric.findings_f1.reader import read
 
 
@@ -35,9 +35,9 @@ def facts_of(truth: Truth) -> set[tuple[str, str]]:
         facts |= {("shape", main.shape), ("margin", main.margin)}
         if main.orientation:
             facts.add(("orientation", main.orientation))
-        if says_posterior(truth, main):
+        if mentions_posterior(truth, main):
             facts.add(("posterior", main.posterior))
-        if says_calcification(truth, main):
+        if mentions_calcification(truth, main):
             facts.add(("calcification", "present" if main.calcification else "absent"))
     return facts
 

@@ -29,7 +29,7 @@ def executor(folder: Path, **keys: Any) -> Slurm:
     return Slurm(folder=folder / "a folder", **keys)
 
 
-def slurm_says(*command: str) -> str:
+def run_slurm(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -52,7 +52,7 @@ def test_jobs_that_start_together_are_one_array(tmp_path, timed):
     wait(lambda: states(handles) == ["running", "gone"], "one done")
     assert slurm.room() == 1
     assert (tmp_path / "out of it").read_text() == repr(list(given))
-    line = slurm_says("squeue", "--noheader", f"--job={handles[0].job}", "--format=%F_%K %j %C %k %m %D")
+    line = run_slurm("squeue", "--noheader", f"--job={handles[0].job}", "--format=%F_%K %j %C %k %m %D")
     assert line.split() == [handles[0].job, "topics", "2", "two", "words", "256M", "1"]
     assert handles[1].job == handles[0].job.replace("_0", "_1")
     free(tmp_path, "topics-a")
@@ -122,7 +122,7 @@ def test_a_cell_that_is_cancelled_while_its_node_gets_ready_does_not_run(tmp_pat
 def test_a_cell_that_an_operator_requeues_resumes(tmp_path):
     handles = executor(tmp_path).start([cell(tmp_path, attempts=2)])
     wait(lambda: notes(tmp_path) == ["started"], "started")
-    slurm_says("scontrol", "requeue", handles[0].job)
+    run_slurm("scontrol", "requeue", handles[0].job)
     seen = set()
     wait(lambda: seen.add(handles[0].state()) or "gone" in seen, "gone")
     assert seen >= {"running", "waiting", "gone"}
@@ -147,13 +147,13 @@ def test_a_preempted_cell_saves_and_resumes(tmp_path, partition):
 def test_a_job_is_not_gone_while_slurm_does_not_answer(tmp_path):
     handles = executor(tmp_path).start([cell(tmp_path, attempts=2)])
     wait(lambda: states(handles) == ["running"] and notes(tmp_path) == ["started"], "running")
-    slurm_says("scontrol", "shutdown", "slurmctld")
+    run_slurm("scontrol", "shutdown", "slurmctld")
     time.sleep(1)
     try:
         with pytest.warns(UserWarning, match="squeue does not answer: .*Unable to contact slurm controller"):
             assert states(handles) == ["running"]
     finally:
-        slurm_says("slurmctld", "-f", os.environ["SLURM_CONF"])
+        run_slurm("slurmctld", "-f", os.environ["SLURM_CONF"])
     free(tmp_path)
     wait_until_gone(handles)
     assert notes(tmp_path) == ["started", "done"]
@@ -174,7 +174,7 @@ def test_a_grid_yields_to_other_jobs_and_continues(tmp_path):
     try:
         found = tmp_path / "runs" / "cells"
         wait(lambda: len([c for c in cells_in(found) if c.progress()]) == 2, "two cells that train")
-        slurm_says("sbatch", "--partition=high", "--cpus-per-task=8", "--output=/dev/null", "--wrap=sleep 2")
+        run_slurm("sbatch", "--partition=high", "--cpus-per-task=8", "--output=/dev/null", "--wrap=sleep 2")
         assert scheduler.wait(300) == 0, (tmp_path / "out.txt").read_text()
     finally:
         scheduler.kill()
