@@ -16,7 +16,7 @@ from framework.build import build_optimizer, build_plugin
 from framework.checkpoint.export import load_weights, publish_model, verify_model
 from framework.checkpoint.format import checkpoints_of
 from framework.data.loading import EpochSampler, build_loader, grouped, step_seed
-from framework.distributed.collectives import all_reduce_max, broadcast, on_main
+from framework.distributed.collectives import DelayedMax, broadcast, on_main
 from framework.distributed.micro_batch import resolve_batch_plan, step_out_of_memory
 from framework.distributed.prepare import prepare
 from framework.evaluation.evaluate import evaluate_split, generate_reports
@@ -77,6 +77,7 @@ class Trainer:
         self.tracker = Tracker(run.folder, writes=writes, done=self.state.step, rewritten=rewritten)
         self.tracker.picture("topics", run.folder / "topics.png")
         self.throughput = Throughput(accelerator.device)
+        self.stop_requests = DelayedMax(accelerator)
         self.non_finite = NonFiniteSteps(
             accelerator,
             run.folder,
@@ -259,7 +260,7 @@ class Trainer:
             Stopped: after a checkpoint.
         """
         signals = self.training_run.signals
-        request = all_reduce_max(self.accelerator, FAILED if self.checkpoints.failed else signals.pending())
+        request = self.stop_requests(FAILED if self.checkpoints.failed else signals.pending())
         if request == FAILED:
             self.checkpoints.wait()
         if not request:

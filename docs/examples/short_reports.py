@@ -13,7 +13,7 @@ class ShortReports(nn.Module):
     needs = ("logits",)
 
     def count(self, batch):  # the divisor, summed over all processes: the number of exams
-        return batch.report_BT.new_tensor(len(batch.report_BT))
+        return batch.report_BT.new_full((), len(batch.report_BT))
 
     def forward(self, batch, outputs):  # the sum over those exams
         last_B = (batch.report_BT != PAD).sum(1) - 2

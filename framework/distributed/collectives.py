@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
+from framework.models.device import DeferredNumber
 from framework.runtime.errors import MainProcessFailed
 
 T = TypeVar("T")
@@ -49,9 +50,30 @@ def all_reduce_max(accelerator: Accelerator, number: int) -> int:
     """Returns the maximum over all processes."""
     if accelerator.num_processes == 1:
         return number
-    maximum = torch.tensor([number], device=accelerator.device)
+    return int(_start_max(accelerator, number).read())
+
+
+class DelayedMax:
+    """The maximum over all processes; on GPUs that of the call before, so that no process waits for its device.
+
+    Called equally often on every process.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.before: DeferredNumber | None = None
+
+    def __call__(self, number: int) -> int:
+        if self.accelerator.num_processes == 1 or self.accelerator.device.type != "cuda":
+            return all_reduce_max(self.accelerator, number)
+        before, self.before = self.before, _start_max(self.accelerator, number)
+        return 0 if before is None else int(before.read())
+
+
+def _start_max(accelerator: Accelerator, number: int) -> DeferredNumber:
+    maximum = torch.full((1,), number, device=accelerator.device)  # `torch.tensor` would wait for its copy
     dist.all_reduce(maximum, op=dist.ReduceOp.MAX)
-    return int(maximum)
+    return DeferredNumber(maximum)
 
 
 def broadcast(accelerator: Accelerator, tensors: list[Tensor]) -> None:

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from framework.distributed.collectives import gather
+from framework.models.device import DeferredNumber
 from framework.runtime.console import print0
 from framework.runtime.errors import UserError
 from framework.runtime.files import atomic_write, read_lines
@@ -148,7 +149,7 @@ class NonFiniteSteps:
         self.accelerator, self.path, self.names = accelerator, run / NON_FINITE, list(names)
         self.allowed, self.count, self.scaler = allowed, count, scaler
         self.delay = 1 if accelerator.device.type == "cuda" else 0
-        self.unread: list[tuple[int, list[str], StepOutput]] = []
+        self.unread: list[tuple[int, list[str], StepOutput, DeferredNumber]] = []
 
     def add(self, step: int, exam_ids: list[str], output: StepOutput) -> None:
         """Adds a step, and reads the flags of earlier ones.
@@ -156,14 +157,14 @@ class NonFiniteSteps:
         Raises:
             UserError: more than `allowed` steps, on every process alike.
         """
-        self.unread.append((step, exam_ids, output))
+        self.unread.append((step, exam_ids, output, DeferredNumber(output.finite)))
         self.check(self.delay)
 
     def check(self, delay: int = 0) -> None:
         """Reads the flags of all steps but the last `delay`."""
         while len(self.unread) > delay:
-            step, exam_ids, output = self.unread.pop(0)
-            if not bool(output.finite) and not (bool(torch.isfinite(output.loss)) and self._overflow()):
+            step, exam_ids, output, finite = self.unread.pop(0)
+            if not finite.read() and not (bool(torch.isfinite(output.loss)) and self._overflow()):
                 self._skipped(step, exam_ids, output)
 
     def _overflow(self) -> bool:

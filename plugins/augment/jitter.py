@@ -49,9 +49,11 @@ class Jitter:
         """The same change for all views of an exam, drawn from its seed alone."""
         batch, views = image_BVCHW.shape[:2]
         draws_B7 = torch.stack([torch.rand(7, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        params_B6 = ((draws_B7[:, :6] * 2 - 1) * self.limits).to(image_BVCHW.device)
+        params_B6 = ((draws_B7[:, :6] * 2 - 1) * self.limits).to(image_BVCHW.device, non_blocking=True)
         dx, dy, scale, angle, gain, contrast = params_B6.repeat_interleave(views, dim=0).unbind(1)
-        flip = torch.where(draws_B7[:, 6] < self.flip, -1.0, 1.0).to(dx.device).repeat_interleave(views)
+        flip = (
+            torch.where(draws_B7[:, 6] < self.flip, -1.0, 1.0).to(dx.device, non_blocking=True).repeat_interleave(views)
+        )
         cos, sin = torch.cos(angle) * (1 + scale), torch.sin(angle) * (1 + scale)
         affine_M23 = torch.stack([torch.stack([cos * flip, -sin, dx], 1), torch.stack([sin * flip, cos, dy], 1)], 1)
         flat = image_BVCHW.flatten(0, 1)

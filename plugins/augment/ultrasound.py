@@ -100,12 +100,12 @@ class Ultrasound:
         exam_BS = torch.stack([torch.rand(EXAM_DRAWS, generator=generator) for generator in generators])
         drawn = [[_draw_view(generator, size, self.speckle > 0) for _ in range(views)] for generator in generators]
         device = image_BVCHW.device
-        exam_MS = exam_BS.repeat_interleave(views, dim=0).to(device)
-        view_MP = torch.stack([place for each in drawn for place, _ in each]).to(device)
+        exam_MS = exam_BS.repeat_interleave(views, dim=0).to(device, non_blocking=True)
+        view_MP = torch.stack([place for each in drawn for place, _ in each]).to(device, non_blocking=True)
         flat = self._move(image_BVCHW.flatten(0, 1), exam_MS, view_MP)
         decibel_M1HW = self._depth_gain(exam_MS, size) - self._shadow(view_MP, size)
         if self.speckle:
-            field_M2HW = torch.stack([field for each in drawn for _, field in each]).to(device)
+            field_M2HW = torch.stack([field for each in drawn for _, field in each]).to(device, non_blocking=True)
             decibel_M1HW = decibel_M1HW + self._speckle(field_M2HW, view_MP[:, 3])
         # Near black there is noise, or the outside of the scan area: no echo to amplify.
         echo = (flat / TOE).clamp(0, 1)

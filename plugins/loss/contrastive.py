@@ -71,7 +71,7 @@ class Contrastive(nn.Module):
 
     def count(self, batch: Batch) -> Tensor:
         """The number of exams: 0-dim float."""
-        return batch.report_BT.new_tensor(len(batch.exam_ids)).float()
+        return batch.report_BT.new_full((), len(batch.exam_ids), dtype=torch.float32)
 
     def forward(self, batch: Batch, outputs: Outputs) -> Tensor:
         """Nats, summed over this micro-batch's exams, with the negatives of all processes: 0-dim float32."""

@@ -78,7 +78,7 @@ class SelfCritical(nn.Module):
 
     def count(self, batch: Batch) -> Tensor:
         """The number of exams: 0-dim float."""
-        return batch.report_BT.new_tensor(len(batch.exam_ids)).float()
+        return batch.report_BT.new_full((), len(batch.exam_ids), dtype=torch.float32)
 
     def forward(self, batch: Batch, outputs: Outputs) -> Term:
         """-(r - b) log p, averaged over samples and summed over exams: 0-dim float32.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ class Topic(nn.Module):
 
     def count(self, batch: Batch) -> Tensor:
         """The number of exams: 0-dim float."""
-        return self._target(batch).new_tensor(len(batch.exam_ids)).float()
+        return self._target(batch).new_full((), len(batch.exam_ids), dtype=torch.float32)
 
     def forward(self, batch: Batch, outputs: Outputs) -> Tensor:
         """Nats, summed over exams: 0-dim, float32 whatever the precision of the features."""

@@ -28,7 +28,7 @@ class MyLoss(nn.Module):
 
     def count(self, batch: Batch) -> Tensor:
         """The number of exams, by which train_step divides the sum. 0-dim."""
-        return batch.report_BT.new_tensor(len(batch.exam_ids))
+        return batch.report_BT.new_full((), len(batch.exam_ids))
 
     def forward(self, batch: Batch, outputs: Outputs) -> Tensor:
         """The sum over exams, not the mean. 0-dim, float32 for any dtype of the logits."""
