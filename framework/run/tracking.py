@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 import resource
@@ -22,6 +21,7 @@ from framework.models.device import DeferredNumber
 from framework.runtime.console import print0
 from framework.runtime.errors import UserError
 from framework.runtime.files import atomic_write, read_lines
+from framework.runtime.packages import package_versions
 from framework.train_step import StepOutput
 
 T = TypeVar("T")
@@ -213,19 +213,13 @@ def _starts(row: dict[str, Any], prefixes: tuple[str, ...]) -> bool:
 
 def write_environment(run: Path, launch: dict[str, Any]) -> None:
     """Writes versions, git state and launch of a run to environment.json."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # one of faiss-cpu and faiss-gpu is always absent
     write_json(
         run / "environment.json",
         {
             "command": sys.argv,
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "packages": versions,
+            "packages": package_versions(PACKAGES),  # one of faiss-cpu and faiss-gpu is always absent
             "git": _git_state(),
             "launch": launch,
         },

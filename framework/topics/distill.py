@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import inspect
 import io
 import json
@@ -19,6 +18,7 @@ import numpy as np
 
 from framework.runtime.errors import UserError
 from framework.runtime.files import atomic_write, file_lock
+from framework.runtime.packages import package_versions
 from framework.text.lsa import ReportSpace
 from framework.text.segmentation import TERMS
 from framework.topics.count import TopicChoice
@@ -137,7 +137,7 @@ def topic_changes(file: Path, topics: Topics | None) -> str:
 
 
 def _fingerprint(distiller: Distiller, texts: Mapping[str, Sequence[str]], key: str) -> str:
-    versions = {found.name: found.version for found in importlib.metadata.distributions() if found.name in LIBRARIES}
+    versions = package_versions(LIBRARIES)
     code = [FRAMEWORK / f"{part}.py" for part in CODE]
     code += [TERMS, Path(str(inspect.getsourcefile(type(distiller))))]
     sources = [hashlib.sha256(path.read_bytes()).hexdigest() for path in code]
