@@ -138,11 +138,11 @@ def _retrieval_oracle(exams: ExamSet, training: list[str], scorer: Scorer) -> Co
     train_NW = vectors.fit_transform(training)
     references = [exam.report for exam in exams.exams]
     references_MW = vectors.transform(references)
-    blocks = [
-        np.argsort(-(references_MW[start : start + BLOCK] @ train_NW.T).toarray(), axis=1, kind="stable")[:, :NEAREST]
-        for start in range(0, len(references), BLOCK)
-    ]
-    order_MK = np.concatenate(blocks)
+    order_MK = np.empty((len(references), min(NEAREST, len(training))), dtype=np.int64)
+    for start in range(0, len(references), BLOCK):  # a list of slices would keep every block alive
+        block = slice(start, start + BLOCK)
+        similarities = (references_MW[block] @ train_NW.T).toarray()
+        order_MK[block] = np.argsort(-similarities, axis=1, kind="stable")[:, :NEAREST]
     columns = [[training[i] for i in order_MK[:, place]] for place in range(order_MK.shape[1])]
     by_score: dict[str, list[str]] = {}
     inputs = [list(scorer.metric_inputs(rows_of(exams.exams, column))) for column in columns]

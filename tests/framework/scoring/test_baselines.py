@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from framework.data.image_cache import build_image_cache
 from framework.data.loading import ExamSet
 from framework.exam import Exam, Pair
+from framework.scoring import baselines
 from framework.scoring.baselines import BASELINES, comparisons, rows_of, unseen_rows
 from framework.scoring.constants import best_constants
 from framework.scoring.scorer import Scorer
@@ -121,3 +124,18 @@ def test_frequent_reports_are_drawn_by_the_frequency_of_their_classes(tmp_path: 
     drawn = Counter(comparisons(test, train, train, scorer, "bleu_4", seed=3)["frequent_reports"].predictions)
     assert drawn.keys() == {NONE, CYST, MASS}
     assert 200 < drawn[NONE] < 280 and 80 < drawn[CYST] < 160 and drawn[MASS] < 80
+
+
+def test_the_retrieval_oracle_never_holds_all_similarities():
+    words, draw = [f"w{n}" for n in range(300)], np.random.default_rng(0)
+    reports = [" ".join(draw.choice(words, size=12)) for _ in range(5000)]
+    exams = [Exam(str(n), str(n), (), report) for n, report in enumerate(reports[:2000])]
+    scorer = SimpleNamespace(tokenizer=SimpleNamespace(segment=str.split), metric_inputs=lambda rows: [])
+    tracemalloc.start()
+    try:
+        found = baselines._retrieval_oracle(SimpleNamespace(exams=exams), reports[2000:] + reports[:2000], scorer)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.predictions == reports[:2000], "each report is nearest to itself"
+    assert peak < 2000 * 5000 * 8, "less than one number per pair"
