@@ -46,13 +46,16 @@ def load(folder: str | Path, *, trust: bool = False) -> Predictor:
         UserError: the folder has no model, it is damaged or of another version, or it comes with code that is not
             trusted.
     """
+    from framework.runtime.home import provide_home
+
+    provide_home()
     if trust:
         from framework.cli.options import trust_code_of
 
         trust_code_of(Path(folder))
     from framework.evaluation.predict import Predictor
 
-    return Predictor(Path(folder))
+    return Predictor(Path(folder).expanduser())
 
 
 def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
@@ -69,6 +72,9 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
         UserError: the recipe has mistakes, its data cannot be used, or this is not the main thread.
     """
     from framework.recipe import load_recipe
+    from framework.runtime.home import provide_home
+
+    provide_home()
     from framework.runtime.errors import UserError
 
     if isinstance(overrides, str):

@@ -17,6 +17,7 @@ import typer
 from framework.cli import data, grids, plugins, recipes, runs
 from framework.runtime import errors
 from framework.runtime.errors import UserError
+from framework.runtime.home import provide_home
 
 TRACEBACK = "SONOSCRIBE_TRACEBACK"
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +85,7 @@ def with_verb(args: Sequence[str]) -> list[str]:
 def main(args: Sequence[str] | None = None) -> None:
     """Runs a command line. Errors that a user can fix end in a short message and exit code 2."""
     args = sys.argv[1:] if args is None else args
+    provide_home()
     try:
         app(args=with_verb(args), prog_name="sonoscribe" if Path(sys.argv[0]).name == "sonoscribe" else "launch.py")
     except (ValueError, OSError) as error:
