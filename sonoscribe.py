@@ -52,7 +52,7 @@ def load(folder: str | Path, *, trust: bool = False) -> Predictor:
     if trust:
         from framework.cli.options import trust_code_of
 
-        trust_code_of(Path(folder))
+        trust_code_of(Path(folder).expanduser())
     from framework.evaluation.predict import Predictor
 
     return Predictor(Path(folder).expanduser())

@@ -7,11 +7,13 @@ from typing import Any
 
 class _PluginFileFinder(importlib.abc.MetaPathFinder):
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if not name.startswith("sonoscribe_file_"):
-            return None
-        from framework.registry.plugin_file import spec_of
+        if name.startswith("sonoscribe_file_"):
+            from framework.registry.plugin_file import spec_of
 
-        return spec_of(name)
+            return spec_of(name)
+        # Perhaps a module beside a plugin file. Before one is imported nothing is imported here, which would recurse.
+        plugin_file = sys.modules.get("framework.registry.plugin_file")
+        return plugin_file.spec_of(name) if path is None and hasattr(plugin_file, "spec_of") else None
 
 
 sys.meta_path.append(_PluginFileFinder())

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from framework.registry.source import LARGEST_CODE
-from framework.registry.trust import require_trusted
+from framework.registry.trust import mark_neighbour, require_trusted
 from framework.runtime.files import read_bounded
 
 PREFIX = "sonoscribe_file_"
@@ -35,17 +35,40 @@ class _SourceLoader(SourceFileLoader):
         return self.source_to_code(source, self.path)
 
 
+class _NeighbourLoader(_SourceLoader):
+    """Runs a module beside a plugin file under the conditions of that file."""
+
+    def get_code(self, fullname: str) -> Any:
+        mark_neighbour(Path(self.path))
+        return super().get_code(fullname)
+
+
 def import_file(path: Path) -> ModuleType:
     """Imports a plugin file, once."""
     name = f"{PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name not in sys.modules:
-        os.environ[FILES] = json.dumps({**_files(), name: str(path)})
+        others = {other: file for other, file in _files().items() if other != name}
+        os.environ[FILES] = json.dumps({**others, name: str(path)})
+        for known, module in list(sys.modules.items()):  # each plugin file gets its own of neighbours of one name
+            loader = getattr(module, "__loader__", None)
+            if isinstance(loader, _NeighbourLoader) and (path.parent / f"{known}.py").is_file():
+                del sys.modules[known]  # whoever has imported it keeps it
     return importlib.import_module(name)
 
 
 def spec_of(name: str) -> ModuleSpec | None:
-    """How to import the module of a plugin file; None for any other name."""
-    file = _files().get(name)
+    """How to import the module of a plugin file, or a module beside one; None for any other name.
+
+    It is asked last, so a module beside a plugin file hides nothing. The files that were imported last come first.
+    """
+    files = _files()
+    if not name.startswith(PREFIX) and name.isidentifier():
+        for plugin in reversed(files.values()):
+            neighbour = Path(plugin).with_name(f"{name}.py")
+            if neighbour.is_file():
+                loader = _NeighbourLoader(name, str(neighbour))
+                return importlib.util.spec_from_file_location(name, neighbour, loader=loader)
+    file = files.get(name)
     return (
         None if file is None else importlib.util.spec_from_file_location(name, file, loader=_SourceLoader(name, file))
     )

@@ -78,6 +78,16 @@ def mark_as_saved(files: Iterable[Path]) -> None:
     _untrusted.update(dict.fromkeys(together, together))
 
 
+def mark_neighbour(path: Path) -> None:
+    """Records where a module beside a plugin file comes from: a saved recipe, as the plugin files in its folder, or
+    the user, whose later commands may then import it.
+    """
+    if any(file.parent == path.parent for file in _untrusted):
+        _untrusted.setdefault(path, (path,))
+    else:
+        trust([path])
+
+
 def mark_as_named(files: Iterable[Path]) -> None:
     """Records that the user has named plugin files, in a recipe or on the command line."""
     for path in files:

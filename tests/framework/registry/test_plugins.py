@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from harness import TOYS, problem
 
-from framework.registry import Plugin, PluginError, broken, catalogue, find, load, register, replaced
+from framework.registry import Plugin, PluginError, broken, catalogue, find, load, register, replaced, trust
 from framework.registry import plugins as registry
 
 ENCODER = '@register("encoder", "{name}")\nclass Eyes:\n    """Looks."""\n'
@@ -274,3 +274,31 @@ def test_a_recipe_reports_which_plugins_its_files_replace(tmp_path, monkeypatch)
     Path("mine.py").write_text(text.replace('"next_token")', '"next_token", replace=True)'))
     (notice,) = load_recipe("smoke", ["plugins=mine.py"]).notices
     assert notice.startswith("mine.py:") and "loss/next_token replaces the shipped one (" in notice
+
+
+def test_a_plugin_file_imports_its_neighbours_and_each_folder_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for folder, value in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "my_helpers_of_tests.py").write_text(f"VALUE = {value}\n")
+        (tmp_path / folder / "mine.py").write_text(
+            "from framework.registry import register\nfrom my_helpers_of_tests import VALUE\n\n\n"
+            '@register("schedule", "mine")\ndef mine(*, steps: int):\n    return lambda step: float(VALUE)\n'
+        )
+    for folder, value in (("a", 1), ("b", 2), ("a", 1)):
+        file = tmp_path / folder / "mine.py"
+        assert load(find("schedule", "mine", (file,)))(steps=1)(0) == value
+
+
+def test_a_neighbour_that_comes_with_a_saved_model_needs_trust(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    (tmp_path / "helpers_of_a_model.py").write_text("VALUE = 4711\n")
+    (tmp_path / "theirs.py").write_text(
+        "from framework.registry import register\nfrom helpers_of_a_model import VALUE\n\n\n"
+        '@register("schedule", "theirs")\ndef theirs(*, steps: int):\n    return lambda step: float(VALUE)\n'
+    )
+    file = tmp_path / "theirs.py"
+    trust.mark_as_saved([file])
+    trust.trust([file])
+    with problem("untrusted-code", "helpers_of_a_model.py"):
+        load(find("schedule", "theirs", (file,)))
