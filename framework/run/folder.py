@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,7 +26,7 @@ from framework.checkpoint.format import (
 )
 from framework.distributed.launch import launch_id, restarts
 from framework.recipe import Recipe, recipe_hash
-from framework.recipe.explain import differences
+from framework.recipe.explain import Difference, differences
 from framework.recipe.saved import keys_in
 from framework.recipe.source import is_within
 from framework.runtime.console import print0
@@ -167,7 +167,12 @@ def _choose_folder(recipe: Recipe) -> tuple[Path, Path | None]:
             )
         return home / name, None
     if recipe.resume == "auto":
-        return (_unfinished(home, digest) if recipe.run.name == "auto" else None) or home / name, None
+        if recipe.run.name != "auto":
+            return home / name, None
+        unfinished = _unfinished(home, digest)
+        if unfinished is None:
+            _print_nothing_to_resume(home, digest, recipe)
+        return unfinished or home / name, None
     path = Path(recipe.resume)
     if path.parent.name == "checkpoints" and path.is_dir():
         if not is_checkpoint_name(path.name):
@@ -204,6 +209,29 @@ def _unfinished(home: Path, digest: str) -> Path | None:
         if not scores.is_file() or "test" not in json.loads(scores.read_text(encoding="utf-8")):
             return run
     return None
+
+
+def _print_nothing_to_resume(home: Path, digest: str, recipe: Recipe) -> None:
+    """Prints why `resume=auto` starts a new run beside older ones of the same recipe file."""
+    for run in sorted((path for path in home.glob("*-????????") if path.is_dir()), reverse=True):
+        if run.name.endswith(f"-{digest}"):
+            print0(f"notice: resume=auto: {run} has this recipe and is finished; starting a new run")
+            return
+        try:
+            rows = differences(read_train_state(checkpoints_of(run / "checkpoints")[0]).recipe, recipe)
+        except (IndexError, OSError, ValueError, TypeError, AttributeError):  # none, damaged, or another format
+            continue
+        keys = ",".join(dict.fromkeys(_known_key(row.key, recipe) for row in rows))
+        print0(
+            f"notice: resume=auto: no run has this recipe; starting a new one. The newest, {run}, has other values: "
+            f"{_listed(rows)}. Restore them to resume it, or use 'resume={run}' 'resume_ignore=[{keys}]'"
+        )
+        return
+
+
+def _listed(rows: Sequence[Difference]) -> str:
+    listed = "; ".join(f"{row.key} was {row.before}, now {row.now}" for row in rows[:SHOWN])
+    return f"{listed}; and {len(rows) - SHOWN} more" if len(rows) > SHOWN else listed
 
 
 def _verified(named: Path | None, folder: Path) -> Path | None:
@@ -250,12 +278,10 @@ def _require_same_recipe(checkpoint: Path, train_state: TrainState, recipe: Reci
     ]
     if not rows:
         return
-    listed = "; ".join(f"{row.key} was {row.before}, now {row.now}" for row in rows[:SHOWN])
-    more = f"; and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
     keys = ",".join(dict.fromkeys(_known_key(row.key, recipe) for row in rows))
     raise CheckpointError(
         "recipe-differs",
-        f"trained under another recipe: {listed}{more}",
+        f"trained under another recipe: {_listed(rows)}",
         place=checkpoint,
         hint="Restore these values, start over with resume=never, or resume all the same with "
         f"'resume_ignore=[{keys}]'.",

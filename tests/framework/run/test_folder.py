@@ -413,3 +413,16 @@ def test_a_resumed_run_has_the_same_patients_and_topics(tmp_path: Path, monkeypa
     with pytest.raises(Stopped, match="started"):
         resume("resume_ignore=[distiller]")
     assert json.loads((folder / "topics.json").read_text()) == known
+
+
+def test_auto_reports_why_it_starts_a_new_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, home = recipe_of(tmp_path, "resume=auto"), tmp_path / "smoke"
+    old = home / f"20260101-000000-{recipe_hash(recipe)[:8]}"
+    write(old, recipe, 1)
+    changed = recipe_of(tmp_path, "resume=auto", "train.epochs=9")
+    assert open_run(changed).folder != old
+    out = capsys.readouterr().out
+    assert str(old) in out and "train.epochs was 3, now 9" in out and "resume_ignore=[train.epochs]" in out
+    (old / "scores.json").write_text('{"test": {}}')
+    assert open_run(recipe).folder != old
+    assert f"{old} has this recipe and is finished" in capsys.readouterr().out
