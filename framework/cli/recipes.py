@@ -30,6 +30,7 @@ def validate(
 ) -> None:
     """Check recipes without running them: report all mistakes with file, line and column."""
     from framework.recipe import RecipeError, recipe_hash
+    from framework.recipe.folders import require_folders
     from framework.runtime.errors import Problem
 
     named = [word for word in words if not is_override(word)]
@@ -41,6 +42,7 @@ def validate(
         try:
             recipe = load(name, overrides)
             notices = list(recipe.notices)
+            require_folders(recipe)
             _look_for_sides(recipe, notices)
         except RecipeError as error:
             problems += error.problems

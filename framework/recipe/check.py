@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from framework.recipe.fit import mirrored_sides_problems, misfits
-from framework.recipe.merge import Merged, origin, resolve, slots, value_at
+from framework.recipe.merge import Merged, expand_home, origin, resolve, slots, value_at
 from framework.recipe.monitor import EXAMPLE, monitor_problems
 from framework.recipe.saved import keys_in
 from framework.recipe.schema import NO_TOPICS, SLOTS, Recipe, Section, WeightSchedule, section_in
@@ -407,6 +407,7 @@ def check_recipe(merged: Merged, path: Path) -> Recipe:
     """The recipe of a merged tree. Raises RecipeError with all problems."""
     check = Check(merged, short(path))
     check.found += resolve(merged)
+    check.found += expand_home(merged)
     if check.found or not all(file.is_file() for file in merged.plugin_files):
         raise RecipeError.of(check.problems())  # other checks would report unresolved values and unread plugins
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from framework.registry.signature import RESERVED
 from framework.runtime.errors import Problem
 
 MAX_CHARACTERS = 10_000
+HOME = re.compile(r"~[\w.-]*/")
 REPLACE = "_delete_"  # `_delete_: true` in a block replaces the block of the base instead of merging with it
 
 
@@ -264,6 +267,21 @@ def origin(merged: Merged, key: Key, otherwise: str) -> str:
         if key[:end] in merged.origins:
             return merged.origins[key[:end]]
     return otherwise
+
+
+def expand_home(merged: Merged) -> list[Found]:
+    """Replaces `~/` and `~NAME/` at the start of every text by the home folder, in place: shells do it for words of
+    their own, not behind `key=`. Returns the problems.
+    """
+    problems: list[Found] = []
+    for key, text in list(leaves(merged.tree)):
+        if isinstance(text, str) and HOME.match(text):
+            path = os.path.expanduser(text)  # noqa: PTH111 - Path.expanduser raises where there is none
+            if path == text:
+                found = f"found {text!r}, and this system knows no such home folder"
+                problems.append((key, Problem("no-such-file", found, hint="Write ./~ for a folder of this name.")))
+            value_at(merged.tree, key[:-1])[key[-1]] = path
+    return problems
 
 
 def resolve(merged: Merged) -> list[Found]:

@@ -13,6 +13,7 @@ from framework.recipe.source import (
     Layer,
     RecipeError,
     as_paths,
+    expanded,
     forget,
     nested,
     parse,
@@ -91,7 +92,7 @@ def _files(value: Any, where: str) -> tuple[Path, ...]:
     files = as_paths(value)
     if files is None:
         raise RecipeError("wrong-type", f"found {value!r}", place=where, expected="a path or a list of paths")
-    return tuple(Path(item).resolve() for item in files)
+    return tuple(expanded(item).resolve() for item in files)
 
 
 def _set(layer: Layer, key: Key, value: Any, origins: dict[Key, str]) -> None:

@@ -6,8 +6,9 @@ so `1e-4` is a number and `no` is a string.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 import yaml
 
 from framework.recipe.renamed import FORMAT, RENAMED, WRITTEN_BY
+from framework.recipe.schema import Choice, Recipe, Section, section_in
 from framework.registry import did_you_mean, short
 from framework.runtime.errors import Problem, UserError
 from framework.runtime.files import read_bounded
@@ -32,6 +34,20 @@ MAX_DEPTH = 24
 REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
 
 
+def _texts(section: type[Section], above: Key = ()) -> Iterator[Key]:
+    """The keys of the schema that are texts."""
+    for key, name in section.field_names().items():
+        annotation = section.model_fields[name].annotation
+        inner = section_in(annotation)
+        if annotation in (str, str | None):
+            yield (*above, key)
+        elif inner is not None and not issubclass(inner, Choice):
+            yield from _texts(inner, (*above, key))
+
+
+TEXTS = frozenset(_texts(Recipe))
+
+
 class RecipeError(UserError):
     """The problems of a recipe, all at once."""
 
@@ -45,6 +61,11 @@ class Layer:
     plugin_files: tuple[Path, ...] = ()
     removals: list[tuple[Key, str]] = field(default_factory=list)  # `~key` and its position; applied before the values
     additions: list[tuple[Key, Any, str]] = field(default_factory=list)  # `+key=value`; applied after them
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` replaced by the home folder, where there is one."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises where there is none
 
 
 def dotted(key: Key) -> str:
@@ -202,6 +223,8 @@ def read_node(node: yaml.Node, key: Key, name: str, origins: dict[Key, str], pro
             mapping[key_node.value] = read_node(value_node, inner, name, origins, problems)
         return mapping
     value = _scalar(node)
+    if value is not None and not isinstance(value, str) and key in TEXTS:
+        return node.value  # `run.name=12345`, as written
     if isinstance(value, str) and "${" in REFERENCE.sub("", value):
         here = f"{place(node, name)}: {dotted(key)}"
         problems.append(Problem("invalid-reference", f"found {value!r}", here, "${a.b} with the key of another value"))
@@ -233,7 +256,7 @@ def find_shipped(named: str, others: Sequence[str] = ()) -> Path:
 
 def find_file(named: str | Path) -> Path:
     """The file of a recipe, by its path or else by its name among the shipped recipes."""
-    path, text = Path(named), str(named)
+    path, text = expanded(named), str(named)
     if text.startswith(SHIPPED):
         return find_shipped(text.removeprefix(SHIPPED))
     if path.is_dir():
@@ -284,7 +307,7 @@ def read_layers(path: Path, above: tuple[Path, ...] = (), done: set[Path] | None
         check_format(layer.tree.pop("format"), layer.origins.pop(("format",)))
     at = layer.origins.get(("_base_",), name)
     bases = _paths(layer, "_base_", problems)
-    layer.plugin_files = tuple((path.parent / item).resolve() for item in _paths(layer, "plugins", problems))
+    layer.plugin_files = tuple((path.parent / expanded(item)).resolve() for item in _paths(layer, "plugins", problems))
     layers: list[Layer] = []
     for base in bases:
         try:
@@ -327,7 +350,7 @@ def _base(named: str, path: Path, at: str) -> Path:
             return find_shipped(named.removeprefix(SHIPPED))
         except RecipeError as error:
             raise RecipeError.of([problem.at(at) for problem in error.problems]) from None
-    base = path.parent / named
+    base = path.parent / expanded(named)
     if not base.exists():
         near = [p.name for p in base.parent.glob("*.yaml")] if base.parent.is_dir() else []
         hint = did_you_mean(base.name, near).strip()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from framework.recipe import RECIPES, RecipeError, load_recipe, recipe_hash, save
 from framework.recipe.copying import copy_recipe
 from framework.recipe.explain import diff_rows, explain, explain_rows
+from framework.recipe.folders import require_folders
 from framework.recipe.source import Loader, read_node, shipped_recipes
 
 
@@ -386,3 +387,46 @@ def test_shipped_recipes_load_by_name_and_have_a_head_comment(path):
     else:
         assert load_recipe(name) == load_recipe(path)
     assert any(line.startswith("# ") for line in path.read_text().splitlines()[:2])
+
+
+def test_the_home_folder_is_meant_by_a_tilde_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "p.py").write_text(TOYS.read_text())
+    (tmp_path / "base.yaml").write_text("_base_: shipped:smoke\n")
+    (tmp_path / "r.yaml").write_text("_base_: ~/base.yaml\nplugins: [~/p.py]\ndata: {cache_dir: ~/cache}\n")
+    keys = ["data.dataset=manifest", "data.dataset.file=~/x.json", "data.dataset.images=${data.cache_dir}/i"]
+    more = ["run.root=~/r", "resume=~/r/x", "init_from=~/r/y", "distributed.deepspeed_config=~/d.json"]
+    recipe = load_recipe("~/r.yaml", [*keys, *more, "distributed.strategy=zero2"])
+    assert recipe.plugin_files == (tmp_path / "p.py",)
+    assert recipe.data.dataset.keys["file"] == f"{tmp_path}/x.json"
+    assert recipe.data.dataset.keys["images"] == f"{tmp_path}/cache/i"
+    named = [recipe.run.root, recipe.resume, recipe.init_from, recipe.distributed.deepspeed_config]
+    assert named == [f"{tmp_path}/{name}" for name in ("r", "r/x", "r/y", "d.json")]
+
+
+def test_a_home_folder_that_nobody_has_is_named():
+    with problem("no-such-file", "run.root"):
+        load_recipe("smoke", ["run.root=~no.such.user/r"])
+
+
+@pytest.mark.parametrize("text", ["12345", "1.10", "1e3", "true", "007", "2026-01-01"])
+def test_a_key_that_is_a_text_is_taken_as_written(text, tmp_path):
+    assert load_recipe("smoke", [f"run.name={text}"]).run.name == text
+    (tmp_path / "r.yaml").write_text(f"_base_: shipped:smoke\nrun: {{name: {text}, root: {text}}}\n")
+    recipe = load_recipe(tmp_path / "r.yaml")
+    assert (recipe.run.name, recipe.run.root) == (text, text)
+
+
+@pytest.mark.parametrize(
+    ("override", "code"),
+    [
+        ("resume=nonsense", "no-checkpoint"),
+        ("resume=atuo", "no-checkpoint"),
+        ("init_from=nonsense", "no-model"),
+        ("distributed.deepspeed_config=none.json", "no-such-file"),
+    ],
+)
+def test_folders_and_files_that_are_not_there_are_refused_at_validate(override, code):
+    recipe = load_recipe("smoke", [override, "distributed.strategy=zero2"])
+    with problem(code, override.partition("=")[0]):
+        require_folders(recipe)
