@@ -12,8 +12,8 @@ class _PluginFileFinder(importlib.abc.MetaPathFinder):
 
             return spec_of(name)
         # Perhaps a module beside a plugin file. Before one is imported nothing is imported here, which would recurse.
-        plugin_file = sys.modules.get("framework.registry.plugin_file")
-        return plugin_file.spec_of(name) if path is None and hasattr(plugin_file, "spec_of") else None
+        find: Any = getattr(sys.modules.get("framework.registry.plugin_file"), "spec_of", None)
+        return None if path is not None or find is None else find(name)
 
 
 sys.meta_path.append(_PluginFileFinder())
