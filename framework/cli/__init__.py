@@ -6,6 +6,7 @@ launch.py VERB ...                   everything else, in runs.py, recipes.py, pl
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -59,7 +60,10 @@ app.add_typer(grid_app, name="grid")
 
 
 def rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    """Of this process among those that a launcher connects; 0 without a launcher, whatever the variables contain."""
+    several = (os.environ.get("WORLD_SIZE") or "1") != "1"
+    word = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
+    return int(word) if several and word.isdecimal() else 0
 
 
 def with_verb(args: Sequence[str]) -> list[str]:
@@ -92,7 +96,7 @@ def main(args: Sequence[str] | None = None) -> None:
         errors.write_outcome(errors.USER_ERROR, error)
         if os.environ.get(TRACEBACK):
             raise
-        _print_error(error)
+        _print_error(_with_code(error))
         _exit(errors.USER_ERROR)
     except errors.Stopped as stopped:
         errors.write_outcome(errors.STOPPED, stopped)
@@ -119,6 +123,14 @@ def _exit(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _with_code(error: ValueError | OSError) -> ValueError | OSError:
+    """A full disk as an error with a code and, if known, the file."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return error
+    found = (error.strerror or str(error)).lower()
+    return UserError("cannot-write", found, place=error.filename or "").with_traceback(error.__traceback__)
 
 
 def _print_error(error: ValueError | OSError) -> None:

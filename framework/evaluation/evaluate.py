@@ -28,7 +28,7 @@ from framework.recipe.source import is_within
 from framework.run.tracking import write_json
 from framework.runtime.console import print0, progress_bar
 from framework.runtime.errors import Problem, UserError
-from framework.runtime.files import atomic_write
+from framework.runtime.files import atomic_write, read_object
 from framework.scoring.baselines import BASELINES, Comparison, comparisons, rows_of, unseen_rows
 from framework.scoring.bootstrap import PatientStatistics, intervals
 from framework.scoring.scorer import Rows, Scorer
@@ -218,7 +218,7 @@ def _store(
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     atomic_write(folder / f"{split}{suffix}.jsonl", "".join(lines))
     path = run / f"scores{suffix}.json"  # last, so that scores never lack their predictions
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    stored = read_object(path, "Delete it, and evaluate again.") if path.is_file() else {}
     models = {"written_by": list(written_by)} if label else {}
     write_json(path, {**stored, "segmentation": components.scorer.segmentation, split: {**scores, **models}})
 

@@ -155,7 +155,7 @@ class Train(Section):
 
     epochs: PositiveInt = 10
     """Number of passes over the training exams."""
-    batch_size: PositiveInt = 16
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 16
     """Global batch size: exams per step over all processes."""
     micro_batch_size: PositiveInt | Literal["auto"] = "auto"
     """Exams per forward pass of one process, a divisor of batch_size; auto: all, or on a GPU as many as fit."""
@@ -222,9 +222,9 @@ class Evaluate(Section):
     """Exponent of the length by which a report's log-probability is divided; above 1 favors long reports."""
     no_repeat_ngram_size: NonNegativeInt = 0
     """Length of token n-grams that may not repeat in a report; 0: no limit."""
-    max_length: Annotated[int, Field(ge=3)] = 150
+    max_length: Annotated[int, Field(ge=3, le=100_000)] = 150
     """Maximum length of a report in tokens, including BOS and EOS."""
-    batch_size: PositiveInt = 32
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 32
     """Exams per process that are generated at once."""
     bootstrap_samples: NonNegativeInt = 1000
     """Bootstrap samples of patients for the 95 % confidence intervals of the final scores; 0: no intervals."""

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from framework.checkpoint.export import MANIFEST, model_problems, publish_model
 from framework.checkpoint.format import (
@@ -31,11 +32,12 @@ from framework.recipe.saved import keys_in
 from framework.recipe.source import is_within
 from framework.runtime.console import print0
 from framework.runtime.errors import Problem, Stopped, UserError
-from framework.runtime.files import digest
+from framework.runtime.files import digest, read_object
 from framework.runtime.signals import WATCHER
 from framework.topics.distill import TOPICS_FILE
 
 ORPHANS_S = 60.0  # how long a process whose launcher was killed may hold the lock
+DELETE_SCORES = "Delete it; `launch.py evaluate RUN` writes it again."
 SHOWN = 8  # differences of a recipe in a message
 
 
@@ -197,16 +199,21 @@ def _choose_folder(recipe: Recipe) -> tuple[Path, Path | None]:
 def _of_this_launch(home: Path) -> Path | None:
     """The run that an earlier attempt of the same launch created."""
     for run in sorted(home.glob("*/environment.json"), key=lambda path: path.stat().st_mtime, reverse=True):
-        if json.loads(run.read_text(encoding="utf-8")).get("launch", {}).get("id") == launch_id():
+        if _launch_of(run).get("id") == launch_id():
             return run.parent
     return None
+
+
+def _launch_of(environment: Path) -> dict[str, Any]:
+    launch = read_object(environment, "Delete it.").get("launch")
+    return launch if isinstance(launch, dict) else {}
 
 
 def _unfinished(home: Path, digest: str) -> Path | None:
     """The newest run of this recipe without test scores."""
     for run in sorted(home.glob(f"*-{digest}"), reverse=True):
         scores = run / "scores.json"
-        if not scores.is_file() or "test" not in json.loads(scores.read_text(encoding="utf-8")):
+        if not scores.is_file() or "test" not in read_object(scores, DELETE_SCORES):
             return run
     return None
 

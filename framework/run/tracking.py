@@ -203,8 +203,18 @@ def peak_memory_gib(device: torch.device) -> float:
 def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Keeps the records of a JSON-lines file that `keep` accepts, and drops a last line without its end."""
     if path.is_file():
-        lines = read_lines(path)
-        atomic_write(path, "".join(line for line in lines if line.endswith("\n") and keep(json.loads(line))))
+        lines = read_lines(path, errors="replace")
+        kept = []
+        for number, line in enumerate(lines, 1):
+            try:
+                if line.endswith("\n") and keep(json.loads(line)):
+                    kept.append(line)
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+                hint = "Delete the line; only curves need it."
+                raise UserError(
+                    "damaged-file", f"not a record ({error!r})", place=f"{path}:{number}", hint=hint
+                ) from None
+        atomic_write(path, "".join(kept))
 
 
 def _starts(row: dict[str, Any], prefixes: tuple[str, ...]) -> bool:

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 def is_main_process() -> bool:
     """By the launcher's variables, so that it can be asked before (and without) torch."""
-    return os.environ.get("RANK", "0") == "0"
+    return (os.environ.get("RANK") or "0") == "0"
 
 
 def print0(text: str) -> None:

@@ -26,6 +26,9 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
         sync_file(part)
         part.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a failed write or flush names no file
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from framework.runtime.errors import UserError
-from framework.runtime.files import atomic_write, file_lock
+from framework.runtime.files import atomic_write, file_lock, read_object
 from framework.runtime.packages import package_versions
 from framework.text.lsa import ReportSpace
 from framework.text.segmentation import TERMS
@@ -129,7 +129,11 @@ def topic_changes(file: Path, topics: Topics | None) -> str:
     """How the topics of the training exams differ from those in a run's topics.json; empty if they do not."""
     if topics is None or not file.is_file():
         return ""
-    before, now = json.loads(file.read_bytes())["labels"][TRAIN], topics.labels[TRAIN].tolist()
+    hint = "Restore it from a copy; without it, topics are not compared with those before."
+    found = read_object(file, hint).get("labels")
+    before, now = found.get(TRAIN) if isinstance(found, dict) else None, topics.labels[TRAIN].tolist()
+    if not isinstance(before, list):
+        raise UserError("damaged-file", f"lacks labels of {TRAIN}", place=file, hint=hint)
     if len(before) != len(now):
         return f"it has the topics of {len(before)} training exams, and there are {len(now)}"
     differing = sum(one != other for one, other in zip(before, now))

@@ -1,5 +1,6 @@
 """The command line: verbs, exit codes and errors."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,9 +12,11 @@ import pytest
 from harness import ROOT, TOYS, problem
 
 from framework import cli
+from framework.recipe import load_recipe
 from framework.recipe.describe import snippet, stands_in
 from framework.registry import catalogue
 from framework.registry.signature import class_texts
+from framework.runtime import files
 
 
 @pytest.fixture
@@ -236,11 +239,13 @@ def test_a_mistake_ends_with_exit_code_2_and_is_printed_by_rank_0_alone(run, mon
     code, _, err = run("smoke", "train.epochs=x")
     assert (code, err) == (2, "override: train.epochs=x: found the text 'x', expected a whole number [wrong-type]\n")
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
     assert run("smoke", "train.epochs=x") == (2, "", "")
 
 
 def test_an_error_that_one_rank_may_meet_names_the_rank(run, monkeypatch):
     monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
     _, _, err = run("predict", "no/such/run", "x.png")
     assert err.startswith("rank 3: no/such/run: ") and "[no-such-file]" in err
 
@@ -300,3 +305,33 @@ def test_new_prints_a_command_that_runs_the_test_with_this_python(run, tmp_path)
     _, out, _ = run("new", "loss", "my_loss", str(tmp_path))
     command = next(line for line in out.splitlines() if "-m pytest" in line).split()
     assert shutil.which(command[0]) == sys.executable or Path(command[0]).absolute() == Path(sys.executable)
+
+
+@pytest.mark.parametrize("variables", [{"RANK": ""}, {"RANK": "1"}, {"RANK": "x", "WORLD_SIZE": ""}])
+def test_without_a_launcher_a_left_over_rank_hides_no_problem(variables, tmp_path, monkeypatch, capsys):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "bad.yaml").write_text("_base_: shipped:smoke.yaml\ntrain: {epoch: 3}\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["validate", str(tmp_path / "bad.yaml")])
+    assert ended.value.code == 2 and "[unknown-key]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["train.batch_size", "evaluate.batch_size", "evaluate.max_length"])
+def test_a_number_far_out_of_range_is_refused_at_once_with_its_key(key):
+    """The message about divisors counted up to it."""
+    with problem("out-of-range", key):
+        load_recipe("smoke", [f"{key}=999999999999999", "train.micro_batch_size=7"])
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch, capsys):
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "sync_file", full)
+    monkeypatch.setattr(cli, "app", lambda **_: files.atomic_write(tmp_path / "scores.json", "{}"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["validate", "smoke"])
+    printed = capsys.readouterr().err
+    assert ended.value.code == 2 and "scores.json: no space left" in printed and "[cannot-write]" in printed
+    assert not list(tmp_path.iterdir())

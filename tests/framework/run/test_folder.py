@@ -9,7 +9,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -33,8 +36,10 @@ from framework.distributed.launch import launch_id, start_accelerator
 from framework.recipe import Recipe, load_recipe, recipe_hash, result_tree, save
 from framework.run import folder as run_folder
 from framework.run.folder import open_run, remove_refused_run
+from framework.run.tracking import keep_lines
 from framework.runtime.errors import Stopped
 from framework.runtime.signals import StopSignals
+from framework.topics.distill import topic_changes
 
 SMOKE = ROOT / "recipes" / "smoke.yaml"
 
@@ -426,3 +431,24 @@ def test_auto_reports_why_it_starts_a_new_run(tmp_path: Path, capsys: pytest.Cap
     (old / "scores.json").write_text('{"test": {}}')
     assert open_run(recipe).folder != old
     assert f"{old} has this recipe and is finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\x00", "3"])
+@pytest.mark.parametrize("name", ["scores.json", "environment.json", "topics.json", "metrics.jsonl"])
+def test_damaged_state_of_a_run_names_its_file(tmp_path: Path, name: str, content: str) -> None:
+    if (name, content) == ("metrics.jsonl", ""):
+        return  # no records
+    recipe = recipe_of(tmp_path, "resume=auto")
+    run = tmp_path / "smoke" / f"20260101-000000-{recipe_hash(recipe)[:8]}"
+    run.mkdir(parents=True)
+    (run / name).write_text(f"{content}\n" if name == "metrics.jsonl" else content)
+    topics: Any = SimpleNamespace(labels={"train": np.zeros(2, int)})
+    with problem("damaged-file", f"{run / name}"):
+        if name == "scores.json":
+            open_run(recipe)
+        elif name == "environment.json":
+            run_folder._launch_of(run / name)
+        elif name == "topics.json":
+            topic_changes(run / name, topics)
+        else:
+            keep_lines(run / name, lambda row: row["step"] < 3)
