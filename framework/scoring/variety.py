@@ -8,9 +8,9 @@ from typing import Any
 
 from framework.scoring.scorer import Rows, Scorer
 
-# A model collapses if its most frequent report is this share of all, and this many times as frequent as that of the
-# references.
-SHARE, TIMES = 0.3, 2.0
+# A model is repetitive if its most frequent report is this share of all, and this many times as frequent as that of the
+# references; it has collapsed if it writes hardly anything else.
+SHARE, TIMES, COLLAPSED = 0.3, 2.0, 0.8
 
 
 def variety(texts: Sequence[str]) -> dict[str, float]:
@@ -20,7 +20,7 @@ def variety(texts: Sequence[str]) -> dict[str, float]:
 
 
 def variety_summary(scorer: Scorer, rows: Rows) -> dict[str, Any]:
-    """Variety of predictions and references, attributes that no prediction states, and whether the model collapses."""
+    """Variety of predictions and references, attributes that no prediction states, and whether the model collapsed."""
     model, references = variety([row[1] for row in rows]), variety([row[2] for row in rows])
     never = [
         name
@@ -29,12 +29,14 @@ def variety_summary(scorer: Scorer, rows: Rows) -> dict[str, Any]:
         for name in metric.never_stated(pairs)
     ]
     share, expected = model["most_frequent_share"], references["most_frequent_share"]
+    repetitive = share >= SHARE and share >= TIMES * expected
     return {
         "exams": len(rows),
         "model": model,
         "references": references,
         "never_stated": never,
-        "collapsed": share >= SHARE and share >= TIMES * expected,
+        "repetitive": repetitive,
+        "collapsed": repetitive and share >= COLLAPSED,
     }
 
 
@@ -44,9 +46,14 @@ def describe_variety(summary: dict[str, Any]) -> list[str]:
     lines = [f"The model writes {_count(model, exams)}; the references are {_count(references, exams)}."]
     if summary["never_stated"]:
         lines.append(f"The model never states: {', '.join(summary['never_stated'])}.")
+    share, expected = (100 * found["most_frequent_share"] for found in (model, references))
     if summary["collapsed"]:
-        share = 100 * model["most_frequent_share"]
         lines.append(f"Warning: the model has collapsed: {share:.0f} % of the exams get the same report.")
+    elif summary["repetitive"]:
+        lines.append(
+            f"Warning: {share:.0f} % of the exams get the same report; the most frequent reference has "
+            f"{expected:.0f} %."
+        )
     return lines
 
 

@@ -35,6 +35,13 @@ def test_a_model_that_writes_one_report_has_collapsed(scorer: Scorer) -> None:
     assert any(line.startswith("Warning:") for line in describe_variety(found))
 
 
+def test_a_model_that_repeats_itself_is_reported_with_the_share_of_the_references(scorer: Scorer) -> None:
+    references = [f"{MASS} it is {size} mm ." for size in range(10)]
+    found = variety_summary(scorer, rows([NORMAL] * 5 + references[5:], references))
+    assert found["repetitive"] and not found["collapsed"]
+    assert any("50 %" in line and "10 %" in line for line in describe_variety(found))
+
+
 def test_a_model_as_uniform_as_its_references_has_not_collapsed(scorer: Scorer) -> None:
     texts = [NORMAL] * 8 + [MASS, f"{MASS} it is 3 mm ."]
     found = variety_summary(scorer, rows(texts, texts))
