@@ -136,7 +136,7 @@ MISTAKES = [
     ("data: null", "data: None is not of type 'string'"),
     ("data: {image_size: 4}", "data.image_size: 4 is less than the minimum of 8"),
     ("data: {channels: 2}", "data.channels: 2 is not one of [1, 3]"),
-    ("data: {cache_dir: 3}", "data.cache_dir: 3 is not of type 'string'"),
+    ("data: {cache_dir: [x]}", "data.cache_dir: ['x'] is not of type 'string'"),
     ("data: {augment: jiter}", "data.augment: 'jiter' is not one of ['crop', 'jitter', 'ultrasound']"),
     ("data: {tokenizer: null}", "data.tokenizer: None is not "),
     ("data: {dataset: {name: manifest, file: a.json}}", "data.dataset: 'images' is a required property"),
@@ -177,7 +177,7 @@ MISTAKES = [
     ("evaluate: {monitor: 3}", "evaluate.monitor: 3 is not of type 'string'"),
     ("run: {name: a/b}", "run.name: 'a/b' does not match "),
     ("distributed: {strategy: dpp}", "distributed.strategy: 'dpp' is not one of ['auto', "),
-    ("resume: true", "resume: True is not of type 'string'"),
+    ("resume: [x]", "resume: ['x'] is not of type 'string'"),
     ("[]", ": [] is not of type 'object'"),
 ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -21,6 +20,7 @@ import torch
 from harness import EXACT, ROOT, launch, problem, records
 from safetensors.torch import load_file
 
+from framework.checkpoint.export import write_manifest
 from framework.checkpoint.format import CheckpointError, SavedState, checkpoints_of, verify_checkpoint
 from framework.recipe import Recipe, load_recipe
 from framework.run.folder import OpenedRun, open_run
@@ -360,16 +360,6 @@ class Payload:
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return os.mkdir, (str(self.file),)
-
-
-def write_manifest(checkpoint: Path) -> None:
-    """Writes a manifest of the files as they are now."""
-    files = [path for path in checkpoint.rglob("*") if path.is_file() and path.name != "manifest.json"]
-    rows = {
-        path.relative_to(checkpoint).as_posix(): [path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()]
-        for path in files
-    }
-    (checkpoint / "manifest.json").write_text(json.dumps(rows))
 
 
 @pytest.mark.parametrize("form", ["torch", "pickle"])

@@ -188,6 +188,7 @@ def test_all_code_that_computes_topics_is_part_of_the_cache_key():
         "registry/source",
         "runtime/errors",
         "runtime/files",
+        "runtime/packages",
     }
 
 
