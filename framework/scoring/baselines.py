@@ -71,14 +71,15 @@ def comparisons(
     draw = np.random.default_rng([seed, count])
     random = [training[i] for i in draw.integers(len(training), size=count)]
     constants = best_constants(training, [exam.report for exam in val.exams], scorer)
+    by_topic = None if train.topics is None else _constants_by_topic(training, train.topics, scorer)
     found = {
         "random_report": Comparison(random),
         "fixed_report": _constant(constants, monitor, count),
-        "frequent_reports": Comparison(_frequent_reports(training, train.topics, scorer, monitor, count, draw)),
+        "frequent_reports": Comparison(_frequent_reports(training, train.topics, by_topic, monitor, count, draw)),
         "nearest_image": Comparison([training[i] for i in nearest_images(exams, train)]),
     }
-    if exams.topics is not None and train.topics is not None:
-        found["topic_oracle"] = _topic_oracle(exams.topics, train.topics, training, scorer, monitor, constants)
+    if exams.topics is not None and by_topic is not None:
+        found["topic_oracle"] = _topic_oracle(exams.topics, by_topic, monitor, constants)
     found["retrieval_oracle"] = _retrieval_oracle(exams, training, scorer)
     if all(exam.rewording is not None for exam in exams.exams):
         found["rewording"] = Comparison([str(exam.rewording) for exam in exams.exams])
@@ -101,32 +102,36 @@ def _constant(constants: Mapping[str, Constant], monitor: str, count: int) -> Co
     return Comparison(by_score[monitor], by_score, constants)
 
 
-def _frequent_reports(
-    training: list[str], topics: np.ndarray | None, scorer: Scorer, monitor: str, count: int, draw: np.random.Generator
-) -> list[str]:
-    """The best reports of the most frequent classes, drawn by the frequency of the classes."""
-    classes = training if topics is None else topics.tolist()
-    reports, sizes = [], []
-    for name, size in Counter(classes).most_common(CLASSES):
-        own = [report for report, each in zip(training, classes) if each == name]
-        reports.append(best_constants(own, own, scorer)[monitor].report if topics is not None else own[0])
-        sizes.append(size)
-    shares = np.array(sizes) / sum(sizes)
-    return [reports[i] for i in draw.choice(len(reports), size=count, p=shares)]
-
-
-def _topic_oracle(
-    topics_M: np.ndarray,
-    topics_N: np.ndarray,
-    training: list[str],
-    scorer: Scorer,
-    monitor: str,
-    fallback: Mapping[str, Constant],
-) -> Comparison:
+def _constants_by_topic(training: list[str], topics_N: np.ndarray, scorer: Scorer) -> dict[int, Mapping[str, Constant]]:
+    """For each topic, the best constants of its own training reports."""
     by_topic: dict[int, Mapping[str, Constant]] = {}
     for topic in np.unique(topics_N):
         own = [report for report, label in zip(training, topics_N) if label == topic]
         by_topic[int(topic)] = best_constants(own, own, scorer)
+    return by_topic
+
+
+def _frequent_reports(
+    training: list[str],
+    topics_N: np.ndarray | None,
+    by_topic: Mapping[int, Mapping[str, Constant]] | None,
+    monitor: str,
+    count: int,
+    draw: np.random.Generator,
+) -> list[str]:
+    """The best reports of the most frequent classes, drawn by the frequency of the classes."""
+    frequent = Counter(training if topics_N is None else topics_N.tolist()).most_common(CLASSES)
+    reports = [name if by_topic is None else by_topic[name][monitor].report for name, _ in frequent]
+    sizes = np.array([size for _, size in frequent])
+    return [reports[i] for i in draw.choice(len(reports), size=count, p=sizes / sizes.sum())]
+
+
+def _topic_oracle(
+    topics_M: np.ndarray,
+    by_topic: Mapping[int, Mapping[str, Constant]],
+    monitor: str,
+    fallback: Mapping[str, Constant],
+) -> Comparison:
     of_exams = [by_topic.get(int(topic), fallback) for topic in topics_M]
     by_score = {name: [constants[name].report for constants in of_exams] for name in fallback}
     return Comparison(by_score[monitor], by_score)
