@@ -32,6 +32,7 @@ from framework.registry import PluginError, catalogue, find, load
 from framework.registry.signature import injected_params
 from framework.runtime.console import print0
 from framework.runtime.errors import Problem, UserError
+from framework.scoring.baselines import Comparisons
 from framework.scoring.reward import Reward
 from framework.scoring.scorer import Scorer
 from framework.task import ReportTask, Uncertainty
@@ -49,6 +50,7 @@ class RunComponents:
     task: ReportTask
     augment: Any | None
     scorer: Scorer
+    comparisons: Comparisons
     left_out: int  # exams with a broken view, under data.on_broken: skip
 
 
@@ -327,7 +329,9 @@ def build_components(
     else:  # without losses and augmentation, whose plugins are not needed
         task = build_task(recipe, tokenizer, None, None, trained=True, model=trained)
     left_out = len({error.exam_id for error in errors})
-    return RunComponents(exams, tokenizer, topics, task, augment, scorer, left_out)
+    monitored, seed = recipe.evaluate.monitored, recipe.train.seed
+    comparisons = Comparisons(exams["train"], exams["val"], scorer, monitored, seed)
+    return RunComponents(exams, tokenizer, topics, task, augment, scorer, comparisons, left_out)
 
 
 def _require_exams(splits: Mapping[str, Sequence[Exam]]) -> None:

@@ -196,8 +196,10 @@ class Trainer:
     def save(self) -> None:
         self.non_finite.check()
         self.state.skipped_steps = self.non_finite.count
-        self.training_run.monitor.at(f"saving step {self.state.step}")
-        self.checkpoints.save(self.state)
+        foreground = not self.recipe.checkpoint.background
+        self.training_run.monitor.at(f"saving step {self.state.step}", others_wait=foreground)
+        with self.throughput.paused():
+            self.checkpoints.save(self.state)
 
     def score_best_model(self) -> None:
         """Scores the best model on val and test, and writes the run's page."""

@@ -29,7 +29,7 @@ from framework.run.tracking import write_json
 from framework.runtime.console import print0, progress_bar
 from framework.runtime.errors import Problem, UserError
 from framework.runtime.files import atomic_write, read_object
-from framework.scoring.baselines import BASELINES, Comparison, comparisons, rows_of, unseen_rows
+from framework.scoring.baselines import BASELINES, Comparison, rows_of, unseen_rows
 from framework.scoring.bootstrap import PatientStatistics, intervals
 from framework.scoring.scorer import Rows, Scorer
 from framework.scoring.table import (
@@ -84,14 +84,7 @@ def generate_reports(
         try:
             with accelerator.autocast(), torch.no_grad():
                 features = task.features(batch.to(accelerator.device))
-                reports = generate(
-                    task.decoder,
-                    features,
-                    max_length=settings.max_length,
-                    num_beams=num_beams,
-                    length_penalty=settings.length_penalty,
-                    no_repeat_ngram_size=settings.no_repeat_ngram_size,
-                )
+                reports = generate(task.decoder, features, num_beams=num_beams, **settings.search)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 "out-of-memory",
@@ -128,8 +121,7 @@ def evaluate_split(
         label: suffix of the names of the files, unless the run's own model generates the reports.
         written_by: the models that generate the reports, if there is a label.
     """
-    exams, train, val = components.exams[split], components.exams["train"], components.exams["val"]
-    num_beams = recipe.evaluate.num_beams
+    exams, num_beams = components.exams[split], recipe.evaluate.num_beams
     rows = generate_reports(
         accelerator, task, components.tokenizer, exams, recipe, num_beams, before_batch=before_batch
     )
@@ -139,9 +131,9 @@ def evaluate_split(
 
     def scored() -> Scores:
         scores: Scores = {}
-        scorer, seed = components.scorer, recipe.train.seed
+        scorer = components.scorer
         patients = {exam.id: exam.patient for exam in exams.exams}
-        bootstrap: Any = {"seed": seed, "bootstrap_samples": recipe.evaluate.bootstrap_samples}
+        bootstrap: Any = {"seed": recipe.train.seed, "bootstrap_samples": recipe.evaluate.bootstrap_samples}
         values, seconds = scorer.timed_score(rows)
         scores["model"] = {"exams": len(rows), **variety([row[1] for row in rows]), **values}
         # Now, while metrics cache the statistics of these reports.
@@ -149,10 +141,10 @@ def evaluate_split(
         scores |= {name: row for name, row in zip((LOW, HIGH, NO_INTERVAL), ends) if row}
         statistics = PatientStatistics(scorer, [exam.id for exam in exams.exams], patients)
         statistics.add(rows)
-        if unseen := unseen_rows(rows, train):
+        if unseen := unseen_rows(rows, components.exams["train"]):
             different = variety([row[1] for row in unseen])
             scores["model_on_unseen_reports"] = {"exams": len(unseen), **different, **scorer.score(unseen)}
-        others = comparisons(exams, train, val, scorer, recipe.evaluate.monitored, seed)
+        others = components.comparisons.of(exams)
         for name in progress_bar(others, total=len(others), text="scores"):
             scores[name] = {"exams": len(rows), **variety(others[name].predictions)}
             for predictions, own in others[name].groups():

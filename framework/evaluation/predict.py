@@ -66,15 +66,12 @@ class Predictor:
         image_BVCHW = torch.from_numpy(views).float()[None] / 255
         view_mask_BV = torch.ones(image_BVCHW.shape[:2], dtype=torch.bool)
         batch = Batch(["exam"], image_BVCHW, view_mask_BV, report_BT=torch.empty(1, 0, dtype=torch.long))
-        settings = self.recipe.evaluate
         with torch.no_grad():
             (token_ids,) = generate(
                 self.task.decoder,
                 self.task.features(batch.to(self.device)),
-                max_length=settings.max_length,
                 num_beams=self.num_beams,
-                length_penalty=settings.length_penalty,
-                no_repeat_ngram_size=settings.no_repeat_ngram_size,
+                **self.recipe.evaluate.search,
             )
         return str(self.tokenizer.decode(token_ids))
 

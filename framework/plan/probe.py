@@ -164,10 +164,8 @@ def _time_reports(
             generate(
                 _NoEos(task.decoder),
                 task.features(batch),
-                max_length=length,
                 num_beams=num_beams,
-                length_penalty=recipe.evaluate.length_penalty,
-                no_repeat_ngram_size=recipe.evaluate.no_repeat_ngram_size,
+                **{**recipe.evaluate.search, "max_length": length},
             )
         return time.monotonic() - start
 

@@ -230,6 +230,11 @@ class Evaluate(Section):
     """Bootstrap samples of patients for the 95 % confidence intervals of the final scores; 0: no intervals."""
 
     @property
+    def search(self) -> dict[str, Any]:
+        """Keyword arguments of `generate`; the beam width differs between validation and the final evaluation."""
+        return {name: getattr(self, name) for name in ("max_length", "length_penalty", "no_repeat_ngram_size")}
+
+    @property
     def monitored(self) -> str:
         """The name of the monitored score, without its split."""
         return WEIGHTED_SUM if isinstance(self.monitor, dict) else self.monitor.split("/", 1)[1]

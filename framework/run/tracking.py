@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,6 +107,13 @@ class Throughput:
     def start(self) -> None:
         """Starts to measure; called when training continues after something else."""
         self.started, self.steps, self.waited = time.perf_counter(), 0, 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out the time of what is done inside, such as saving."""
+        paused = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - paused
 
     def timed(self, steps: Iterator[T]) -> Iterator[T]:
         """The items of `steps`; the time until each is ready counts as waiting for data."""

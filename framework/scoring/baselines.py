@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -54,10 +55,8 @@ class Comparison:
         return [(self.predictions, None), *((list(own), names) for own, names in groups.items())]
 
 
-def comparisons(
-    exams: ExamSet, train: ExamSet, val: ExamSet, scorer: Scorer, monitor: str, seed: int
-) -> dict[str, Comparison]:
-    """Every baseline and oracle of a split, by name.
+class Comparisons:
+    """Makes every baseline and oracle of a split. What depends on training and validation alone is found once.
 
     Baselines: `random_report`; `fixed_report`, for each score the training report that scores best on validation as the
     prediction of every exam; `frequent_reports`, the best reports of the most frequent classes (topics, or equal
@@ -66,24 +65,54 @@ def comparisons(
     for each score the best of the training reports nearest to the reference by TF-IDF; and `rewording`, the reference
     in other words, if the data set has it.
     """
-    training = [exam.report for exam in train.exams]
-    count = len(exams)
-    draw = np.random.default_rng([seed, count])
-    random = [training[i] for i in draw.integers(len(training), size=count)]
-    constants = best_constants(training, [exam.report for exam in val.exams], scorer)
-    by_topic = None if train.topics is None else _constants_by_topic(training, train.topics, scorer)
-    found = {
-        "random_report": Comparison(random),
-        "fixed_report": _constant(constants, monitor, count),
-        "frequent_reports": Comparison(_frequent_reports(training, train.topics, by_topic, monitor, count, draw)),
-        "nearest_image": Comparison([training[i] for i in nearest_images(exams, train)]),
-    }
-    if exams.topics is not None and by_topic is not None:
-        found["topic_oracle"] = _topic_oracle(exams.topics, by_topic, monitor, constants)
-    found["retrieval_oracle"] = _retrieval_oracle(exams, training, scorer)
-    if all(exam.rewording is not None for exam in exams.exams):
-        found["rewording"] = Comparison([str(exam.rewording) for exam in exams.exams])
-    return found
+
+    def __init__(self, train: ExamSet, val: ExamSet, scorer: Scorer, monitor: str, seed: int) -> None:
+        self.train, self.val, self.scorer, self.monitor, self.seed = train, val, scorer, monitor, seed
+        self.reports = [exam.report for exam in train.exams]
+
+    @cached_property
+    def constants(self) -> dict[str, Constant]:
+        """For each score, the training report that scores best on validation."""
+        return best_constants(self.reports, [exam.report for exam in self.val.exams], self.scorer)
+
+    @cached_property
+    def constants_by_topic(self) -> dict[int, Mapping[str, Constant]] | None:
+        """For each topic, the best constants of its own training reports; None without topics."""
+        if self.train.topics is None:
+            return None
+        by_topic: dict[int, Mapping[str, Constant]] = {}
+        for topic in np.unique(self.train.topics):
+            own = [report for report, label in zip(self.reports, self.train.topics) if label == topic]
+            by_topic[int(topic)] = best_constants(own, own, self.scorer)
+        return by_topic
+
+    def of(self, exams: ExamSet) -> dict[str, Comparison]:
+        """The comparisons of a split, by name."""
+        count = len(exams)
+        draw = np.random.default_rng([self.seed, count])
+        random = [self.reports[i] for i in draw.integers(len(self.reports), size=count)]
+        found = {
+            "random_report": Comparison(random),
+            "fixed_report": _constant(self.constants, self.monitor, count),
+            "frequent_reports": Comparison(self._frequent_reports(count, draw)),
+            "nearest_image": Comparison([self.reports[i] for i in nearest_images(exams, self.train)]),
+        }
+        if exams.topics is not None and self.constants_by_topic is not None:
+            of_exams = [self.constants_by_topic.get(int(topic), self.constants) for topic in exams.topics]
+            by_score = {name: [constants[name].report for constants in of_exams] for name in self.constants}
+            found["topic_oracle"] = Comparison(by_score[self.monitor], by_score)
+        found["retrieval_oracle"] = _retrieval_oracle(exams, self.reports, self.scorer)
+        if all(exam.rewording is not None for exam in exams.exams):
+            found["rewording"] = Comparison([str(exam.rewording) for exam in exams.exams])
+        return found
+
+    def _frequent_reports(self, count: int, draw: np.random.Generator) -> list[str]:
+        """The best reports of the most frequent classes, drawn by the frequency of the classes."""
+        topics_N, by_topic = self.train.topics, self.constants_by_topic
+        frequent = Counter(self.reports if topics_N is None else topics_N.tolist()).most_common(CLASSES)
+        reports = [name if by_topic is None else by_topic[name][self.monitor].report for name, _ in frequent]
+        sizes = np.array([size for _, size in frequent])
+        return [reports[i] for i in draw.choice(len(reports), size=count, p=sizes / sizes.sum())]
 
 
 def rows_of(exams: Sequence[Exam], predictions: Sequence[str]) -> Rows:
@@ -100,41 +129,6 @@ def _constant(constants: Mapping[str, Constant], monitor: str, count: int) -> Co
     repeated = {report: [report] * count for report in {constant.report for constant in constants.values()}}
     by_score = {name: repeated[constant.report] for name, constant in constants.items()}
     return Comparison(by_score[monitor], by_score, constants)
-
-
-def _constants_by_topic(training: list[str], topics_N: np.ndarray, scorer: Scorer) -> dict[int, Mapping[str, Constant]]:
-    """For each topic, the best constants of its own training reports."""
-    by_topic: dict[int, Mapping[str, Constant]] = {}
-    for topic in np.unique(topics_N):
-        own = [report for report, label in zip(training, topics_N) if label == topic]
-        by_topic[int(topic)] = best_constants(own, own, scorer)
-    return by_topic
-
-
-def _frequent_reports(
-    training: list[str],
-    topics_N: np.ndarray | None,
-    by_topic: Mapping[int, Mapping[str, Constant]] | None,
-    monitor: str,
-    count: int,
-    draw: np.random.Generator,
-) -> list[str]:
-    """The best reports of the most frequent classes, drawn by the frequency of the classes."""
-    frequent = Counter(training if topics_N is None else topics_N.tolist()).most_common(CLASSES)
-    reports = [name if by_topic is None else by_topic[name][monitor].report for name, _ in frequent]
-    sizes = np.array([size for _, size in frequent])
-    return [reports[i] for i in draw.choice(len(reports), size=count, p=sizes / sizes.sum())]
-
-
-def _topic_oracle(
-    topics_M: np.ndarray,
-    by_topic: Mapping[int, Mapping[str, Constant]],
-    monitor: str,
-    fallback: Mapping[str, Constant],
-) -> Comparison:
-    of_exams = [by_topic.get(int(topic), fallback) for topic in topics_M]
-    by_score = {name: [constants[name].report for constants in of_exams] for name in fallback}
-    return Comparison(by_score[monitor], by_score)
 
 
 def _retrieval_oracle(exams: ExamSet, training: list[str], scorer: Scorer) -> Comparison:

@@ -11,35 +11,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from grey_exams import exam, make_cache
 from harness import problem
 
 from framework.build import _require_exams
-from framework.data.image_cache import build_image_cache, fit
+from framework.data.image_cache import fit
 from framework.exam import Exam, ExamError
-
-
-@dataclass(frozen=True)
-class Plain:
-    """A view of one grey value, or a broken one."""
-
-    value: int
-
-    @property
-    def name(self) -> str:
-        return f"grey {self.value}"
-
-    def load(self) -> np.ndarray:
-        if self.value < 0:
-            raise OSError("truncated")
-        return np.full((8, 8), self.value, np.uint8)
-
-
-def exam(number: int, *values: int) -> Exam:
-    return Exam(f"e{number}", f"p{number}", tuple(Plain(value) for value in values), "text")
-
-
-def make_cache(exams: list[Exam], folder: Path, broken: str = "stop"):
-    return build_image_cache(exams, source_key="k", size=8, channels=1, folder=folder, on_broken=broken)  # type: ignore[arg-type]
 
 
 def test_broken_views_stop_the_run_and_all_are_listed(tmp_path: Path) -> None:
@@ -50,7 +27,7 @@ def test_broken_views_stop_the_run_and_all_are_listed(tmp_path: Path) -> None:
 
 
 def test_broken_views_can_be_skipped_and_are_counted(tmp_path: Path) -> None:
-    cache, problems = make_cache([exam(1, 7), exam(2, -1), exam(3, 9)], tmp_path, broken="skip")
+    cache, problems = make_cache([exam(1, 7), exam(2, -1), exam(3, 9)], tmp_path, on_broken="skip")
     assert [problem.exam_id for problem in problems] == ["e2"]
     assert set(cache.rows) == {"e1", "e3"} and cache.images("e3").max() == 9
 
@@ -82,11 +59,11 @@ class OnDisk:
 
 def test_a_view_that_loads_again_is_no_longer_left_out(tmp_path: Path) -> None:
     exams = [exam(1, 7), Exam("e2", "p2", (OnDisk(str(tmp_path / "a")),), "text")]
-    _, problems = make_cache(exams, tmp_path / "cache", broken="skip")
+    _, problems = make_cache(exams, tmp_path / "cache", on_broken="skip")
     assert [(each.exam_id, each.code) for each in problems] == [("e2", "unreadable-file")]
-    assert len(make_cache(exams, tmp_path / "cache", broken="skip")[1]) == 1
+    assert len(make_cache(exams, tmp_path / "cache", on_broken="skip")[1]) == 1
     (tmp_path / "a").touch()
-    cache, problems = make_cache(exams, tmp_path / "cache", broken="skip")
+    cache, problems = make_cache(exams, tmp_path / "cache", on_broken="skip")
     assert not problems and cache.images("e2").max() == 50
 
 

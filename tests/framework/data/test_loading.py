@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from grey_exams import exam, make_cache
 from harness import problem
 
-from framework.data.image_cache import build_image_cache
 from framework.data.loading import BatchPlan, ExamSet, collate, epoch_order
-from framework.exam import Exam
-
-
-@dataclass(frozen=True)
-class Plain:
-    """A view of one grey value, or a broken one."""
-
-    value: int
-
-    @property
-    def name(self) -> str:
-        return f"grey {self.value}"
-
-    def load(self) -> np.ndarray:
-        if self.value < 0:
-            raise OSError("truncated")
-        return np.full((8, 8), self.value, np.uint8)
-
-
-def exam(number: int, *values: int) -> Exam:
-    return Exam(f"e{number}", f"p{number}", tuple(Plain(value) for value in values), "text")
-
-
-def make_cache(exams: list[Exam], folder: Path, broken: str = "stop"):
-    return build_image_cache(exams, source_key="k", size=8, channels=1, folder=folder, on_broken=broken)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])

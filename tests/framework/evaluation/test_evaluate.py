@@ -54,12 +54,15 @@ def test_a_metrics_model_reads_the_reports_of_a_split_once(tmp_path: Path, monke
     rows = [(exam.id, "m" * (number + 1), exam.report) for number, exam in enumerate(exams.exams)]
     names = (*BASELINES, "rewording")
     monkeypatch.setattr(evaluation, "generate_reports", lambda *_, **keys: rows)
-    monkeypatch.setattr(evaluation, "comparisons", lambda *_: {name: Comparison([name] * 6) for name in names})
+    comparisons = SimpleNamespace(of=lambda _: {name: Comparison([name] * 6) for name in names})
     metric = Slow()
     tokenizer = SimpleNamespace(segment=str.split, language="en", segmentation="words")
     train = SimpleNamespace(exams=[SimpleNamespace(report="x" * 4)])
     parts = SimpleNamespace(
-        exams={"train": train, "val": train, "test": exams}, tokenizer=tokenizer, scorer=Scorer([metric], tokenizer)
+        exams={"train": train, "val": train, "test": exams},
+        tokenizer=tokenizer,
+        scorer=Scorer([metric], tokenizer),
+        comparisons=comparisons,
     )
     recipe = SimpleNamespace(
         train=SimpleNamespace(seed=1), evaluate=SimpleNamespace(num_beams=1, bootstrap_samples=50, monitored="slow")

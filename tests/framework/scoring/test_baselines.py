@@ -16,7 +16,7 @@ from framework.data.image_cache import build_image_cache
 from framework.data.loading import ExamSet
 from framework.exam import Exam, Pair
 from framework.scoring import baselines
-from framework.scoring.baselines import BASELINES, comparisons, rows_of, unseen_rows
+from framework.scoring.baselines import BASELINES, Comparisons, rows_of, unseen_rows
 from framework.scoring.constants import best_constants
 from framework.scoring.scorer import Scorer
 from plugins.metric.bleu import Bleu
@@ -57,7 +57,7 @@ def test_each_baseline_and_oracle_gives_its_report(tmp_path: Path, scorer: Score
     train = make(tmp_path, [(NONE, 100, 0)] * 3 + [(CYST, 10, 1), (MASS, 200, 2)], "train")
     val = make(tmp_path, [(NONE, 90, 0), (NONE, 90, 0), (CYST, 12, 1)], "val")
     test = make(tmp_path, [(CYST, 12, 1), (MASS + " large .", 190, 2), (NONE, 205, 0)], "test")
-    found = comparisons(test, train, val, scorer, "bleu_4", seed=1)
+    found = Comparisons(train, val, scorer, "bleu_4", seed=1).of(test)
     assert found["fixed_report"].of("bleu_4") == found["fixed_report"].predictions == [NONE] * 3
     assert found["nearest_image"].predictions == [CYST, MASS, MASS]
     for name in ("topic_oracle", "retrieval_oracle"):
@@ -75,7 +75,7 @@ def test_each_score_has_its_own_best_constant_report(tmp_path: Path, scorer: Sco
     texts = [f"{filler} {finding} ." for finding in findings]
     train = make(tmp_path, [(text, 10, 0) for text in [*texts, filler, CYST, CYST]], "train")
     val = make(tmp_path, [(text, 10, 0) for text in [*texts, *texts, CYST, CYST, CYST]], "val")
-    found = comparisons(val, train, val, scorer, "bleu_4", seed=1)["fixed_report"]
+    found = Comparisons(train, val, scorer, "bleu_4", seed=1).of(val)["fixed_report"]
     assert found.constants["cider"].report == CYST != found.constants["bleu_4"].report
     assert found.constants["bleu_4"].tried == 6, "all distinct training reports"
     assert {name: found.of(name)[0] for name in ("bleu_4", "cider")} == {
@@ -112,8 +112,8 @@ def test_a_constant_with_a_score_of_nan_is_never_the_best(scorer: Scorer) -> Non
 
 def test_baselines_do_not_read_the_test_references(tmp_path: Path, scorer: Scorer) -> None:
     train, val = make(tmp_path, [(NONE, 100, 0), (CYST, 10, 1)], "train"), make(tmp_path, [(NONE, 90, 0)], "val")
-    one = comparisons(make(tmp_path, [(CYST, 12, 1)], "t"), train, val, scorer, "bleu_4", 1)
-    two = comparisons(make(tmp_path, [(MASS, 12, 1)], "t"), train, val, scorer, "bleu_4", 1)
+    baselines = Comparisons(train, val, scorer, "bleu_4", seed=1)
+    one, two = (baselines.of(make(tmp_path, [(text, 12, 1)], "t")) for text in (CYST, MASS))
     for name in BASELINES:
         assert one[name] == two[name]
 
@@ -121,7 +121,7 @@ def test_baselines_do_not_read_the_test_references(tmp_path: Path, scorer: Score
 def test_frequent_reports_are_drawn_by_the_frequency_of_their_classes(tmp_path: Path, scorer: Scorer) -> None:
     train = make(tmp_path, [(NONE, 9, 0)] * 60 + [(CYST, 9, 1)] * 30 + [(MASS, 9, 2)] * 10, "train")
     test = make(tmp_path, [(NONE, 9, 0)] * 400, "test")
-    drawn = Counter(comparisons(test, train, train, scorer, "bleu_4", seed=3)["frequent_reports"].predictions)
+    drawn = Counter(Comparisons(train, train, scorer, "bleu_4", seed=3).of(test)["frequent_reports"].predictions)
     assert drawn.keys() == {NONE, CYST, MASS}
     assert 200 < drawn[NONE] < 280 and 80 < drawn[CYST] < 160 and drawn[MASS] < 80
 
