@@ -11,19 +11,9 @@ import torch
 from torch import Tensor
 
 from framework.exam import BOS, EOS, PAD, UNK, Features
+from framework.models.cache import Moves, expand_beams, move_exams, reorder_beams
 
 NEVER = (PAD, BOS, UNK)  # tokens that no report contains
-
-
-def reorder_cache(cache: Any, rows: Tensor) -> Any:
-    """Selects rows of every tensor in a decoder's cache: any nest of dicts, lists and tuples, batch first."""
-    if isinstance(cache, Tensor):
-        return cache.index_select(0, rows)
-    if isinstance(cache, dict):
-        return {key: reorder_cache(value, rows) for key, value in cache.items()}
-    if isinstance(cache, (list, tuple)):
-        return type(cache)(reorder_cache(value, rows) for value in cache)
-    return cache
 
 
 def next_token_logprobs(logits_W: Tensor) -> Tensor:
@@ -44,6 +34,11 @@ def forbid_repeats(scores_RW: Tensor, tokens_RT: Tensor, ngram_size: int) -> Ten
     return scores_RW.masked_fill(banned > 0, float("-inf"))
 
 
+def steps_between_checks(device: torch.device) -> int:
+    """Steps between looks at which exams are finished. A look at a GPU waits for it, and finished exams cost a CPU."""
+    return 1 if device.type == "cpu" else 8
+
+
 @torch.no_grad()
 def generate(
     decoder: Any,
@@ -61,13 +56,15 @@ def generate(
     hypotheses are, or after `max_length` tokens.
 
     Args:
-        decoder: offers `init_cache(features) -> cache` and `step(tokens_R, cache) -> (logits_RW, cache)`.
+        decoder: offers `init_cache(features) -> cache` and `step(tokens_R, cache) -> (logits_RW, cache)`, see
+            models/cache.py. A cache that was handed to `step` is used up.
         no_repeat_ngram_size: no n-gram of this size occurs twice in a report; 0 allows repeats.
     """
     per_exam = features.patches_BND if features.pooled_BD is None else features.pooled_BD
     batch, device = per_exam.shape[0], per_exam.device
-    cache = reorder_cache(decoder.init_cache(features), torch.arange(batch, device=device).repeat_interleave(num_beams))
-    hypotheses_BKT = torch.empty(batch, num_beams, 0, dtype=torch.long, device=device)
+    check_every = steps_between_checks(device)
+    cache = expand_beams(decoder.init_cache(features), num_beams)
+    hypotheses_BKT = torch.full((batch, num_beams, max_length), PAD, device=device)
     # At the start only the first beam of an exam counts, or all of its beams would be the same.
     beam_scores_BK = torch.full((batch, num_beams), float("-inf"), device=device)
     beam_scores_BK[:, 0] = 0
@@ -79,10 +76,11 @@ def generate(
     for length in range(1, max_length + 1):
         logits_RW, cache = decoder.step(last_tokens_R, cache)
         if no_repeat_ngram_size:
-            logits_RW = forbid_repeats(logits_RW.float(), hypotheses_BKT.flatten(0, 1), no_repeat_ngram_size)
+            written_RT = hypotheses_BKT[..., : length - 1].flatten(0, 1)
+            logits_RW = forbid_repeats(logits_RW.float(), written_RT, no_repeat_ngram_size)
         logprobs_BKW = next_token_logprobs(logits_RW).unflatten(0, (-1, num_beams))
         # A finished hypothesis is continued by PAD only, at no cost.
-        logprobs_BKW = logprobs_BKW.masked_fill(finished_BK[..., None], float("-inf"))
+        logprobs_BKW.masked_fill_(finished_BK[..., None], float("-inf"))
         logprobs_BKW[..., PAD] = torch.where(finished_BK, 0.0, logprobs_BKW[..., PAD])
         next_scores_BKW = beam_scores_BK[..., None] + logprobs_BKW
         next_lengths_BK = torch.where(finished_BK, lengths_BK, length)
@@ -91,21 +89,30 @@ def generate(
         vocabulary_size = logprobs_BKW.shape[-1]
         parents_BK, tokens_BK = best_BK // vocabulary_size, best_BK % vocabulary_size
         beam_scores_BK = next_scores_BKW.flatten(1).gather(1, best_BK)
-        lengths_BK = next_lengths_BK.gather(1, parents_BK)
-        hypotheses_BKT = torch.cat(
-            [hypotheses_BKT.gather(1, parents_BK[..., None].expand(-1, -1, length - 1)), tokens_BK[..., None]], dim=-1
-        )
-        finished_BK = finished_BK.gather(1, parents_BK) | (tokens_BK == EOS)
-        rows_BK = torch.arange(len(exams_B), device=device)[:, None] * num_beams + parents_BK
+        if num_beams > 1:
+            lengths_BK = next_lengths_BK.gather(1, parents_BK)
+            finished_BK = finished_BK.gather(1, parents_BK)
+            hypotheses_BKT = hypotheses_BKT.gather(1, parents_BK[..., None].expand_as(hypotheses_BKT))
+            cache = reorder_beams(cache, parents_BK)
+        else:
+            lengths_BK = next_lengths_BK
+        hypotheses_BKT[..., length - 1] = tokens_BK
+        finished_BK = finished_BK | (tokens_BK == EOS)
+        last_tokens_R = tokens_BK.flatten()
+        if length % check_every and length < max_length:
+            continue
         done_B = finished_BK.all(1) if length < max_length else torch.ones_like(finished_BK[:, 0])
-        for exam in done_B.nonzero().flatten().tolist():
-            best = (beam_scores_BK[exam] / lengths_BK[exam] ** length_penalty).argmax()
-            reports[int(exams_B[exam])] = [t for t in hypotheses_BKT[exam, best].tolist() if t not in (EOS, PAD)]
-        unfinished = (~done_B).nonzero().flatten()
-        if not len(unfinished):
+        done = done_B.nonzero().flatten()
+        if not len(done):
+            continue
+        best_D = (beam_scores_BK[done] / lengths_BK[done] ** length_penalty).argmax(1)
+        for exam, tokens in zip(exams_B[done].tolist(), hypotheses_BKT[done, best_D].tolist()):
+            reports[exam] = [token for token in tokens if token not in (EOS, PAD)]
+        if len(reports) == batch:
             break
-        cache = reorder_cache(cache, rows_BK[unfinished].flatten())
-        exams_B, hypotheses_BKT = exams_B[unfinished], hypotheses_BKT[unfinished]
-        beam_scores_BK, lengths_BK = beam_scores_BK[unfinished], lengths_BK[unfinished]
-        finished_BK, last_tokens_R = finished_BK[unfinished], tokens_BK[unfinished].flatten()
+        moves = Moves.closing_gaps(done_B)
+        cache = move_exams(cache, moves, num_beams)
+        exams_B, hypotheses_BKT, last_tokens_BK = map(moves.apply, (exams_B, hypotheses_BKT, tokens_BK))
+        beam_scores_BK, lengths_BK, finished_BK = map(moves.apply, (beam_scores_BK, lengths_BK, finished_BK))
+        last_tokens_R = last_tokens_BK.flatten()
     return [reports[exam] for exam in range(batch)]

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.exam import Features
+from framework.models.cache import BeamPast, KeyValues, LayerCache, PerExam
 from framework.runtime.errors import UserError
 
-# Keys and values of self-attention [B, H, T, d] each, and of cross-attention [B, H, N, d] each in a decoder layer.
-KeyValues = tuple[Tensor, ...]
+FEW_QUERIES = 16  # at most the beams of an exam; `python -m benchmarks.decoding` measures
 
 
 class BaseTransformerDecoder(nn.Module):
@@ -72,8 +72,9 @@ class BaseTransformerDecoder(nn.Module):
         """Logits [B, T, W]; those at t are of the token that follows `tokens_BT[:, : t + 1]`."""
         cache = self.init_cache(features)
         x_BTD, cond, _ = self.embed(tokens_BT, cache)
+        memory = {name: cache[name].value for name in ("memory", "memory_mask")}
         for layer in self.layers:
-            x_BTD = layer(x_BTD, *cond, is_causal=True, memory=cache["memory"], memory_mask=cache["memory_mask"])[0]
+            x_BTD = layer(x_BTD, *cond, is_causal=True, **memory)
         return self.lm_head(self.norm(x_BTD))
 
     def init_cache(self, features: Features) -> dict[str, Any]:
@@ -84,27 +85,29 @@ class BaseTransformerDecoder(nn.Module):
         """Encodes projected patches into the memory that the decoder layers attend to, beside an empty cache."""
         mask = patch_mask_BN[:, None, None, :]
         for layer in self.encoder_layers:
-            x_BND = layer(x_BND, is_causal=False, mask=mask)[0]
+            x_BND = layer(x_BND, mask=mask)
         return {
-            "memory": self.encoder_norm(x_BND),
-            "memory_mask": mask,
-            "past_key_values": [None] * len(self.layers),
+            "memory": PerExam(self.encoder_norm(x_BND)),
+            "memory_mask": PerExam(mask),
+            "past": BeamPast(len(self.positions_TD)),
+            "layers": [LayerCache(len(self.positions_TD)) for _ in self.layers],
         }
 
-    def step(self, tokens_B: Tensor, cache: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Logits [B, W] of the next token, and the cache with `tokens_B` in it."""
-        x_B1D, cond, cache = self.embed(tokens_B[:, None], cache)
-        memory, mask = cache["memory"], cache["memory_mask"]
-        key_values = []
-        for layer, past in zip(self.layers, cache["past_key_values"]):
-            x_B1D, present = layer(x_B1D, *cond, is_causal=False, past_key_values=past, memory=memory, memory_mask=mask)
-            key_values.append(present)
-        return self.lm_head(self.norm(x_B1D))[:, 0], {**cache, "past_key_values": key_values}
+    def step(self, tokens_R: Tensor, cache: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Logits [R, W] of the next token, and the cache with `tokens_R` in it."""
+        x_R1D, cond, cache = self.embed(tokens_R[:, None], cache)
+        memory = {name: cache[name].value for name in ("memory", "memory_mask")}
+        # To its exam's memory and to the tokens so far, the beams of an exam attend as the queries of one sequence.
+        batch = len(memory["memory"])
+        x_BKD, *cond_BKM = (rows[:, 0].unflatten(0, (batch, -1)) for rows in (x_R1D, *cond))
+        mask = cache["past"].advance(batch, x_BKD.shape[1], x_BKD.device)
+        for layer, layer_cache in zip(self.layers, cache["layers"], strict=True):
+            x_BKD = layer(x_BKD, *cond_BKM, mask=mask, cache=layer_cache, **memory)
+        return self.lm_head(self.norm(x_BKD)).flatten(0, 1), cache
 
     def embed(self, tokens_BT: Tensor, cache: dict[str, Any]) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Any]]:
         """Embeddings with positions [B, T, D], the condition of the norms, and the cache after these tokens."""
-        past = cache["past_key_values"][0]
-        offset = 0 if past is None else past[0].shape[2]
+        offset = cache["past"].written
         x_BTD = self.embed_tokens(tokens_BT) * math.sqrt(self.embed_tokens.embedding_dim)
         positions_TD = self.positions_TD[offset : offset + tokens_BT.shape[1]]
         return self.dropout(x_BTD + positions_TD.to(x_BTD.dtype)), (), cache
@@ -134,7 +137,7 @@ class MultiHeadAttention(nn.Module):
     def _split_heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def keys_values(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, x_BTD: Tensor) -> KeyValues:
         """Keys and values, [B, H, T, d] each."""
         return self._split_heads(self.k_proj(x_BTD)), self._split_heads(self.v_proj(x_BTD))
 
@@ -148,16 +151,29 @@ class MultiHeadAttention(nn.Module):
         return self.out_proj(x_BHTd.transpose(1, 2).flatten(2))
 
     def forward(
-        self, x_BTD: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None = None, is_causal: bool = False
+        self, x_BTD: Tensor, keys_values: KeyValues, mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        attended_BHTd = F.scaled_dot_product_attention(
-            self._split_heads(self.q_proj(x_BTD)),
-            *keys_values,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=is_causal,
-        )
+        queries_BHTd, (keys_BHNd, values_BHNd) = self._split_heads(self.q_proj(x_BTD)), keys_values
+        if x_BTD.shape[1] <= FEW_QUERIES and not is_causal and x_BTD.device.type == "cpu" and not self.training:
+            attended_BHTd = _attend_by_matmul(queries_BHTd, keys_BHNd, values_BHNd, mask)
+        else:
+            attended_BHTd = F.scaled_dot_product_attention(
+                queries_BHTd,
+                keys_BHNd,
+                values_BHNd,
+                attn_mask=mask,
+                dropout_p=self.dropout if self.training else 0.0,
+                is_causal=is_causal,
+            )
         return self.merge_heads(attended_BHTd)
+
+
+def _attend_by_matmul(queries_BHTd: Tensor, keys_BHNd: Tensor, values_BHNd: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of few queries on a CPU, where the fused kernel reads the keys at less than the memory's speed."""
+    scores_BHTN = queries_BHTd @ keys_BHNd.transpose(-2, -1) / math.sqrt(queries_BHTd.shape[-1])
+    if mask is not None:
+        scores_BHTN = scores_BHTN.masked_fill(~mask, float("-inf"))
+    return scores_BHTN.softmax(-1) @ values_BHNd
 
 
 class TransformerLayer(nn.Module):
@@ -190,32 +206,33 @@ class TransformerLayer(nn.Module):
         self,
         x_BTD: Tensor,
         *cond: Tensor,
-        is_causal: bool,
+        is_causal: bool = False,
         mask: Tensor | None = None,
-        past_key_values: KeyValues | None = None,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
-    ) -> tuple[Tensor, KeyValues]:
-        """The hidden states after this layer [B, T, D], and its keys and values so far.
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """The hidden states after this layer, [B, T, D].
 
         Args:
             cond: second input of the norms.
-            past_key_values: keys and values of the tokens before; a decoder layer takes those of `memory` from here.
+            mask: True where self-attention reads.
             memory: what a decoder layer attends to, [B, N, D].
+            cache: keys and values of the tokens before, to which those of `x_BTD` are added.
         """
         normed_BTD = self.self_attn_norm(x_BTD, *cond)
-        keys, values = self.self_attn.keys_values(normed_BTD)
-        if past_key_values is not None:
-            keys = torch.cat([past_key_values[0], keys], dim=2)
-            values = torch.cat([past_key_values[1], values], dim=2)
-        key_values: KeyValues = (keys, values)
-        x_BTD = x_BTD + self.dropout(self.self_attn(normed_BTD, (keys, values), mask, is_causal))
+        key_values = self.self_attn.keys_values(normed_BTD)
+        if cache is not None:
+            key_values = cache.append(key_values)
+        x_BTD = x_BTD + self.dropout(self.self_attn(normed_BTD, key_values, mask, is_causal))
         if memory is not None:
-            cross = self.cross_attn.keys_values(memory) if past_key_values is None else past_key_values[2:]
-            key_values += cross
+            cross = None if cache is None else cache.cross_attn
+            if cross is None:
+                cross = self.cross_attn.keys_values(memory)
+                if cache is not None:
+                    cross = cache.store(cross)
             x_BTD = x_BTD + self.dropout(self.cross_attn(self.cross_attn_norm(x_BTD, *cond), cross, memory_mask))
-        x_BTD = x_BTD + self.dropout(self.feedforward(self.feedforward_norm(x_BTD, *cond)))
-        return x_BTD, key_values
+        return x_BTD + self.dropout(self.feedforward(self.feedforward_norm(x_BTD, *cond)))
 
 
 def xavier_uniform_matrices_(module: nn.Module) -> None:

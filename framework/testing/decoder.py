@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from framework.exam import BOS, Features
-from framework.models.generation import generate, reorder_cache
+from framework.models.cache import Moves, expand_beams, move_exams, reorder_beams
+from framework.models.generation import generate
 from framework.registry.signature import GIVES
 from framework.testing.contract import Make, build_plugin, require, runs
 from framework.testing.modules import Untouchable, check_gradients, check_module, check_seeds, drawn, same, seeded
@@ -139,26 +140,48 @@ def _cache(decoder: Any) -> None:
     rule, fix = "step with a cache equals forward", "store in the cache everything that earlier tokens produced"
     expected = f"init_cache(Features) -> cache, then {LONGEST} times step(tokens_B, cache) -> logits_BW, cache"
     with runs(rule, expected=expected, fix=fix):
-        same([_steps(decoder, None)], [whole], rule, fix)
-    rule = "step equals forward after reorder_cache"
+        same([_steps(decoder)], [whole], rule, fix)
+    rule = "step equals forward after beams are reordered and exams are dropped"
     fix = "make the cache a nest of dicts, lists and tuples of tensors with the batch first; store nothing in self"
-    rows = torch.tensor([2, 0, 0, 1])
     with runs(rule, expected="the same logits", fix=fix):
-        reordered = decoder(_rows(_features(decoder), rows), _tokens()[rows])
-        same([_steps(decoder, rows)[:, 3:]], [reordered[:, 3:]], rule, fix)
+        found, tokens, exams = _steps_of_beams(decoder)
+        same([found], [decoder(_rows(_features(decoder), exams), tokens)[:, -1]], rule, fix)
     _beams(decoder)
 
 
-def _steps(decoder: Any, rows: Tensor | None) -> Tensor:
-    """Logits of every step [B, T, W]; the fourth and later ones for these rows of the batch."""
-    tokens, cache = _tokens(), decoder.init_cache(_features(decoder))
+def _steps(decoder: Any) -> Tensor:
+    """Logits of every step [B, T, W]."""
+    cache = decoder.init_cache(_features(decoder))
     logits: list[Tensor] = []
-    for place in range(LONGEST):
-        if rows is not None and place == 3:
-            tokens, cache, logits = tokens[rows], reorder_cache(cache, rows), [step[rows] for step in logits]
-        step, cache = decoder.step(tokens[:, place], cache)
+    for tokens in _tokens().unbind(1):
+        step, cache = decoder.step(tokens, cache)
         logits.append(step)
     return torch.stack(logits, 1)
+
+
+def _steps_of_beams(decoder: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The logits of the last step [R, W], and tokens [R, T] and exams [R] that lead there.
+
+    Two beams of each exam write different tokens; both continue the first or the second or each other, then the first
+    exam ends.
+    """
+    tokens_BT = _tokens()
+    tokens_BKT = torch.stack([tokens_BT, 3 + (tokens_BT - 2) % (WORDS - 3)], 1)
+    tokens_BKT[..., 0] = BOS
+    exams_B = torch.arange(len(tokens_BKT))
+    cache = expand_beams(decoder.init_cache(_features(decoder)), 2)
+    for place in range(LONGEST):
+        logits_RW, cache = decoder.step(tokens_BKT[..., place].flatten(), cache)
+        if place == 2:
+            parents_BK = torch.tensor([[1, 1], [1, 0], [0, 0]])
+            cache = reorder_beams(cache, parents_BK)
+            past_BKT = tokens_BKT[..., : place + 1].clone()
+            tokens_BKT[..., : place + 1] = past_BKT.gather(1, parents_BK[..., None].expand_as(past_BKT))
+        if place == 3:
+            moves = Moves.closing_gaps(torch.tensor([True, False, False]))
+            cache = move_exams(cache, moves, 2)
+            tokens_BKT, exams_B = moves.apply(tokens_BKT), moves.apply(exams_B)
+    return logits_RW, tokens_BKT.flatten(0, 1), exams_B.repeat_interleave(2)
 
 
 def _beams(decoder: Any) -> None:

@@ -103,7 +103,7 @@ class CrossModalMemory(BaseTransformerDecoder):
 
 @dataclass(frozen=True)
 class _Slots:
-    """Keys and values [1, H, S, d], the same for all exams; in an object, so that `reorder_cache` leaves them alone."""
+    """Keys and values [1, H, S, d], the same for all exams; in an object, so that a search leaves them alone."""
 
     keys: Tensor
     values: Tensor

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from framework.exam import BOS, EOS, PAD, UNK, Features
 from framework.models.blocks import eval_frozen_modules
+from framework.models.cache import CacheLeaf, Moves, beam_rows
 from framework.models.external_weights import external_weights_of
 from framework.models.pretrained import (
     add_lora,
@@ -176,17 +177,14 @@ class HfCausal(nn.Module):
         prefix_BPH, mask_BP = self._prefix(features)
         past = DynamicCache()
         self._run(prefix_BPH, mask_BP, past, 1)
-        return {"attention_mask": mask_BP, "past_key_values": _as_tensors(past)}
+        return {"attention_mask": mask_BP, "past_key_values": _KeyValues(past)}
 
-    def step(self, tokens_B: Tensor, cache: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Logits [B, W] of the next token, and the cache with `tokens_B` in it."""
-        before = cache["attention_mask"]
-        mask = torch.cat([before, before.new_ones(len(tokens_B), 1)], dim=1)
-        past = DynamicCache()
-        for layer, (keys, values) in enumerate(cache["past_key_values"]):
-            past.update(keys, values, layer)
-        logits = self._run(self._embed(tokens_B[:, None]), mask, past, 1)
-        return self._select_vocabulary(logits[:, -1]), {"attention_mask": mask, "past_key_values": _as_tensors(past)}
+    def step(self, tokens_R: Tensor, cache: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Logits [R, W] of the next token, and the cache with `tokens_R` in it."""
+        before, past = cache["attention_mask"], cache["past_key_values"]
+        mask = torch.cat([before, before.new_ones(len(tokens_R), 1)], dim=1)
+        logits = self._run(self._embed(tokens_R[:, None]), mask, past.value, 1)
+        return self._select_vocabulary(logits[:, -1]), {"attention_mask": mask, "past_key_values": past}
 
     def train(self, mode: bool = True) -> HfCausal:
         super().train(mode)
@@ -329,9 +327,20 @@ class _QueryPooling(nn.Module):
         return self.norm(query_BQH + attended)
 
 
-def _as_tensors(past: DynamicCache) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Keys and values of each layer, batch first: tensors that `reorder_cache` can reorder."""
-    return tuple((layer[0], layer[1]) for layer in past)
+class _KeyValues(CacheLeaf):
+    """The cache of transformers, which adds tokens in place."""
+
+    def __init__(self, value: DynamicCache) -> None:
+        self.value = value
+
+    def expand(self, num_beams: int) -> None:
+        self.value.batch_repeat_interleave(num_beams)
+
+    def reorder(self, parents_BK: Tensor) -> None:
+        self.value.batch_select_indices(beam_rows(parents_BK))
+
+    def move(self, moves: Moves, num_beams: int) -> None:
+        self.value.batch_select_indices(moves.rows(num_beams))
 
 
 def _new(config: Any) -> Any:

@@ -1,7 +1,8 @@
 """Show, Attend and Tell's decoder: an LSTM that attends to the patches before every word.
 
 Shapes: B batch, N patches, D width of a patch, T tokens, W words in the vocabulary, E width of a word, H of the LSTM,
-A of the attention.
+A of the attention,
+K beams of an exam, R rows (B x K; in training the exams).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from framework.exam import Features
+from framework.models.cache import PerExam
 from framework.registry import register
 from framework.registry.types import Fraction
 
@@ -74,9 +76,9 @@ class LstmAttention(nn.Module):
         mask_BN1 = features.patch_mask_BN[..., None]
         mean_BD = (features.patches_BND * mask_BN1).sum(1) / mask_BN1.sum(1)
         return {
-            "patches": features.patches_BND,
-            "patch_keys": self.attend_features(features.patches_BND),
-            "mask": features.patch_mask_BN,
+            "patches": PerExam(features.patches_BND),
+            "patch_keys": PerExam(self.attend_features(features.patches_BND)),
+            "mask": PerExam(features.patch_mask_BN),
             "h": torch.tanh(self.init_h(mean_BD)),
             "c": torch.tanh(self.init_c(mean_BD)),
         }
@@ -99,9 +101,11 @@ class LstmAttention(nn.Module):
         deep_BTE = words_BTE + self.hidden_proj(torch.stack(hidden, 1)) + self.context_proj(torch.stack(contexts, 1))
         return self.lm_head(self.dropout(deep_BTE)), {**cache, "h": h_BH, "c": c_BH}
 
-    def _attend(self, h_BH: Tensor, cache: dict[str, Any]) -> Tensor:
-        """The gated context vector, [B, D]."""
-        energy_BNA = torch.tanh(cache["patch_keys"] + self.attend_hidden(h_BH)[:, None])
-        scores_BN = self.attend_score(energy_BNA)[..., 0].masked_fill(~cache["mask"], float("-inf"))
-        weights_B1N = scores_BN.softmax(-1)[:, None]
-        return torch.sigmoid(self.f_beta(h_BH)) * (weights_B1N @ cache["patches"])[:, 0]
+    def _attend(self, h_RH: Tensor, cache: dict[str, Any]) -> Tensor:
+        """The gated context vector, [R, D]."""
+        patches_BND, patch_keys_BNA, mask_BN = (cache[name].value for name in ("patches", "patch_keys", "mask"))
+        hidden_BKA = self.attend_hidden(h_RH).unflatten(0, (len(mask_BN), -1))
+        energy_BKNA = torch.tanh(patch_keys_BNA[:, None] + hidden_BKA[:, :, None])
+        scores_BKN = self.attend_score(energy_BKNA)[..., 0].masked_fill(~mask_BN[:, None], float("-inf"))
+        context_RD = (scores_BKN.softmax(-1) @ patches_BND).flatten(0, 1)
+        return torch.sigmoid(self.f_beta(h_RH)) * context_RD

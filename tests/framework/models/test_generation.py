@@ -10,8 +10,10 @@ import torch
 from plain_search import search_without_cache
 
 from framework.exam import BOS, EOS, Features
+from framework.models import generation, transformer_decoder
 from framework.models.ensemble import Ensemble, EnsembleFeatures
-from framework.models.generation import NEVER, forbid_repeats, generate, reorder_cache
+from framework.models.generation import NEVER, forbid_repeats, generate
+from framework.models.transformer_decoder import MultiHeadAttention
 from plugins.decoder.lstm_attention import LstmAttention
 from plugins.decoder.transformer import Transformer
 
@@ -66,6 +68,31 @@ def test_cached_search_equals_a_search_without_cache(num_beams: int, penalty: fl
                 assert report == search_without_cache(decoder, one, **options)
                 lengths.add(len(report))
     assert len(lengths) > 2, "reports of one length would not show that exams end on their own"
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_reports_do_not_depend_on_how_often_finished_exams_are_looked_for(
+    num_beams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(4):
+        decoder, features = make_decoder(seed), make_features(5, seed)
+        options: dict[str, Any] = {"max_length": LONGEST, "num_beams": num_beams, "length_penalty": 1.0}
+        every_step = generate(decoder, features, **options)
+        monkeypatch.setattr(generation, "steps_between_checks", lambda _: 4)
+        assert generate(decoder, features, **options) == every_step
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_few_queries_equals_the_fused_kernel(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(16, 4, 0.1).eval()
+    memory, x = torch.randn(3, 6, 16), torch.randn(3, 2, 16)
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2, [True] * 6])[:, None, None] if masked else None
+    with torch.no_grad():
+        found = attention(x, attention.keys_values(memory), mask)
+        monkeypatch.setattr(transformer_decoder, "FEW_QUERIES", 0)
+        torch.testing.assert_close(found, attention(x, attention.keys_values(memory), mask))
 
 
 class Member(torch.nn.Module):
@@ -147,9 +174,3 @@ def test_a_wider_beam_finds_more_probable_reports_on_average() -> None:
 def test_a_generated_unigram_is_forbidden() -> None:
     scores = forbid_repeats(torch.zeros(1, 5), torch.tensor([[2, 4]]), 1)
     assert scores.isinf().tolist() == [[False, False, True, False, True]]
-
-
-def test_every_tensor_of_a_nested_cache_is_reordered() -> None:
-    cache = {"a": [(torch.arange(3), None)], "b": torch.arange(6).view(3, 2)}
-    picked = reorder_cache(cache, torch.tensor([2, 0]))
-    assert picked["a"][0][0].tolist() == [2, 0] and picked["b"].tolist() == [[4, 5], [0, 1]]

@@ -239,7 +239,7 @@ class CacheForgets(Decoder):
         return logits, {**new, "hidden": cache["hidden"]}
 
 
-@breaks("decoder", "after reorder_cache")
+@breaks("decoder", "after beams are reordered")
 class CacheInSelf(Decoder):
     def init_cache(self, features):
         self.kept = super().init_cache(features)
