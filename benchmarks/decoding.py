@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import BartConfig, BartForConditionalGeneration, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutput
 
-from benchmarks.rounds import arguments, compare, write
+from benchmarks.rounds import compare, parser, start, write
 from framework.exam import BOS, EOS, PAD, Features
 from framework.models.generation import generate
 from plugins.decoder.transformer import Transformer
@@ -83,7 +83,7 @@ def hugging_face() -> Any:
 
 
 def main() -> None:
-    options = arguments(__doc__)
+    options = start(parser(__doc__))
     torch.manual_seed(0)
     decoder = Transformer(vocabulary_size=WORDS, feature_width=WIDTH, max_length=LONGEST, **SIZES).eval()
     bart = hugging_face()

@@ -62,12 +62,16 @@ def compare(what: str, unit: str, amount: float, works: Mapping[str, Callable[[]
     return rows
 
 
-def arguments(description: str | None) -> argparse.Namespace:
+def parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, help="also write the rows as JSON")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", default="", help="rows whose name contains this")
+    return parser
+
+
+def start(parser: argparse.ArgumentParser) -> argparse.Namespace:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     return options

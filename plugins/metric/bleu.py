@@ -5,24 +5,17 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from functools import lru_cache
 
 import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
-from framework.scoring.counts import at_least, count_matrix, ngrams
+from framework.scoring.counts import at_least, clipped, count_matrix, distinct, ngram_counter, ngrams
 from framework.scoring.pairs import require_references, warn_empty_predictions
 
 ORDERS = (1, 2, 3, 4)
 # The COCO scorer adds these to hits and totals, so that an order without a hit gives a tiny score, not 0 / 0.
 HITS_EPS, TOTAL_EPS = 1e-15, 1e-9
-
-
-@lru_cache(maxsize=2048)  # text-only baselines score the same references again
-def _ngrams(words: tuple[str, ...]) -> Counter[tuple[str, ...]]:
-    """Counts of each n-gram of 1 to 4 words."""
-    return Counter(ngram for n in ORDERS for ngram in ngrams(words, n))
 
 
 @register("metric", "bleu")
@@ -50,16 +43,19 @@ class Bleu:
     def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Per report: clipped hits of order 1 to 4, n-grams of order 1 to 4, words, words of the reference."""
         require_references("BLEU", pairs, by_words=True)
-        rows = []
-        for pair in pairs:
-            hits = [0] * len(ORDERS)
-            reference = _ngrams(pair.reference_words)
-            for ngram, count in _ngrams(pair.prediction_words).items():
-                if ngram in reference:
-                    hits[len(ngram) - 1] += min(count, reference[ngram])
-            length = len(pair.prediction_words)
-            rows.append((*hits, *(max(0, length - n + 1) for n in ORDERS), length, len(pair.reference_words)))
-        return np.array(rows, dtype=np.float64)
+        predictions, prediction_of = distinct(pair.prediction_words for pair in pairs)
+        references, reference_of = distinct(pair.reference_words for pair in pairs)
+        counter = ngram_counter(tuple(references), len(ORDERS))
+        hits = [
+            np.asarray(clipped(written[prediction_of], expected[reference_of]).sum(1)).ravel()
+            for written, expected in zip(counter.count(predictions), counter.references)
+        ]
+        lengths_B, expected_B = (
+            np.array([len(text) for text in texts], dtype=np.float64)[of]
+            for texts, of in ((predictions, prediction_of), (references, reference_of))
+        )
+        totals = [np.maximum(0, lengths_B - n + 1) for n in ORDERS]
+        return np.column_stack([*hits, *totals, lengths_B, expected_B])
 
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """BLEU-1 to BLEU-4 from sums over exams, [..., 10]."""

@@ -4,77 +4,65 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
-from framework.scoring.counts import at_least, count_matrix, ngrams, safe_divide
+from framework.scoring.counts import Words, at_least, clipped, distinct, ngram_counter, safe_divide
 from framework.scoring.pairs import require_references, warn_empty_predictions
 
 ORDERS = (1, 2, 3, 4)
 SIGMA = 6.0  # difference in length at which the score falls to 61 % [words]
 SCALE = 10.0
 
-Ngram = tuple[str, ...]
-Words = tuple[str, ...]
 
+class _Corpus:
+    """References, and the inverse document frequencies of their n-grams.
 
-class _Vector(NamedTuple):
-    """TF-IDF weights of a report's n-grams, by n."""
+    Args:
+        references: by exam.
+    """
 
-    weights: tuple[dict[Ngram, float], ...]
-    norms: tuple[float, ...]
-    bigrams: int  # the length: the COCO scorer counts bigrams, not words
+    def __init__(self, references: Sequence[Words]) -> None:
+        self.references = tuple(references)
+        self.texts, of_exam = distinct(references)
+        self.place_of = {text: place for place, text in enumerate(self.texts)}
+        self.counter = ngram_counter(tuple(self.texts), len(ORDERS))
+        times_n = np.bincount(of_exam)
+        self.unseen = math.log(len(references))  # idf of an n-gram in no reference: that of one in a single reference
+        self.idf = [self.unseen - np.log(at_least(counts, 1).T @ times_n) for counts in self.counter.references]
 
-
-class _Corpus(NamedTuple):
-    """References and the inverse document frequency of their n-grams."""
-
-    references: tuple[Words, ...]
-    idf: dict[Ngram, float]
-    unseen: float  # idf of an n-gram in no reference: that of one in a single reference
-    vectors: dict[Words, _Vector]
-
-
-def _ngrams(words: Words) -> Counter[Ngram]:
-    return Counter(ngram for n in ORDERS for ngram in ngrams(words, n))
-
-
-def _corpus(references: tuple[Words, ...]) -> _Corpus:
-    documents: Counter[Ngram] = Counter()
-    counts_of = {words: _ngrams(words) for words in set(references)}
-    for words, times in Counter(references).items():
-        for ngram in counts_of[words]:
-            documents[ngram] += times
-    unseen = math.log(len(references))
-    idf = {ngram: unseen - math.log(count) for ngram, count in documents.items()}
-    vectors = {words: _vector(words, counts, idf, unseen) for words, counts in counts_of.items()}
-    return _Corpus(references, idf, unseen, vectors)
-
-
-def _vector(words: Words, counts: Counter[Ngram], idf: dict[Ngram, float], unseen: float) -> _Vector:
-    weights: tuple[dict[Ngram, float], ...] = tuple({} for _ in ORDERS)
-    squares: defaultdict[int, float] = defaultdict(float)
-    for ngram, count in counts.items():
-        weight = count * idf.get(ngram, unseen)
-        weights[len(ngram) - 1][ngram] = weight
-        squares[len(ngram)] += weight * weight
-    return _Vector(weights, tuple(math.sqrt(squares[n]) for n in ORDERS), max(0, len(words) - 1))
-
-
-def _similarity(prediction: _Vector, reference: _Vector) -> float:
-    """Mean over n of the cosine with clipped weights, times a Gaussian of the difference in length."""
-    penalty = math.exp(-((prediction.bigrams - reference.bigrams) ** 2) / (2 * SIGMA**2))
-    total = 0.0
-    for own, theirs, norm, their_norm in zip(*prediction[:1], *reference[:1], prediction.norms, reference.norms):
-        if norm and their_norm:
-            dot = sum(min(weight, theirs[ngram]) * theirs[ngram] for ngram, weight in own.items() if ngram in theirs)
-            total += dot / (norm * their_norm)
-    return total * penalty / len(ORDERS)
+    def similarities(self, predictions: Sequence[Words], references: Sequence[Words]) -> np.ndarray:
+        """Mean over n of the cosine with clipped weights, times a Gaussian of the difference in length, [B]."""
+        texts, prediction_of = distinct(predictions)
+        if all(text in self.place_of for text in references):
+            counts = self.counter.count(texts)
+            reference_of = np.array([self.place_of[text] for text in references], dtype=np.int64)
+            expected = self.counter.references
+            expected_texts = self.texts
+        else:  # a corpus of other references: what only these texts have is numbered for both together
+            expected_texts, reference_of = distinct(references)
+            both = self.counter.count([*texts, *expected_texts])
+            counts, expected = [each[: len(texts)] for each in both], [each[len(texts) :] for each in both]
+        total_B = np.zeros(len(references))
+        for written, reference, idf in zip(counts, expected, self.idf):
+            squares = np.full(max(written.shape[1], reference.shape[1]), self.unseen**2)
+            squares[: len(idf)] = idf**2
+            norms = (
+                np.sqrt(each.power(2) @ squares[: each.shape[1]])[of]
+                for each, of in ((written, prediction_of), (reference, reference_of))
+            )
+            limits = reference[reference_of]
+            dots_B = clipped(written[prediction_of], limits).multiply(limits).tocsr() @ squares[: limits.shape[1]]
+            total_B += safe_divide(dots_B, math.prod(norms))
+        bigrams_B, expected_B = (
+            # The COCO scorer counts bigrams, not words.
+            np.array([max(0, len(text) - 1) for text in some], dtype=np.float64)[of]
+            for some, of in ((texts, prediction_of), (expected_texts, reference_of))
+        )
+        return total_B * np.exp(-((bigrams_B - expected_B) ** 2) / (2 * SIGMA**2)) / len(ORDERS)
 
 
 @register("metric", "cider")
@@ -102,7 +90,7 @@ class Cider:
 
         For rewards, which score a few reports at a time (Rennie et al. 2017, arXiv 1612.00563, section 5).
         """
-        self._fitted = _corpus(tuple(references))
+        self._fitted = _Corpus(references)
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Raises `empty-split` or `empty-report`."""
@@ -118,18 +106,10 @@ class Cider:
         its exams have in the whole split.
         """
         require_references("CIDEr", pairs, by_words=True)
-        corpus = self._corpus(pairs)
-        rows = []
-        vectors: dict[Words, _Vector] = {}
-        for pair in pairs:
-            words = pair.prediction_words
-            if words not in vectors:
-                vectors[words] = corpus.vectors.get(words) or _vector(words, _ngrams(words), corpus.idf, corpus.unseen)
-            reference = corpus.vectors.get(pair.reference_words) or _vector(
-                pair.reference_words, _ngrams(pair.reference_words), corpus.idf, corpus.unseen
-            )
-            rows.append((_similarity(vectors[words], reference), 1))
-        return np.array(rows, dtype=np.float64)
+        similarity_B = self._corpus(pairs).similarities(
+            [pair.prediction_words for pair in pairs], [pair.reference_words for pair in pairs]
+        )
+        return np.column_stack([similarity_B, np.ones(len(pairs))])
 
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """CIDEr from sums over exams, [..., 2]."""
@@ -138,25 +118,21 @@ class Cider:
     def best_constants(self, texts: Sequence[str], words: Sequence[Words], pairs: Sequence[Pair]) -> dict[str, int]:
         """Index of the text that scores best as the prediction of every reference."""
         corpus = self._corpus(pairs)
-        references = Counter(pair.reference_words for pair in pairs)
-        times_M = np.array(list(references.values()), dtype=np.float64)
-        bigrams_N, bigrams_M = (np.array([max(0, len(each) - 1) for each in some]) for some in (words, references))
+        times_M = np.bincount([corpus.place_of[pair.reference_words] for pair in pairs]).astype(np.float64)
+        bigrams_N, bigrams_M = (np.array([max(0, len(each) - 1) for each in some]) for some in (words, corpus.texts))
         lengths_L, place_M = np.unique(bigrams_M, return_inverse=True)
         penalty_NL = np.exp(-((bigrams_N[:, None] - lengths_L) ** 2) / (2 * SIGMA**2))
         total_N = np.zeros(len(words))
-        for n in ORDERS:
-            vocabulary: dict[Hashable, int] = {}
-            expected = count_matrix((ngrams(each, n) for each in references), vocabulary, grow=True)
-            counts = count_matrix((ngrams(each, n) for each in words), vocabulary, grow=True)
-            expected.resize(expected.shape[0], len(vocabulary))
-            idf_G = np.array([corpus.idf.get(ngram, corpus.unseen) for ngram in vocabulary])  # type: ignore[call-overload]
-            norm_N, norm_M = (np.sqrt(each.power(2) @ idf_G**2) for each in (counts, expected))
+        for counts, expected, idf in zip(corpus.counter.count(words), corpus.counter.references, corpus.idf):
+            squares = np.full(counts.shape[1], corpus.unseen**2)
+            squares[: len(idf)] = idf**2
+            norm_N, norm_M = np.sqrt(counts.power(2) @ squares), np.sqrt(expected.power(2) @ idf**2)
             by_length_ML = np.zeros((len(times_M), len(lengths_L)))
             by_length_ML[np.arange(len(times_M)), place_M] = safe_divide(times_M, norm_M)
             dots_NL = np.zeros((len(words), len(lengths_L)))
             for k in range(1, int(expected.data.max(initial=0)) + 1):
-                weights = at_least(expected, k).multiply(expected).multiply(idf_G**2)
-                dots_NL += at_least(counts, k) @ (weights.T @ by_length_ML)
+                weights = at_least(expected, k).multiply(expected).multiply(idf**2)
+                dots_NL += at_least(counts, k)[:, : len(idf)] @ (weights.T @ by_length_ML)
             total_N += safe_divide((dots_NL * penalty_NL).sum(1), norm_N)
         return {"cider": int(total_N.argmax())}
 
@@ -165,7 +141,7 @@ class Cider:
             return self._fitted
         references = tuple(pair.reference_words for pair in pairs)
         if self._last is None or self._last.references != references:
-            self._last = _corpus(references)
+            self._last = _Corpus(references)
         return self._last
 
 
@@ -176,7 +152,7 @@ def _warn_zero(pairs: Sequence[Pair], corpus: _Corpus, total: float) -> None:
             "Use BLEU or ROUGE-L, or score more reports",
             stacklevel=3,
         )
-    elif len(corpus.vectors) == 1:
+    elif len(corpus.texts) == 1:
         warnings.warn(
             f"CIDEr is 0 even for perfect texts here: all {len(pairs)} references are equal, so no word is rare. Use "
             "BLEU or ROUGE-L",
