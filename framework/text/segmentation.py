@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 TERMS = Path(__file__).with_name("ultrasound_zh.txt")
 CJK = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"
-LETTER = rf"(?:(?![{CJK}])[^\W\d_])"
+LETTER = rf"[^\W\d_{CJK}]"
+HAS_CJK = re.compile(f"[{CJK}]")
 
 # Alternatives in order of precedence.
 TOKEN = re.compile(
@@ -52,24 +54,26 @@ def _jieba() -> rjieba.Jieba:
 
 
 def is_cjk(character: str) -> bool:
-    return re.match(f"[{CJK}]", character) is not None
+    return HAS_CJK.match(character) is not None
 
 
 def detect_language(texts: Iterable[str]) -> Literal["en", "zh"]:
     """Chinese if more than half of the letters are; masked measures do not count."""
     letters = chinese = 0
     for text in texts:
-        for character in MASKED.sub("", text):
-            if character.isalpha():
-                letters += 1
-                chinese += is_cjk(character)
+        text = MASKED.sub("", text)
+        letters += sum(map(str.isalpha, text))
+        chinese += sum(map(str.isalpha, HAS_CJK.findall(text)))
     return "zh" if chinese * 2 > letters else "en"
 
 
 def split_words(text: str) -> list[str]:
     """The words of a text in order, as spelled."""
+    tokens: list[str] = TOKEN.findall(text)
+    if not HAS_CJK.search(text):
+        return tokens
     words: list[str] = []
-    for token in TOKEN.findall(text):
+    for token in tokens:
         if is_cjk(token[0]):
             words += _jieba().cut(token, hmm=False)
         else:
@@ -79,7 +83,13 @@ def split_words(text: str) -> list[str]:
 
 def normalize_word(word: str, lowercase: bool) -> str:
     """The word as it is counted: in lower case if asked, except masked measures."""
-    return word.lower() if lowercase and not MASKED.fullmatch(word) else word
+    return word.lower() if lowercase and not (word[0] == "_" and MASKED.fullmatch(word)) else word
+
+
+@lru_cache(maxsize=2**16)  # tokens, topics, scores and baselines cut the same reports
+def normalized_words(text: str, lowercase: bool) -> tuple[str, ...]:
+    """The words of a text in order, as they are counted."""
+    return tuple(sys.intern(normalize_word(word, lowercase)) for word in split_words(text))
 
 
 def describe_segmentation(language: str, lowercase: bool) -> str:

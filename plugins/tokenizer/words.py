@@ -20,6 +20,7 @@ from framework.text.segmentation import (
     detect_language,
     is_cjk,
     normalize_word,
+    normalized_words,
     split_words,
 )
 from framework.text.vocabulary import add_special_tokens, strip_special_tokens
@@ -122,7 +123,7 @@ class Words:
 
     def segment(self, text: str) -> list[str]:
         """The words of a text, in order. Needs no `fit`."""
-        return [normalize_word(word, self.lowercase) for word in split_words(text)]
+        return list(normalized_words(text, self.lowercase))
 
     def encode(self, text: str, max_length: int | None = None) -> list[int]:
         """Ids from BOS to EOS; at most `max_length` of them, both included.
