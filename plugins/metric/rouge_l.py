@@ -10,25 +10,59 @@ import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
-from framework.scoring.counts import at_least, count_matrix, safe_divide
+from framework.scoring.counts import Words, at_least, count_matrix, distinct, safe_divide
 from framework.scoring.pairs import require_references, warn_empty_predictions
 
+FILL = -1  # after the last word of a text
+BLOCK = 1024  # pairs at a time
+JUDGES = 1000  # distinct references that choose the best constant
 BETA = 1.2  # recall counts a little more than precision: the value of the COCO captions' scorer
 
 
-def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence, bit-parallel (Hyyrö 2004, "Bit-parallel LCS-length computation
-    revisited"): about 60 integer operations for two reports of 60 words instead of a table of 3600 cells.
+def lcs_lengths(first_BL: np.ndarray, second_BT: np.ndarray) -> np.ndarray:
+    """Lengths of the longest common subsequences of many pairs of texts, int64 [B].
+
+    Bit-parallel (Hyyrö 2004, "Bit-parallel LCS-length computation revisited"): the row of the table of a word is a
+    number with a bit for each word of the first text, and all pairs take the step to the next word together.
+
+    Args:
+        first_BL: words by number, with `FILL` after the last one; one row is compared with all of `second_BT`.
+        second_BT: the same; `FILL` matches nothing.
     """
-    places: dict[str, int] = {}
-    for place, word in enumerate(first):
-        places[word] = places.get(word, 0) | 1 << place
-    everywhere = (1 << len(first)) - 1
-    open_places = everywhere  # a bit becomes 0 where the subsequence grows
-    for word in second:
-        matched = open_places & places.get(word, 0)
-        open_places = (open_places + matched | open_places - matched) & everywhere
-    return len(first) - bin(open_places).count("1")
+    pairs, first_BL = len(second_BT), np.pad(first_BL, ((0, 0), (0, -first_BL.shape[1] % 64)), constant_values=FILL)
+    open_BN = np.full((pairs, first_BL.shape[1] // 64), ~np.uint64(0))  # a bit becomes 0 where the subsequence grows
+    alone = _places(first_BL[0], int(second_BT.max(initial=0))) if len(first_BL) == 1 else None
+    for word_B in second_BT.T:
+        if alone is None:
+            equal_BL = (first_BL == word_B[:, None]) & (word_B != FILL)[:, None]
+            matched_BN = open_BN & np.packbits(equal_BL, axis=1, bitorder="little").view("<u8")
+        else:
+            matched_BN = open_BN & alone[word_B]
+        carry_B = np.zeros(pairs, dtype=bool)
+        for part in range(open_BN.shape[1]):
+            opened, matched = open_BN[:, part], matched_BN[:, part]
+            total = opened + matched
+            overflows = total < opened
+            total += carry_B
+            carry_B = overflows | (carry_B & (total == 0))
+            open_BN[:, part] = total | opened & ~matched
+    return np.unpackbits(~open_BN.view(np.uint8), axis=1).sum(axis=1, dtype=np.int64)
+
+
+def _places(text_L: np.ndarray, largest: int) -> np.ndarray:
+    """The places of each word in one text as bits, uint64 [largest + 2, N]; the last row is that of `FILL`."""
+    size = max(largest, int(text_L.max(initial=0))) + 2
+    equal_WL = np.zeros((size, len(text_L)), dtype=bool)
+    equal_WL[text_L, np.arange(len(text_L))] = text_L != FILL
+    return np.packbits(equal_WL, axis=1, bitorder="little").view("<u8")
+
+
+def _by_number(texts: Sequence[Words], numbers: dict[str, int]) -> np.ndarray:
+    """The words of texts by number, int32 [n, longest], with `FILL` after the last one. Adds unknown words."""
+    rows = np.full((len(texts), max(map(len, texts), default=0)), FILL, dtype=np.int32)
+    for row, text in enumerate(texts):
+        rows[row, : len(text)] = [numbers.setdefault(word, len(numbers)) for word in text]
+    return rows
 
 
 @register("metric", "rouge_l")
@@ -61,11 +95,19 @@ class RougeL:
     def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Per report: its F, and 1."""
         require_references("ROUGE-L", pairs, by_words=True)
-        rows = []
-        for pair in pairs:
-            common = longest_common_subsequence(pair.prediction_words, pair.reference_words)
-            rows.append((_f_score(common, len(pair.prediction_words), len(pair.reference_words)), 1))
-        return np.array(rows, dtype=np.float64)
+        numbers: dict[str, int] = {}
+        predictions, prediction_of = distinct(pair.prediction_words for pair in pairs)
+        references, reference_of = distinct(pair.reference_words for pair in pairs)
+        first, second = _by_number(predictions, numbers), _by_number(references, numbers)
+        common_B = np.empty(len(pairs))
+        for start in range(0, len(pairs), BLOCK):
+            block = slice(start, start + BLOCK)
+            common_B[block] = lcs_lengths(first[prediction_of[block]], second[reference_of[block]])
+        lengths_B, expected_B = (
+            np.array([len(text) for text in texts], dtype=np.float64)[of]
+            for texts, of in ((predictions, prediction_of), (references, reference_of))
+        )
+        return np.column_stack([_f_scores(common_B, lengths_B, expected_B), np.ones(len(pairs))])
 
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """ROUGE-L from sums over exams, [..., 2]."""
@@ -77,9 +119,12 @@ class RougeL:
         """Index of the text that scores best as the prediction of every reference.
 
         A common subsequence is no longer than the number of common words, whatever their order. Texts are scored in the
-        order of this bound until no other text can reach the best one.
+        order of this bound until no other text can reach the best one. Of more than 1,000 distinct references, 1,000
+        judge.
         """
-        references = Counter(pair.reference_words for pair in pairs)
+        judges = sorted(Counter(pair.reference_words for pair in pairs).items())
+        judges = [judges[i] for i in np.linspace(0, len(judges) - 1, min(JUDGES, len(judges)), dtype=int)]
+        references, times_M = [text for text, _ in judges], np.array([times for _, times in judges], dtype=np.float64)
         vocabulary: dict[Hashable, int] = {}
         expected = count_matrix(references, vocabulary, grow=True)
         counts = count_matrix(words, vocabulary, grow=False)
@@ -89,29 +134,21 @@ class RougeL:
         lengths_N, lengths_M = (
             np.array([len(each) for each in some], dtype=np.float64) for some in (words, references)
         )
-        times_M = np.array(list(references.values()), dtype=np.float64)
         bounds_N = _f_scores(common_NM, lengths_N[:, None], lengths_M) @ times_M
+        numbers: dict[str, int] = {}
+        references_MT = _by_number(references, numbers)
         best, best_total = 0, -1.0
         for index in np.argsort(-bounds_N, kind="stable").tolist():
             if bounds_N[index] < best_total:
                 break
-            text = words[index]
-            total = sum(
-                times * _f_score(longest_common_subsequence(text, each), len(text), len(each))
-                for each, times in references.items()
-            )
+            common_M = lcs_lengths(_by_number([words[index]], numbers), references_MT)
+            total = float(_f_scores(common_M, lengths_N[index], lengths_M) @ times_M)
             if total > best_total:
                 best, best_total = index, total
         return {"rouge_l": best}
 
 
-def _f_score(common: int, predicted: int, reference: int) -> float:
-    if not common:
-        return 0.0
-    precision, recall = common / predicted, common / reference
-    return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
-
-
-def _f_scores(common: np.ndarray, predicted: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """`_f_score` of arrays: with the precision and the recall of each, it is (1 + beta²) common / (p + beta² r)."""
-    return safe_divide((1 + BETA**2) * common, np.broadcast_to(predicted + BETA**2 * reference, common.shape))
+def _f_scores(common: np.ndarray, predicted: np.ndarray | float, reference: np.ndarray) -> np.ndarray:
+    """F of common words: with the precision c / p and the recall c / r, it is (1 + beta²) c / (p + beta² r)."""
+    whole = np.broadcast_to(predicted + BETA**2 * reference, common.shape)
+    return safe_divide((1 + BETA**2) * common, whole)

@@ -19,7 +19,7 @@ from plugins.metric.distinct import Distinct
 from plugins.metric.findings_f1 import FindingsF1
 from plugins.metric.length import Length
 from plugins.metric.repetition import Repetition
-from plugins.metric.rouge_l import RougeL, longest_common_subsequence
+from plugins.metric.rouge_l import RougeL, _by_number, lcs_lengths
 from plugins.tokenizer.words import Words
 
 ENGLISH = [
@@ -113,16 +113,22 @@ def test_cider_does_not_take_weights_of_other_references():
     assert metric(second) == alone and metric(first) == Cider()(first)
 
 
-def test_longest_common_subsequence_equals_dynamic_programming():
+@pytest.mark.parametrize("longest", [12, 200])  # one number of 64 bits, or several
+def test_longest_common_subsequence_equals_dynamic_programming(longest):
     draw = random.Random(5)
-    for _ in range(200):
-        first, second = (draw.choices("abcd", k=draw.randint(0, 12)) for _ in range(2))
-        row = [0] * (len(second) + 1)
-        for a in first:
+    pairs = [[tuple(draw.choices("abcd", k=draw.randint(0, longest))) for _ in range(2)] for _ in range(60)]
+    numbers = {}
+    first, second = (_by_number(texts, numbers) for texts in zip(*pairs))
+    expected = []
+    for one, other in pairs:
+        row = [0] * (len(other) + 1)
+        for a in one:
             row, before = [0], row
-            for place, b in enumerate(second):
+            for place, b in enumerate(other):
                 row.append(before[place] + 1 if a == b else max(before[place + 1], row[-1]))
-        assert longest_common_subsequence(first, second) == row[-1]
+        expected.append(row[-1])
+    assert lcs_lengths(first, second).tolist() == expected
+    assert lcs_lengths(first[:1], second)[0] == expected[0], "one text is compared with all"
 
 
 @pytest.mark.parametrize("scorer", [*SCORERS, Chrf, Distinct, FindingsF1, Length, Repetition])
