@@ -172,8 +172,10 @@ LABELS = {
         name: ("segment", name)
         for name in ("left lateral", "left medial", "right anterior", "right posterior", "caudate")
     },
-    **{name: ("shape", name) for name in ("regular", "irregular", "oval")},
-    **{name: ("margin", name) for name in ("circumscribed", "indistinct")},
+    **{name: ("shape", name) for name in ("regular", "irregular", "oval", "round")},
+    **{name: ("margin", name) for name in ("circumscribed", "indistinct", "spiculated", "lobulated")},
+    **{f"{name} {number}": (name, str(number)) for name in ("birads", "tirads") for number in range(7)},
+    **{name: ("histology", name) for name in ("benign", "malignant")},
     **{name: ("orientation", name) for name in ("parallel", "not parallel")},
     **{name: ("posterior", name) for name in ("enhancement", "shadow")},
     **{
