@@ -42,6 +42,10 @@ DEPTHS = frozenset({"superficial", "central depth", "deep", "retroareolar"})  # 
 NO_SIDE = ""  # of the isthmus
 OF_EACH = re.compile("[各均都]")  # "at 2 o'clock left and 6 o'clock right, each ...": what follows is of all sides
 
+# Full-width letters, digits and signs as the ASCII ones, and one sign for each dash; commas and points keep their own.
+HALF_WIDTH = {code: code - 0xFEE0 for code in (*range(0xFF10, 0xFF1A), *range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))}
+HALF_WIDTH |= str.maketrans("．＊－—–‐‑―／＞＜＋％", ".*------/><+%")
+
 CJK = re.compile(r"[\u3400-\u9fff]")
 LATIN_WORD = re.compile(r"[a-zA-Z][a-zA-Z-]+")
 # "Rt. lobe", "L. breast": a point behind such a letter ends no sentence.
@@ -50,7 +54,7 @@ SHORT_SIDE = (
 )
 # A point or comma within a number is no end of anything.
 SENTENCES = {"en": re.compile(rf"[!?;\n]|\.(?!\d){SHORT_SIDE}"), "zh": re.compile(r"[。；！？;!?\n]|\.(?!\d)")}
-CLAUSES = {"en": re.compile(r",(?!\d)"), "zh": re.compile(r"，|,(?!\d)|(?<=术后)[：:]")}
+CLAUSES = {"en": re.compile(r",(?!\d)"), "zh": re.compile(r"，|,(?!\d)|(?<=[后查年月周])[：:]")}
 ALTERNATIVE = re.compile(r"^(?:and/or|or|nor)\b")
 LISTED_WORDS = 5  # "no nodule, thick-walled cyst, or calcification": as long as an item of such a list may be
 # "oval, hypoechoic mass": the comma of adjectives, not of clauses.
@@ -224,6 +228,7 @@ class Reader:
         self._node_signs = listed("node_signs")
         self._could_be_node = listed("could_be_node")
         self._node = lexicon["node"][language]
+        self._elsewhere = listed("elsewhere")
         self._refers_back = listed("refers_back")
         self._refers_ahead = listed("refers_ahead")
         self._inside = listed("inside")
@@ -277,7 +282,7 @@ class Reader:
                 found.add(("count", "multiple"))
             if ("count", "multiple") not in found:
                 found.add(("count", "single"))
-        elif any(clause.look.lesions for clause in clauses):
+        elif any(clause.look.lesions or clause.look.normal for clause in clauses):
             found.add(("lesion", "absent"))
         aspects = {match.finding for matches in stated for match in matches if match.finding[0] in APART}
         aspects |= {("denial", name) for finding, name in DENIALS.items() if finding in found}
@@ -392,7 +397,7 @@ class Reader:
         return tuple(reach)
 
     def _cut(self, text: str) -> list[Clause]:
-        text = text.lower()
+        text = text.lower().translate(HALF_WIDTH)
         if self.language == "zh":
             text = joined("".join(text.split()))
         clauses = []
@@ -406,19 +411,27 @@ class Reader:
         return clauses
 
     def _with_nodes(self, parts: list[str]) -> list[str]:
-        """The clauses of a sentence in which a nodule of the armpit or neck, or one with a hilum, is a lymph node."""
+        """The clauses of a sentence in which a nodule of the armpit or neck, or one with a hilum, is a lymph node.
+
+        What lies in another organ is no lesion, so its words are taken out.
+        """
         organs = [self._topics["organ"].search(part) is not None for part in parts]
-        of_nodes, region = [], False
+        of_nodes, of_others, region, other = [], [], False, False
         for part, organ in zip(parts, organs):
             region = not organ and (region or self._regions.search(part) is not None)
+            other = not organ and (other or self._elsewhere.search(part) is not None)
             of_nodes.append(region)
+            of_others.append(other)
         for number, part in enumerate(parts):
             if self._node_signs.search(part):
                 for before in range(number, -1, -1):
                     if organs[before]:
                         break
                     of_nodes[before] = True
-        return [self._could_be_node.sub(self._node, part) if node else part for part, node in zip(parts, of_nodes)]
+        return [
+            self._could_be_node.sub(self._node, part) if node else self._topics["lesion"].sub("", part) if other else part
+            for part, node, other in zip(parts, of_nodes, of_others)
+        ]
 
     def _join_adjectives(self, parts: list[str]) -> list[str]:
         joined: list[str] = []
@@ -491,6 +504,11 @@ def _settle_topics(clauses: Sequence[Clause]) -> None:
         here = topic or (None if first else clauses[number - 1].topic_of_sentence)
         clause.topic_of_sentence, clause.topic = here, topic or last
         last = clause.topic
+    if not any(clause.lesions for clause in clauses):
+        for clause in clauses:
+            # "The thyroid is small. Vascularity is not increased.": that of the gland, as there is no lesion
+            if any(match.finding[0] == "gland_flow" for match in clause.look.matches):
+                clause.topic_of_sentence = clause.topic_of_sentence or clause.topic
 
 
 def _spread_denials(clauses: Sequence[Clause]) -> None:

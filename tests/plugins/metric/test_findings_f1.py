@@ -91,6 +91,7 @@ ENGLISH = [
     ("A cyst with heterogeneous internal echoes.", ONE + "inner_echo=heterogeneous"),
     ("The liver is shrunken. Dilated bile ducts.", "size_gland=reduced duct=dilated"),
     ("Blood flow of the thyroid is normal. Flow in the gland is increased.", "gland_flow=normal gland_flow=increased"),
+    ("BI-RADS 0: additional views needed. BI-RADS 1: negative. BI-RADS 6.", "birads=0 birads=1 birads=6"),
     ("The skin is normal.", ""),
 ]  # fmt: skip
 
@@ -147,6 +148,7 @@ CHINESE = [
      ONE + "inner_echo=homogeneous inner_echo=heterogeneous"),
     ("肝脏体积缩小，胆总管扩张。", "size_gland=reduced duct=dilated"),
     ("甲状腺血流信号正常。腺体内血流丰富。", "gland_flow=normal gland_flow=increased"),
+    ("BI-RADS 0类。BI—RADS：Ⅰ类；ＢＩ－ＲＡＤＳ　６类。", "birads=0 birads=1 birads=6"),
     ("乳腺皮肤及皮下脂肪层清晰。", ""),
 ]  # fmt: skip
 QUADRANTS = {"外上": "upper outer", "内上": "upper inner", "外下": "lower outer", "内下": "lower inner"}
