@@ -26,7 +26,7 @@ BEGIN, END = r"(?<![\d.a-z_#])", r"(?![\d.%]\d|\d|%|[a-z]|\s?/\s?(?:s|秒))"
 DIAMETERS = re.compile(rf"{BEGIN}{ONE}(?:{AXIS}{TIMES}{ONE}){{0,2}}{END}")
 # "12mm，前后径8mm": a further diameter of the same lesion, given with its direction
 FURTHER = re.compile(
-    rf"(?<=[\dm米㎝㎜])[，,、；]?(?:前后|上下|左右|横|纵|厚|长|短|宽|高)径(?:约|为)*(?={NUMBER}[\s-]?(?:{UNIT}))"
+    rf"(?<=[\dm米㎝㎜])[，,、；]?(?:(?:前后|上下|左右|横|纵|厚|长|短|宽|高)径|[宽厚])(?:约|为)*(?={NUMBER}[\s-]?(?:{UNIT}))"
 )
 # "5 and 6 mm": the unit behind holds for both
 SAME_UNIT = re.compile(rf"\s?(?:and|及|和|、)\s?{NUMBER}[\s-]?({UNIT}){END}")
@@ -37,7 +37,7 @@ MASKED_SIZE = re.compile(r"_(?:2ds|3ds|scm|smm)_")
 ABOUT = r"(?: (?:is|measur\w+|about|approximately|of)){0,2}:? ?$"
 PLACES = r"(?:skin|nipple|areola|chest wall|pectoral\w*(?: muscle)?|surface|capsule)"
 NO_SIZE_BEFORE = re.compile(
-    r"(?:距|离|皮下)[^，,。大见及]{0,8}$|(?:内径|厚度?|深度?|斜径|导管|管径|流速)(?:约|为)?$"
+    r"(?:距|离|皮下)[^，,。大见及]{0,8}$|(?:内径|厚度?|深度?|斜径|导管|管径|流速|^其?[最较]?宽[处度]?)(?:约|为)?$"
     r"|(?:叶|腺体?|肝脏|峡部|乳腺组织)(?:大小|范围|厚)(?:约|为)?$"
     r"|(?:原|既往|[前上]次|较前)(?:检查|大小|范围|测值|[(（:：约为])*$|[从由](?:原来的?)?(?:约)?$"
     r"|\bn ?\+ ?$|\(was ?$|\bcompared (?:to|with) ?$|\b(?:vs\.?|versus) ?$"
@@ -69,7 +69,7 @@ ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5, "vi": 6, "vii": 7, "viii": 
 ROMAN |= {sign: number for number, sign in enumerate("ⅰⅱⅲⅳⅴⅵⅶⅷ", 1)}
 SEGMENT = r"(?:[1-8][ab]?|viii|vii|vi|iv[ab]?|v|iii|ii|i|[ⅰⅱⅲⅳⅴⅵⅶⅷ])"
 SEGMENTS = re.compile(
-    rf"\bseg(?:ment)?s?\.? ({SEGMENT})(?:\s?(?:/|-|and|,)\s?({SEGMENT}))?(?![a-z\d])|(?<![a-z])s({SEGMENT})(?![a-z\d])"
+    rf"\bseg(?:ment)?s?\.? ({SEGMENT})(?:\s?(?:/|-|and|,)\s?({SEGMENT}))?(?![a-z\d])|(?<![a-z])s({SEGMENT})(?:[/、-]s?({SEGMENT}))?(?![a-z\d])"
     rf"|(?<![a-z\d.])s?({SEGMENT})(?:[/、及和与至~～-]({SEGMENT}))?段"
 )
 Size = tuple[float, ...] | str  # diameters in mm, the longest first; or the mask that stands for them
@@ -160,5 +160,9 @@ def agreeing(predicted: Collection[Size], reference: Collection[Size]) -> int:
     """Maximum number of pairs of agreeing measures, each measure used once."""
     if not predicted or not reference:
         return 0
+    if predicted == reference:
+        return len(predicted)
+    if len(predicted) == 1 or len(reference) == 1:
+        return int(any(same_size(one, other) for one in predicted for other in reference))
     agree = csr_array([[same_size(one, other) for other in reference] for one in predicted])
     return int((maximum_bipartite_matching(agree) >= 0).sum())

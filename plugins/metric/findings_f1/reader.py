@@ -55,7 +55,7 @@ SHORT_SIDE = (
 # A point or comma within a number is no end of anything.
 SENTENCES = {"en": re.compile(rf"[!?;\n]|\.(?!\d){SHORT_SIDE}"), "zh": re.compile(r"[。；！？;!?\n]|\.(?!\d)")}
 CLAUSES = {"en": re.compile(r",(?!\d)"), "zh": re.compile(r"，|,(?!\d)|(?<=[后查年月周])[：:]")}
-ALTERNATIVE = re.compile(r"^(?:and/or|or|nor)\b")
+ALTERNATIVE = re.compile(r"^(?:[\w-]+ ){0,2}(?:and/or|or|nor)\b")
 LISTED_WORDS = 5  # "no nodule, thick-walled cyst, or calcification": as long as an item of such a list may be
 # "oval, hypoechoic mass": the comma of adjectives, not of clauses.
 ADJECTIVES = (
@@ -84,6 +84,15 @@ class Reading(NamedTuple):
     findings: frozenset[Finding]  # in words: what the overall F1 counts
     aspects: frozenset[Finding]  # clock, segment; denial; and side_of, such as "left echogenicity hypoechoic"
     sizes: frozenset[Measure]
+
+
+class Place(NamedTuple):
+    """Which places a clause names."""
+
+    organ: bool
+    node_region: bool
+    node_sign: bool
+    elsewhere: bool
 
 
 @dataclass(frozen=True)
@@ -245,6 +254,7 @@ class Reader:
             self._rules.append(Rule(attribute, entry["scope"], stated, by_denial, values))
         # Reports repeat their clauses far more often than themselves; a clause seen before costs a tenth.
         self._look = lru_cache(maxsize=16384)(self._look_at)
+        self._place = lru_cache(maxsize=16384)(self._place_of)
 
     def explain(self, text: str) -> list[tuple[str, str]]:
         """Each finding of `text` and the words that state it, in their order; counted ones have none."""
@@ -415,23 +425,27 @@ class Reader:
 
         What lies in another organ is no lesion, so its words are taken out.
         """
-        organs = [self._topics["organ"].search(part) is not None for part in parts]
+        places = [self._place(part) for part in parts]
         of_nodes, of_others, region, other = [], [], False, False
-        for part, organ in zip(parts, organs):
-            region = not organ and (region or self._regions.search(part) is not None)
-            other = not organ and (other or self._elsewhere.search(part) is not None)
+        for place in places:
+            region = not place.organ and (region or place.node_region)
+            other = not place.organ and (other or place.elsewhere)
             of_nodes.append(region)
             of_others.append(other)
-        for number, part in enumerate(parts):
-            if self._node_signs.search(part):
+        for number, place in enumerate(places):
+            if place.node_sign:
                 for before in range(number, -1, -1):
-                    if organs[before]:
+                    if places[before].organ:
                         break
                     of_nodes[before] = True
         return [
             self._could_be_node.sub(self._node, part) if node else self._topics["lesion"].sub("", part) if other else part
             for part, node, other in zip(parts, of_nodes, of_others)
         ]
+
+    def _place_of(self, clause: str) -> Place:
+        patterns = self._topics["organ"], self._regions, self._node_signs, self._elsewhere
+        return Place(*(pattern.search(clause) is not None for pattern in patterns))
 
     def _join_adjectives(self, parts: list[str]) -> list[str]:
         joined: list[str] = []
@@ -464,7 +478,7 @@ def _at_different_sites(clauses: Sequence[Clause], stated: Sequence[Sequence[Mat
             continue
         site: dict[str, set[str]] = {}
         for match in matches:
-            attribute, value = match.finding
+            attribute, value = (_as_side(match) or match).finding
             if attribute in SITES and value not in DEPTHS:
                 site.setdefault(attribute, set()).add(value)
         if any(values.isdisjoint(other.get(name, values)) for other in sites for name, values in site.items()):
@@ -498,7 +512,7 @@ def _settle_topics(clauses: Sequence[Clause]) -> None:
             topic = None  # a vessel that enters a lesion
         if topic in (None, "gland") and last and clause.look.refers_back:
             topic = last
-        elif (topic is None and first) or (topic == "gland" and clause.look.refers_ahead):
+        elif (topic is None and first and not clause.look.denied) or (topic == "gland" and clause.look.refers_ahead):
             ahead = (later.own_topic for later in clauses[number + 1 :] if later.sentence == clause.sentence)
             topic = next((later for later in ahead if later), topic)
         here = topic or (None if first else clauses[number - 1].topic_of_sentence)
