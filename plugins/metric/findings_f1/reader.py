@@ -37,10 +37,11 @@ JOINTS = {"en": re.compile(r"\b(?:and|while|whereas|but|as)\b"), "zh": re.compil
 APART = frozenset({"clock", "segment", "size", "side_of", "denial"})  # aspects that the overall F1 does not count
 UNSIDED = frozenset({"side", "count"})
 NOTHING = "-"  # a value of the lexicon that takes words away from the other values
+ANOTHER = "another"  # a count that depends on the other clauses
 SITES = ("side", "place", "clock", "segment")  # lesions that differ in one of these are two
 DEPTHS = frozenset({"superficial", "central depth", "deep", "retroareolar"})  # beside any other place
 NO_SIDE = ""  # of the isthmus
-OF_EACH = re.compile("[各均都]")  # "at 2 o'clock left and 6 o'clock right, each ...": what follows is of all sides
+OF_EACH = re.compile("[各均都]|分别")  # "at 2 o'clock left and 6 o'clock right, each ...": what follows is of all sides
 
 # Full-width letters, digits and signs as the ASCII ones, and one sign for each dash; commas and points keep their own.
 HALF_WIDTH = {code: code - 0xFEE0 for code in (*range(0xFF10, 0xFF1A), *range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))}
@@ -54,7 +55,7 @@ SHORT_SIDE = (
 )
 # A point or comma within a number is no end of anything.
 SENTENCES = {"en": re.compile(rf"[!?;\n]|\.(?!\d){SHORT_SIDE}"), "zh": re.compile(r"[。；！？;!?\n]|\.(?!\d)")}
-CLAUSES = {"en": re.compile(r",(?!\d)"), "zh": re.compile(r"，|,(?!\d)|(?<=[后查年月周])[：:]")}
+CLAUSES = {"en": re.compile(r",(?!\d)|(?<=ectomy):"), "zh": re.compile(r"，|,(?!\d)|(?<=[后查年月周])[：:]")}
 ALTERNATIVE = re.compile(r"^(?:[\w-]+ ){0,2}(?:and/or|or|nor)\b")
 LISTED_WORDS = 5  # "no nodule, thick-walled cyst, or calcification": as long as an item of such a list may be
 # "oval, hypoechoic mass": the comma of adjectives, not of clauses.
@@ -232,6 +233,7 @@ class Reader:
         # None in Chinese, whose comma already ends the clause
         also = lexicon["denial_ends_of_qualities"][language]
         self._ends_of_qualities = listed("denial_ends_of_qualities") if also else None
+        self._preface = listed("preface")
         self._removed = listed("removed")
         self._regions = listed("node_regions")
         self._node_signs = listed("node_signs")
@@ -263,7 +265,9 @@ class Reader:
         lines: dict[tuple[str, str], None] = {}
         for clause, matches in zip(clauses, stated):
             sizes = [size for size in clause.look.sizes if clause.states(size)]
-            found = [(match.start, match.end, ": ".join(match.finding)) for match in matches]
+            found = [
+                (match.start, match.end, ": ".join(match.finding)) for match in matches if match.finding[1] != ANOTHER
+            ]
             found += [(size.start, size.end, f"size: {shown(size.finding[1])}") for size in sizes]
             found += [(*span, "lesion: present") for span in _merged(clause.lesions)]
             if not any(each.lesions for each in clauses):
@@ -288,12 +292,14 @@ class Reader:
         found = {match.finding for matches in stated for match in matches if match.finding[0] not in APART}
         if any(clause.lesions for clause in clauses):
             found.add(("lesion", "present"))
-            if {("side", "left"), ("side", "right")} <= found or _at_different_sites(clauses, stated):
+            one_more = ("count", ANOTHER) in found and sum(bool(clause.lesions) for clause in clauses) > 1
+            if one_more or {("side", "left"), ("side", "right")} <= found or _at_different_sites(clauses, stated):
                 found.add(("count", "multiple"))
             if ("count", "multiple") not in found:
                 found.add(("count", "single"))
         elif any(clause.look.lesions or clause.look.normal for clause in clauses):
             found.add(("lesion", "absent"))
+        found.discard(("count", ANOTHER))
         aspects = {match.finding for matches in stated for match in matches if match.finding[0] in APART}
         aspects |= {("denial", name) for finding, name in DENIALS.items() if finding in found}
         sizes = set()
@@ -327,8 +333,11 @@ class Reader:
                 sentence, current = clause.sentence, first.get(clause.sentence, current)
             of_lesions = [match for match in matches if match.scope == "lesion" and match.finding[0] not in UNSIDED]
             of_lesions += [match for match in matches if match.scope == "tissue" and clause.topic == "lesion"]
-            for match in [*of_lesions, *(size for size in clause.look.sizes if clause.states(size))]:
+            sizes = [size for size in clause.look.sizes if clause.states(size)]
+            for match in [*of_lesions, *sizes]:
                 sides = next((sides for end, sides in reaches if match.start < end), current)
+                if match in sizes and len(sides) == len(sizes) > 1:
+                    sides = (sides[sizes.index(match)],)  # "at 2 o'clock left and 6 o'clock right, 5 mm, 7 mm"
                 yield match, tuple(side for side in sides if side != NO_SIDE)
             if reaches:
                 current = reaches[-1][1]
@@ -348,7 +357,7 @@ class Reader:
             )
             reaches.append((joint or following[0], tuple(sorted(sides))))
         if groups:
-            every = tuple(sorted({side for _, _, sides in groups for side in sides}))
+            every = tuple(dict.fromkeys(side for _, _, sides in groups for side in sorted(sides)))
             each = OF_EACH.search(clause, groups[-1][1]) if self.language == "zh" and len(groups) > 1 else None
             if each:
                 reaches.append((each.start(), tuple(sorted(groups[-1][2]))))
@@ -407,7 +416,7 @@ class Reader:
         return tuple(reach)
 
     def _cut(self, text: str) -> list[Clause]:
-        text = text.lower().translate(HALF_WIDTH)
+        text = self._preface.sub("", text.lower().translate(HALF_WIDTH))
         if self.language == "zh":
             text = joined("".join(text.split()))
         clauses = []
