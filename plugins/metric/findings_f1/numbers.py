@@ -37,10 +37,10 @@ MASKED_SIZE = re.compile(r"_(?:2ds|3ds|scm|smm)_")
 ABOUT = r"(?: (?:is|measur\w+|about|approximately|of)){0,2}:? ?$"
 PLACES = r"(?:skin|nipple|areola|chest wall|pectoral\w*(?: muscle)?|surface|capsule)"
 NO_SIZE_BEFORE = re.compile(
-    r"(?:距|离|皮下)[^，,。大见及]{0,8}$|(?:内径|厚度?|深度?|斜径|导管|管径|流速|^其?[最较]?宽[处度]?)(?:约|为)?$"
+    r"(?:距|离|皮下)[^，,。大见及]{0,8}$|(?:内径|厚度?|深度?|斜径|导管(?:[最较]?宽[处度]?)?|管径|流速|^其?[最较]?宽[处度]?)(?:约|为)?$"
     r"|(?:叶|腺体?|肝脏|峡部|乳腺组织)(?:大小|范围|厚)(?:约|为)?$"
-    r"|(?:原|既往|[前上]次|较前)(?:检查|大小|范围|测值|[(（:：约为])*$|[从由](?:原来的?)?(?:约)?$"
-    r"|\bn ?\+ ?$|\(was ?$|\bcompared (?:to|with) ?$|\b(?:vs\.?|versus) ?$"
+    r"|(?:原|既往|[前上]次|较前)(?:检查|大小|范围|测值|[(（:：约为])*$|[从由](?:原来的?)?(?:约)?$|[疗术]前(?:大小|约|为)*$"
+    r"|\blobes? \($|\bn ?\+ ?$|\(was ?$|\bcompared (?:to|with) ?$|\b(?:vs\.?|versus) ?$"
     rf"|\bdistance (?:to|from) (?:the )?{PLACES}{ABOUT}|\bthick(?:ness|ening){ABOUT}"
     r"|\b(?:grown|grew|increased|decreased|enlarged|changed)(?: in size)? from ?$"
     rf"|\b(?:previous(?:ly)?|prior|formerly)(?: (?:size|measurement|exam(?:ination)?|study))?{ABOUT}"
@@ -53,7 +53,7 @@ ORGAN = re.compile(
     r"(?: about| approximately)? ?"
 )
 NO_SIZE_BEHIND = re.compile(
-    r"\s?(?:from\b|fn\b|deep\b|(?:in )?(?:thick|depth)|below\b|beneath\b|previously\b|before\b"
+    r"\s?(?:处|from\b|fn\b|deep\b|(?:in )?(?:thick|depth)|below\b|beneath\b|previously\b|before\b"
     r"|(?:on|at|in) (?:the )?(?:prior|previous|last)\b"
     r"|(?:larger|smaller|bigger|longer|shorter|more|less|increase|decrease)\b)"
 )
@@ -69,7 +69,8 @@ ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5, "vi": 6, "vii": 7, "viii": 
 ROMAN |= {sign: number for number, sign in enumerate("ⅰⅱⅲⅳⅴⅵⅶⅷ", 1)}
 SEGMENT = r"(?:[1-8][ab]?|viii|vii|vi|iv[ab]?|v|iii|ii|i|[ⅰⅱⅲⅳⅴⅵⅶⅷ])"
 SEGMENTS = re.compile(
-    rf"\bseg(?:ment)?s?\.? ({SEGMENT})(?:\s?(?:/|-|and|,)\s?({SEGMENT}))?(?![a-z\d])|(?<![a-z])s({SEGMENT})(?:[/、-]s?({SEGMENT}))?(?![a-z\d])"
+    rf"\bseg(?:ment)?s?\.? ({SEGMENT})(?:\s?(?:/|-|and|,)\s?({SEGMENT}))?(?![a-z\d])"
+    rf"|(?<![a-z])s({SEGMENT})(?:[/、-]s?({SEGMENT}))?(?![a-z\d])"
     rf"|(?<![a-z\d.])s?({SEGMENT})(?:[/、及和与至~～-]({SEGMENT}))?段"
 )
 Size = tuple[float, ...] | str  # diameters in mm, the longest first; or the mask that stands for them

@@ -9,6 +9,7 @@ clause. A finding of a lesion belongs to the side that its clause names, or to t
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -88,7 +89,7 @@ class Reading(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Which places a clause names."""
+    """Which places a clause names: the organ, where lymph nodes are, signs of a node, another organ."""
 
     organ: bool
     node_region: bool
@@ -284,6 +285,7 @@ class Reader:
         _settle_topics(clauses)
         stated = [[match for match in clause.look.matches if clause.states(match)] for clause in clauses]
         _put_inside(clauses, stated)
+        _put_below(clauses, stated)
         return clauses, stated
 
     def read(self, text: str) -> Reading:
@@ -425,32 +427,35 @@ class Reader:
             parts = [part for part in parts if part]
             if self.language == "en":
                 parts = self._join_adjectives(parts)
-            parts = self._with_nodes(parts)
+            parts = self._by_place(parts)
             clauses += [Clause(part, number, self._look(part)) for part in parts]
         return clauses
 
-    def _with_nodes(self, parts: list[str]) -> list[str]:
-        """The clauses of a sentence in which a nodule of the armpit or neck, or one with a hilum, is a lymph node.
+    def _by_place(self, parts: list[str]) -> list[str]:
+        """The clauses of a sentence, with a nodule of the armpit or neck, or one with a hilum, as a lymph node.
 
-        What lies in another organ is no lesion, so its words are taken out.
+        A lesion of another organ is left out.
         """
         places = [self._place(part) for part in parts]
-        of_nodes, of_others, region, other = [], [], False, False
+        of_nodes, region = [], False
         for place in places:
             region = not place.organ and (region or place.node_region)
-            other = not place.organ and (other or place.elsewhere)
             of_nodes.append(region)
-            of_others.append(other)
         for number, place in enumerate(places):
             if place.node_sign:
                 for before in range(number, -1, -1):
                     if places[before].organ:
                         break
                     of_nodes[before] = True
-        return [
-            self._could_be_node.sub(self._node, part) if node else self._topics["lesion"].sub("", part) if other else part
-            for part, node, other in zip(parts, of_nodes, of_others)
-        ]
+        read_as, elsewhere = [], False
+        for part, place, node in zip(parts, places, of_nodes):
+            elsewhere = not place.organ and (elsewhere or place.elsewhere)
+            if node:
+                part = self._could_be_node.sub(self._node, part)
+            elif elsewhere:
+                part = self._topics["lesion"].sub("", part)
+            read_as.append(part)
+        return read_as
 
     def _place_of(self, clause: str) -> Place:
         patterns = self._topics["organ"], self._regions, self._node_signs, self._elsewhere
@@ -480,11 +485,17 @@ def _as_side(match: Match) -> Match | None:
 
 
 def _at_different_sites(clauses: Sequence[Clause], stated: Sequence[Sequence[Match]]) -> bool:
-    """Whether two clauses name lesions at different sites: `上段见一囊肿，下段见一结节`."""
+    """Whether two clauses name lesions at different sites: `上段见一囊肿，下段见一结节`.
+
+    All clauses of a sentence give the site of its only lesion.
+    """
+    lesions = Counter(clause.sentence for clause in clauses if clause.lesions)
     sites: list[dict[str, set[str]]] = []
     for clause, matches in zip(clauses, stated):
         if not clause.lesions or clause.look.refers_back:
             continue
+        if lesions[clause.sentence] == 1:
+            matches = [match for each, own in zip(clauses, stated) if each.sentence == clause.sentence for match in own]
         site: dict[str, set[str]] = {}
         for match in matches:
             attribute, value = (_as_side(match) or match).finding
@@ -507,8 +518,24 @@ def _put_inside(clauses: Sequence[Clause], stated: Sequence[list[Match]]) -> Non
             site = [match for match in before.look.matches if match.finding[0] in SITES and not before.denies(match)]
             if any(match.finding[0] == "side" for match in site):
                 # At the start of the clause, so that its findings belong to these sides.
-                stated[number].extend(match._replace(start=0, end=0) for match in site)
+                own = {match.finding[0] for match in stated[number]}
+                stated[number].extend(match._replace(start=0, end=0) for match in site if match.finding[0] not in own)
                 break
+
+
+def _put_below(clauses: Sequence[Clause], stated: Sequence[list[Match]]) -> None:
+    """`Right lobe: 4.6 x 1.4 cm. A cyst of 5 mm.`: the lesion is on the only side of the last sentence that names one."""
+    named: dict[int, set[Finding]] = {}
+    for clause in clauses:
+        named.setdefault(clause.sentence, set()).update(
+            side.finding for match in clause.look.matches if (side := _as_side(match))
+        )
+    above: Finding | None = None
+    for clause, matches in zip(clauses, stated):
+        if sides := named[clause.sentence]:
+            above = next(iter(sides)) if clause.topic == "gland" and len(sides) == 1 else None
+        elif above and above[1] != NO_SIDE and clause.lesions and not clause.look.organs:
+            matches.append(Match(above, "lesion", False, False, 0, 0))
 
 
 def _settle_topics(clauses: Sequence[Clause]) -> None:
