@@ -41,7 +41,7 @@ NO_SIZE_BEFORE = re.compile(
     r"|(?:叶|腺体?|肝脏|峡部|乳腺组织)(?:大小|范围|厚)(?:约|为)?$"
     r"|(?:原|既往|[前上]次|较前)(?:检查|大小|范围|测值|[(（:：约为])*$|[从由](?:原来的?)?(?:约)?$|[疗术]前(?:大小|约|为)*$"
     r"|\blobes? \($|\bn ?\+ ?$|\(was ?$|\bcompared (?:to|with) ?$|\b(?:vs\.?|versus) ?$"
-    rf"|\bdistance (?:to|from) (?:the )?{PLACES}{ABOUT}|\bthick(?:ness|ening){ABOUT}"
+    rf"|\bdistance (?:to|from) (?:the )?{PLACES}{ABOUT}|\b(?:thick(?:ness|ening)|ducts?){ABOUT}"
     r"|\b(?:grown|grew|increased|decreased|enlarged|changed)(?: in size)? from ?$"
     rf"|\b(?:previous(?:ly)?|prior|formerly)(?: (?:size|measurement|exam(?:ination)?|study))?{ABOUT}"
     r"|\b(?:increased?|decreased?|grown|grew|shrunk|enlarged)(?: in size)? by(?: about| approximately)? ?$"

@@ -1,9 +1,10 @@
 """Extracts the findings of a report as (attribute, value) by the rules of lexicon.yaml.
 
 A report is split into sentences and clauses. The topic of each clause is a lesion, the gland, lymph nodes, surgery or
-another structure: from its own words, or from its neighbours. A nodule of the armpit or neck is a lymph node. Each
-attribute is searched in clauses of its scope, and a value counts unless a negation ("no", 未见) precedes it in the
-clause. A finding of a lesion belongs to the side that its clause names, or to the last named one.
+another structure: from its own words, or from its neighbours. A nodule of the armpit or neck is a lymph node, and what
+lies in another organ is left out. Each attribute is searched in clauses of its scope, and a value counts unless a
+negation ("no", 未见) precedes it in the clause. A finding of a lesion belongs to the side that its clause names, or to
+the last named one.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ class Look:
     """Properties of a clause without its context."""
 
     lesions: tuple[Span, ...]
+    affirmed: tuple[Span, ...]  # the lesions that are not negated
     removed: tuple[Span, ...]  # of the words on surgery: a lesion among them is no longer there
     glands: tuple[Span, ...]
     organs: bool
@@ -138,9 +140,7 @@ class Clause:
     @property
     def lesions(self) -> tuple[Span, ...]:
         """Those that are not negated."""
-        if self.all_denied:
-            return ()
-        return tuple(span for span in self.look.lesions if not self.look.denies(span[0], quality=False))
+        return () if self.all_denied else self.look.affirmed
 
     @property
     def own_topic(self) -> str | None:
@@ -373,12 +373,10 @@ class Reader:
             qualities = self._denied(clause, [*self._ends.finditer(clause), *self._ends_of_qualities.finditer(clause)])
         numbers = tuple(_numbers(clause))
         removed = _spans(self._removed, clause)
+        lesions = _outside(removed, _spans(self._topics["lesion"], clause))
         return Look(
-            lesions=tuple(
-                span
-                for span in _spans(self._topics["lesion"], clause)
-                if not any(start <= span[0] < end for start, end in removed)
-            ),
+            lesions=lesions,
+            affirmed=_outside(denied, lesions),
             removed=removed,
             glands=_spans(self._topics["gland"], clause),
             organs=self._topics["organ"].search(clause) is not None,
@@ -524,7 +522,7 @@ def _put_inside(clauses: Sequence[Clause], stated: Sequence[list[Match]]) -> Non
 
 
 def _put_below(clauses: Sequence[Clause], stated: Sequence[list[Match]]) -> None:
-    """`Right lobe: 4.6 x 1.4 cm. A cyst of 5 mm.`: the lesion is on the only side of the last sentence that names one."""
+    """`Right lobe: 4.6 x 1.4 cm. A cyst of 5 mm.`: the lesion is on the side of the gland named last."""
     named: dict[int, set[Finding]] = {}
     for clause in clauses:
         named.setdefault(clause.sentence, set()).update(
@@ -577,6 +575,11 @@ def _spread_denials(clauses: Sequence[Clause]) -> None:
             if len(before.text.split()) > LISTED_WORDS:
                 break
             items.append(before)
+
+
+def _outside(others: Sequence[Span], spans: Sequence[Span]) -> tuple[Span, ...]:
+    """The spans that do not start within one of `others`."""
+    return tuple(span for span in spans if not any(start <= span[0] < end for start, end in others))
 
 
 def _merged(spans: Sequence[Span]) -> list[Span]:
