@@ -336,7 +336,7 @@ def test_sentences_as_in_real_reports_are_read_with_precision_and_recall_of_97_p
 
 
 @pytest.mark.parametrize(
-    ("name", "reports"), [("set_a", 100), ("set_b", 60), ("set_c", 40), ("set_d", 54), ("set_e", 40)]
+    ("name", "reports"), [("set_a", 100), ("set_b", 60), ("set_c", 40), ("set_d", 54), ("set_e", 40), ("set_f", 30)]
 )
 def test_fresh_reports_are_read_with_precision_and_recall_of_97_percent(name: str, reports: int) -> None:
     rows = sentences("findings_fresh.yaml")[name]
