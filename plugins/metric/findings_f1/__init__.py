@@ -30,9 +30,10 @@ class FindingsF1:
     (negated: a lesion, calcification, flow, enlarged nodes) and `side_of` (each finding of a lesion with the lesion's
     side: low if left and right are swapped between two lesions).
 
-    tests/plugins/metric/test_findings_f1.py measures its accuracy on 300 sentences labelled by hand. The lexicon was
-    also tuned on most of them, so other reports are read less accurately. `describe metric/findings_f1 --read "TEXT"`
-    prints how a text is read.
+    On reports that the lexicon had never read, labelled by hand, precision and recall were 0.99 in usual wordings (40
+    reports) and 0.95 and 0.94 in the habits of different hospitals (184 reports);
+    tests/plugins/metric/findings_fresh.yaml has them. The authors of the lexicon wrote and labelled them, so real
+    reports may be read less accurately. `describe metric/findings_f1 --read "TEXT"` prints how a text is read.
 
     Source:
         Sonoscribe.

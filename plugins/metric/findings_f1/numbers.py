@@ -22,11 +22,11 @@ AXIS = (
     r"(?:\s?\(?\b(?:ap|tr|tv|cc|si|ml|[lwhd]|length|width|height|depth|trans(?:verse)?|long(?:itudinal)?|sag(?:ittal)?"
     r"|cranio-?caudal|antero-?posterior)\b\)?)?"
 )
-BEGIN, END = r"(?<![\d.a-z_#])", r"(?![\d.%]\d|\d|%|[a-z])"
+BEGIN, END = r"(?<![\d.a-z_#])", r"(?![\d.%]\d|\d|%|[a-z]|\s?/\s?(?:s|秒))"
 DIAMETERS = re.compile(rf"{BEGIN}{ONE}(?:{AXIS}{TIMES}{ONE}){{0,2}}{END}")
 # "12mm，前后径8mm": a further diameter of the same lesion, given with its direction
 FURTHER = re.compile(
-    rf"(?<=[\dm米㎝㎜])[，,、；]?(?:前后|上下|左右|横|纵|厚|长|短|宽|高)径(?:约|为)*(?={NUMBER}[\s-]?(?:{UNIT}))"
+    rf"(?<=[\dm米㎝㎜])[，,、；]?(?:(?:前后|上下|左右|横|纵|厚|长|短|宽|高)径|[宽厚])(?:约|为)*(?={NUMBER}[\s-]?(?:{UNIT}))"
 )
 # "5 and 6 mm": the unit behind holds for both
 SAME_UNIT = re.compile(rf"\s?(?:and|及|和|、)\s?{NUMBER}[\s-]?({UNIT}){END}")
@@ -37,9 +37,12 @@ MASKED_SIZE = re.compile(r"_(?:2ds|3ds|scm|smm)_")
 ABOUT = r"(?: (?:is|measur\w+|about|approximately|of)){0,2}:? ?$"
 PLACES = r"(?:skin|nipple|areola|chest wall|pectoral\w*(?: muscle)?|surface|capsule)"
 NO_SIZE_BEFORE = re.compile(
-    r"距[^，,。]{0,8}$|(?:内径|厚度?|深度?|斜径|原大小|既往)(?:约|为)?$|(?:叶|腺体?|肝脏|峡部)(?:大小|厚)(?:约|为)?$"
-    r"|\bn ?\+ ?$|\(was ?$|\bcompared (?:to|with) ?$"
-    rf"|\bdistance (?:to|from) (?:the )?{PLACES}{ABOUT}|\bthickness{ABOUT}"
+    r"(?:距|离|皮下)[^，,。大见及]{0,8}$|(?:内径|厚度?|深度?|斜径|导管(?:[最较]?宽[处度]?)?|管径|流速|^其?[最较]?宽[处度]?)(?:约|为)?$"
+    r"|(?:叶|腺体?|肝脏|峡部|乳腺组织)(?:大小|范围|厚)(?:约|为)?$"
+    r"|(?:原|既往|[前上]次|较前)(?:检查|大小|范围|测值|[(（:：约为])*$|[从由](?:原来的?)?(?:约)?$|[疗术]前(?:大小|约|为)*$"
+    r"|\blobes? \($|\bn ?\+ ?$|\(was ?$|\bcompared (?:to|with) ?$|\b(?:vs\.?|versus) ?$"
+    rf"|\bdistance (?:to|from) (?:the )?{PLACES}{ABOUT}|\b(?:thick(?:ness|ening)|ducts?){ABOUT}"
+    r"|\b(?:grown|grew|increased|decreased|enlarged|changed)(?: in size)? from ?$"
     rf"|\b(?:previous(?:ly)?|prior|formerly)(?: (?:size|measurement|exam(?:ination)?|study))?{ABOUT}"
     r"|\b(?:increased?|decreased?|grown|grew|shrunk|enlarged)(?: in size)? by(?: about| approximately)? ?$"
     r"|\b(?:depth of|distance of|under|below|less than)(?: measur\w+)?(?: about| approximately)? ?$"
@@ -50,7 +53,7 @@ ORGAN = re.compile(
     r"(?: about| approximately)? ?"
 )
 NO_SIZE_BEHIND = re.compile(
-    r"\s?(?:from\b|fn\b|deep\b|(?:in )?(?:thick|depth)|below\b|beneath\b|previously\b|before\b"
+    r"\s?(?:处|from\b|fn\b|deep\b|(?:in )?(?:thick|depth)|below\b|beneath\b|previously\b|before\b"
     r"|(?:on|at|in) (?:the )?(?:prior|previous|last)\b"
     r"|(?:larger|smaller|bigger|longer|shorter|more|less|increase|decrease)\b)"
 )
@@ -59,18 +62,17 @@ HOUR = r"(?:1[0-2]|[1-9])"
 HOURS = re.compile(
     rf"(?<![\d.×x])({HOUR})(?::[0-5]\d)?(?:\s?(?:-|–|~|～|至|to|、)\s?({HOUR}))?(?::[0-5]\d)?\s?(?:o'?\s?clock|o’clock|点(?!状))"
 )
-TIME = re.compile(rf"(?<![\d.×x:])({HOUR}):[0-5]\d\b(?!\s?o.?\s?clock)")
+TIME = re.compile(rf"(?<![\d.×x:])({HOUR}):[0-5]\d(?!\d)(?!\s?o.?\s?clock)")
 MASKED_HOUR = re.compile(r"_locr?_")
 
 ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5, "vi": 6, "vii": 7, "viii": 8}
 ROMAN |= {sign: number for number, sign in enumerate("ⅰⅱⅲⅳⅴⅵⅶⅷ", 1)}
 SEGMENT = r"(?:[1-8][ab]?|viii|vii|vi|iv[ab]?|v|iii|ii|i|[ⅰⅱⅲⅳⅴⅵⅶⅷ])"
 SEGMENTS = re.compile(
-    rf"\bsegments? ({SEGMENT})(?:\s?(?:/|-|and|,)\s?({SEGMENT}))?(?![a-z\d])|(?<![a-z])s({SEGMENT})(?![a-z\d])"
-    rf"|肝s?({SEGMENT})段"
+    rf"\bseg(?:ment)?s?\.? ({SEGMENT})(?:\s?(?:/|-|and|,)\s?({SEGMENT}))?(?![a-z\d])"
+    rf"|(?<![a-z])s({SEGMENT})(?:[/、-]s?({SEGMENT}))?(?![a-z\d])"
+    rf"|(?<![a-z\d.])s?({SEGMENT})(?:[/、及和与至~～-]({SEGMENT}))?段"
 )
-DIGITS = str.maketrans("０１２３４５６７８９．＊ｘ", "0123456789.*x")
-
 Size = tuple[float, ...] | str  # diameters in mm, the longest first; or the mask that stands for them
 
 
@@ -85,7 +87,6 @@ class Number(NamedTuple):
 
 def numbers_of(clause: str) -> Iterator[Number]:
     """All numbers of a lowercase clause."""
-    clause = clause.translate(DIGITS)
     for match in MASKED_SIZE.finditer(clause):
         before = clause[max(0, match.start() - BEFORE) : match.start()]
         if not NO_SIZE_BEFORE.search(before) and not NO_SIZE_BEHIND.match(clause, match.end()):
@@ -160,5 +161,9 @@ def agreeing(predicted: Collection[Size], reference: Collection[Size]) -> int:
     """Maximum number of pairs of agreeing measures, each measure used once."""
     if not predicted or not reference:
         return 0
+    if predicted == reference:
+        return len(predicted)
+    if len(predicted) == 1 or len(reference) == 1:
+        return int(any(same_size(one, other) for one in predicted for other in reference))
     agree = csr_array([[same_size(one, other) for other in reference] for one in predicted])
     return int((maximum_bipartite_matching(agree) >= 0).sum())

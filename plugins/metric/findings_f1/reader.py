@@ -1,14 +1,16 @@
 """Extracts the findings of a report as (attribute, value) by the rules of lexicon.yaml.
 
 A report is split into sentences and clauses. The topic of each clause is a lesion, the gland, lymph nodes, surgery or
-another structure: from its own words, or from its neighbours. A nodule of the armpit or neck is a lymph node. Each
-attribute is searched in clauses of its scope, and a value counts unless a negation ("no", 未见) precedes it in the
-clause. A finding of a lesion belongs to the side that its clause names, or to the last named one.
+another structure: from its own words, or from its neighbours. A nodule of the armpit or neck is a lymph node, and what
+lies in another organ is left out. Each attribute is searched in clauses of its scope, and a value counts unless a
+negation ("no", 未见) precedes it in the clause. A finding of a lesion belongs to the side that its clause names, or to
+the last named one.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -37,10 +39,15 @@ JOINTS = {"en": re.compile(r"\b(?:and|while|whereas|but|as)\b"), "zh": re.compil
 APART = frozenset({"clock", "segment", "size", "side_of", "denial"})  # aspects that the overall F1 does not count
 UNSIDED = frozenset({"side", "count"})
 NOTHING = "-"  # a value of the lexicon that takes words away from the other values
+ANOTHER = "another"  # a count that depends on the other clauses
 SITES = ("side", "place", "clock", "segment")  # lesions that differ in one of these are two
 DEPTHS = frozenset({"superficial", "central depth", "deep", "retroareolar"})  # beside any other place
 NO_SIDE = ""  # of the isthmus
-OF_EACH = re.compile("[各均都]")  # "at 2 o'clock left and 6 o'clock right, each ...": what follows is of all sides
+OF_EACH = re.compile("[各均都]|分别")  # "at 2 o'clock left and 6 o'clock right, each ...": what follows is of all sides
+
+# Full-width letters, digits and signs as the ASCII ones, and one sign for each dash; commas and points keep their own.
+HALF_WIDTH = {code: code - 0xFEE0 for code in (*range(0xFF10, 0xFF1A), *range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))}
+HALF_WIDTH |= str.maketrans("．＊－—–‐‑―／＞＜＋％", ".*------/><+%")
 
 CJK = re.compile(r"[\u3400-\u9fff]")
 LATIN_WORD = re.compile(r"[a-zA-Z][a-zA-Z-]+")
@@ -50,8 +57,8 @@ SHORT_SIDE = (
 )
 # A point or comma within a number is no end of anything.
 SENTENCES = {"en": re.compile(rf"[!?;\n]|\.(?!\d){SHORT_SIDE}"), "zh": re.compile(r"[。；！？;!?\n]|\.(?!\d)")}
-CLAUSES = {"en": re.compile(r",(?!\d)"), "zh": re.compile(r"，|,(?!\d)|(?<=术后)[：:]")}
-ALTERNATIVE = re.compile(r"^(?:and/or|or|nor)\b")
+CLAUSES = {"en": re.compile(r",(?!\d)|(?<=ectomy):"), "zh": re.compile(r"，|,(?!\d)|(?<=[后查年月周])[：:]")}
+ALTERNATIVE = re.compile(r"^(?:[\w-]+ ){0,2}(?:and/or|or|nor)\b")
 LISTED_WORDS = 5  # "no nodule, thick-walled cyst, or calcification": as long as an item of such a list may be
 # "oval, hypoechoic mass": the comma of adjectives, not of clauses.
 ADJECTIVES = (
@@ -82,11 +89,21 @@ class Reading(NamedTuple):
     sizes: frozenset[Measure]
 
 
+class Place(NamedTuple):
+    """Which places a clause names: the organ, where lymph nodes are, signs of a node, another organ."""
+
+    organ: bool
+    node_region: bool
+    node_sign: bool
+    elsewhere: bool
+
+
 @dataclass(frozen=True)
 class Look:
     """Properties of a clause without its context."""
 
     lesions: tuple[Span, ...]
+    affirmed: tuple[Span, ...]  # the lesions that are not negated
     removed: tuple[Span, ...]  # of the words on surgery: a lesion among them is no longer there
     glands: tuple[Span, ...]
     organs: bool
@@ -123,9 +140,7 @@ class Clause:
     @property
     def lesions(self) -> tuple[Span, ...]:
         """Those that are not negated."""
-        if self.all_denied:
-            return ()
-        return tuple(span for span in self.look.lesions if not self.look.denies(span[0], quality=False))
+        return () if self.all_denied else self.look.affirmed
 
     @property
     def own_topic(self) -> str | None:
@@ -219,11 +234,13 @@ class Reader:
         # None in Chinese, whose comma already ends the clause
         also = lexicon["denial_ends_of_qualities"][language]
         self._ends_of_qualities = listed("denial_ends_of_qualities") if also else None
+        self._preface = listed("preface")
         self._removed = listed("removed")
         self._regions = listed("node_regions")
         self._node_signs = listed("node_signs")
         self._could_be_node = listed("could_be_node")
         self._node = lexicon["node"][language]
+        self._elsewhere = listed("elsewhere")
         self._refers_back = listed("refers_back")
         self._refers_ahead = listed("refers_ahead")
         self._inside = listed("inside")
@@ -240,6 +257,7 @@ class Reader:
             self._rules.append(Rule(attribute, entry["scope"], stated, by_denial, values))
         # Reports repeat their clauses far more often than themselves; a clause seen before costs a tenth.
         self._look = lru_cache(maxsize=16384)(self._look_at)
+        self._place = lru_cache(maxsize=16384)(self._place_of)
 
     def explain(self, text: str) -> list[tuple[str, str]]:
         """Each finding of `text` and the words that state it, in their order; counted ones have none."""
@@ -248,7 +266,9 @@ class Reader:
         lines: dict[tuple[str, str], None] = {}
         for clause, matches in zip(clauses, stated):
             sizes = [size for size in clause.look.sizes if clause.states(size)]
-            found = [(match.start, match.end, ": ".join(match.finding)) for match in matches]
+            found = [
+                (match.start, match.end, ": ".join(match.finding)) for match in matches if match.finding[1] != ANOTHER
+            ]
             found += [(size.start, size.end, f"size: {shown(size.finding[1])}") for size in sizes]
             found += [(*span, "lesion: present") for span in _merged(clause.lesions)]
             if not any(each.lesions for each in clauses):
@@ -265,6 +285,7 @@ class Reader:
         _settle_topics(clauses)
         stated = [[match for match in clause.look.matches if clause.states(match)] for clause in clauses]
         _put_inside(clauses, stated)
+        _put_below(clauses, stated)
         return clauses, stated
 
     def read(self, text: str) -> Reading:
@@ -273,12 +294,14 @@ class Reader:
         found = {match.finding for matches in stated for match in matches if match.finding[0] not in APART}
         if any(clause.lesions for clause in clauses):
             found.add(("lesion", "present"))
-            if {("side", "left"), ("side", "right")} <= found or _at_different_sites(clauses, stated):
+            one_more = ("count", ANOTHER) in found and sum(bool(clause.lesions) for clause in clauses) > 1
+            if one_more or {("side", "left"), ("side", "right")} <= found or _at_different_sites(clauses, stated):
                 found.add(("count", "multiple"))
             if ("count", "multiple") not in found:
                 found.add(("count", "single"))
-        elif any(clause.look.lesions for clause in clauses):
+        elif any(clause.look.lesions or clause.look.normal for clause in clauses):
             found.add(("lesion", "absent"))
+        found.discard(("count", ANOTHER))
         aspects = {match.finding for matches in stated for match in matches if match.finding[0] in APART}
         aspects |= {("denial", name) for finding, name in DENIALS.items() if finding in found}
         sizes = set()
@@ -312,8 +335,11 @@ class Reader:
                 sentence, current = clause.sentence, first.get(clause.sentence, current)
             of_lesions = [match for match in matches if match.scope == "lesion" and match.finding[0] not in UNSIDED]
             of_lesions += [match for match in matches if match.scope == "tissue" and clause.topic == "lesion"]
-            for match in [*of_lesions, *(size for size in clause.look.sizes if clause.states(size))]:
+            sizes = [size for size in clause.look.sizes if clause.states(size)]
+            for match in [*of_lesions, *sizes]:
                 sides = next((sides for end, sides in reaches if match.start < end), current)
+                if match in sizes and len(sides) == len(sizes) > 1:
+                    sides = (sides[sizes.index(match)],)  # "at 2 o'clock left and 6 o'clock right, 5 mm, 7 mm"
                 yield match, tuple(side for side in sides if side != NO_SIDE)
             if reaches:
                 current = reaches[-1][1]
@@ -333,7 +359,7 @@ class Reader:
             )
             reaches.append((joint or following[0], tuple(sorted(sides))))
         if groups:
-            every = tuple(sorted({side for _, _, sides in groups for side in sides}))
+            every = tuple(dict.fromkeys(side for _, _, sides in groups for side in sorted(sides)))
             each = OF_EACH.search(clause, groups[-1][1]) if self.language == "zh" and len(groups) > 1 else None
             if each:
                 reaches.append((each.start(), tuple(sorted(groups[-1][2]))))
@@ -347,12 +373,10 @@ class Reader:
             qualities = self._denied(clause, [*self._ends.finditer(clause), *self._ends_of_qualities.finditer(clause)])
         numbers = tuple(_numbers(clause))
         removed = _spans(self._removed, clause)
+        lesions = _outside(removed, _spans(self._topics["lesion"], clause))
         return Look(
-            lesions=tuple(
-                span
-                for span in _spans(self._topics["lesion"], clause)
-                if not any(start <= span[0] < end for start, end in removed)
-            ),
+            lesions=lesions,
+            affirmed=_outside(denied, lesions),
             removed=removed,
             glands=_spans(self._topics["gland"], clause),
             organs=self._topics["organ"].search(clause) is not None,
@@ -392,7 +416,7 @@ class Reader:
         return tuple(reach)
 
     def _cut(self, text: str) -> list[Clause]:
-        text = text.lower()
+        text = self._preface.sub("", text.lower().translate(HALF_WIDTH))
         if self.language == "zh":
             text = joined("".join(text.split()))
         clauses = []
@@ -401,24 +425,39 @@ class Reader:
             parts = [part for part in parts if part]
             if self.language == "en":
                 parts = self._join_adjectives(parts)
-            parts = self._with_nodes(parts)
+            parts = self._by_place(parts)
             clauses += [Clause(part, number, self._look(part)) for part in parts]
         return clauses
 
-    def _with_nodes(self, parts: list[str]) -> list[str]:
-        """The clauses of a sentence in which a nodule of the armpit or neck, or one with a hilum, is a lymph node."""
-        organs = [self._topics["organ"].search(part) is not None for part in parts]
+    def _by_place(self, parts: list[str]) -> list[str]:
+        """The clauses of a sentence, with a nodule of the armpit or neck, or one with a hilum, as a lymph node.
+
+        A lesion of another organ is left out.
+        """
+        places = [self._place(part) for part in parts]
         of_nodes, region = [], False
-        for part, organ in zip(parts, organs):
-            region = not organ and (region or self._regions.search(part) is not None)
+        for place in places:
+            region = not place.organ and (region or place.node_region)
             of_nodes.append(region)
-        for number, part in enumerate(parts):
-            if self._node_signs.search(part):
+        for number, place in enumerate(places):
+            if place.node_sign:
                 for before in range(number, -1, -1):
-                    if organs[before]:
+                    if places[before].organ:
                         break
                     of_nodes[before] = True
-        return [self._could_be_node.sub(self._node, part) if node else part for part, node in zip(parts, of_nodes)]
+        read_as, elsewhere = [], False
+        for part, place, node in zip(parts, places, of_nodes):
+            elsewhere = not place.organ and (elsewhere or place.elsewhere)
+            if node:
+                part = self._could_be_node.sub(self._node, part)
+            elif elsewhere:
+                part = self._topics["lesion"].sub("", part)
+            read_as.append(part)
+        return read_as
+
+    def _place_of(self, clause: str) -> Place:
+        patterns = self._topics["organ"], self._regions, self._node_signs, self._elsewhere
+        return Place(*(pattern.search(clause) is not None for pattern in patterns))
 
     def _join_adjectives(self, parts: list[str]) -> list[str]:
         joined: list[str] = []
@@ -444,14 +483,20 @@ def _as_side(match: Match) -> Match | None:
 
 
 def _at_different_sites(clauses: Sequence[Clause], stated: Sequence[Sequence[Match]]) -> bool:
-    """Whether two clauses name lesions at different sites: `上段见一囊肿，下段见一结节`."""
+    """Whether two clauses name lesions at different sites: `上段见一囊肿，下段见一结节`.
+
+    All clauses of a sentence give the site of its only lesion.
+    """
+    lesions = Counter(clause.sentence for clause in clauses if clause.lesions)
     sites: list[dict[str, set[str]]] = []
     for clause, matches in zip(clauses, stated):
         if not clause.lesions or clause.look.refers_back:
             continue
+        if lesions[clause.sentence] == 1:
+            matches = [match for each, own in zip(clauses, stated) if each.sentence == clause.sentence for match in own]
         site: dict[str, set[str]] = {}
         for match in matches:
-            attribute, value = match.finding
+            attribute, value = (_as_side(match) or match).finding
             if attribute in SITES and value not in DEPTHS:
                 site.setdefault(attribute, set()).add(value)
         if any(values.isdisjoint(other.get(name, values)) for other in sites for name, values in site.items()):
@@ -471,8 +516,24 @@ def _put_inside(clauses: Sequence[Clause], stated: Sequence[list[Match]]) -> Non
             site = [match for match in before.look.matches if match.finding[0] in SITES and not before.denies(match)]
             if any(match.finding[0] == "side" for match in site):
                 # At the start of the clause, so that its findings belong to these sides.
-                stated[number].extend(match._replace(start=0, end=0) for match in site)
+                own = {match.finding[0] for match in stated[number]}
+                stated[number].extend(match._replace(start=0, end=0) for match in site if match.finding[0] not in own)
                 break
+
+
+def _put_below(clauses: Sequence[Clause], stated: Sequence[list[Match]]) -> None:
+    """`Right lobe: 4.6 x 1.4 cm. A cyst of 5 mm.`: the lesion is on the side of the gland named last."""
+    named: dict[int, set[Finding]] = {}
+    for clause in clauses:
+        named.setdefault(clause.sentence, set()).update(
+            side.finding for match in clause.look.matches if (side := _as_side(match))
+        )
+    above: Finding | None = None
+    for clause, matches in zip(clauses, stated):
+        if sides := named[clause.sentence]:
+            above = next(iter(sides)) if clause.topic == "gland" and len(sides) == 1 else None
+        elif above and above[1] != NO_SIDE and clause.lesions and not clause.look.organs:
+            matches.append(Match(above, "lesion", False, False, 0, 0))
 
 
 def _settle_topics(clauses: Sequence[Clause]) -> None:
@@ -485,12 +546,17 @@ def _settle_topics(clauses: Sequence[Clause]) -> None:
             topic = None  # a vessel that enters a lesion
         if topic in (None, "gland") and last and clause.look.refers_back:
             topic = last
-        elif (topic is None and first) or (topic == "gland" and clause.look.refers_ahead):
+        elif (topic is None and first and not clause.look.denied) or (topic == "gland" and clause.look.refers_ahead):
             ahead = (later.own_topic for later in clauses[number + 1 :] if later.sentence == clause.sentence)
             topic = next((later for later in ahead if later), topic)
         here = topic or (None if first else clauses[number - 1].topic_of_sentence)
         clause.topic_of_sentence, clause.topic = here, topic or last
         last = clause.topic
+    if not any(clause.lesions for clause in clauses):
+        for clause in clauses:
+            # "The thyroid is small. Vascularity is not increased.": that of the gland, as there is no lesion
+            if any(match.finding[0] == "gland_flow" for match in clause.look.matches):
+                clause.topic_of_sentence = clause.topic_of_sentence or clause.topic
 
 
 def _spread_denials(clauses: Sequence[Clause]) -> None:
@@ -509,6 +575,11 @@ def _spread_denials(clauses: Sequence[Clause]) -> None:
             if len(before.text.split()) > LISTED_WORDS:
                 break
             items.append(before)
+
+
+def _outside(others: Sequence[Span], spans: Sequence[Span]) -> tuple[Span, ...]:
+    """The spans that do not start within one of `others`."""
+    return tuple(span for span in spans if not any(start <= span[0] < end for start, end in others))
 
 
 def _merged(spans: Sequence[Span]) -> list[Span]:

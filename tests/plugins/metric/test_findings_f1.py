@@ -18,7 +18,7 @@ from pairs import pair
 from plugins.dataset.phantom import Phantom
 from plugins.metric.findings_f1 import FindingsF1
 from plugins.metric.findings_f1.numbers import agreeing
-from plugins.metric.findings_f1.reader import LEXICON, NOTHING, Reader, explain, read, read_all
+from plugins.metric.findings_f1.reader import ANOTHER, LEXICON, NOTHING, Reader, explain, read, read_all
 
 ONE = "lesion=present count=single "
 MANY = "lesion=present count=multiple "
@@ -91,6 +91,7 @@ ENGLISH = [
     ("A cyst with heterogeneous internal echoes.", ONE + "inner_echo=heterogeneous"),
     ("The liver is shrunken. Dilated bile ducts.", "size_gland=reduced duct=dilated"),
     ("Blood flow of the thyroid is normal. Flow in the gland is increased.", "gland_flow=normal gland_flow=increased"),
+    ("BI-RADS 0: additional views needed. BI-RADS 1: negative. BI-RADS 6.", "birads=0 birads=1 birads=6"),
     ("The skin is normal.", ""),
 ]  # fmt: skip
 
@@ -147,6 +148,7 @@ CHINESE = [
      ONE + "inner_echo=homogeneous inner_echo=heterogeneous"),
     ("肝脏体积缩小，胆总管扩张。", "size_gland=reduced duct=dilated"),
     ("甲状腺血流信号正常。腺体内血流丰富。", "gland_flow=normal gland_flow=increased"),
+    ("BI-RADS 0类。BI—RADS：Ⅰ类；ＢＩ－ＲＡＤＳ　６类。", "birads=0 birads=1 birads=6"),
     ("乳腺皮肤及皮下脂肪层清晰。", ""),
 ]  # fmt: skip
 QUADRANTS = {"外上": "upper outer", "内上": "upper inner", "外下": "lower outer", "内下": "lower inner"}
@@ -172,8 +174,10 @@ LABELS = {
         name: ("segment", name)
         for name in ("left lateral", "left medial", "right anterior", "right posterior", "caudate")
     },
-    **{name: ("shape", name) for name in ("regular", "irregular", "oval")},
-    **{name: ("margin", name) for name in ("circumscribed", "indistinct")},
+    **{name: ("shape", name) for name in ("regular", "irregular", "oval", "round")},
+    **{name: ("margin", name) for name in ("circumscribed", "indistinct", "spiculated", "lobulated")},
+    **{f"{name} {number}": (name, str(number)) for name in ("birads", "tirads") for number in range(7)},
+    **{name: ("histology", name) for name in ("benign", "malignant")},
     **{name: ("orientation", name) for name in ("parallel", "not parallel")},
     **{name: ("posterior", name) for name in ("enhancement", "shadow")},
     **{
@@ -206,21 +210,21 @@ LABELS = {
 # (lymph nodes) to 1.00 and precision 0.82 (Doppler) to 1.00.
 #
 # On the 100 sentences of findings_real.yaml precision and recall were 0.76 and 0.82 at first (30 held back: 0.77 and
-# 0.80). The same person wrote these sentences too.
+# 0.80). The same person wrote these sentences too, and the reports of findings_fresh.yaml.
 REACHED = {
-    "lesion": (0.97, 0.98),
-    "count": (0.96, 0.97),
-    "side": (0.98, 0.98),
+    "lesion": (0.99, 0.99),
+    "count": (0.98, 0.98),
+    "side": (0.99, 0.99),
     "size": (0.98, 0.99),
-    "place": (0.95, 0.97),
+    "place": (1.00, 1.00),
     "clock": (1.00, 1.00),
     "segment": (1.00, 1.00),
-    "echogenicity": (0.96, 0.99),
+    "echogenicity": (0.99, 1.00),
     "calcification": (1.00, 1.00),
     "doppler": (0.95, 1.00),
-    "lymph_node": (0.94, 1.00),
-    "denial": (0.96, 0.99),
-    "side_of": (0.97, 0.97),
+    "lymph_node": (1.00, 1.00),
+    "denial": (0.97, 1.00),
+    "side_of": (0.99, 0.98),
 }
 DENIED = {"none": "lesion", "no calcification": "calcification", "no flow": "doppler", "no nodes": "lymph_node"}
 
@@ -290,7 +294,8 @@ def test_there_are_a_hundred_labelled_sentences_of_each_language():
 
 def test_each_labelled_sentence_is_read_as_labelled_or_is_a_known_miss():
     rows = [(*row[:2], False, *row[2:]) for rows in sentences().values() for row in rows]
-    rows += [(*row[:2], True, *row[2:]) for rows in sentences("findings_real.yaml").values() for row in rows]
+    for name in ("findings_real.yaml", "findings_fresh.yaml"):
+        rows += [(*row[:2], True, *row[2:]) for rows in sentences(name).values() for row in rows]
     wrong = [
         f"{text}\n    {found}"
         for text, line, every, *why in rows
@@ -328,6 +333,45 @@ def test_sentences_as_in_real_reports_are_read_with_precision_and_recall_of_97_p
         assert total["both"] >= least * max(total["predicted"], total["true"])
     for name, each in counted([*rows["tuned_on"], *rows["held_back"]]).items():
         assert each["both"] >= 0.9 * max(each["predicted"], each["true"]), name
+
+
+@pytest.mark.parametrize(
+    ("name", "reports"), [("set_a", 100), ("set_b", 60), ("set_c", 40), ("set_d", 54), ("set_e", 40), ("set_f", 30)]
+)
+def test_fresh_reports_are_read_with_precision_and_recall_of_97_percent(name: str, reports: int) -> None:
+    rows = sentences("findings_fresh.yaml")[name]
+    assert len({text for text, *_ in rows}) == reports
+    counts = counted(rows)
+    total = sum(counts.values(), Counter())
+    assert total["both"] >= 0.97 * max(total["predicted"], total["true"])
+    for attribute, each in counts.items():
+        assert each["both"] >= 0.9 * max(each["predicted"], each["true"]), attribute
+
+
+def test_the_indication_is_no_finding():
+    assert read("Indication: palpable mass of 1.5 cm. Findings: No mass.") == labels("lesion=absent")
+    assert read("临床诊断：左乳结节。双乳未见占位。") == labels("lesion=absent")
+
+
+def test_a_lesion_of_another_organ_is_none():
+    assert read("No liver lesion. Right kidney: 2 cm simple cyst.") == labels("lesion=absent")
+    assert read("肝内未见占位。胆囊壁见一高回声团，大小约0.4×0.3cm。") == labels("lesion=absent")
+
+
+def test_another_lesion_is_one_more_only_beside_a_first():
+    assert ("count", "single") in read("肝回声均匀，右叶内另见一低回声区。")
+    assert ("count", "multiple") in read("肝右叶见一囊肿，另见一低回声区。")
+
+
+def test_sizes_of_two_named_sides_are_theirs_in_order():
+    reading = read_all("右乳10点、左乳2点分别见无回声区，大小5×4mm、7×5mm。")
+    assert reading.sizes == {("right", (5.0, 4.0)), ("left", (7.0, 5.0))}
+
+
+def test_a_lesion_below_the_line_of_a_lobe_is_on_its_side():
+    text = "Right lobe: 4.6 x 1.4 x 1.5 cm. Multiple nodules, the largest 1.2 cm. Left lobe: 4.4 x 1.3 cm. No nodule."
+    assert read(text) == labels(MANY + "side=right")
+    assert read_all(text).sizes == {("right", (12.0,))}
 
 
 def test_a_text_is_explained_by_the_words_that_state_each_finding():
@@ -383,7 +427,7 @@ def test_the_labelled_sentences_cover_every_value_of_the_lexicon(cases):
         if attribute != "segment"  # of the sentences of findings_sentences.yaml
         for values in entry["values"]
         for value in values.split(" + ")
-        if value != NOTHING
+        if value not in (NOTHING, ANOTHER)
     }
     # The depths of BUS-BRA and the orientation words are written in English only.
     only_english = {("place", "central depth"), ("place", "deep")}
