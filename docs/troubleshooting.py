@@ -99,8 +99,8 @@ OTHERS = (
         "The system ran out of memory and ended the process. Lower `data.num_workers` or `train.micro_batch_size`.",
     ),
     (
-        "`DataLoader worker ... is killed by signal: Bus error`",
-        "Too little shared memory, mostly in a container: raise its `--shm-size`, or set `data.num_workers: 0`.",
+        "`some batches do not fit into the shared memory of /dev/shm`",
+        "The results are the same, loading is slower. Raise the container's `--shm-size`, or lower `data.num_workers`.",
     ),
     (
         "`No space left on device`",

@@ -15,7 +15,7 @@ import torch
 from framework.build import build_optimizer, build_plugin
 from framework.checkpoint.export import load_weights, publish_model, verify_model
 from framework.checkpoint.format import checkpoints_of
-from framework.data.loading import EpochSampler, build_loader, grouped, step_seed
+from framework.data.loading import EpochSampler, build_loader, grouped, lost_workers_reported, step_seed
 from framework.distributed.collectives import DelayedMax, broadcast, on_main
 from framework.distributed.micro_batch import resolve_batch_plan, step_out_of_memory
 from framework.distributed.prepare import prepare
@@ -46,7 +46,8 @@ def train(recipe: Recipe) -> Path:
     with open_run_for_training(recipe) as run:
         trainer = Trainer(run)
         try:
-            trainer.run()
+            with lost_workers_reported():
+                trainer.run()
         finally:
             trainer.close()
     return run.folder

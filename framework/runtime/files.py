@@ -124,3 +124,13 @@ def file_lock(path: Path, result: str) -> Iterator[None]:
                 print0(f"waiting for another run that makes the same {result}")
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process may hold the lock on the file `path`; True where this cannot be found out."""
+    try:
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
