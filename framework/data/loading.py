@@ -222,7 +222,13 @@ def _load(exams: ExamSet, numbers: Sequence[int]) -> Batch:
 @functools.cache  # registered once
 def _kill_workers_at_exit() -> None:
     """Python ends its daemon processes by SIGTERM, which workers ignore, and then waits for them."""
-    atexit.register(lambda: [child.kill() for child in multiprocessing.active_children() if child.daemon])
+
+    def kill() -> None:
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.kill()
+
+    atexit.register(kill)
 
 
 def _start_worker(worker: int) -> None:
