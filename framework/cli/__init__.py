@@ -6,10 +6,12 @@ launch.py VERB ...                   everything else, in runs.py, recipes.py, pl
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -90,6 +92,29 @@ def main(args: Sequence[str] | None = None) -> None:
     """Runs a command line. Errors that a user can fix end in a short message and exit code 2."""
     args = sys.argv[1:] if args is None else args
     provide_home()
+    try:
+        with _interrupts():
+            _run(args)
+    except KeyboardInterrupt:  # outside of a command, which ends with the same code
+        sys.exit(errors.INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[None]:
+    """Within, Ctrl-C raises KeyboardInterrupt, so that a command can clean up. If launch.py has let the system end
+    Python before, it does so again after, while Python shuts down.
+    """
+    by_system = signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    try:
+        if by_system:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+    finally:
+        if by_system:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _run(args: Sequence[str]) -> None:
     try:
         app(args=with_verb(args), prog_name="sonoscribe" if Path(sys.argv[0]).name == "sonoscribe" else "launch.py")
     except (ValueError, OSError) as error:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from framework.recipe import load_recipe
 from framework.recipe.describe import snippet, stands_in
 from framework.registry import catalogue
 from framework.registry.signature import class_texts
-from framework.runtime import files
+from framework.runtime import errors, files
 
 
 @pytest.fixture
@@ -335,3 +336,17 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().err
     assert ended.value.code == 2 and "scores.json: no space left" in printed and "[cannot-write]" in printed
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("imported", "code"), [("typer", -signal.SIGINT), ("torch", errors.INTERRUPTED)])
+def test_ctrl_c_while_python_imports_ends_without_a_traceback(imported: str, code: int, tmp_path: Path) -> None:
+    (tmp_path / f"{imported}.py").write_text("import time\nprint('imports', flush=True)\ntime.sleep(60)\n")
+    command = [sys.executable, str(ROOT / "launch.py"), "smoke", f"run.root={tmp_path}"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(
+        command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as started:
+        assert started.stdout is not None and started.stdout.readline() == "imports\n"
+        started.send_signal(signal.SIGINT)
+        _, text = started.communicate(timeout=60)
+    assert (started.returncode, text) == (code, "")
