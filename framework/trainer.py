@@ -5,6 +5,7 @@ One update is in train_step.py; what surrounds training is in run/lifecycle.py.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -48,8 +49,11 @@ def train(recipe: Recipe) -> Path:
         try:
             with lost_workers_reported():
                 trainer.run()
-        finally:
-            trainer.close()
+        except BaseException:
+            with contextlib.suppress(OSError):  # of a full disk, which may be the reason
+                trainer.close()
+            raise
+        trainer.close()
     return run.folder
 
 
@@ -238,8 +242,8 @@ class Trainer:
         load_weights(self.training_run.folder / "model", task)
 
     def close(self) -> None:
-        self.tracker.close()
         self.checkpoints.close()
+        self.tracker.close()
 
     @property
     def _monitor(self) -> str:

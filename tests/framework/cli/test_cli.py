@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from harness import ROOT, TOYS, problem
+from small_disk import fill, small_disk
 
 from framework import cli
 from framework.recipe import load_recipe
@@ -350,3 +351,24 @@ def test_ctrl_c_while_python_imports_ends_without_a_traceback(imported: str, cod
         started.send_signal(signal.SIGINT)
         _, text = started.communicate(timeout=60)
     assert (started.returncode, text) == (code, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (["new", "loss", "mine"], "mine.py"),
+        (["cp", "smoke", "mine.yaml"], "mine.yaml"),
+        (["data", "make", "smoke", "made"], "_1.png"),
+    ],
+)
+def test_a_command_on_a_full_disk_names_the_file_and_leaves_none_empty(
+    run, words: list[str], file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        monkeypatch.chdir(disk)
+        (disk / "made").mkdir()
+        fill(disk)
+        code, _, text = run(*words)
+        assert code == errors.USER_ERROR and "[cannot-write]" in text and "0.0 MiB" in text, text
+        assert f"{file}: no space left" in text
+        assert not [path for path in disk.rglob("*") if path.is_file() and path.stat().st_size == 0]
