@@ -187,7 +187,10 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.batches:
             if isinstance(batch, UserError):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch  # a cycle through this frame: garbage collection would leave the workers waiting
             yield batch
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ from framework.data import loading
 from framework.data.image_cache import build_image_cache
 from framework.data.loading import BatchPlan, ExamSet, build_loader, collate, epoch_order, lost_workers_reported
 from framework.exam import Batch, Exam
-from framework.runtime.errors import ProcessLost
+from framework.runtime.errors import ProcessLost, UserError
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,14 @@ def test_images_that_are_removed_while_a_run_reads_them_end_with_the_same_messag
     with problem("damaged-file", place=str(exams.cache.path)) as found:
         list(build_loader(exams, BATCHES, num_workers))
     assert len(found) == 1
+
+
+def test_an_error_of_a_worker_leaves_no_worker(tmp_path: Path) -> None:
+    exams, before = exam_set(tmp_path), set(multiprocessing.active_children())
+    exams.cache.path.unlink()
+    with contextlib.suppress(UserError):
+        list(build_loader(exams, BATCHES, 1))
+    assert set(multiprocessing.active_children()) <= before
 
 
 STUCK = f"""
