@@ -47,6 +47,7 @@ without training: `python launch.py validate RECIPE` (the recipe) and `python la
 | 2 | A mistake in a recipe, a plugin, the data or the command line; the message names it. |
 | 75 | Stopped on request, with everything saved: resume with `resume=RUN` ([stopping](distributed.md#stopping)). |
 | 76 | Another process died, hangs or cannot be reached: resume from the last checkpoint. |
+| 130 | Ctrl-C before training, or in a command that has nothing to save. |
 
 These are the exit codes of `launch.py`. `accelerate launch` and `torchrun` turn every failure into exit code 1 and
 print a report of their own after our message: scroll up to the first message.
@@ -99,8 +100,8 @@ OTHERS = (
         "The system ran out of memory and ended the process. Lower `data.num_workers` or `train.micro_batch_size`.",
     ),
     (
-        "`DataLoader worker ... is killed by signal: Bus error`",
-        "Too little shared memory, mostly in a container: raise its `--shm-size`, or set `data.num_workers: 0`.",
+        "`some batches do not fit into the shared memory of /dev/shm`",
+        "The results are the same, loading is slower. Raise the container's `--shm-size`, or lower `data.num_workers`.",
     ),
     (
         "`No space left on device`",

@@ -5,6 +5,7 @@ One update is in train_step.py; what surrounds training is in run/lifecycle.py.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import torch
 from framework.build import build_optimizer, build_plugin
 from framework.checkpoint.export import load_weights, publish_model, verify_model
 from framework.checkpoint.format import checkpoints_of
-from framework.data.loading import EpochSampler, build_loader, grouped, step_seed
+from framework.data.loading import EpochSampler, build_loader, grouped, lost_workers_reported, step_seed
 from framework.distributed.collectives import DelayedMax, broadcast, on_main
 from framework.distributed.micro_batch import resolve_batch_plan, step_out_of_memory
 from framework.distributed.prepare import prepare
@@ -46,9 +47,13 @@ def train(recipe: Recipe) -> Path:
     with open_run_for_training(recipe) as run:
         trainer = Trainer(run)
         try:
-            trainer.run()
-        finally:
-            trainer.close()
+            with lost_workers_reported():
+                trainer.run()
+        except BaseException:
+            with contextlib.suppress(OSError):  # of a full disk, which may be the reason
+                trainer.close()
+            raise
+        trainer.close()
     return run.folder
 
 
@@ -239,8 +244,8 @@ class Trainer:
         load_weights(self.training_run.folder / "model", task)
 
     def close(self) -> None:
-        self.tracker.close()
         self.checkpoints.close()
+        self.tracker.close()
 
     @property
     def _monitor(self) -> str:

@@ -6,10 +6,14 @@ launch.py VERB ...                   everything else, in runs.py, recipes.py, pl
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -91,6 +95,31 @@ def main(args: Sequence[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     provide_home()
     try:
+        with _hooks():
+            _run(args)
+    except KeyboardInterrupt:  # outside of a command, which ends with the same code
+        sys.exit(errors.INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _hooks() -> Iterator[None]:
+    """Within, Ctrl-C raises KeyboardInterrupt, so that a command can clean up, and threads do not report a full disk.
+    If launch.py has let the system handle Ctrl-C before, it does so again after, while Python shuts down.
+    """
+    excepthook, threading.excepthook = threading.excepthook, _thread_failed
+    by_system = signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    try:
+        if by_system:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+    finally:
+        threading.excepthook = excepthook
+        if by_system:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _run(args: Sequence[str]) -> None:
+    try:
         app(args=with_verb(args), prog_name="sonoscribe" if Path(sys.argv[0]).name == "sonoscribe" else "launch.py")
     except (ValueError, OSError) as error:
         errors.write_outcome(errors.USER_ERROR, error)
@@ -125,12 +154,24 @@ def _exit(code: int) -> NoReturn:
     sys.exit(code)
 
 
+def _is_full(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
 def _with_code(error: ValueError | OSError) -> ValueError | OSError:
-    """A full disk as an error with a code and, if known, the file."""
-    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    """A full disk as an error with a code and, if known, the file and how much is free."""
+    if not isinstance(error, OSError) or not _is_full(error):
         return error
-    found = (error.strerror or str(error)).lower()
-    return UserError("cannot-write", found, place=error.filename or "").with_traceback(error.__traceback__)
+    found, file = (error.strerror or str(error)).lower(), error.filename2 or error.filename or ""
+    with contextlib.suppress(OSError, TypeError):
+        found += f" ({shutil.disk_usage(Path(file).parent).free / 2**20:,.1f} MiB are free)" if file else ""
+    return UserError("cannot-write", found, place=file)
+
+
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    """Prints the error of a thread, except that a disk is full: the main thread fails at the same disk, and says so."""
+    if not _is_full(failed.exc_value):
+        threading.__excepthook__(failed)
 
 
 def _print_error(error: ValueError | OSError) -> None:
@@ -142,7 +183,7 @@ def _print_error(error: ValueError | OSError) -> None:
         return
     who = f"rank {rank()}: " if rank() else ""
     print(f"{who}{errors.printable(str(error))}", file=sys.stderr)
-    if not _is_ours(error):
+    if error.__traceback__ is not None and not _is_ours(error):
         print(f"({TRACEBACK}=1 shows where in the code)", file=sys.stderr)
 
 

@@ -1,7 +1,11 @@
 """`accelerate launch -m framework.cli RECIPE`, for installations without launch.py. Grid cells run it by its path."""
 
+import signal
 import sys
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the import ends Python without a traceback
 
 HERE = Path(__file__).resolve().parent
 if Path(sys.path[0]).resolve() == HERE:  # run by its path; plugins.py in this folder would shadow the package `plugins`

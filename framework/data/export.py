@@ -12,6 +12,7 @@ from framework.data.check import SPLITS
 from framework.exam import ExamError, ExamSource
 from framework.runtime.console import progress_bar
 from framework.runtime.errors import UserError
+from framework.runtime.files import atomic_write, named_in_errors
 
 MANIFEST = "manifest.json"
 
@@ -38,11 +39,12 @@ def write_manifest(source: ExamSource, folder: Path) -> Path:
             if name in names:
                 raise ExamError(exam.id, "duplicate-id", f"another exam has an image of the name {name}")
             names.add(name)
-            Image.fromarray(view.load()).save(folder / "images" / name)
+            with named_in_errors(folder / "images" / name):
+                Image.fromarray(view.load()).save(folder / "images" / name)
             paths.append(f"images/{name}")
         manifest.setdefault(split, []).append(
             {"uid": exam.id, "patient": exam.patient, "finding": exam.report, "image_path": paths, "split": split}
         )
     path = folder / MANIFEST
-    path.write_text(json.dumps(manifest, ensure_ascii=False, indent=1), encoding="utf-8")
+    atomic_write(path, json.dumps(manifest, ensure_ascii=False, indent=1))
     return path

@@ -5,8 +5,6 @@ Does not import torch, which every spawned worker process would import again.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import errno
 import hashlib
 import json
@@ -28,11 +26,10 @@ from PIL import Image, ImageOps
 from framework.exam import Exam, ExamError, View
 from framework.runtime.console import print0, progress_bar
 from framework.runtime.errors import ProcessLost, UserError
-from framework.runtime.files import atomic_write, digest, file_lock
-from framework.runtime.processes import usable_cores
+from framework.runtime.files import atomic_write, digest, file_lock, is_locked
+from framework.runtime.processes import end_with_parent, require_shared_locks, usable_cores
 
 VERSION = 2  # raise it when the same view would give other pixels
-PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,16 @@ class ImageCache:
     rows: dict[str, tuple[int, ...]]  # by exam id
 
     def images(self, exam_id: str) -> np.ndarray:
-        """The views of an exam, uint8 [V, C, H, W]."""
-        return np.load(self.path, mmap_mode="r")[list(self.rows[exam_id])]
+        """The views of an exam, uint8 [V, C, H, W].
+
+        Raises:
+            UserError: the file was removed or changed since the cache was opened.
+        """
+        try:
+            return np.load(self.path, mmap_mode="r")[list(self.rows[exam_id])]
+        except (OSError, ValueError) as error:
+            hint = "The cache of images changed while it was in use. Start again, a training with resume=auto."
+            raise UserError("damaged-file", f"cannot be read: {error}", place=self.path, hint=hint) from None
 
 
 def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
@@ -141,9 +146,12 @@ def _write_cache(
     jobs: list[tuple[str, View, int, int]], path: Path, metadata: Path, size: int, channels: int
 ) -> _Metadata:
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{path.stem}.*.part"):  # of a process that was killed, since this one has the lock
-        left.unlink(missing_ok=True)
+    for left in path.parent.glob("*.part"):  # of a process that was killed, unless another one holds the lock
+        key = left.name.partition(".")[0]
+        if key == path.stem or not is_locked(path.with_name(f"{key}.lock")):
+            left.unlink(missing_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
+    require_shared_locks("decode images")
     errors: list[tuple[int, str, str]] = []
     shape = (len(jobs), channels, size, size)
     try:
@@ -200,5 +208,4 @@ def _open_reserved(part: Path, shape: tuple[int, ...]) -> np.memmap:
 def _start_decoder() -> None:
     """Ctrl-C reaches the decoders too; the process that started them handles it. They end with it, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(OSError, AttributeError):  # Linux only
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    end_with_parent()

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
+import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from framework.data.image_cache import ImageCache
 from framework.exam import PAD, Batch, Exam
-from framework.runtime.errors import UserError
+from framework.runtime.console import print0
+from framework.runtime.errors import ProcessLost, UserError, first_line
+from framework.runtime.processes import end_with_parent, require_shared_locks
 from framework.runtime.signals import SIGNALS
 
 
@@ -170,27 +178,129 @@ class EpochSampler(Sampler[list[int]]):
         return len(self.micro_batches)
 
 
-def build_loader(exams: ExamSet, batches: Iterable[list[int]], num_workers: int, *, pin: bool = False) -> DataLoader:
+class Loader:
+    """The batches of a DataLoader. Errors that a user can fix are the same with and without workers."""
+
+    def __init__(self, batches: DataLoader) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            if isinstance(batch, UserError):
+                try:
+                    raise batch
+                finally:
+                    del batch  # a cycle through this frame: garbage collection would leave the workers waiting
+            yield batch
+
+
+def build_loader(exams: ExamSet, batches: Iterable[list[int]], num_workers: int, *, pin: bool = False) -> Loader:
     """A loader of the batches whose workers live as long as it does.
 
     Args:
         pin: copies batches to page-locked memory, for a GPU.
+
+    Raises:
+        UserError: this machine cannot start workers.
     """
-    return DataLoader(
-        exams,
+    if num_workers:
+        require_shared_locks("load batches", "Or set data.num_workers=0.")
+        _kill_workers_at_exit()
+    loaded: DataLoader[Any] = DataLoader(
+        range(len(exams)),  # type: ignore[arg-type]
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=functools.partial(_load_in_worker if num_workers else _load, exams),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=pin,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_start_worker,
     )
+    return Loader(loaded)
 
 
-def _ignore_signals(worker: int) -> None:
+def _load(exams: ExamSet, numbers: Sequence[int]) -> Batch:
+    return collate([exams[number] for number in numbers])
+
+
+@functools.cache  # registered once
+def _kill_workers_at_exit() -> None:
+    """Python ends its daemon processes by SIGTERM, which workers ignore, and then waits for them."""
+
+    def kill() -> None:
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.kill()
+
+    atexit.register(kill)
+
+
+def _start_worker(worker: int) -> None:
     """Slurm and terminals signal every process. A worker that ended by a signal would end the run before it saves."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
+
+
+def _load_in_worker(exams: ExamSet, numbers: Sequence[int]) -> Batch | _CopiedBatch | UserError:
+    """A batch in shared memory, where DataLoader would move it too late for an error to reach the training process; or
+    an error, whose type and fields DataLoader would not keep.
+    """
+    try:
+        batch = _load(exams, numbers)
+    except UserError as error:
+        return error
+    try:
+        for value in vars(batch).values():
+            if isinstance(value, Tensor):
+                value.share_memory_()
+    except RuntimeError as error:
+        return _CopiedBatch(batch, first_line(error))
+    return batch
+
+
+@dataclass
+class _CopiedBatch:
+    """A batch that passes to the training process through a pipe, and is a `Batch` there."""
+
+    batch: Batch
+    reason: str  # why it does not pass through shared memory
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = {name: v.numpy() if isinstance(v, Tensor) else v for name, v in vars(self.batch).items()}
+        return _receive_copied, (fields, self.reason)
+
+
+def _receive_copied(fields: dict[str, Any], reason: str) -> Batch:
+    _notice_of_copies(reason.rpartition(": ")[2])
+    tensors: dict[str, Any] = {n: torch.from_numpy(v) for n, v in fields.items() if isinstance(v, np.ndarray)}
+    return Batch(**{**fields, **tensors})
+
+
+@functools.cache  # printed once
+def _notice_of_copies(reason: str) -> None:
+    print0(
+        f"notice: some batches do not fit into the shared memory of /dev/shm ({reason}) and are copied through a pipe, "
+        "which is slower. Give it more room (in a container by --shm-size), or lower data.num_workers"
+    )
+
+
+@contextmanager
+def lost_workers_reported() -> Iterator[None]:
+    """Turns the RuntimeError that torch raises when a worker has died, anywhere in the main thread, into an error
+    without a traceback.
+
+    Raises:
+        ProcessLost: a worker was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in (text := first_line(error)):
+            raise
+        raise ProcessLost(
+            "a process that loads batches has died, most often because the machine ran out of memory "
+            f"({text.strip()}). Start again, a training with resume=auto; a lower data.num_workers needs less memory"
+        ) from error
 
 
 def grouped(micro_batches: Iterable[Batch], accumulation: int) -> Iterator[list[Batch]]:

@@ -16,7 +16,7 @@ from framework.build import RunComponents, build_components, run_recipe
 from framework.checkpoint.export import verify_model
 from framework.data.check import require_split
 from framework.data.leakage import require_unseen
-from framework.data.loading import ExamSet, build_loader
+from framework.data.loading import ExamSet, build_loader, lost_workers_reported
 from framework.distributed.collectives import gather, on_main
 from framework.distributed.launch import start_accelerator
 from framework.evaluation.model_selection import BEST, ModelSelection, load_models
@@ -52,6 +52,7 @@ def shard_indices(exams: int, processes: int) -> list[list[int]]:
     return [list(range(rank, exams, processes)) for rank in range(processes)]
 
 
+@lost_workers_reported()
 def generate_reports(
     accelerator: Accelerator,
     task: Any,

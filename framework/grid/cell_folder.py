@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, TypeVar
+
+from pydantic import FiniteFloat, NonNegativeInt
+from typing_extensions import TypedDict  # pydantic takes that of Python from 3.12 on
 
 from framework.grid.cells import Cell
 from framework.grid.lease import Holder, holder_of
 from framework.grid.results import CellResult
+from framework.grid.state_file import parse_state, read_state
 from framework.recipe import Recipe, save
 from framework.recipe.schema import Run
 from framework.run.tracking import COST, RECORDS, write_json
-from framework.runtime.files import atomic_write, read_object
+from framework.runtime.errors import UserError
+from framework.runtime.files import atomic_write
 from framework.scoring.table import NOT_SCORES
 
 CELLS = "cells"  # folder in run.root that all grids share, so that a common cell is trained once
 RUN = "run"
+T = TypeVar("T")
 Status = Literal["queued", "running", "done", "failed", "stopped", "pruned"]
 PRUNED: Status = "pruned"  # stopped early by a search
+RECORD_HINT = "Delete the line; only curves and searches need it."
 TAIL_BYTES = 65_536  # at the end of a file, for its last lines
 SETTLED = ("done", "failed", "pruned")  # `grid run` resumes none of these without --retry
 
@@ -29,12 +35,59 @@ class CellState:
     """The contents of state.json."""
 
     status: Status = "queued"
-    attempts: int = 0  # trainings that were started
-    crashes: int = 0  # attempts that were killed or lost a process, since the last one that saved a new checkpoint
-    saved_step: int = 0  # of the newest checkpoint when the last attempt started
-    seconds: float = 0.0  # of all attempts
+    attempts: NonNegativeInt = 0  # trainings that were started
+    crashes: NonNegativeInt = (
+        0  # attempts that were killed or lost a process, since the last one that saved a new checkpoint
+    )
+    saved_step: NonNegativeInt = 0  # of the newest checkpoint when the last attempt started
+    seconds: FiniteFloat = 0.0  # of all attempts
     reason: str | None = None  # why the last attempt did not finish
     host: str | None = None  # of the last attempt
+
+
+class Attempt(TypedDict):
+    """The contents of attempt.json."""
+
+    bytes: NonNegativeInt
+
+
+class Launch(TypedDict, total=False):
+    steps: NonNegativeInt
+
+
+class Environment(TypedDict, total=False):
+    """What a grid reads of a run's environment.json."""
+
+    launch: Launch
+
+
+class Cost(TypedDict, total=False):
+    """The contents of a run's cost.json."""
+
+    memory_gib: FiniteFloat
+    parameters: NonNegativeInt
+
+
+class SplitScores(TypedDict):
+    """What a grid reads of a split in a run's scores.json."""
+
+    model: dict[str, float]
+
+
+class RunScores(TypedDict, total=False):
+    """What a grid reads of a run's scores.json."""
+
+    train: SplitScores
+    val: SplitScores
+    test: SplitScores
+
+
+class Record(TypedDict):
+    """A line of a run's metrics.jsonl."""
+
+    step: NonNegativeInt
+    name: str
+    value: float
 
 
 @dataclass(frozen=True)
@@ -44,8 +97,9 @@ class CellProgress:
     seconds_left: float | None  # None before the first step of this attempt
 
 
-class Outcome(NamedTuple):
-    """How a training ended."""
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended; the contents of outcome.json."""
 
     code: int  # of framework.runtime.errors
     reason: str
@@ -94,7 +148,7 @@ class CellFolder:
     def stop_request(self) -> str | None:
         """The requested status; None without a request."""
         try:
-            return self.stop_file.read_text(encoding="utf-8").strip() or "stopped"
+            return self.stop_file.read_text(encoding="utf-8", errors="replace").strip() or "stopped"
         except OSError:
             return None  # no file, or a disk that does not answer for a moment
 
@@ -113,14 +167,10 @@ class CellFolder:
     def read_outcome(self) -> Outcome | None:
         """How the last attempt ended; None if it was killed."""
         try:
-            found = _read(self.outcome)
-        except ValueError:
-            return None  # written in part
-        if not found:
-            return None
-        return Outcome(
-            found["code"], next((line for line in found["reason"].splitlines() if line.strip()), "no reason")
-        )
+            found = read_state(Outcome, self.outcome)
+        except (FileNotFoundError, UserError):
+            return None  # missing, or written in part
+        return replace(found, reason=next((line for line in found.reason.splitlines() if line.strip()), "no reason"))
 
     def mark_attempt(self) -> None:
         """Stores the position in the records at which the new attempt starts."""
@@ -132,12 +182,11 @@ class CellFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         own = recipe.model_copy(update={"run": Run(root=str(self.path.parent), name=RUN), "resume": "auto"})
         text = save(own)
-        if not self.recipe_file.is_file() or self.recipe_file.read_text(encoding="utf-8") != text:
+        if not self.recipe_file.is_file() or self.recipe_file.read_bytes() != text.encode():
             atomic_write(self.recipe_file, text)
 
     def state(self) -> CellState:
-        found = _read(self.path / "state.json")
-        return CellState(**{key: value for key, value in found.items() if key in CellState.__annotations__})
+        return _read(CellState, self.path / "state.json") or CellState()
 
     def write(self, state: CellState) -> None:
         write_json(self.path / "state.json", asdict(state))
@@ -148,7 +197,11 @@ class CellFolder:
     @property
     def is_finished(self) -> bool:
         """Whether the run is complete; its cost is the last file that it writes."""
-        return (self.run / COST).is_file() and "test" in _read(self.run / "scores.json")
+        return (self.run / COST).is_file() and "test" in self._scores()
+
+    def _scores(self) -> RunScores:
+        hint = "Delete the file; grid run then scores the run again."
+        return _read(RunScores, self.run / "scores.json", hint) or {}
 
     def status(self) -> Status:
         return "running" if self.holder() is not None else self.status_at_rest()
@@ -171,13 +224,14 @@ class CellFolder:
 
     def progress(self) -> CellProgress | None:
         """Step and remaining time; None before the first step."""
-        steps = _read(self.run / "environment.json").get("launch", {}).get("steps")
+        environment = _read(Environment, self.run / "environment.json") or {}
+        steps = environment.get("launch", {}).get("steps")
         records = self.run / RECORDS
         if steps is None or not records.is_file():
             return None
         attempt = self.path / "attempt.json"
-        earlier = _read(attempt).get("bytes", 0)
         size = records.stat().st_size
+        earlier = min(size, (_read(Attempt, attempt) or Attempt(bytes=0))["bytes"])
         last = _step(records, max(0, size - TAIL_BYTES), size, first=False)
         if last is None:
             return None
@@ -189,10 +243,10 @@ class CellFolder:
 
     def result(self, cell: Cell) -> CellResult:
         """The cell as the result table shows it."""
-        state, cost = self.state(), _read(self.run / COST)
+        state, cost = self.state(), _read(Cost, self.run / COST) or {}
         status = self.status()
         done = status == "done"
-        scores = _read(self.run / "scores.json") if done else {}
+        scores = self._scores() if done else {}
         return CellResult(
             digest=cell.digest,
             settings=cell.settings,
@@ -202,8 +256,7 @@ class CellFolder:
             scores={
                 f"{split}/{name}": value
                 for split, rows in scores.items()
-                if isinstance(rows, dict)
-                for name, value in rows["model"].items()
+                for name, value in rows["model"].items()  # type: ignore[index]
                 if name not in NOT_SCORES
             },
             seconds=state.seconds if done else None,
@@ -219,16 +272,18 @@ def _step(records: Path, start: int, end: int, *, first: bool) -> int | None:
         file.seek(start)
         lines = file.read(end - start).splitlines()
     found = [line for line in lines if line.startswith(b'{"step"') and line.endswith(b"}") and b'"train/' in line]
-    return json.loads(found[0 if first else -1])["step"] if found else None
+    if not found:
+        return None
+    return parse_state(Record, found[0 if first else -1], records, RECORD_HINT)["step"]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file; {} if it does not exist.
+def _read(schema: type[T], path: Path, hint: str = "Delete the file.") -> T | None:
+    """The content of a state file; None if it does not exist.
 
     Raises:
         UserError: it is damaged.
     """
     try:
-        return read_object(path, "Delete the file.")
+        return read_state(schema, path, hint)
     except FileNotFoundError:
-        return {}
+        return None

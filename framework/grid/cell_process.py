@@ -223,7 +223,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--attempts", type=int, default=1)
     args = parser.parse_args()
-    CellProcess(CellFolder(args.folder), args.processes, args.attempts).run()
+    try:
+        CellProcess(CellFolder(args.folder), args.processes, args.attempts).run()
+    except (errors.UserError, OSError) as error:  # a damaged state file, or a full disk
+        print(f"{args.folder}: {error}", file=sys.stderr)
+        sys.exit(errors.USER_ERROR)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
+from framework.grid.state_file import read_state
 from framework.runtime.processes import process_start_time
 
 BEAT_S = 10.0  # between two heartbeats
@@ -113,9 +114,10 @@ def take_when_dead(folder: Path) -> Lease | None:
 def holder_of(folder: Path) -> Holder | None:
     """The living process that trains the cell; None without one."""
     try:
-        newest = _path(folder, max(_numbers(folder)))
-        return _read(newest) if _is_alive(newest) else None
-    except (ValueError, FileNotFoundError):
+        numbers = _numbers(folder)
+        newest = _path(folder, max(numbers)) if numbers else None
+        return _read(newest) if newest is not None and _is_alive(newest) else None
+    except FileNotFoundError:
         return None
 
 
@@ -146,7 +148,7 @@ def _write(path: Path) -> bool:
 
 
 def _read(path: Path) -> Holder:
-    return Holder(**json.loads(path.read_text(encoding="utf-8")))
+    return read_state(Holder, path, "Delete the file if no process trains this cell.")
 
 
 def _is_alive(path: Path) -> bool:

@@ -5,14 +5,15 @@ Shapes: E exams, R resamples of them, S sums.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from typing_extensions import TypedDict  # pydantic takes that of Python from 3.12 on
 
 from framework.exam import Pair
 from framework.grid.results import CellResult
+from framework.grid.state_file import parse_state
 from framework.recipe.schema import WEIGHTED_SUM
 from framework.runtime.files import read_lines
 from framework.scoring.bootstrap import ResampleError, Values, by_calls, by_sums
@@ -34,6 +35,14 @@ class MetricValue(NamedTuple):
     by_characters: bool
 
 
+class WrittenReport(TypedDict):
+    """A line of predictions/SPLIT.jsonl."""
+
+    id: str
+    reference: str
+    prediction: str
+
+
 class WrittenReports:
     """The reports of a cell on a split."""
 
@@ -50,8 +59,12 @@ class WrittenReports:
             recipe = run_recipe(cell.run)
             self.choices, self.plugin_files = recipe.evaluate.metrics, recipe.plugin_files
             self.scorer = build_scorer(recipe, build_tokenizer(recipe, [], cell.run / "model"))
-            lines = read_lines(cell.run / "predictions" / f"{split}.jsonl")
-            reports = {line["id"]: line for line in map(json.loads, lines)}
+            path = cell.run / "predictions" / f"{split}.jsonl"
+            lines = [
+                parse_state(WrittenReport, line, f"{path}:{number}", "Evaluate the run again.")
+                for number, line in enumerate(read_lines(path), 1)
+            ]
+            reports = {line["id"]: line for line in lines}
         except (OSError, ValueError) as error:
             raise NotComparableError(f"seed {cell.seed}: {error}") from None
         self.references: dict[str, str] = {name: line["reference"] for name, line in reports.items()}

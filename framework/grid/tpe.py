@@ -101,20 +101,37 @@ class TpeSearch:
         self._study: Study | None = None
         self._reported: dict[int, set[int]] = {}  # validations of each trial that are in the journal
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Reports a journal that someone has edited. Optuna checks nothing, and fails in any way.
+
+        Raises:
+            UserError: `damaged-file`.
+        """
+        try:
+            yield
+        except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+            if isinstance(error, UserError):
+                raise
+            hint = "Restore the file, or delete it: the search then starts over, and its trained cells are kept."
+            raise UserError("damaged-file", f"not a journal ({error!r})", place=self.journal, hint=hint) from error
+
     def open_trials(self) -> list[Trial]:
         """Trials that were asked for, by any process, and have not ended."""
-        return [trial for trial in map(self._as_trial, self._trials()) if trial.status is None]
+        with self._reading():
+            return [trial for trial in map(self._as_trial, self._trials()) if trial.status is None]
 
     def ended_trials(self) -> list[Trial]:
         """Trials that have ended, by number."""
-        return [trial for trial in map(self._as_trial, self._trials()) if trial.status is not None]
+        with self._reading():
+            return [trial for trial in map(self._as_trial, self._trials()) if trial.status is not None]
 
     def ask(self) -> Trial | None:
         """Proposes and stores a new trial, with values that no other has; None if there are no more.
 
         The lock is held from the read of the earlier trials to the line of the new one.
         """
-        with self._lock.held():
+        with self._reading(), self._lock.held():
             study = self._open(create=True)
             assert study is not None
             past = study.get_trials(deepcopy=False)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
-from framework.grid.cell_folder import PRUNED, CellFolder, Status
+from framework.grid.cell_folder import PRUNED, RECORD_HINT, CellFolder, Record, Status
 from framework.grid.cells import Cell
 from framework.grid.make import Grid, trial_cell
 from framework.grid.scores import higher_is_better
+from framework.grid.state_file import parse_state
 from framework.grid.tpe import TpeSearch, Trial
 from framework.recipe import recipe_hash
 from framework.registry import did_you_mean
@@ -106,5 +106,9 @@ def validations(folder: CellFolder, monitor: str) -> list[float]:
     path = folder.run / RECORDS
     if not path.is_file():
         return []
-    rows = [json.loads(line) for line in read_lines(path) if line.endswith("\n")]  # the last one may be incomplete
+    rows = [
+        parse_state(Record, line, f"{path}:{number}", RECORD_HINT)
+        for number, line in enumerate(read_lines(path, errors="replace"), 1)
+        if line.endswith("\n")  # the last one may be incomplete
+    ]
     return [row["value"] for row in rows if row["name"] == monitor]

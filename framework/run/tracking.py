@@ -21,7 +21,7 @@ from framework.distributed.collectives import gather
 from framework.models.device import DeferredNumber
 from framework.runtime.console import print0
 from framework.runtime.errors import UserError
-from framework.runtime.files import atomic_write, read_lines
+from framework.runtime.files import atomic_write, named_in_errors, read_lines
 from framework.runtime.packages import package_versions
 from framework.train_step import StepOutput
 
@@ -72,18 +72,23 @@ class Tracker:
     def scalars(self, step: int, values: dict[str, float]) -> None:
         if not self.writes:
             return
-        for name, value in values.items():
-            self.file.write(json.dumps({"step": step, "name": name, "value": value}) + "\n")
-            self.board.add_scalar(name, value, step)
-        self.file.flush()
+        with named_in_errors(self.path):
+            for name, value in values.items():
+                self.file.write(json.dumps({"step": step, "name": name, "value": value}) + "\n")
+            self.file.flush()
+        with named_in_errors(self.run):
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
 
     def sample(self, step: int, exam_id: str, image_VCHW: np.ndarray, reference: str, prediction: str) -> None:
         """A generated report beside its reference and its views."""
         if not self.writes:
             return
         views_CHW = np.concatenate(list(image_VCHW), axis=-1)
-        self.board.add_image(f"samples/{exam_id}", views_CHW, step)
-        self.board.add_text(f"samples/{exam_id}", f"**reference** {reference}\n\n**prediction** {prediction}", step)
+        text = f"**reference** {reference}\n\n**prediction** {prediction}"
+        with named_in_errors(self.run):
+            self.board.add_image(f"samples/{exam_id}", views_CHW, step)
+            self.board.add_text(f"samples/{exam_id}", text, step)
 
     def picture(self, name: str, path: Path) -> None:
         if self.writes and path.is_file():
@@ -93,8 +98,9 @@ class Tracker:
 
     def close(self) -> None:
         if self.writes:
-            self.file.close()
-            self.board.close()
+            with named_in_errors(self.run):
+                self.file.close()
+                self.board.close()
 
 
 class Throughput:
@@ -186,7 +192,7 @@ class NonFiniteSteps:
         if self.accelerator.is_main_process:
             terms = dict(zip(self.names, output.terms_L.tolist()))
             row = {"step": step, "loss": loss, "terms": terms, "gradient_norm": norm, "exams": exams}
-            with self.path.open("a", encoding="utf-8") as file:
+            with named_in_errors(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         what = f"loss {loss} and gradient norm {norm} are not both finite"
         if self.count > self.allowed:

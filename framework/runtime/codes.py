@@ -202,6 +202,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Use that version, or train again.",
     ),
     # Installation
+    "no-shared-memory": (
+        "The folder /dev/shm, through which processes share locks, is missing, full or not writable.",
+        "Mount it with some free space; `docker run --shm-size=1g` sets its size in a container.",
+    ),
     "external-program": (
         "A program that is not part of Sonoscribe failed or did not answer.",
         "Run it by hand to see why; the message names it.",

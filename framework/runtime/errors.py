@@ -27,6 +27,7 @@ from framework.runtime.codes import CODES
 USER_ERROR = 2  # a mistake that the user can fix
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, everything is saved, resume later
 LOST = 76  # another process died, hung or could not be reached; resume from the last checkpoint
+INTERRUPTED = 130  # Ctrl-C in a command that has nothing to save: 128 + SIGINT, as a shell reports it
 BUG = 1  # Python's own exit code for an unexpected exception
 # Environment variable that names a file for exit code and reason, which launchers do not pass on.
 OUTCOME = "SONOSCRIBE_OUTCOME"

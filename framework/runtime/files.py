@@ -23,14 +23,22 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     """Writes a temporary file beside `path`, then renames it, so that no reader sees a part of it. Text is UTF-8."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        sync_file(part)
-        part.replace(path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a failed write or flush names no file
-        raise
+        with named_in_errors(path):
+            part.write_bytes(content.encode() if isinstance(content, str) else content)
+            sync_file(part)
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def named_in_errors(path: Path) -> Iterator[None]:
+    """Adds the path to an OSError that names no file, as that of a failed write or flush."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def read_bounded(path: Path, limit: int = LARGEST_JSON) -> bytes:
@@ -124,3 +132,13 @@ def file_lock(path: Path, result: str) -> Iterator[None]:
                 print0(f"waiting for another run that makes the same {result}")
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process may hold the lock on the file `path`; True where this cannot be found out."""
+    try:
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from framework.registry import KINDS, PluginError, catalogue, short
 from framework.registry.source import unknown_kind
+from framework.runtime.files import atomic_write
 
 TEMPLATES = Path(__file__).with_name("templates")
 TEST = "testfile.py"
@@ -40,7 +41,7 @@ def write_plugin(kind: str, name: str, folder: Path, *, shipped: bool = False) -
             )
     for file, text in ((path, _plugin(kind, name)), (test, _test(kind, name, shipped))):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        atomic_write(file, text)
     return path, test
 
 

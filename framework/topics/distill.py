@@ -7,7 +7,6 @@ import inspect
 import io
 import json
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -120,7 +119,7 @@ def distill(
         log.info("topics read from %s", place / f"{name}.json")
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(place / f"{name}.png", folder / "topics.png")
+        atomic_write(folder / "topics.png", (place / f"{name}.png").read_bytes())
         atomic_write(folder / TOPICS_FILE, _as_json(topics))
     return topics
 

@@ -4,19 +4,21 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from harness import ROOT, TOYS, problem
+from small_disk import fill, small_disk
 
 from framework import cli
 from framework.recipe import load_recipe
 from framework.recipe.describe import snippet, stands_in
 from framework.registry import catalogue
 from framework.registry.signature import class_texts
-from framework.runtime import files
+from framework.runtime import errors, files
 
 
 @pytest.fixture
@@ -335,3 +337,40 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().err
     assert ended.value.code == 2 and "scores.json: no space left" in printed and "[cannot-write]" in printed
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("imported", "code"), [("typer", -signal.SIGINT), ("torch", errors.INTERRUPTED)])
+def test_ctrl_c_while_python_imports_ends_without_a_traceback(imported: str, code: int, tmp_path: Path) -> None:
+    (tmp_path / f"{imported}.py").write_text("import time\nprint('imports', flush=True)\ntime.sleep(60)\n")
+    command = [sys.executable, str(ROOT / "launch.py"), "smoke", f"run.root={tmp_path}"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(
+        command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as started:
+        assert started.stdout is not None and started.stdout.readline() == "imports\n"
+        started.send_signal(signal.SIGINT)
+        _, text = started.communicate(timeout=60)
+    assert (started.returncode, text) == (code, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (["new", "loss", "mine"], "mine.py"),
+        (["cp", "smoke", "mine.yaml"], "mine.yaml"),
+        (["data", "make", "smoke", "made"], "_1.png"),
+    ],
+)
+def test_a_command_on_a_full_disk_names_the_file_and_leaves_none_empty(
+    run, words: list[str], file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        monkeypatch.chdir(disk)
+        (disk / "made").mkdir()
+        fill(disk)
+        code, _, text = run(*words)
+        assert code == errors.USER_ERROR and "[cannot-write]" in text and "0.0 MiB" in text, text
+        assert f"{file}: no space left" in text
+        # Images without a manifest are no data set.
+        files = [path for path in disk.rglob("*") if path.is_file() and path.suffix != ".png"]
+        assert not [path for path in files if path.stat().st_size == 0]

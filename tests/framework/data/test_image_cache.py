@@ -17,6 +17,7 @@ from harness import problem
 from framework.build import _require_exams
 from framework.data.image_cache import fit
 from framework.exam import Exam, ExamError
+from framework.runtime.files import file_lock
 
 
 def test_broken_views_stop_the_run_and_all_are_listed(tmp_path: Path) -> None:
@@ -108,8 +109,13 @@ def test_the_remains_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     first.path.with_suffix(".json").unlink()
     left = first.path.with_suffix(".999999.part")
     left.touch()
-    make_cache([exam(1, 7)], tmp_path)
-    assert not left.exists()
+    of_others = [left.with_name(f"{key}.1.part") for key in ("killed", "alive")]
+    for path in of_others:
+        path.touch()
+        path.with_name(f"{path.name.partition('.')[0]}.lock").touch()
+    with file_lock(left.with_name("alive.lock"), "images"):
+        make_cache([exam(1, 7)], tmp_path)
+    assert [path.exists() for path in (left, *of_others)] == [False, False, True]
 
 
 def test_a_split_without_a_readable_exam_is_refused(tmp_path: Path) -> None:

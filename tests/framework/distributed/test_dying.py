@@ -8,7 +8,6 @@ import math
 import os
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 import torch
 from harness import free_port, launch, records
 from running import Running, newest_is_whole, nothing_is_left_over, same_run, waiting_recipe
+from small_disk import fill, small_disk
 
 from framework.build import build_dataset
 from framework.checkpoint.format import SavedState, checkpoints_of, verify_checkpoint
@@ -83,37 +83,24 @@ def newest_name(run: Path) -> str:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", disk], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
-
-
-def fill(disk: Path, left: int) -> Path:
-    """A file that leaves `left` bytes free."""
-    ballast = disk / "ballast"
-    free = os.statvfs(disk)
-    ballast.write_bytes(bytes(free.f_bavail * free.f_frsize - left))
-    return ballast
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "24m") as folder:
+        yield folder
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_full_disk_ends_the_run_with_complete_checkpoints_and_it_resumes(
-    processes: int, recipe: str, work: Path, small_disk: Path, tmp_path: Path
+    processes: int, recipe: str, work: Path, disk: Path, tmp_path: Path
 ) -> None:
-    run = small_disk / "waiting" / "full"
-    words = [recipe, "run.name=full", f"run.root={small_disk}", "resume=auto", "checkpoint.every_steps=4"]
+    run = disk / "waiting" / "full"
+    words = [recipe, "run.name=full", f"run.root={disk}", "resume=auto", "checkpoint.every_steps=4"]
     by = "python" if processes == 1 else "torchrun"
     with Running(*words, cwd=work, scratch=tmp_path / "a", processes=processes, by=by, wait="train:10") as started:
         for rank in range(processes):
             started.until("waits", rank)
         until_saved(run, 8)  # in the background
-        ballast = fill(small_disk, 400_000)
+        ballast = fill(disk, left=400_000)
         started.go()
         text = started.end(USER_ERROR if processes == 1 else None)
     assert started.process.returncode != 0

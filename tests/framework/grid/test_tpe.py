@@ -383,3 +383,18 @@ def test_a_search_without_optuna_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "optuna", None)
     with problem("missing-package", place="search.method"):
         TpeSearch(tmp_path, SPACE, 8, 1, True, None)
+
+
+@pytest.mark.parametrize(
+    "line", ["[]", "1", "null", "{}", "x", '{"op_code": 4}', '{"op_code": "x", "worker_id": "w"}', '{"op_code": 99}']
+)
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_journal_that_was_edited_is_named(line: str, place: int, tmp_path: Path) -> None:
+    first = tpe(tmp_path)
+    first.ask(), first.ask()
+    lines = first.journal.read_text().splitlines()
+    lines[place] = line
+    first.journal.write_text("\n".join([*lines, ""]))
+    for call in ("open_trials", "ended_trials", "ask"):
+        with problem("damaged-file", place=str(first.journal)):
+            getattr(tpe(tmp_path), call)()
