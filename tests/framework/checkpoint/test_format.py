@@ -31,7 +31,7 @@ from framework.data.loading import BatchPlan, collate
 from framework.distributed.launch import start_accelerator
 from framework.distributed.prepare import prepare
 from framework.distributed.strategy import Strategy
-from framework.recipe import load_recipe
+from framework.recipe import PortableRecipe, load_recipe
 from framework.train_step import train_step
 
 KEEP = RetentionPolicy(keep_last=2, keep_best=1, higher_is_better=True)
@@ -48,7 +48,9 @@ def save(folder: Path, step: int, kept: dict[str, float] | None = None, best: in
     weights = {"encoder.weight": torch.full((3,), float(step)), "losses.head": torch.ones(2)}
     state = {f"weights/{name}": value for name, value in weights.items()}
     train_state = TrainState(step=step, val_scores=kept or {}, best_step=best)
-    return write_checkpoint(folder, Snapshot(train_state, state, weights, ModelTexts(Tokenizer(), "name: x\n")), KEEP)
+    return write_checkpoint(
+        folder, Snapshot(train_state, state, weights, ModelTexts(Tokenizer(), PortableRecipe("name: x\n"))), KEEP
+    )
 
 
 def test_a_checkpoint_loads_as_it_was_written(tmp_path: Path) -> None:
@@ -187,7 +189,7 @@ def steps(strategy: Strategy, components: RunComponents, *numbers: int) -> Tenso
 
 
 def saved(strategy: Strategy, components: RunComponents, folder: Path) -> Path:
-    state, texts = strategy.state(), ModelTexts(components.tokenizer, "name: x\n")
+    state, texts = strategy.state(), ModelTexts(components.tokenizer, PortableRecipe("name: x\n"))
     train_state = TrainState(step=strategy.steps)
     return write_checkpoint(folder, Snapshot(train_state, state, strategy.export_weights(state), texts), KEEP)
 
@@ -252,7 +254,7 @@ def test_tied_weights_are_one_while_training_and_two_in_the_exported_model(tmp_p
     with trained.full_params_model() as task:
         assert task.decoder.lm_head.weight is task.decoder.embed_tokens.weight
         assert torch.equal(task.decoder.embed_tokens.weight, exported[read])
-    write_model(tmp_path / "model", exported, ModelTexts(components.tokenizer, "name: x\n"))
+    write_model(tmp_path / "model", exported, ModelTexts(components.tokenizer, PortableRecipe("name: x\n")))
     _, fresh = made(tmp_path, tied=True)
     assert not torch.equal(fresh.task.decoder.embed_tokens.weight, exported[read])
     load_weights(tmp_path / "model", fresh.task)
