@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch.distributed.rendezvous import rendezvous
 
 from framework.distributed.launcher_conflicts import launcher_conflicts, launcher_sets_threads
@@ -55,7 +55,7 @@ def start_accelerator(recipe: Recipe, *, training: bool = True) -> Accelerator:
     )  # gradient norms are then reduced on the host
     backend = "gloo" if cpu else "cuda:nccl,cpu:gloo" if on_host else "nccl"
     timeout = timedelta(minutes=recipe.distributed.timeout)
-    handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]  # the strategy broadcasts buffers
+    handlers: list[Any] = []
     if several:
         # On a CPU accelerate needs the backend, or it may assume one process; it refuses a backend for one process.
         handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timeout))

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import psutil
 
+import framework
+
+# The command line, to start by its path: `-m framework.cli` would look in the working folder first.
+COMMAND_LINE = Path(framework.__file__).with_name("cli") / "__main__.py"
 PROC = Path("/proc")
 
 # How many copies of a command srun, mpirun, MPICH, MVAPICH, jsrun and Flux start, in the order in which they are tried.
