@@ -30,10 +30,11 @@ from framework.run.tracking import write_json
 from framework.runtime.console import print0, progress_bar
 from framework.runtime.errors import Problem, UserError
 from framework.runtime.files import atomic_write, read_object
-from framework.scoring.baselines import BASELINES, Comparison, comparisons, rows_of, unseen_rows
+from framework.scoring.baselines import Comparison, comparisons, rows_of, unseen_rows
 from framework.scoring.bootstrap import PatientStatistics, intervals
 from framework.scoring.scorer import Rows, Scorer
 from framework.scoring.table import (
+    BASELINES,
     CONSTANTS,
     HIGH,
     LOW,

@@ -14,7 +14,7 @@ from framework.recipe import Recipe, save
 from framework.recipe.schema import Run
 from framework.run.tracking import COST, RECORDS, write_json
 from framework.runtime.files import atomic_write, read_object
-from framework.scoring.table import NOT_SCORES
+from framework.scoring.table import BASELINES, NOT_SCORES, VARIETY
 
 CELLS = "cells"  # folder in run.root that all grids share, so that a common cell is trained once
 RUN = "run"
@@ -192,7 +192,8 @@ class CellFolder:
         state, cost = self.state(), _read(self.run / COST)
         status = self.status()
         done = status == "done"
-        scores = _read(self.run / "scores.json") if done else {}
+        stored = _read(self.run / "scores.json") if done else {}
+        splits = {split: rows for split, rows in stored.items() if isinstance(rows, dict)}
         return CellResult(
             digest=cell.digest,
             settings=cell.settings,
@@ -201,8 +202,7 @@ class CellFolder:
             run=self.run,
             scores={
                 f"{split}/{name}": value
-                for split, rows in scores.items()
-                if isinstance(rows, dict)
+                for split, rows in splits.items()
                 for name, value in rows["model"].items()
                 if name not in NOT_SCORES
             },
@@ -210,6 +210,13 @@ class CellFolder:
             memory_gib=cost.get("memory_gib"),
             parameters=cost.get("parameters"),
             error=state.reason if status in ("failed", "stopped") else None,
+            baselines={
+                f"{split}/{name}": {each: rows[each][name] for each in BASELINES if name in rows.get(each, {})}
+                for split, rows in splits.items()
+                for name in rows["model"]
+                if name not in NOT_SCORES
+            },
+            collapsed=splits.get("test", {}).get(VARIETY, {}).get("collapsed", False),
         )
 
 

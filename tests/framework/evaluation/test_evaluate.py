@@ -21,10 +21,10 @@ from framework.evaluation.evaluate import _paths_from, _require_same_model, eval
 from framework.evaluation.predict import predict
 from framework.exam import Pair
 from framework.recipe import load_recipe
-from framework.scoring.baselines import BASELINES, Comparison
+from framework.scoring.baselines import Comparison
 from framework.scoring.dependencies import LastResult
 from framework.scoring.scorer import Scorer
-from framework.scoring.table import CONSTANTS, HIGH, LOW, VARIETY, VERSUS
+from framework.scoring.table import BASELINES, CONSTANTS, HIGH, LOW, VARIETY, VERSUS
 
 REPLACES = '''
 from framework.registry import register
