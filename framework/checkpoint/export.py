@@ -123,11 +123,13 @@ def verify_model(folder: Path) -> None:
         ModelError: `no-model` if there are no weights, `damaged-file` for each file that was changed.
     """
     if not (folder / WEIGHTS).is_file() and not (folder / MANIFEST).is_file():
+        runs = sorted(folder.parent.glob(f"*/model/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
         raise ModelError(
             "no-model",
             "the folder has no exported model",
             place=folder,
             expected="the folder of a run that has validated, such as runs/breast/20260101-120000-ab12cd34",
+            hint=f"Did you mean '{runs[-1].parents[1]}', the newest run in it?" if runs else "",
         )
     if problems := model_problems(folder):
         raise ModelError.of(problems)

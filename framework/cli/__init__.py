@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -19,6 +19,7 @@ from framework.cli import data, grids, plugins, recipes, runs
 from framework.runtime import errors
 from framework.runtime.errors import UserError
 from framework.runtime.home import provide_home
+from framework.runtime.packages import PACKAGES, package_versions
 
 TRACEBACK = "SONOSCRIBE_TRACEBACK"
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,6 +60,27 @@ grid_app.command()(grids.status)
 grid_app.command()(grids.report)
 grid_app.command()(grids.cancel)
 app.add_typer(grid_app, name="grid")
+
+
+def _print_versions(asked: bool) -> None:
+    if asked:
+        print("\n".join(f"{name} {version}" for name, version in package_versions(PACKAGES).items()))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the versions of Sonoscribe and its libraries.",
+            is_eager=True,
+            callback=_print_versions,
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def several() -> bool:

@@ -46,8 +46,8 @@ def launch(
         ),
     ],
 ) -> None:
-    """Train on several processes, such as `launch --num_processes 2 breast`. The same as `accelerate launch launch.py`,
-    but without its list of defaults and its tracebacks, and with the exit codes of the command."""
+    """Start several processes. `launch --num_processes 2 breast` is `accelerate launch launch.py`, but without its list
+    of defaults and its tracebacks, and with the exit codes of the command."""
     from framework.cli import with_verb
     from framework.distributed.launcher import parse_launch, run_launcher
 

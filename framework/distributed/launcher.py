@@ -41,7 +41,7 @@ def parse_launch(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     options = [each for action in parser._actions for each in action.option_strings if each.startswith("--")]
 
     def refuse(message: str) -> NoReturn:
-        unknown = [word for word in words if word.startswith("-") and word.partition("=")[0] not in options]
+        unknown = [word for word in words if word.startswith("--") and word.partition("=")[0] not in options]
         message = message.replace("training_script", "RECIPE")
         raise UserError(
             "wrong-format", message, place="launch", expected=USAGE,

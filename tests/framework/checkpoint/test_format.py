@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from framework.build import RunComponents, build_components, build_optimizer
-from framework.checkpoint.export import ModelError, ModelTexts, load_weights, write_model
+from framework.checkpoint.export import ModelError, ModelTexts, load_weights, verify_model, write_model
 from framework.checkpoint.format import (
     CheckpointError,
     RetentionPolicy,
@@ -282,3 +283,13 @@ def test_a_best_score_that_was_stored_as_nan_is_replaced() -> None:
     state = TrainState(step=2, best_step=1, best_score=math.nan, val_scores={"step-1": math.nan})
     state.validated(0.1, higher_is_better=True)
     assert (state.best_step, ranked(state, True)) == (2, ["step-2"])
+
+
+def test_a_folder_of_runs_is_no_run_and_the_newest_one_is_named(tmp_path: Path) -> None:
+    for age, name in enumerate(("b", "a")):
+        (tmp_path / name / "model").mkdir(parents=True)
+        (tmp_path / name / "model" / "manifest.json").touch()
+        os.utime(tmp_path / name / "model" / "manifest.json", (age, age))
+    with problem("no-model", str(tmp_path)) as found:
+        verify_model(tmp_path / "model")
+    assert str(tmp_path / "a") in found[0].hint
