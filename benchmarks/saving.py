@@ -24,7 +24,7 @@ from framework.data.loading import BatchPlan
 from framework.distributed.launch import start_accelerator
 from framework.distributed.prepare import prepare
 from framework.distributed.strategy import Strategy
-from framework.recipe import load_recipe
+from framework.recipe import PortableRecipe, load_recipe
 
 # About 90 million parameters, which with AdamW's state are 1 GiB.
 SIZE = [
@@ -62,7 +62,7 @@ def main() -> None:
         for step in range(REPEATS + 1):
             started = time.perf_counter()
             state = strategy.state()
-            texts = ModelTexts(tokenizer, "")
+            texts = ModelTexts(tokenizer, PortableRecipe(""))
             saver.save(Snapshot(TrainState(step=step), state, strategy.export_weights(state), texts))
             handed_over = time.perf_counter()
             saver.finish()

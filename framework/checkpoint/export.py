@@ -18,13 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from framework.models.external_weights import unsaved_names
+from framework.recipe import PortableRecipe
 from framework.runtime.errors import Problem, UserError
 from framework.runtime.files import digest, read_bounded, sync_folder
 
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
 NEEDED = {WEIGHTS, "recipe.yaml", "tokenizer.json"}
-READ = (".json", ".yaml", ".safetensors")  # files of a model that are read, and so must be in its manifest
+READ = (".json", ".yaml", ".safetensors", ".py")  # files of a model that are read, and so must be in its manifest
 COPY = "Copy the run's model/ again."
 PARTS = ("encoder.", "decoder.")  # losses and their heads are saved in checkpoints only
 
@@ -35,10 +36,10 @@ class ModelError(UserError):
 
 @dataclass(frozen=True)
 class ModelTexts:
-    """The files beside the weights: tokenizer, recipe as YAML, and metadata of parts and patients."""
+    """The files beside the weights: tokenizer, recipe with its plugin files, and metadata of parts and patients."""
 
     tokenizer: Any
-    recipe: str
+    recipe: PortableRecipe
     metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -54,7 +55,7 @@ def write_model(folder: Path, weights: Mapping[str, Tensor], texts: ModelTexts) 
     folder.mkdir(parents=True)
     save_file({name: value for name, value in weights.items() if name.startswith(PARTS)}, folder / WEIGHTS)
     texts.tokenizer.save(folder / "tokenizer.json")
-    (folder / "recipe.yaml").write_text(texts.recipe, encoding="utf-8")
+    texts.recipe.write(folder)
     for part, metadata in texts.metadata.items():
         (folder / f"{part}.json").write_text(json.dumps(metadata, ensure_ascii=False), encoding="utf-8")
     return write_manifest(folder)
@@ -104,7 +105,8 @@ def model_problems(folder: Path) -> list[Problem]:
     if problems := damaged_files(folder):
         return problems
     listed = set(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-    there = {path.name for path in folder.iterdir() if path.suffix in READ} - {MANIFEST}
+    files = (path for path in folder.rglob("*") if path.suffix in READ)
+    there = {path.relative_to(folder).as_posix() for path in files} - {MANIFEST}
     return [
         *(Problem("damaged-file", f"lacks {n}", str(folder / MANIFEST), hint=COPY) for n in sorted(NEEDED - listed)),
         *(
@@ -121,11 +123,13 @@ def verify_model(folder: Path) -> None:
         ModelError: `no-model` if there are no weights, `damaged-file` for each file that was changed.
     """
     if not (folder / WEIGHTS).is_file() and not (folder / MANIFEST).is_file():
+        runs = sorted(folder.parent.glob(f"*/model/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
         raise ModelError(
             "no-model",
             "the folder has no exported model",
             place=folder,
             expected="the folder of a run that has validated, such as runs/breast/20260101-120000-ab12cd34",
+            hint=f"Did you mean '{runs[-1].parents[1]}', the newest run in it?" if runs else "",
         )
     if problems := model_problems(folder):
         raise ModelError.of(problems)

@@ -117,7 +117,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, policy: RetentionPolicy) 
     manifest = write_manifest(part, {f"model/{name}": entry for name, entry in model.items()})
     for name in [*manifest, MANIFEST]:
         sync_file(part / name)
-    for inner in (part / "model", part):
+    for inner in sorted({(part / name).parent for name in manifest}, reverse=True):  # the inner ones first
         sync_folder(inner)
     if final.exists():  # damaged, or written before the validation of the same step
         before = folder / f".{final.name}.before"

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -23,6 +23,7 @@ from framework.cli import data, grids, plugins, recipes, runs
 from framework.runtime import errors
 from framework.runtime.errors import UserError
 from framework.runtime.home import provide_home
+from framework.runtime.packages import PACKAGES, package_versions
 
 TRACEBACK = "SONOSCRIBE_TRACEBACK"
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +52,8 @@ VERBS = (
 )
 for _verb in VERBS:
     app.command()(_verb)
+# Its flags are those of accelerate's launcher.
+app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(runs.launch)
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: check one, or export one.")
 data_app.command()(data.check)
 data_app.command()(data.make)
@@ -63,11 +66,36 @@ grid_app.command()(grids.cancel)
 app.add_typer(grid_app, name="grid")
 
 
+def _print_versions(asked: bool) -> None:
+    if asked:
+        print("\n".join(f"{name} {version}" for name, version in package_versions(PACKAGES).items()))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the versions of Sonoscribe and its libraries.",
+            is_eager=True,
+            callback=_print_versions,
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def several() -> bool:
+    """Whether a launcher connects this process with others."""
+    return (os.environ.get("WORLD_SIZE") or "1") != "1"
+
+
 def rank() -> int:
     """Of this process among those that a launcher connects; 0 without a launcher, whatever the variables contain."""
-    several = (os.environ.get("WORLD_SIZE") or "1") != "1"
     word = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
-    return int(word) if several and word.isdecimal() else 0
+    return int(word) if several() and word.isdecimal() else 0
 
 
 def with_verb(args: Sequence[str]) -> list[str]:
@@ -76,7 +104,7 @@ def with_verb(args: Sequence[str]) -> list[str]:
     Raises:
         UserError: the first word looks like a misspelled verb.
     """
-    verbs = [*(verb.__name__ for verb in VERBS), "data", "grid"]
+    verbs = [*(verb.__name__ for verb in VERBS), "launch", "data", "grid"]
     args = [arg for arg in args if not arg.startswith("--local_rank=")]  # also in the environment
     if not args or args[0] in verbs or args[0].startswith("-"):
         return list(args)
@@ -134,7 +162,7 @@ def _run(args: Sequence[str]) -> None:
         _exit(errors.STOPPED)
     except errors.ProcessLost as error:
         errors.write_outcome(errors.LOST, error)
-        print(f"rank {rank()}: {error}", file=sys.stderr)
+        print(f"{f'rank {rank()}: ' if several() else ''}{error}", file=sys.stderr)
         _exit(errors.LOST)
     except errors.MainProcessFailed:
         _exit(errors.USER_ERROR)

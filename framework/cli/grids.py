@@ -122,9 +122,12 @@ def _load(named: str, overrides: Sequence[str] | None) -> Grid:
 def _report(made: Grid, out: Path | None = None) -> None:
     from framework.grid.report import grid_result, write_report
     from framework.grid.table import header_and_rows
+    from framework.grid.weak_models import weak_models
     from framework.grid.wording import notes_below
 
     result = grid_result(made)
+    for warning in weak_models(result):  # before the table, which has p values
+        print(f"warning: {warning}")
     print_table(*header_and_rows(result), result.name)
     for note in notes_below(result):
         print(note)

@@ -36,6 +36,28 @@ def train(recipe: RecipeArgument, overrides: Overrides = None, trust: Trust = Fa
     run_training(loaded)
 
 
+def launch(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[FLAG]... RECIPE [KEY=VALUE]...",
+            help="Flags of accelerate launch, such as --num_processes 2; then a recipe, or a verb with its arguments. "
+            "Without flags: one process for each GPU.",
+        ),
+    ],
+) -> None:
+    """Start several processes. `launch --num_processes 2 breast` is `accelerate launch launch.py`, but without its list
+    of defaults and its tracebacks, and with the exit codes of the command."""
+    from framework.cli import with_verb
+    from framework.distributed.launcher import parse_launch, run_launcher
+
+    options, command = parse_launch(words)
+    verb, *rest = with_verb(command)
+    if verb == "train" and rest:  # mistakes show before processes start
+        load(rest[0], [word for word in rest[1:] if not word.startswith("--")])
+    raise typer.Exit(run_launcher(options))
+
+
 def distill(
     recipe: RecipeArgument,
     overrides: Overrides = None,

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from framework.data.image_cache import ImageCache
 from framework.exam import PAD, Batch, Exam
+from framework.recipe import RecipeError
 from framework.runtime.console import print0
 from framework.runtime.errors import ProcessLost, UserError, first_line
 from framework.runtime.processes import end_with_parent, require_shared_locks
@@ -123,14 +124,14 @@ class BatchPlan:
             micro_batch_size: None is all exams of a process at once.
 
         Raises:
-            UserError: batch_size is not micro_batch_size x processes x a whole number.
+            RecipeError: batch_size is not micro_batch_size x processes x a whole number.
         """
         micro = micro_batch_size or batch_size // processes
         unit = micro * processes
         if micro < 1 or batch_size % unit:
             unit = unit if micro_batch_size else processes
             fits = sorted({max(1, batch_size // unit) * unit, (batch_size // unit + 1) * unit})
-            raise UserError(
+            raise RecipeError(
                 "does-not-divide",
                 f"{batch_size} exams do not divide into {processes} processes x micro-batches of {max(1, micro)}",
                 place="train.batch_size",

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from framework.distributed.strategy import Strategy
 from framework.exam import Batch
@@ -25,6 +26,8 @@ class DataParallel(Strategy):
     def _wrap(self, build_optimizer: Callable[[nn.Module], Any]) -> None:
         self.optimizer = build_optimizer(self.task)
         self.wrapped, self.prepared = self.accelerator.prepare(self.task, self.optimizer)
+        if isinstance(self.wrapped, DistributedDataParallel):
+            self.wrapped.broadcast_buffers = False  # at each forward pass: Strategy does, once a step
 
     def __call__(self, batch: Batch) -> TaskOutput:
         return self.wrapped(batch)  # never .forward: wrappers hook the call

@@ -12,14 +12,14 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch.distributed.rendezvous import rendezvous
 
 from framework.distributed.launcher_conflicts import launcher_conflicts, launcher_sets_threads
 from framework.distributed.resolve import precision_of, strategy_of
 from framework.models.device import on_cpu
-from framework.recipe import Recipe
-from framework.runtime.errors import Problem, UserError
+from framework.recipe import Recipe, RecipeError
+from framework.runtime.errors import Problem
 from framework.runtime.processes import usable_cores
 
 # Variables of `accelerate launch` for settings that the recipe owns. They are compared with the recipe, then removed.
@@ -38,11 +38,11 @@ def start_accelerator(recipe: Recipe, *, training: bool = True) -> Accelerator:
         training: False for commands that need full weights on each process and no strategy.
 
     Raises:
-        UserError: a setting of the launcher differs from the recipe, or this machine cannot run the recipe.
+        RecipeError: a setting of the launcher differs from the recipe, or this machine cannot run the recipe.
     """
     problems = [*launcher_conflicts(recipe), *_unsupported(recipe, training)]
     if problems:
-        raise UserError.of(problems)
+        raise RecipeError.of(problems)
     cpu = on_cpu()
     if cpu and "ACCELERATE_MIXED_PRECISION" in os.environ and not launcher_sets_threads():
         # Only `accelerate launch` exports this variable. Its default of one thread leaves cores idle.
@@ -55,7 +55,7 @@ def start_accelerator(recipe: Recipe, *, training: bool = True) -> Accelerator:
     )  # gradient norms are then reduced on the host
     backend = "gloo" if cpu else "cuda:nccl,cpu:gloo" if on_host else "nccl"
     timeout = timedelta(minutes=recipe.distributed.timeout)
-    handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]  # the strategy broadcasts buffers
+    handlers: list[Any] = []
     if several:
         # On a CPU accelerate needs the backend, or it may assume one process; it refuses a backend for one process.
         handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timeout))

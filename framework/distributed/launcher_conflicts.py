@@ -55,7 +55,7 @@ def launcher_conflicts(recipe: Recipe) -> Iterator[Problem]:
             "ignored-setting",
             f"accelerate launch was asked for {processes} processes and started one",
             place="launcher",
-            hint=f"Without GPUs it needs --multi_gpu as well. Or: torchrun --nproc_per_node {processes} launch.py ...",
+            hint=f"Without GPUs it needs --multi_gpu as well. Or: launch.py launch --num_processes {processes} ...",
         )
 
 
@@ -159,12 +159,12 @@ def _config_file() -> str:
 
 
 def _launcher_words() -> list[str]:
-    """The command line of `accelerate launch`, if that is the parent process."""
+    """The command line of `accelerate launch` or of the verb `launch`, if that is the parent process."""
     try:
         words = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
         return []
-    return words if any("accelerate" in word for word in words[:4]) else []
+    return words if any("accelerate" in word or word == "launch" for word in words[:4]) else []
 
 
 def _launcher_flag(name: str) -> str:

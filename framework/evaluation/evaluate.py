@@ -25,14 +25,16 @@ from framework.pages.run_page import write_page
 from framework.recipe import Recipe, recipe_hash, result_tree
 from framework.recipe.explain import differences
 from framework.recipe.source import is_within
+from framework.registry import find
 from framework.run.tracking import write_json
 from framework.runtime.console import print0, progress_bar
 from framework.runtime.errors import Problem, UserError
 from framework.runtime.files import atomic_write, read_object
-from framework.scoring.baselines import BASELINES, Comparison, rows_of, unseen_rows
+from framework.scoring.baselines import Comparison, rows_of, unseen_rows
 from framework.scoring.bootstrap import PatientStatistics, intervals
 from framework.scoring.scorer import Rows, Scorer
 from framework.scoring.table import (
+    BASELINES,
     CONSTANTS,
     HIGH,
     LOW,
@@ -216,14 +218,26 @@ def _store(
     write_json(path, {**stored, "segmentation": components.scorer.segmentation, split: {**scores, **models}})
 
 
-# Keys that `evaluate` may override: they do not change the model.
 PATH_KEYS = ("file", "images", "root", "folder")
-OVERRIDABLE = ("data.dataset", "data.cache_dir", "data.num_workers", "data.on_broken", "evaluate")
+# Keys that `evaluate` may override: they do not change the model. More plugin files may not replace parts of it.
+OVERRIDABLE = ("data.dataset", "data.cache_dir", "data.num_workers", "data.on_broken", "evaluate", "plugins")
+
+
+def _files_of_model(recipe: Recipe) -> dict[str, Path]:
+    """The source file of each part of the model, by its key."""
+    parts = {
+        "data.tokenizer": recipe.data.tokenizer,
+        "model.encoder": recipe.model.encoder,
+        "model.decoder": recipe.model.decoder,
+    }
+    return {key: find(key.split(".")[1], part.name, recipe.plugin_files).path for key, part in parts.items()}
 
 
 def _require_same_model(trained_by: Recipe, recipe: Recipe) -> None:
     changed = [row.key for row in differences(result_tree(trained_by), recipe)]
-    if wrong := [key for key in changed if not any(is_within(key, each) for each in OVERRIDABLE)]:
+    before, now = _files_of_model(trained_by), _files_of_model(recipe)
+    changed += [key for key in now if now[key] != before[key]]
+    if wrong := [key for key in dict.fromkeys(changed) if not any(is_within(key, each) for each in OVERRIDABLE)]:
         expected = ", ".join(OVERRIDABLE)
         raise UserError.of(Problem("ignored-setting", "the trained model has it", key, expected) for key in wrong)
 

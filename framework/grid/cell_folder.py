@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import (
+    Any,
+    Literal,
+    Required,  # pydantic takes that of Python from 3.12 on
+    TypeVar,
+)
 
 from pydantic import FiniteFloat, NonNegativeInt
-from typing_extensions import TypedDict  # pydantic takes that of Python from 3.12 on
+from typing_extensions import TypedDict
 
 from framework.grid.cells import Cell
 from framework.grid.lease import Holder, holder_of
@@ -18,7 +23,7 @@ from framework.recipe.schema import Run
 from framework.run.tracking import COST, RECORDS, write_json
 from framework.runtime.errors import UserError
 from framework.runtime.files import atomic_write
-from framework.scoring.table import NOT_SCORES
+from framework.scoring.table import BASELINES, NOT_SCORES, VARIETY
 
 CELLS = "cells"  # folder in run.root that all grids share, so that a common cell is trained once
 RUN = "run"
@@ -68,10 +73,21 @@ class Cost(TypedDict, total=False):
     parameters: NonNegativeInt
 
 
-class SplitScores(TypedDict):
-    """What a grid reads of a split in a run's scores.json."""
+class Variety(TypedDict, total=False):
+    """What a grid reads of the variety of a model's reports."""
 
-    model: dict[str, float]
+    collapsed: bool
+
+
+class SplitScores(TypedDict, total=False):
+    """What a grid reads of a split in a run's scores.json: rows of the table, scores by name."""
+
+    model: Required[dict[str, float]]
+    random_report: dict[str, float]
+    fixed_report: dict[str, float]
+    frequent_reports: dict[str, float]
+    nearest_image: dict[str, float]
+    variety: Variety
 
 
 class RunScores(TypedDict, total=False):
@@ -246,7 +262,7 @@ class CellFolder:
         state, cost = self.state(), _read(Cost, self.run / COST) or {}
         status = self.status()
         done = status == "done"
-        scores = self._scores() if done else {}
+        splits: Any = self._scores() if done else {}
         return CellResult(
             digest=cell.digest,
             settings=cell.settings,
@@ -255,14 +271,21 @@ class CellFolder:
             run=self.run,
             scores={
                 f"{split}/{name}": value
-                for split, rows in scores.items()
-                for name, value in rows["model"].items()  # type: ignore[index]
+                for split, rows in splits.items()
+                for name, value in rows["model"].items()
                 if name not in NOT_SCORES
             },
             seconds=state.seconds if done else None,
             memory_gib=cost.get("memory_gib"),
             parameters=cost.get("parameters"),
             error=state.reason if status in ("failed", "stopped") else None,
+            baselines={
+                f"{split}/{name}": {each: rows[each][name] for each in BASELINES if name in rows.get(each, {})}
+                for split, rows in splits.items()
+                for name in rows["model"]
+                if name not in NOT_SCORES
+            },
+            collapsed=splits.get("test", {}).get(VARIETY, {}).get("collapsed", False),
         )
 
 

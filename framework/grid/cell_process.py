@@ -21,15 +21,12 @@ from types import FrameType
 
 import psutil
 
-import framework
 from framework.grid.cell_folder import PRUNED, SETTLED, CellFolder, CellState, Outcome, Status
 from framework.grid.lease import BEAT_S, Lease, take_when_dead
 from framework.runtime import errors
-from framework.runtime.processes import TASK_COUNTS, process_start_time
+from framework.runtime.processes import COMMAND_LINE, TASK_COUNTS, process_start_time
 from framework.runtime.signals import SIGNALS, WATCHER, handle_signals, is_nohup
 
-# Started by its path: `-m framework.cli` would look in the working folder first.
-COMMAND_LINE = Path(framework.__file__).with_name("cli") / "__main__.py"
 CELL = "SONOSCRIBE_CELL"  # environment variable of every process that trains a cell
 POLL_S = 0.5
 SAVE_S = 300.0  # that a training may take to save and end

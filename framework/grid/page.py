@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from framework.grid.effects import Curves, crossed_pairs, read_curves, varied
 from framework.grid.plots import cost_figure, curves_figure, interaction_figure, main_effect_figure, row_keys
 from framework.grid.results import CellResult, Comparison, GridResult, Row
+from framework.grid.weak_models import weak_models
 from framework.grid.wording import (
     COSTS,
     arrow,
@@ -81,6 +82,7 @@ def draw_page(data: PageData, path: Path | None = None) -> str:
         "grid.html.j2",
         title=one_line(result.name),
         about=_about(result, data.made),
+        warnings=weak_models(result),
         notices=[one_line(notice) for notice in result.notices],
         cards=[_card(result, metric) for metric in result.metrics],
         settings=setting_headers(result),

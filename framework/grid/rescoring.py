@@ -14,6 +14,7 @@ from typing_extensions import TypedDict  # pydantic takes that of Python from 3.
 from framework.exam import Pair
 from framework.grid.results import CellResult
 from framework.grid.state_file import parse_state
+from framework.recipe import result_tree
 from framework.recipe.schema import WEIGHTED_SUM
 from framework.runtime.files import read_lines
 from framework.scoring.bootstrap import ResampleError, Values, by_calls, by_sums
@@ -57,7 +58,7 @@ class WrittenReports:
         self.cell, self.split, self.like = cell, split, like
         try:
             recipe = run_recipe(cell.run)
-            self.choices, self.plugin_files = recipe.evaluate.metrics, recipe.plugin_files
+            self.choices, self.code = recipe.evaluate.metrics, result_tree(recipe)["plugins"]
             self.scorer = build_scorer(recipe, build_tokenizer(recipe, [], cell.run / "model"))
             path = cell.run / "predictions" / f"{split}.jsonl"
             lines = [
@@ -71,7 +72,7 @@ class WrittenReports:
         if like is not None:
             self._check_like(like)
             self.references = like.references
-            if (self.choices, self.plugin_files) == (like.choices, like.plugin_files):
+            if (self.choices, self.code) == (like.choices, like.code):
                 self.scorer = like.scorer  # which has prepared CIDEr for these references
         self._texts = [(name, reports[name]["prediction"], text) for name, text in self.references.items()]
         self._pairs: dict[bool, list[Pair]] = {}

@@ -20,6 +20,8 @@ class CellResult:
     memory_gib: float | None = None  # peak of one process: GPU memory, or host memory without a GPU
     parameters: int | None = None
     error: str | None = None  # one line
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)  # score -> baseline -> value
+    collapsed: bool = False  # on test: one report for nearly every exam
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from framework.grid.results import Comparison, GridResult, Row, Spread
+from framework.grid.weak_models import weak_models
 from framework.grid.wording import (
     COSTS,
     arrow,
@@ -120,7 +121,8 @@ def as_markdown(result: GridResult) -> str:
     below = [markdown(text) for text in [*legend(result), *result.notices]]
     below += [rf"\[{n.mark}\] {markdown(n.row.label)}: {markdown(n.text)}" for n in notes.values()]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return table + "\n\n" + "\n".join(f"- {text}" for text in below) + "\n"
+    above = "".join(f"**Warning:** {markdown(text)}\n\n" for text in weak_models(result))
+    return above + table + "\n\n" + "\n".join(f"- {text}" for text in below) + "\n"
 
 
 def as_latex(result: GridResult) -> str:
@@ -143,7 +145,8 @@ def as_latex(result: GridResult) -> str:
         versus = [_latex_versus(result, row, metric) for metric in result.metrics]
         if any(versus):
             lines.append(_latex_line([*[""] * len(headers), r"\scriptsize $\Delta$", *versus, "", "", ""]))
-    below = [latex(text) for text in [*legend(result), *result.notices]]
+    warnings = [rf"\textbf{{Warning:}} {latex(text)}" for text in weak_models(result)]
+    below = [*warnings, *(latex(text) for text in [*legend(result), *result.notices])]
     below += [rf"\textsuperscript{{{n.mark}}} {latex(n.row.label)}: {latex(n.text)}" for n in notes.values()]
     parts = [
         r"\begin{table}", r"\centering", r"\setlength{\belowcaptionskip}{6pt}",

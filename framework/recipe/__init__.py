@@ -9,7 +9,7 @@ from pathlib import Path
 from framework.recipe.check import check_recipe
 from framework.recipe.merge import merge
 from framework.recipe.override import override_layers
-from framework.recipe.saved import recipe_hash, result_tree, save
+from framework.recipe.saved import PortableRecipe, portable, recipe_hash, result_tree, save
 from framework.recipe.schema import NO_TOPICS, Choice, Loss, Optimizer, Recipe
 from framework.recipe.source import RECIPES, Layer, RecipeError, check_format, find_file, read_layers, read_text
 from framework.registry import short
@@ -22,10 +22,12 @@ __all__ = [
     "Choice",
     "Loss",
     "Optimizer",
+    "PortableRecipe",
     "Recipe",
     "RecipeError",
     "load_recipe",
     "load_saved_recipe",
+    "portable",
     "recipe_hash",
     "result_tree",
     "save",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import yaml
 from framework.recipe.renamed import FORMAT
 from framework.recipe.schema import Choice, Loss, Recipe, Section
 from framework.recipe.source import Key, dotted
+from framework.registry.plugin_file import copies_of
+from framework.runtime.files import atomic_write
 
 # Keys that affect where a run is stored, its speed and what is kept, but not its results.
 NOT_THE_RESULT = (
@@ -83,9 +86,36 @@ _Dumper.add_representer(str, _text)
 
 def save(recipe: Recipe) -> str:
     """The recipe with all defaults as YAML, with the number of its format, which loads back to an equal recipe."""
-    return yaml.dump(
-        {"format": FORMAT, **plain(recipe)}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000
-    )
+    return _dump(plain(recipe))
+
+
+def _dump(tree: Mapping[str, Any]) -> str:
+    return yaml.dump({"format": FORMAT, **tree}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+@dataclass(frozen=True)
+class PortableRecipe:
+    """A recipe as YAML with copies of its plugin files, which it names relative to itself.
+
+    Attributes:
+        code: content of each copy by its name, relative to the recipe.
+    """
+
+    text: str
+    code: Mapping[str, bytes] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Writes the copies and recipe.yaml."""
+        for name, content in self.code.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            atomic_write(folder / name, content)
+        atomic_write(folder / "recipe.yaml", self.text)
+
+
+def portable(recipe: Recipe) -> PortableRecipe:
+    """The recipe with its plugin files as they are now, to load back elsewhere or after the files are gone."""
+    names, code = copies_of(recipe.plugin_files)
+    return PortableRecipe(_dump({**plain(recipe), "plugins": names}), code)
 
 
 def result_tree(recipe: Recipe) -> dict[str, Any]:

@@ -352,8 +352,10 @@ def _base(named: str, path: Path, at: str) -> Path:
             raise RecipeError.of([problem.at(at) for problem in error.problems]) from None
     base = path.parent / expanded(named)
     if not base.exists():
-        near = [p.name for p in base.parent.glob("*.yaml")] if base.parent.is_dir() else []
-        hint = did_you_mean(base.name, near).strip()
+        shipped = named.removeprefix("recipes/").removesuffix(".yaml")
+        beside = sorted(file.name for file in base.parent.glob("*.yaml") if file.resolve() != path.resolve())
+        is_shipped = shipped in shipped_recipes()
+        hint = f"Did you mean '{SHIPPED}{shipped}'?" if is_shipped else did_you_mean(base.name, beside).strip()
         raise RecipeError("no-such-file", f"no such file: {short(base)}", place=at, hint=hint)
     return base
 

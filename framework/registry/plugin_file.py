@@ -7,12 +7,15 @@ framework/__init__.py asks here, and the environment that it inherits maps modul
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import json
 import os
 import sys
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +27,7 @@ from framework.runtime.files import read_bounded
 
 PREFIX = "sonoscribe_file_"
 FILES = "SONOSCRIBE_PLUGIN_FILES"  # environment variable: JSON of {module name: path}
+COPIES = "plugins"  # folder of the copies beside a saved recipe
 
 
 class _SourceLoader(SourceFileLoader):
@@ -76,3 +80,30 @@ def spec_of(name: str) -> ModuleSpec | None:
 
 def _files() -> dict[str, str]:
     return json.loads(os.environ.get(FILES, "{}"))
+
+
+def copies_of(files: Sequence[Path]) -> tuple[list[str], dict[str, bytes]]:
+    """Copies of plugin files for a saved recipe, with the modules beside them that they import.
+
+    Each source folder has a folder of its own, so that a plugin file finds its neighbours and no others.
+
+    Returns:
+        the name of each file's copy, relative to the recipe; and the content of every copy by its name.
+    """
+    folders = list(dict.fromkeys(file.parent for file in files))
+    home = {folder: COPIES if n == 1 else f"{COPIES}-{n}" for n, folder in enumerate(folders, 1)}
+    names = {path: f"{home[path.parent]}/{path.name}" for file in files for path in (file, *_neighbours_of(file))}
+    return [names[file] for file in files], {name: read_bounded(path, LARGEST_CODE) for path, name in names.items()}
+
+
+def _neighbours_of(plugin: Path) -> list[Path]:
+    """The modules beside a plugin file that it imports, also inside functions and by way of each other."""
+    found = [plugin]
+    for path in found:  # grows
+        with contextlib.suppress(SyntaxError, ValueError, RecursionError):  # its import gives the error
+            for node in ast.walk(ast.parse(read_bounded(path, LARGEST_CODE))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+                beside = [plugin.with_name(f"{name.partition('.')[0]}.py") for name in names]
+                found += [file for file in beside if file.is_file() and file not in found]
+    return found[1:]

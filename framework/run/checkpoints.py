@@ -13,7 +13,7 @@ from framework.data.leakage import PATIENTS_FILE, patients_seen
 from framework.distributed.collectives import on_main
 from framework.distributed.strategy import Strategy
 from framework.models.external_weights import model_metadata, require_same_weights
-from framework.recipe import result_tree, save
+from framework.recipe import result_tree
 from framework.run.lifecycle import TrainingRun
 from framework.runtime.console import print0
 
@@ -79,7 +79,7 @@ class RunCheckpoints:
             scaler={} if scaler is None else dict(scaler.state_dict()),
         )
         metadata = {**model_metadata(self.strategy.task), PATIENTS_FILE: self.patients}
-        texts = ModelTexts(self.run.components.tokenizer, save(self.run.recipe), metadata)
+        texts = ModelTexts(self.run.components.tokenizer, self.run.saved_recipe, metadata)
         self.writer.save(Snapshot(train_state, state, self.strategy.export_weights(state), texts))
 
     @property

@@ -20,7 +20,7 @@ from framework.distributed.heartbeat import HangMonitor
 from framework.distributed.launch import describe_launch, launch_id, start_accelerator
 from framework.distributed.strategy import Strategy
 from framework.models.external_weights import print_saved
-from framework.recipe import Recipe, load_saved_recipe, save
+from framework.recipe import PortableRecipe, Recipe, load_saved_recipe, portable
 from framework.registry.trust import trust, unmarked
 from framework.run.folder import OpenedRun, lock_released, open_run, remove_refused_run, topics_to_keep
 from framework.run.init_from import Source, find_initial_weights, initial_weights
@@ -38,6 +38,7 @@ class TrainingRun:
     Attributes:
         opened: its folder, and the checkpoint that it resumes from.
         source: the model whose weights it starts from; None if it starts from scratch or resumes.
+        saved_recipe: the recipe as it is stored with the run and its models.
         launch: device, processes, strategy and precision, as stored with the run.
         started: whether training has started; a run that is refused earlier leaves no folder.
     """
@@ -47,6 +48,7 @@ class TrainingRun:
     signals: StopSignals
     monitor: HangMonitor
     opened: OpenedRun
+    saved_recipe: PortableRecipe
     launch: dict[str, Any]
     source: Source | None = None
     components: RunComponents = field(init=False)
@@ -73,11 +75,11 @@ def open_run_for_training(recipe: Recipe) -> Iterator[TrainingRun]:
     with lock_released(), HangMonitor(accelerator, recipe.distributed.timeout) as monitor:
         opened = on_main(accelerator, lambda: open_run(recipe))
         launch = {**describe_launch(accelerator, recipe), "id": launch_id()}
-        run = TrainingRun(recipe, accelerator, signals, monitor, opened, launch)
+        run = TrainingRun(recipe, accelerator, signals, monitor, opened, portable(recipe), launch)
         _print_launch(run)
         if accelerator.is_main_process:
             write_environment(run.folder, launch)
-            atomic_write(run.folder / "recipe.yaml", save(recipe))
+            run.saved_recipe.write(run.folder)
             trust(unmarked(recipe.plugin_files))  # the user has named them
             atomic_write(run.folder / "overrides.txt", "".join(f"{word}\n" for word in recipe.overrides))
         try:

@@ -22,23 +22,10 @@ from framework.models.device import DeferredNumber
 from framework.runtime.console import print0
 from framework.runtime.errors import UserError
 from framework.runtime.files import atomic_write, named_in_errors, read_lines
-from framework.runtime.packages import package_versions
+from framework.runtime.packages import PACKAGES, package_versions
 from framework.train_step import StepOutput
 
 T = TypeVar("T")
-
-PACKAGES = (
-    "torch",
-    "accelerate",
-    "deepspeed",
-    "transformers",
-    "faiss-cpu",
-    "faiss-gpu",
-    "scikit-learn",
-    "numpy",
-    "rjieba",
-    "sonoscribe",
-)
 
 
 RECORDS = "metrics.jsonl"  # one value per line
@@ -243,7 +230,7 @@ def write_environment(run: Path, launch: dict[str, Any]) -> None:
             "command": sys.argv,
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "packages": package_versions(PACKAGES),  # one of faiss-cpu and faiss-gpu is always absent
+            "packages": package_versions(PACKAGES),
             "git": _git_state(),
             "launch": launch,
         },

@@ -141,6 +141,14 @@ def write_outcome(code: int, reason: object) -> None:
             json.dump({"code": code, "reason": str(reason)}, file, ensure_ascii=False)
 
 
+def read_outcome(path: Path) -> int | None:
+    """The exit code that `write_outcome` stored; None if every process was killed before it could."""
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["code"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
 def printable(text: str) -> str:
     """The text with unpaired surrogates, as in file names that are not UTF-8, written as escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -5,6 +5,20 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterable
 
+# Whose versions are stored with a run. One of faiss-cpu and faiss-gpu is always absent.
+PACKAGES = (
+    "sonoscribe",
+    "torch",
+    "accelerate",
+    "deepspeed",
+    "transformers",
+    "faiss-cpu",
+    "faiss-gpu",
+    "scikit-learn",
+    "numpy",
+    "rjieba",
+)
+
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
     """The versions of those packages that are installed.

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import psutil
 
+import framework
 from framework.runtime.errors import UserError
 
+# The command line, to start by its path: `-m framework.cli` would look in the working folder first.
+COMMAND_LINE = Path(framework.__file__).with_name("cli") / "__main__.py"
 PROC = Path("/proc")
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 

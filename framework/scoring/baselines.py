@@ -22,7 +22,6 @@ from framework.exam import Exam
 from framework.scoring.constants import Constant, best_constants
 from framework.scoring.scorer import Rows, Scorer
 
-BASELINES = ("random_report", "fixed_report", "frequent_reports", "nearest_image")  # in the order of the table
 GRID = 16  # pixels per side of the thumbnail that nearest_image compares
 CLASSES = 3  # frequent classes in the mixture
 NEAREST = 5  # training reports that the retrieval oracle chooses from

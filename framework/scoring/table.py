@@ -16,6 +16,7 @@ CONSTANTS = "fixed_reports"  # score -> the constant report that is best on vali
 VARIETY = "variety"  # see variety_summary
 VERSUS = "versus_strongest_baseline"  # score -> strongest baseline, paired difference and its interval
 NOT_SCORES = ("exams", "different_reports", "most_frequent_share")  # of a row
+BASELINES = ("random_report", "fixed_report", "frequent_reports", "nearest_image")  # reports without the model
 LABELS = {  # in the order of the table
     "random_report": "baseline: random training report",
     "fixed_report": "baseline: best single report",

@@ -19,14 +19,11 @@ from typing import Any
 def started() -> dict[str, Any]:
     import torch
     import torch.distributed as dist
-    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
     os.environ["ACCELERATE_USE_CPU"] = "true"
     waits = timedelta(seconds=77)
-    handlers = [
-        DistributedDataParallelKwargs(broadcast_buffers=False),
-        InitProcessGroupKwargs(backend="gloo", timeout=waits),
-    ]
+    handlers = [InitProcessGroupKwargs(backend="gloo", timeout=waits)]
     accelerator = Accelerator(mixed_precision="no", kwargs_handlers=handlers)
     rank, state = accelerator.process_index, accelerator.state
     found: dict[str, Any] = {
@@ -40,6 +37,7 @@ def started() -> dict[str, Any]:
     }
     part = torch.nn.BatchNorm1d(2)
     wrapped = accelerator.prepare(part)
+    wrapped.broadcast_buffers = False  # as framework/distributed/ddp.py does
     part.running_mean.fill_(float(rank))
     part.eval()
     loss = wrapped(torch.full((3, 2), float(rank + 1))).sum()

@@ -34,7 +34,8 @@ def launch(
     """Runs launch.py as a user does, from another folder, on one or more processes.
 
     Args:
-        by: python, accelerate, torchrun or deepspeed; None: python for one process, accelerate for more.
+        by: python, accelerate, torchrun, deepspeed or the verb launch; None: python for one process, accelerate for
+            more.
         flags: options of the launcher; for accelerate, instead of --multi_gpu.
         environment: additional variables.
     """
@@ -44,11 +45,14 @@ def launch(
         flags = flags or ["--multi_gpu"]
     module = {
         "python": [],
+        "launch": [],
         "accelerate": ["-m", "accelerate.commands.launch", "--num_processes", count, "--main_process_port", "0"],
         "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count],
         "deepspeed": ["-m", "deepspeed.launcher.runner", "--num_accelerators", count, "--master_port", free_port()],
     }[by]
     start = [sys.executable, *module, *flags, str(ROOT / "launch.py")]
+    if by == "launch":
+        start = [sys.executable, str(ROOT / "launch.py"), "launch", "--num_processes", count, *flags]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **(environment or {})}
     # In a new session, as from a terminal, so that a command that hangs is killed with its children.
     process = subprocess.Popen(

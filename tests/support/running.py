@@ -18,7 +18,12 @@ STARTS = {
     "torchrun": ["-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--nnodes=1"],
     "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0"],
 }
-PROCESSES = {"python": None, "torchrun": "--nproc_per_node", "accelerate": "--num_processes"}
+PROCESSES = {
+    "python": None,
+    "launch": "--num_processes",
+    "torchrun": "--nproc_per_node",
+    "accelerate": "--num_processes",
+}
 RECIPE = f"""
 _base_: {ROOT}/recipes/smoke.yaml
 plugins: [{ROOT}/tests/support/waiting.py]
@@ -65,7 +70,9 @@ class Running:
         self.scratch, self.output = scratch, scratch / "output.txt"
         scratch.mkdir(parents=True)
         count = [] if PROCESSES[by] is None else [str(PROCESSES[by]), str(processes)]
-        command = [sys.executable, *STARTS[by], *count, *flags, str(ROOT / "launch.py"), *words]
+        script = str(ROOT / "launch.py")
+        before, after = ([script, "launch"], []) if by == "launch" else (STARTS[by], [script])
+        command = [sys.executable, *before, *count, *flags, *after, *words]
         variables = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "WAIT": wait, "WAIT_IN": str(scratch)}
         with self.output.open("w") as file:
             self.process = subprocess.Popen(

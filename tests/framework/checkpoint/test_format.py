@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from framework.build import RunComponents, build_components, build_optimizer
-from framework.checkpoint.export import ModelError, ModelTexts, load_weights, write_model
+from framework.checkpoint.export import ModelError, ModelTexts, load_weights, verify_model, write_model
 from framework.checkpoint.format import (
     CheckpointError,
     RetentionPolicy,
@@ -31,7 +32,7 @@ from framework.data.loading import BatchPlan, collate
 from framework.distributed.launch import start_accelerator
 from framework.distributed.prepare import prepare
 from framework.distributed.strategy import Strategy
-from framework.recipe import load_recipe
+from framework.recipe import PortableRecipe, load_recipe
 from framework.train_step import train_step
 
 KEEP = RetentionPolicy(keep_last=2, keep_best=1, higher_is_better=True)
@@ -48,7 +49,9 @@ def save(folder: Path, step: int, kept: dict[str, float] | None = None, best: in
     weights = {"encoder.weight": torch.full((3,), float(step)), "losses.head": torch.ones(2)}
     state = {f"weights/{name}": value for name, value in weights.items()}
     train_state = TrainState(step=step, val_scores=kept or {}, best_step=best)
-    return write_checkpoint(folder, Snapshot(train_state, state, weights, ModelTexts(Tokenizer(), "name: x\n")), KEEP)
+    return write_checkpoint(
+        folder, Snapshot(train_state, state, weights, ModelTexts(Tokenizer(), PortableRecipe("name: x\n"))), KEEP
+    )
 
 
 def test_a_checkpoint_loads_as_it_was_written(tmp_path: Path) -> None:
@@ -187,7 +190,7 @@ def steps(strategy: Strategy, components: RunComponents, *numbers: int) -> Tenso
 
 
 def saved(strategy: Strategy, components: RunComponents, folder: Path) -> Path:
-    state, texts = strategy.state(), ModelTexts(components.tokenizer, "name: x\n")
+    state, texts = strategy.state(), ModelTexts(components.tokenizer, PortableRecipe("name: x\n"))
     train_state = TrainState(step=strategy.steps)
     return write_checkpoint(folder, Snapshot(train_state, state, strategy.export_weights(state), texts), KEEP)
 
@@ -252,7 +255,7 @@ def test_tied_weights_are_one_while_training_and_two_in_the_exported_model(tmp_p
     with trained.full_params_model() as task:
         assert task.decoder.lm_head.weight is task.decoder.embed_tokens.weight
         assert torch.equal(task.decoder.embed_tokens.weight, exported[read])
-    write_model(tmp_path / "model", exported, ModelTexts(components.tokenizer, "name: x\n"))
+    write_model(tmp_path / "model", exported, ModelTexts(components.tokenizer, PortableRecipe("name: x\n")))
     _, fresh = made(tmp_path, tied=True)
     assert not torch.equal(fresh.task.decoder.embed_tokens.weight, exported[read])
     load_weights(tmp_path / "model", fresh.task)
@@ -280,3 +283,13 @@ def test_a_best_score_that_was_stored_as_nan_is_replaced() -> None:
     state = TrainState(step=2, best_step=1, best_score=math.nan, val_scores={"step-1": math.nan})
     state.validated(0.1, higher_is_better=True)
     assert (state.best_step, ranked(state, True)) == (2, ["step-2"])
+
+
+def test_a_folder_of_runs_is_no_run_and_the_newest_one_is_named(tmp_path: Path) -> None:
+    for age, name in enumerate(("b", "a")):
+        (tmp_path / name / "model").mkdir(parents=True)
+        (tmp_path / name / "model" / "manifest.json").touch()
+        os.utime(tmp_path / name / "model" / "manifest.json", (age, age))
+    with problem("no-model", str(tmp_path)) as found:
+        verify_model(tmp_path / "model")
+    assert str(tmp_path / "a") in found[0].hint

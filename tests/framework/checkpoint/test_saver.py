@@ -26,6 +26,7 @@ from framework.checkpoint.format import (
     verify_checkpoint,
 )
 from framework.checkpoint.saver import AsyncCheckpointer
+from framework.recipe import PortableRecipe
 
 KEEP = RetentionPolicy(keep_last=2, keep_best=1, higher_is_better=True)
 
@@ -55,7 +56,7 @@ class Full:
 def snapshot(step: int, tokenizer: object) -> Snapshot:
     weights = {"encoder.weight": torch.full((4,), float(step))}
     state = {f"weights/{name}": value.clone() for name, value in weights.items()}
-    return Snapshot(TrainState(step=step), state, weights, ModelTexts(tokenizer, "{}\n"))
+    return Snapshot(TrainState(step=step), state, weights, ModelTexts(tokenizer, PortableRecipe("{}\n")))
 
 
 def steps(folder: Path) -> list[str]:
@@ -158,7 +159,7 @@ def write_on(step):
             tensor.fill_(step)
         scores = {f"step-{step}": float(step)}
         now = TrainState(step=step, best_step=step, best_score=float(step), val_scores=scores)
-        texts = ModelTexts(Tokenizer(), f"step: {step}")
+        texts = ModelTexts(Tokenizer(), PortableRecipe(f"step: {step}"))
         write_checkpoint(folder, Snapshot(now, state, weights, texts), RetentionPolicy(2, 1, True))
 
 started = time.monotonic()

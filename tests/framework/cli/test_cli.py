@@ -50,6 +50,11 @@ for words in ("ls", "describe encoder/resnet", "validate breast train.epochs=1",
     assert done.returncode == 0, done.stderr
 
 
+def test_version_lists_sonoscribe_and_its_libraries(run):
+    code, out, _ = run("--version")
+    assert code == 0 and {"sonoscribe", "torch", "accelerate"} <= {line.split()[0] for line in out.splitlines()}
+
+
 @pytest.mark.parametrize(
     ("words", "with_verb"),
     [

@@ -135,7 +135,7 @@ def test_a_launch_names_all_conflicts_at_once_and_writes_nothing(work: Path) -> 
         ("launcher", "ignored-setting"),
     ]:
         assert any(place in line and f"[{code}]" in line for line in done.stderr.splitlines()), done.stderr
-    assert "torchrun --nproc_per_node 2" in done.stderr
+    assert "launch.py launch --num_processes 2" in done.stderr
     assert not (work / "runs" / "smoke" / "conflicts").exists()
 
 

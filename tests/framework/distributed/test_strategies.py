@@ -57,6 +57,7 @@ LONG_SETUPS = [
     Setup("fsdp", 1, by="torchrun"),
     Setup("ddp", 2, processes=1),
     Setup("ddp", 8, processes=1, by="accelerate"),
+    Setup("ddp", 4, by="launch"),
     Setup("ddp", 1),
     Setup("ddp", 4, by="torchrun"),
     Setup("zero1", 4),

@@ -6,21 +6,66 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from harness import problem
+from harness import ROOT, launch, problem
+from PIL import Image
 
+from framework.checkpoint.export import verify_model
 from framework.evaluation import evaluate as evaluation
 from framework.evaluation.evaluate import _paths_from, _require_same_model, evaluate_run, evaluate_split, shard_indices
+from framework.evaluation.predict import predict
 from framework.exam import Pair
 from framework.recipe import load_recipe
-from framework.scoring.baselines import BASELINES, Comparison
+from framework.scoring.baselines import Comparison
 from framework.scoring.dependencies import LastResult
 from framework.scoring.scorer import Scorer
-from framework.scoring.table import CONSTANTS, HIGH, LOW, VARIETY, VERSUS
+from framework.scoring.table import BASELINES, CONSTANTS, HIGH, LOW, VARIETY, VERSUS
+
+REPLACES = '''
+from framework.registry import register
+
+
+@register("{kind}", "{name}", replace=True)
+class Mine:
+    """Nothing."""
+'''
+LOSS = '''
+from pathlib import Path
+
+from plugins.loss.next_token import NextToken
+
+from framework.registry import register
+
+Path({marker!r}).touch()
+
+
+@register("loss", "mine")
+class Mine(NextToken):
+    """Next token again."""
+
+    needs = ("logits",)
+'''
+METRIC = '''
+from framework.registry import register
+
+
+@register("metric", "mine")
+class Mine:
+    """Words of the reports."""
+
+    names = ("words",)
+    higher_is_better = True
+
+    def __call__(self, pairs):
+        from counting import count
+
+        return {"words": float(sum(count(pair.prediction) for pair in pairs))}
+'''
 
 
 class Slow:
@@ -105,6 +150,16 @@ def test_overrides_that_would_change_the_model_are_refused() -> None:
         _require_same_model(trained_by, load_recipe("smoke", ["optimizer.lr=0.5"]))
 
 
+def test_plugin_files_may_be_added_but_not_replace_a_part_of_the_model(tmp_path: Path) -> None:
+    trained_by, now = load_recipe("smoke"), "data.{kind}={{_delete_: true, name: {name}}}"
+    for kind, name, place in (("dataset", "phantom", ""), ("tokenizer", "words", "data.tokenizer")):
+        file = tmp_path / f"{kind}.py"
+        file.write_text(REPLACES.format(kind=kind, name=name))
+        recipe = load_recipe("smoke", [f"plugins={file}", now.format(kind=kind, name=name)])
+        with problem("ignored-setting", place) if place else nullcontext():
+            _require_same_model(trained_by, recipe)
+
+
 def test_paths_of_the_data_count_from_where_the_run_is_if_they_do_not_exist_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,3 +195,38 @@ def test_scores_with_overrides_have_files_of_their_own(smoke_run: Path, tmp_path
         "test" in json.loads((run / "scores-others.json").read_text())
         and (run / "predictions" / "test-others.jsonl").is_file()
     )
+
+
+def test_a_run_works_elsewhere_without_the_plugin_files_that_it_was_trained_with(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, imported = tmp_path / "source", tmp_path / "loss_was_imported"
+    source.mkdir()
+    (source / "my_loss.py").write_text(LOSS.format(marker=str(imported)))
+    (source / "my_metric.py").write_text(METRIC)
+    (source / "counting.py").write_text("def count(text):\n    return len(text)\n")
+    plugins = f"plugins=[{source / 'my_loss.py'},{source / 'my_metric.py'}]"
+    words = [plugins, "+losses.mine={weight: 0.1}", "+evaluate.metrics=mine", "train.epochs=1", f"run.root={tmp_path}"]
+    launch(str(ROOT / "recipes" / "smoke.yaml"), *words, "run.name=a", cwd=work)
+    assert imported.exists()
+    imported.unlink()
+    shutil.rmtree(source)
+    run = tmp_path / "copied"
+    shutil.move(tmp_path / "smoke" / "a", run)
+    assert {path.name for path in (run / "model" / "plugins").iterdir()} == {
+        "my_loss.py",
+        "my_metric.py",
+        "counting.py",
+    }
+    for recipe in (run / "recipe.yaml", run / "model" / "recipe.yaml"):
+        assert str(tmp_path / "source") not in recipe.read_text()
+    monkeypatch.chdir(work)  # its image cache
+    before = json.loads((run / "scores.json").read_text())["test"]["model"]
+    assert evaluate_run(run, "test")["model"] == before and before["words"] > 0
+    image = tmp_path / "view.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64), dtype=np.uint8)).save(image)
+    assert predict(run, [image]) == predict(run / "model", [image])
+    assert not imported.exists(), "neither needs the loss"
+    (run / "model" / "plugins" / "added.py").touch()
+    with problem("damaged-file", "added.py"):
+        verify_model(run / "model")

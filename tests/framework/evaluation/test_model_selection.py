@@ -33,7 +33,7 @@ from framework.evaluation.predict import predict
 from framework.exam import Batch
 from framework.models.ensemble import Ensemble
 from framework.models.generation import generate
-from framework.recipe import load_recipe, save
+from framework.recipe import load_recipe, portable
 from framework.registry.trust import trust
 from framework.run.init_from import find_source
 from framework.runtime.files import read_lines
@@ -66,7 +66,7 @@ def make_run(folder: Path, *keys: str, scores: dict[int, float] = SCORES, seed: 
         for value in weights.values():
             value *= 2.5  # at its first weights a decoder finds all words alike, which would test nothing
         train_state = TrainState(step=step, val_scores=dict(val_scores), best_step=int(best.removeprefix("step-")))
-        snapshot = Snapshot(train_state, weights, weights, ModelTexts(tokenizer, save(recipe)))
+        snapshot = Snapshot(train_state, weights, weights, ModelTexts(tokenizer, portable(recipe)))
         write_checkpoint(
             folder / "checkpoints", snapshot, RetentionPolicy(2, recipe.checkpoint.keep_best, higher_is_better=True)
         )
@@ -117,7 +117,7 @@ def test_a_resumed_run_that_keeps_more_keeps_the_best_that_are_left(tmp_path: Pa
     for step, value in ((6, 0.3), (7, 0.05), (8, 0.04)):
         val_scores[f"step-{step}"] = value
         weights = load_file(model_file(folder / "step-1"))
-        texts = ModelTexts(build_tokenizer(recipe, [], folder.parent / "model"), save(more))
+        texts = ModelTexts(build_tokenizer(recipe, [], folder.parent / "model"), portable(more))
         train_state = TrainState(step=step, val_scores=dict(val_scores), best_step=1)
         write_checkpoint(
             folder, Snapshot(train_state, weights, weights, texts), RetentionPolicy(2, 3, higher_is_better=True)

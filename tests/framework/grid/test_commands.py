@@ -142,6 +142,7 @@ def test_the_killed_cell_resumes_from_its_checkpoint(killed: Killed) -> None:
 def test_a_finished_grid_prints_a_table_of_scores(killed: Killed) -> None:
     out = killed.finished.stdout
     assert "test/bleu_4" in out and "one (baseline)" in out and out.count("1/1") == 2
+    assert -1 < out.find("above the strongest baseline") < out.index("one (baseline)"), out
     made = killed.folder / "runs" / "grids" / "mine"
     rows = {row["row"]: row for row in csv.DictReader((made / "table.csv").open())}
     for label, seed in (("one", 1), ("two", 2)):

@@ -31,7 +31,7 @@ from framework.distributed.prepare import prepare
 from framework.distributed.strategy import Strategy
 from framework.models.external_weights import model_metadata, print_saved, require_same_weights, unsaved_names
 from framework.models.pretrained import weights_folder
-from framework.recipe import Recipe, load_recipe, save
+from framework.recipe import Recipe, load_recipe, portable
 from framework.run.init_from import find_source, load_initial_weights
 from framework.train_step import train_step
 
@@ -86,7 +86,7 @@ def steps(strategy: Strategy, components: RunComponents, *numbers: int) -> list[
 
 def saved(recipe: Recipe, strategy: Strategy, components: RunComponents, folder: Path) -> Path:
     state = strategy.state()
-    texts = ModelTexts(components.tokenizer, save(recipe), model_metadata(strategy.task))
+    texts = ModelTexts(components.tokenizer, portable(recipe), model_metadata(strategy.task))
     progress = TrainState(step=strategy.steps)
     keep = RetentionPolicy(keep_last=1, keep_best=0, higher_is_better=True)
     return write_checkpoint(

@@ -56,6 +56,17 @@ def test_a_folder_and_a_missing_file_are_refused(folder):
         assert found[0].hint.startswith(f"Did you mean '{near}'? Shipped: ")
 
 
+@pytest.mark.parametrize(
+    ("base", "guess"), [("smoke.yaml", "'shipped:smoke'"), ("recipes/smoke.yaml", "'shipped:smoke'"), ("own.yml", "")]
+)
+def test_a_base_that_is_missing_suggests_a_shipped_recipe_and_never_the_file_itself(tmp_path, base, guess):
+    file = tmp_path / "own.yaml"
+    file.write_text(f"_base_: {base}\n")
+    with problem("no-such-file", f"{file}:1:1: _base_", RecipeError) as found:
+        load_recipe(file)
+    assert found[0].hint == (f"Did you mean {guess}?" if guess else "")
+
+
 def test_two_plugins_of_one_name_are_reported_with_both_places(folder):
     (folder / "a.py").write_text(TOYS.read_text())
     (found,) = problems(write(folder), "plugins=[a.py]")

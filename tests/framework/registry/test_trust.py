@@ -22,11 +22,11 @@ from typer.testing import CliRunner
 import sonoscribe
 from framework import cli
 from framework.build import build_dataset, build_task, build_tokenizer, load_exams
-from framework.checkpoint.export import ModelTexts, write_model
+from framework.checkpoint.export import ModelTexts, write_manifest, write_model
 from framework.evaluation.evaluate import evaluate_run
 from framework.evaluation.model_selection import ModelSelection
 from framework.evaluation.predict import predict
-from framework.recipe import load_recipe, save
+from framework.recipe import load_recipe, portable
 from framework.registry import trust as trust_of
 from framework.run.init_from import find_source
 
@@ -53,7 +53,8 @@ class Costly:
 @dataclass
 class Model:
     run: Path
-    tokenizer: Path
+    source: Path  # of the tokenizer
+    tokenizer: Path  # its copy in the model
     image: Path
     marker: Path  # there once the tokenizer was imported
     loss_marker: Path
@@ -84,11 +85,12 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
         ],
     )
     run = tmp_path / "run"
-    write_model(run / "model", {n: w.clone() for n, w in weights.items()}, ModelTexts(tokenizer, save(theirs)))
+    write_model(run / "model", {n: w.clone() for n, w in weights.items()}, ModelTexts(tokenizer, portable(theirs)))
     image = tmp_path / "view.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64), dtype=np.uint8)).save(image)
     assert not any(marker.exists() for marker in markers)
-    return Model(run, files[0], image, *markers, trust_of.sha256_of(files[0].read_bytes()))
+    copy = run / "model" / "plugins" / "tok.py"
+    return Model(run, files[0], copy, image, *markers, trust_of.sha256_of(files[0].read_bytes()))
 
 
 USES: dict[str, Callable[[Model], Any]] = {
@@ -126,6 +128,9 @@ def test_trust_is_remembered_by_hash_and_a_verb_imports_only_what_it_needs(model
 def test_a_file_that_changed_after_it_was_trusted_is_refused(model: Model) -> None:
     trust_of.trust([model.tokenizer])
     model.tokenizer.write_text(model.tokenizer.read_text() + "# more\n")
+    with problem("damaged-file", str(model.tokenizer)):
+        sonoscribe.load(model.run)
+    write_manifest(model.run / "model")
     with problem("untrusted-code", str(model.tokenizer)):
         sonoscribe.load(model.run)
     assert not model.marker.exists()
@@ -161,7 +166,7 @@ def test_predict_takes_trust_and_exits_with_2_without(model: Model, capsys: pyte
 def test_files_that_the_user_names_need_no_trust_unless_the_recipe_is_a_saved_one(model: Model) -> None:
     mine = model.run.with_name("mine.yaml")
     mine.write_text("_base_: shipped:smoke.yaml\nplugins: [tok.py]\ndata: {tokenizer: {_delete_: true, name: mine}}\n")
-    assert trust_of.unmarked(load_recipe(mine).plugin_files) == [model.tokenizer.resolve()]
+    assert trust_of.unmarked(load_recipe(mine).plugin_files) == [model.source.resolve()]
     saved = load_recipe(model.run / "model" / "recipe.yaml")
     assert trust_of.unmarked(saved.plugin_files) == []
 

@@ -33,7 +33,7 @@ from framework.checkpoint.format import (
 )
 from framework.data.leakage import PATIENTS_FILE, patients_seen
 from framework.distributed.launch import launch_id, start_accelerator
-from framework.recipe import Recipe, load_recipe, recipe_hash, result_tree, save
+from framework.recipe import PortableRecipe, Recipe, load_recipe, portable, recipe_hash, result_tree
 from framework.run import folder as run_folder
 from framework.run.folder import open_run, remove_refused_run
 from framework.run.tracking import keep_lines
@@ -76,7 +76,7 @@ def write(folder: Path, recipe: Recipe, step: int, best_step: int | None = None)
         step=step, best_step=best, best_score=1.0, val_scores={f"step-{best}": 1.0}, recipe=result_tree(recipe)
     )
     state = {f"weights/{name}": value.clone() for name, value in weights.items()}
-    snapshot = Snapshot(train_state, state, weights, ModelTexts(Tokenizer(), "{}\n"))
+    snapshot = Snapshot(train_state, state, weights, ModelTexts(Tokenizer(), PortableRecipe("{}\n")))
     return write_checkpoint(folder / "checkpoints", snapshot, RetentionPolicy(3, 1, True))
 
 
@@ -357,7 +357,9 @@ def test_checkpoints_newer_than_the_named_one_are_renamed_and_not_counted(tmp_pa
     assert [name.rsplit("-", 2)[0] for name in names[:2]] == ["aside-step-2", "aside-step-3"] and names[2:] == [
         "step-1"
     ]
-    snapshot = Snapshot(TrainState(step=2, recipe=result_tree(recipe)), {}, {}, ModelTexts(Tokenizer(), "{}\n"))
+    snapshot = Snapshot(
+        TrainState(step=2, recipe=result_tree(recipe)), {}, {}, ModelTexts(Tokenizer(), PortableRecipe("{}\n"))
+    )
     write_checkpoint(run / "checkpoints", snapshot, RetentionPolicy(1, 0, True))
     assert checkpoints_of(run / "checkpoints") == [run / "checkpoints" / "step-2"]
 
@@ -394,7 +396,7 @@ def test_a_resumed_run_has_the_same_patients_and_topics(tmp_path: Path, monkeypa
         train_state = TrainState(
             step=7, best_step=7, best_score=1.0, val_scores={"step-7": 1.0}, recipe=result_tree(recipe)
         )
-        texts = ModelTexts(Tokenizer(), save(recipe), notes)
+        texts = ModelTexts(Tokenizer(), portable(recipe), notes)
         write_checkpoint(folder / "checkpoints", Snapshot(train_state, {}, {}, texts), RetentionPolicy(3, 1, True))
 
     def resume(*more: str) -> None:  # in the same process, whose lock must be released each time

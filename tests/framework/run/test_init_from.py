@@ -24,7 +24,7 @@ from framework.data.leakage import PATIENTS_FILE, patients_seen
 from framework.data.loading import collate
 from framework.distributed.launch import start_accelerator
 from framework.exam import Batch
-from framework.recipe import Choice, Recipe, load_recipe, save
+from framework.recipe import Choice, Recipe, load_recipe, portable
 from framework.run.init_from import find_source, load_initial_weights
 from framework.runtime.errors import Problem, UserError
 
@@ -78,7 +78,7 @@ def source(made: Callable[..., Made], tmp_path_factory: pytest.TempPathFactory) 
     state = {name: value.clone().contiguous() for name, value in source.components.task.state_dict().items()}
     train_state = TrainState(step=7, best_score=0.25, best_step=7, val_scores={"step-7": 0.25})
     notes = {PATIENTS_FILE: patients_seen(source.recipe, source.components.exams, None)}
-    texts = ModelTexts(source.components.tokenizer, save(source.recipe), notes)
+    texts = ModelTexts(source.components.tokenizer, portable(source.recipe), notes)
     write_checkpoint(run / "checkpoints", Snapshot(train_state, {}, state, texts), RetentionPolicy(1, 1, True))
     return source, run
 

@@ -16,9 +16,10 @@ from framework.data.image_cache import build_image_cache
 from framework.data.loading import ExamSet
 from framework.exam import Exam, Pair
 from framework.scoring import baselines
-from framework.scoring.baselines import BASELINES, Comparisons, rows_of, unseen_rows
+from framework.scoring.baselines import Comparisons, rows_of, unseen_rows
 from framework.scoring.constants import best_constants
 from framework.scoring.scorer import Scorer
+from framework.scoring.table import BASELINES
 from plugins.metric.bleu import Bleu
 from plugins.metric.cider import Cider
 from plugins.tokenizer.words import Words
