@@ -133,7 +133,7 @@ class Data(Section):
     """Tokenizer of reports."""
     augment: Choice | None = None
     """Augmentation of training images; null: none."""
-    num_workers: NonNegativeInt = 0
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Data-loading processes per training process; 0: loads in the training process."""
     cache_dir: str = ".cache/sonoscribe"
     """Folder of preprocessed images and topics, which later runs reuse."""

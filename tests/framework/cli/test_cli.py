@@ -12,6 +12,7 @@ import pytest
 from harness import ROOT, TOYS, problem
 
 from framework import cli
+from framework.cli.options import is_override
 from framework.recipe import load_recipe
 from framework.recipe.describe import snippet, stands_in
 from framework.registry import catalogue
@@ -335,3 +336,16 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().err
     assert ended.value.code == 2 and "scores.json: no space left" in printed and "[cannot-write]" in printed
     assert not list(tmp_path.iterdir())
+
+
+def test_a_long_override_is_not_taken_for_a_file():
+    word = f"run.name={'x' * 5000}"
+    assert is_override(word)
+    with problem("wrong-format", "run.name"):
+        load_recipe("smoke", [word])
+
+
+def test_a_reward_of_another_type_is_one_problem():
+    with problem("wrong-type", "losses.self_critical.reward") as found:
+        load_recipe("smoke", ["losses.self_critical={reward: 3}"])
+    assert len(found) == 1
