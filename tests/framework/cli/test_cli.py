@@ -318,7 +318,11 @@ def test_without_a_launcher_a_left_over_rank_hides_no_problem(variables, tmp_pat
     assert ended.value.code == 2 and "[unknown-key]" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("key", ["train.batch_size", "evaluate.batch_size", "evaluate.max_length"])
+@pytest.mark.parametrize(
+    "key",
+    ["train.batch_size", "train.epochs", "evaluate.batch_size", "evaluate.max_length", "evaluate.num_beams",
+     "evaluate.val_num_beams", "evaluate.bootstrap_samples", "data.num_workers", "distributed.timeout"],
+)  # fmt: skip
 def test_a_number_far_out_of_range_is_refused_at_once_with_its_key(key):
     """The message about divisors counted up to it."""
     with problem("out-of-range", key):
