@@ -64,6 +64,11 @@ TINY = [
 ]  # fmt: skip
 # Such values only make a run long, as they say.
 PATIENCE = ("epochs", "restarts", "passes", "iterations", "timeout", "bootstrap_samples", "exams", "samples")
+# Blocks with a plugin whose numbers are changed, and its kind.
+PARTS = {
+    "model.encoder": "encoder", "model.decoder": "decoder", "losses": "loss", "distiller": "distiller",
+    "data.augment": "augment", "data.tokenizer": "tokenizer", "optimizer": "optimizer", "schedule": "schedule",
+}  # fmt: skip
 LONG = re.compile(rf"({'|'.join(PATIENCE)})\W+\d{{5,}}")
 
 PLUGINS = sorted({name for _, name in catalogue()})
@@ -306,58 +311,30 @@ def override_case(rng: random.Random) -> Case:
     return Case(command[0], make, [word_of(rng, keys) for _ in range(rng.choice((1, 1, 2, 3)))])
 
 
-def size_case(rng: random.Random) -> Case:
-    """Sizes of plugins that no machine has."""
-    parts = rng.choice(
-        (["model.encoder"], ["model.decoder"], ["losses"], ["distiller"], ["data"], ["evaluate", "train", "checkpoint"])
-    )
-    kind = parts[0].rpartition(".")[2]
-    names = [name for of_kind, name in sorted(catalogue()) if of_kind == {"losses": "loss"}.get(kind, kind)]
-    plugin = rng.choice(names) if names and rng.random() < 0.7 else None
-    choose = (
-        []
-        if plugin is None
-        else [
-            f"losses={{next_token: {{}}, {plugin}: {{}}}}"
-            if kind == "losses"
-            else f"{parts[0]}={{_delete_: true, name: {plugin}}}"
-        ]
-    )
-    keys = [
-        key
-        for key in keys_in(load_recipe("smoke", TINY))
-        if key.startswith(tuple(parts)) and key.rpartition(".")[2] not in PATIENCE
-    ]
-    if plugin is not None:
-        of_plugin = keys_of(catalogue()["loss" if kind == "losses" else kind, plugin])
-        keys = [
-            f"{parts[0]}.{plugin}.{key.name}" if kind == "losses" else f"{parts[0]}.{key.name}" for key in of_plugin
-        ] or keys
+def number_case(rng: random.Random) -> Case:
+    """Numbers out of range, for keys of smoke or of any plugin."""
+    part = rng.choice(sorted(PARTS))
+    keys = [key for key in keys_in(load_recipe("smoke", TINY)) if key.rpartition(".")[2] not in PATIENCE]
+    choose: list[str] = []
+    if rng.random() < 0.7:
+        plugin = rng.choice([plugin for (kind, _), plugin in sorted(catalogue().items()) if kind == PARTS[part]])
+        choose = [f"+losses.{plugin.name}.weight=1" if part == "losses" else f"{part}={plugin.name}"]
+        at = f"{part}.{plugin.name}" if part == "losses" else part
+        keys = [f"{at}.{key.name}" for key in keys_of(plugin)] or keys
     verb = rng.choice(("plan", "train", "train"))
+    numbers = (*HUGE, *HUGE, *NUMBERS, 300, 10**4)
 
     def make(changes: list[Any]) -> list[str]:
         return [verb, "smoke", *TINY, *choose, *changes]
 
-    return Case(
-        verb, make, [f"{rng.choice(keys)}={rng.choice((*HUGE, 2, 300, 10**4))}" for _ in range(rng.choice((1, 1, 2)))]
-    )
+    return Case(verb, make, [f"{rng.choice(keys)}={rng.choice(numbers)}" for _ in range(rng.choice((1, 1, 2)))])
 
 
 def cyclic_case(rng: random.Random) -> Case:
     """Recipes that are based on each other, and on things that are no recipes."""
     command = action(rng, "recipe.yaml", [], False)
-    base = rng.choice(
-        (
-            "recipe.yaml",
-            "other.yaml",
-            ["other.yaml", "recipe.yaml"],
-            "fifo",
-            "folder",
-            "/dev/zero",
-            "a\x00",
-            "link.yaml",
-        )
-    )
+    beside = ("recipe.yaml", "other.yaml", ["other.yaml", "recipe.yaml"], "link.yaml")
+    base = rng.choice((*beside, "fifo", "folder", "/dev/zero", "a\x00"))
 
     def make(changes: list[Any]) -> list[str]:
         Path("recipe.yaml").write_bytes(changed({"_base_": base, "train": {"seed": 1}}, changes))
@@ -471,7 +448,7 @@ def resume_case(rng: random.Random) -> Case:
 KINDS = (
     (recipe_case,) * 8
     + (override_case,) * 6
-    + (size_case,) * 5
+    + (number_case,) * 5
     + (cyclic_case,)
     + (grid_case,) * 3
     + (model_case,) * 3
