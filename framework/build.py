@@ -35,7 +35,7 @@ from framework.recipe.source import Key, dotted
 from framework.registry import Plugin, PluginError, catalogue, find, load
 from framework.registry.signature import injected_params, keys_of
 from framework.runtime.console import print0
-from framework.runtime.errors import Problem, UserError
+from framework.runtime.errors import Problem, UserError, first_line
 from framework.runtime.memory import is_out_of_memory, memory_bytes
 from framework.scoring.reward import Reward
 from framework.scoring.scorer import Scorer
@@ -76,10 +76,21 @@ def build_plugin(recipe: Recipe, kind: str, choice: Choice, **values: Any) -> An
             return cls(**choice.keys, **injected)
     except TooLarge as error:
         raise _too_large(plugin, choice, injected, str(error)) from None
+    except UserError:
+        raise
     except Exception as error:
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            raise _too_large(plugin, choice, injected, "more memory than this machine provides") from error
+        if not isinstance(error, ValueError):
             raise
-        raise _too_large(plugin, choice, injected, "more memory than this machine provides") from error
+        found = f"{kind} '{choice.name}' rejects these values ({first_line(error)})"
+        hint = "SONOSCRIBE_TRACEBACK=1 shows where in the code."
+        raise UserError("out-of-range", found, place=_block(kind, choice.name), hint=hint) from error
+
+
+def _block(kind: str, name: str) -> str:
+    """The dotted key of a plugin's block."""
+    return dotted(next(slot for slot, of_kind in SLOTS.items() if of_kind == kind)).replace("*", name)
 
 
 def _too_large(plugin: Plugin, choice: Choice, injected: Mapping[str, Any], needed: str) -> UserError:
@@ -88,7 +99,7 @@ def _too_large(plugin: Plugin, choice: Choice, injected: Mapping[str, Any], need
     Args:
         injected: the run-time values of the plugin, which are named if no key exceeds its default.
     """
-    key = dotted(next(slot for slot, kind in SLOTS.items() if kind == plugin.kind)).replace("*", choice.name)
+    key = _block(plugin.kind, choice.name)
     defaults = {known.name: known.default for known in keys_of(plugin)}
 
     def excess(leaf: tuple[Key, Any]) -> float:

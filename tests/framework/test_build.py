@@ -84,6 +84,12 @@ def test_the_limit_is_the_memory_of_this_machine(tmp_path: Path, monkeypatch: py
         build_task(recipe, tokenizer, None, None, trained=True)
 
 
+def test_a_value_that_the_class_of_a_plugin_rejects_names_its_block(tmp_path: Path) -> None:
+    with problem("out-of-range", "optimizer") as found:
+        plan(tiny(tmp_path, "optimizer.beta2=1"), 1)
+    assert "beta" in found[0].found
+
+
 def test_too_many_exams_are_not_listed() -> None:
     class Endless:
         def splits(self) -> dict[str, range]:
