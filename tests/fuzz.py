@@ -69,7 +69,7 @@ PARTS = {
     "model.encoder": "encoder", "model.decoder": "decoder", "losses": "loss", "distiller": "distiller",
     "data.augment": "augment", "data.tokenizer": "tokenizer", "optimizer": "optimizer", "schedule": "schedule",
 }  # fmt: skip
-LONG = re.compile(rf"({'|'.join(PATIENCE)})\W+\d{{5,}}")
+LONG = re.compile(rf"({'|'.join(PATIENCE)})\W+\d{{3,}}")
 
 PLUGINS = sorted({name for _, name in catalogue()})
 NUMBERS = (0, -1, 1, 2, 3, 7, 0.5, 1e-300, 1e300, float("inf"), float("-inf"), float("nan"))
@@ -320,7 +320,7 @@ def number_case(rng: random.Random) -> Case:
         plugin = rng.choice([plugin for (kind, _), plugin in sorted(catalogue().items()) if kind == PARTS[part]])
         choose = [f"+losses.{plugin.name}.weight=1" if part == "losses" else f"{part}={plugin.name}"]
         at = f"{part}.{plugin.name}" if part == "losses" else part
-        keys = [f"{at}.{key.name}" for key in keys_of(plugin)] or keys
+        keys = [f"{at}.{key.name}" for key in keys_of(plugin) if key.name not in PATIENCE] or keys
     verb = rng.choice(("plan", "train", "train"))
     numbers = (*HUGE, *HUGE, *NUMBERS, 300, 10**4)
 
