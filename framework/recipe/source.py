@@ -252,7 +252,7 @@ def find_shipped(named: str, others: Sequence[str] = ()) -> Path:
     if name in shipped:
         return shipped[name]
     if "." in name and name.partition(".")[0] in (*GROUPS, "distiller", "optimizer", "schedule"):
-        raise RecipeError("wrong-format", f"found '{named}'", expected="key=value, such as train.epochs=3")
+        raise RecipeError("wrong-format", "no = in it", place=named, expected="key=value, such as train.epochs=3")
     guess = did_you_mean(named, others) or did_you_mean(name, shipped)
     hint = f"{guess} Shipped: {', '.join(shipped)}".strip()
     raise RecipeError("no-such-file", "no such recipe file", place=named, hint=hint)

@@ -353,3 +353,8 @@ def test_a_reward_of_another_type_is_one_problem():
     with problem("wrong-type", "losses.self_critical.reward") as found:
         load_recipe("smoke", ["losses.self_critical={reward: 3}"])
     assert len(found) == 1
+
+
+def test_a_key_without_a_value_is_named():
+    with problem("wrong-format", "data.tokenizer.lowercase"):
+        load_recipe("data.tokenizer.lowercase")
