@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ACCELERATOR := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: env env-dev train test test-long two-hosts package lint format bench docs site clean
+.PHONY: env env-dev train test test-long fuzz two-hosts package lint format bench docs site clean
 
 env: $(VENV)/.installed
 env-dev: $(VENV)/.installed-dev
@@ -33,6 +33,10 @@ test: env-dev
 # Tests that take minutes: every strategy, every way of resuming, killed processes.
 test-long: env-dev
 	$(BIN)/python -m pytest tests -m long
+
+# Changed recipes, overrides, grids, models and runs, each accepted or refused with a message; SECONDS=60, SEED=7.
+fuzz: env-dev
+	$(BIN)/python tests/fuzz.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 # Two machines, as network namespaces: equal losses, a cut cable, resuming. Needs root.
 two-hosts: env-dev

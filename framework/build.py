@@ -23,21 +23,28 @@ from framework.exam import Exam, ExamSource
 from framework.models.external_weights import read_metadata, require_external_weights
 from framework.models.pretrained import skip_weight_loading
 from framework.models.sampling import evaluating
+from framework.models.size import TooLarge, bounded_size, require_memory, weight_bytes
 from framework.models.views import require_view_count
 from framework.optim import freeze, parameter_groups
 from framework.recipe import Choice, Recipe, RecipeError, load_saved_recipe
 from framework.recipe.laterality import mirrored_sides
+from framework.recipe.merge import leaves
+from framework.recipe.schema import SLOTS
 from framework.recipe.score_names import metric_of
-from framework.registry import PluginError, catalogue, find, load
-from framework.registry.signature import injected_params
+from framework.recipe.source import Key, dotted
+from framework.registry import Plugin, PluginError, catalogue, find, load
+from framework.registry.signature import injected_params, keys_of
 from framework.runtime.console import print0
-from framework.runtime.errors import Problem, UserError
+from framework.runtime.errors import Problem, UserError, first_line
+from framework.runtime.memory import is_out_of_memory, memory_bytes
 from framework.scoring.baselines import Comparisons
 from framework.scoring.reward import Reward
 from framework.scoring.scorer import Scorer
 from framework.task import ReportTask, Uncertainty
 from framework.text.lsa import LSA_DIMENSIONS, ReportSpace
 from framework.topics.distill import Topics, distill
+
+EXAM_BYTES = 1_000  # of an exam without pixels, at least
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,50 @@ def build_plugin(recipe: Recipe, kind: str, choice: Choice, **values: Any) -> An
     if missing := sorted(set(params) - set(values)):
         found = f"{kind} '{choice.name}' needs {', '.join(missing)}, which this run does not have"
         raise PluginError("missing-input", found, place=plugin.where)
-    return load(plugin)(**choice.keys, **{name: values[name] for name in params})
+    cls, injected = load(plugin), {name: values[name] for name in params}
+    try:
+        with bounded_size():
+            return cls(**choice.keys, **injected)
+    except TooLarge as error:
+        raise _too_large(plugin, choice, injected, str(error)) from None
+    except UserError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise _too_large(plugin, choice, injected, "more memory than this machine provides") from error
+        if not isinstance(error, ValueError):
+            raise
+        found = f"{kind} '{choice.name}' rejects these values ({first_line(error)})"
+        hint = "SONOSCRIBE_TRACEBACK=1 shows where in the code."
+        raise UserError("out-of-range", found, place=_block(kind, choice.name), hint=hint) from error
+
+
+def _block(kind: str, name: str) -> str:
+    """The dotted key of a plugin's block."""
+    return dotted(next(slot for slot, of_kind in SLOTS.items() if of_kind == kind)).replace("*", name)
+
+
+def _too_large(plugin: Plugin, choice: Choice, injected: Mapping[str, Any], needed: str) -> UserError:
+    """The error of a plugin that asks for more than there is, at the key that exceeds its default the most.
+
+    Args:
+        injected: the run-time values of the plugin, which are named if no key exceeds its default.
+    """
+    key = _block(plugin.kind, choice.name)
+    defaults = {known.name: known.default for known in keys_of(plugin)}
+
+    def excess(leaf: tuple[Key, Any]) -> float:
+        at, value = leaf
+        default = defaults.get(str(at[0])) if len(at) == 1 else None
+        return value / default if isinstance(default, int) and default else value
+
+    numbers = [leaf for leaf in leaves(choice.keys) if type(leaf[1]) is int and excess(leaf) > 1]
+    if not numbers:
+        given = ", ".join(f"{name} {value}" for name, value in injected.items() if type(value) is int)
+        return UserError("out-of-range", f"needs {needed}{given and ', for '}{given}", place=key)
+    at, value = max(numbers, key=excess)
+    found = f"found {value}, which needs {needed}"
+    return UserError("out-of-range", found, place=dotted((key, *at)), expected="a smaller number")
 
 
 def build_dataset(recipe: Recipe) -> ExamSource:
@@ -76,9 +126,14 @@ def load_exams(source: ExamSource) -> dict[str, list[Exam]]:
     """The exams of each split. Prints a warning for splits that are never used.
 
     Raises:
-        UserError: all problems at once: empty splits, duplicate ids, patients in two splits.
+        UserError: all problems at once: empty splits, duplicate ids, patients in two splits; or too many exams.
     """
-    splits = {name: list(exams) for name, exams in source.splits().items()}
+    sequences, most = source.splits(), memory_bytes() // EXAM_BYTES
+    for name, exams in sequences.items():
+        if len(exams) > most:
+            found = f"split {name} has {len(exams):,} exams, more than the memory of this machine can list"
+            raise UserError("out-of-range", found, place="data.dataset", expected=f"at most {most:,}")
+    splits = {name: list(exams) for name, exams in sequences.items()}
     checked = check_splits(splits)
     if checked.errors:
         raise UserError.of(checked.errors)
@@ -162,7 +217,7 @@ def _build_module(recipe: Recipe, kind: str, trained: bool, model: Path | None, 
     if not trained or choice.keys.get("weights") is None:
         return build_plugin(recipe, kind, choice, **values, hf_config=None)
     metadata = {} if model is None else read_metadata(model, kind)
-    if "external_weights" in metadata:
+    if "external_weights" in metadata and torch.get_default_device().type != "meta":
         require_external_weights(metadata["external_weights"], f"model.{kind}.weights")
         return build_plugin(recipe, kind, choice, **values, hf_config=None)
     if model is None and "hf_config" in injected_params(find(kind, choice.name, recipe.plugin_files)):
@@ -170,6 +225,33 @@ def _build_module(recipe: Recipe, kind: str, trained: bool, model: Path | None, 
             return build_plugin(recipe, kind, choice, **values, hf_config=None)
     without_weights = Choice(name=choice.name, keys={**choice.keys, "weights": None})
     return build_plugin(recipe, kind, without_weights, **values, hf_config=metadata.get("hf_config"))
+
+
+def _require_memory(recipe: Recipe, tokenizer: Any, model: Path | None) -> int | None:
+    """Checks that this machine can hold the weights of encoder and decoder, by building them on the meta device, where
+    they take no memory.
+
+    Returns:
+        the width of the encoder; None if a plugin cannot be built there.
+
+    Raises:
+        UserError: `out-of-range`, with the key that makes a part large.
+    """
+    try:
+        with torch.device("meta"):
+            parts = build_model(recipe, tokenizer, trained=True, model=model)
+    except UserError:
+        raise
+    except Exception:
+        return None  # a plugin that reads values as it is built; `bounded_size` stops it
+    for kind, part in zip(("encoder", "decoder"), parts):
+        try:
+            require_memory(weight_bytes(part), memory_bytes())
+        except TooLarge as error:
+            choice: Choice = getattr(recipe.model, kind)
+            sizes = {"vocabulary_size": len(tokenizer)}
+            raise _too_large(find(kind, choice.name, recipe.plugin_files), choice, sizes, str(error)) from None
+    return int(parts[0].width)
 
 
 def build_metric(recipe: Recipe, choice: Choice, tokenizer: Any) -> Any:
@@ -218,12 +300,13 @@ def _report_values(recipe: Recipe, tokenizer: Any, training: Sequence[Exam]) -> 
     return values
 
 
-def _try_losses(recipe: Recipe, tokenizer: Any, training: Sequence[Exam]) -> None:
-    """Builds the losses that need neither topics nor the model, so that their errors come before images are read.
+def _try_losses(recipe: Recipe, tokenizer: Any, training: Sequence[Exam], feature_width: int | None) -> None:
+    """Builds the losses that need no topics, so that their errors come before images are read.
 
     The word vectors are placeholders, because no space is fitted yet.
     """
     values = _report_values(recipe, tokenizer, training)
+    values |= {} if feature_width is None else {"feature_width": feature_width}
     values["word_vectors_WD"] = torch.ones(len(tokenizer), LSA_DIMENSIONS)
     for name, loss in recipe.active_losses.items():
         if set(injected_params(find("loss", name, recipe.plugin_files))) <= set(values):
@@ -250,6 +333,8 @@ def build_task(
     Args:
         trained, model: see `build_model`.
     """
+    if trained:
+        _require_memory(recipe, tokenizer, model)
     torch.manual_seed(recipe.train.seed)
     encoder, decoder = build_model(recipe, tokenizer, trained=trained, model=model)
     losses: dict[str, Any] = {}
@@ -299,7 +384,8 @@ def build_components(
         scorer = build_scorer(recipe, tokenizer)
         if trained is None:
             require_no_mirrored_sides(recipe, reports)
-            _try_losses(recipe, tokenizer, splits["train"])
+            width = _require_memory(recipe, tokenizer, None)
+            _try_losses(recipe, tokenizer, splits["train"], width)
         cache, errors = build_image_cache(
             [exam for exams in splits.values() for exam in exams],
             source_key=source.cache_key,

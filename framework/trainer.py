@@ -29,6 +29,7 @@ from framework.run.lifecycle import TrainingRun, open_run_for_training, print_si
 from framework.run.tracking import NonFiniteSteps, Throughput, Tracker
 from framework.runtime.console import print0, progress_bar
 from framework.runtime.errors import Stopped
+from framework.runtime.memory import is_out_of_memory
 from framework.runtime.signals import FAILED, SAVE
 from framework.scoring.table import print_scores
 from framework.scoring.variety import variety
@@ -145,7 +146,9 @@ class Trainer:
         augment = batch_augment(self.components.augment, recipe.train.seed, state.epoch)
         try:
             output = train_step(self.strategy, micro_batches, weights_L, augment)
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             raise step_out_of_memory(self.batch_plan, state.step + 1) from error
         state.step += 1
         state.step_in_epoch += 1

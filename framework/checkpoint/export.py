@@ -188,16 +188,18 @@ def _opened(folder: Path, read: Callable[[Path], Any]) -> Any:
 
 def put_weights(weights: Mapping[str, Tensor], task: nn.Module, folder: Path) -> None:
     """Loads weights that were read from `folder` into a task, except external weights, which are not saved."""
-    missing, unknown = task.load_state_dict(weights, strict=False)
-    unsaved = unsaved_names(task)
-    wrong = [name for name in missing if name.startswith(PARTS) and name not in unsaved] + list(unknown)
+    ours, unsaved = task.state_dict(), unsaved_names(task)
+    wrong = [name for name in ours if name.startswith(PARTS) and name not in unsaved and name not in weights]
+    wrong += [name for name, value in weights.items() if name not in ours or ours[name].shape != value.shape]
     if wrong:
         raise ModelError(
             "does-not-fit",
-            f"the weights do not fit the recipe beside them; first names that differ: {', '.join(wrong[:5])}",
+            f"the weights do not fit the recipe and vocabulary beside them; first names that differ: "
+            f"{', '.join(wrong[:5])}",
             place=folder / WEIGHTS,
             hint=COPY,
         )
+    task.load_state_dict(weights, strict=False)
     require_finite(weights, dict(task.named_parameters(remove_duplicate=False)), folder)
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from framework.checkpoint.export import MANIFEST, ModelTexts, damaged_files, publish_model, write_manifest, write_model
 from framework.runtime.errors import Problem, UserError
-from framework.runtime.files import atomic_write, sync_file, sync_folder
+from framework.runtime.files import atomic_write, checked, read_object, sync_file, sync_folder
 
 FORMAT = 3  # increases when older checkpoints can no longer be read
 # safetensors' names of dtypes.
@@ -200,15 +200,16 @@ def read_train_state(checkpoint: Path) -> TrainState:
     """The train state of a verified checkpoint.
 
     Raises:
-        CheckpointError: another version of Sonoscribe wrote it.
+        UserError: another version of Sonoscribe wrote it, or it is damaged.
     """
-    content = json.loads((checkpoint / "trainer.json").read_text(encoding="utf-8"))
+    path = checkpoint / "trainer.json"
+    content = read_object(path, RETRAIN)
     version, known = content.pop("format", None), {item.name for item in fields(TrainState)}
     if version != FORMAT or set(content) != known:
         raise CheckpointError(
             "wrong-version", f"format {version}", place=str(checkpoint), expected=f"format {FORMAT}", hint=RETRAIN
         )
-    return TrainState(**content)
+    return checked(content, TrainState, path, RETRAIN)
 
 
 class SavedState(Mapping[str, Tensor]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -67,7 +68,7 @@ def load(named: str, overrides: Sequence[str] | None) -> Recipe:
 
 def is_override(word: str) -> bool:
     """Whether an argument is an override rather than the name of a recipe."""
-    return word[:1] in ("~", "+") or ("=" in word and not Path(word).exists())
+    return word[:1] in ("~", "+") or ("=" in word and not os.path.exists(word))  # noqa: PTH110 - Path.exists raises for a long word
 
 
 def must_exist(path: Path, what: str) -> None:

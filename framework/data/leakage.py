@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from typing_extensions import TypedDict
+
 from framework.data.loading import ExamSet
 from framework.models.external_weights import read_metadata
 from framework.recipe import Recipe
@@ -22,13 +24,21 @@ PATIENTS_FILE = "patients"  # metadata file beside a model, see ModelTexts
 MUST_BE_UNSEEN = {"train": ("val", "test"), "val": ("test",)}
 
 
+class Patients(TypedDict):
+    """The metadata of a model: names of its data sets, and hashes of its patients by split."""
+
+    datasets: list[str]
+    train: list[str]
+    val: list[str]
+
+
 def patients_seen(recipe: Recipe, exams: Mapping[str, ExamSet], before: Path | None) -> dict[str, list[str]]:
-    """The metadata of a model: names of its data sets, and hashes of its patients by split.
+    """`Patients` of a run.
 
     Args:
         before: the model that the run starts or resumes from, whose patients are included; None for a new model.
     """
-    seen = {} if before is None else read_metadata(before, PATIENTS_FILE)
+    seen = {} if before is None else read_metadata(before, PATIENTS_FILE, Patients)
     dataset = recipe.data.dataset.name
     merged = {"datasets": sorted({*seen.get("datasets", ()), dataset})}
     return merged | {split: sorted({*seen.get(split, ()), *_hashes(dataset, exams[split])}) for split in MUST_BE_UNSEEN}
@@ -48,7 +58,7 @@ def require_unseen(
     Raises:
         UserError: it was trained on patients of val or test, or selected on patients of test.
     """
-    dataset, seen = recipe.data.dataset, read_metadata(model, PATIENTS_FILE)
+    dataset, seen = recipe.data.dataset, read_metadata(model, PATIENTS_FILE, Patients)
     if not seen and model_recipe.data.dataset == dataset:
         return  # written before models recorded patients, and with the same splits
     if dataset.name not in seen.get("datasets", ()):

@@ -119,7 +119,7 @@ def step_out_of_memory(batch_plan: BatchPlan, step: int) -> UserError:
         )
     return UserError(
         "out-of-memory",
-        f"out of GPU memory with micro-batches of {batch_plan.micro_batch_size} exams",
+        f"out of memory with micro-batches of {batch_plan.micro_batch_size} exams",
         place=f"step {step}",
         hint=hint,
     )

@@ -30,6 +30,7 @@ from framework.run.tracking import write_json
 from framework.runtime.console import print0, progress_bar
 from framework.runtime.errors import Problem, UserError
 from framework.runtime.files import atomic_write, read_object
+from framework.runtime.memory import is_out_of_memory
 from framework.scoring.baselines import Comparison, rows_of, unseen_rows
 from framework.scoring.bootstrap import PatientStatistics, intervals
 from framework.scoring.scorer import Rows, Scorer
@@ -88,10 +89,12 @@ def generate_reports(
             with accelerator.autocast(), torch.no_grad():
                 features = task.features(batch.to(accelerator.device))
                 reports = generate(task.decoder, features, num_beams=num_beams, **settings.search)
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             raise UserError(
                 "out-of-memory",
-                f"out of GPU memory while generating reports of {len(batch.exam_ids)} exams at a time",
+                f"out of memory while generating reports of {len(batch.exam_ids)} exams at a time",
                 place="evaluate.batch_size",
                 hint=f"Set evaluate.batch_size={max(1, len(batch.exam_ids) // 2)} or a smaller evaluate.num_beams.",
             ) from error

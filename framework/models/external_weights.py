@@ -16,15 +16,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import nn
+from typing_extensions import TypedDict
 
 from framework.models.pretrained import weight_files, weights_folder
 from framework.runtime.console import print0
 from framework.runtime.errors import Problem, UserError
 from framework.runtime.files import digest, read_object
+
+
+class SavedWeights(TypedDict):
+    """External weights as a saved model names them: size and SHA-256 of every file."""
+
+    weights: str
+    files: dict[str, Annotated[list[int | str], Field(min_length=2, max_length=2)]]
+
+
+class PartMetadata(TypedDict, total=False):
+    """`model_metadata` of the encoder or decoder."""
+
+    hf_config: dict[str, Any]
+    external_weights: SavedWeights
 
 
 @dataclass(frozen=True)
@@ -92,16 +108,19 @@ def _as_json(external: ExternalWeights) -> dict[str, Any]:
     return {"weights": external.weights, "files": external.files()}
 
 
-def read_metadata(model: Path, part: str) -> dict[str, Any]:
+def read_metadata(model: Path, part: str, form: Any = PartMetadata) -> dict[str, Any]:
     """`model_metadata` of one part from an exported model's folder; {} if it has none.
 
+    Args:
+        form: the type of the metadata.
+
     Raises:
-        UserError: `damaged-file` if the file is not JSON.
+        UserError: `damaged-file` if the file is not JSON of this form.
     """
     path = model / f"{part}.json"
     if not path.is_file():
         return {}
-    return read_object(path, "Copy the run's model/ again.")
+    return read_object(path, "Copy the run's model/ again.", form)
 
 
 def require_same_weights(model: Path, task: nn.Module, part: str | None = None) -> None:
@@ -116,14 +135,14 @@ def require_same_weights(model: Path, task: nn.Module, part: str | None = None) 
             _require_equal_files(saved["files"], external.files(), external.folder, f"model.{name}.weights", hint)
     if part is not None:
         return
-    saved_losses = read_metadata(model, "losses")
+    saved_losses = read_metadata(model, "losses", dict[str, SavedWeights])
     for name, external in _external_weights_of_losses(task).items():
         saved = saved_losses.get(name, {})
         if saved.get("weights") == external.weights:  # other weights are a change of the recipe, reported there
             _require_equal_files(saved["files"], external.files(), external.folder, f"losses.{name}")
 
 
-def require_external_weights(saved: dict[str, Any], key: str) -> None:
+def require_external_weights(saved: SavedWeights, key: str) -> None:
     """Checks that the folder of a saved model's external weights still holds the same files.
 
     Raises:

@@ -13,14 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from framework.models.size import TooLarge
 from framework.registry.source import did_you_mean
 from framework.runtime.errors import UserError, first_line
+from framework.runtime.memory import is_out_of_memory
 
 # What is downloaded from the model hub: no file that could carry code.
 SAFE = ["*.json", "*.txt", "*.model", "*.safetensors"]
 EXPECTED_FOLDER = "a folder with config.json and model.safetensors, or a name on the model hub"
 # Mean and standard deviation of red, green and blue in ImageNet, by which its networks standardize images.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MOST = 10_000_000  # above any size in a configuration
 _skip_weights: ContextVar[bool] = ContextVar("skip_weights", default=False)
 
 
@@ -145,8 +148,9 @@ def update_config(config: Any, values: dict[str, Any], key: str) -> Any:
 
 
 def _require_keys(config: Any, values: dict[str, Any], key: str) -> None:
+    """Checks names, and that no number is too large: some configurations make lists of that length."""
     known = {*config.to_dict(), *getattr(config, "attribute_map", {})}
-    for name in values:
+    for name, value in values.items():
         if name not in known:
             raise UserError(
                 "unknown-key",
@@ -154,6 +158,18 @@ def _require_keys(config: Any, values: dict[str, Any], key: str) -> None:
                 place=f"{key}.config.{name}",
                 hint=f"{did_you_mean(name, known)} Known: {', '.join(sorted(known))}".strip(),
             )
+        if (largest := max(_whole_numbers(value), default=0)) > MOST:
+            place = f"{key}.config.{name}"
+            raise UserError("out-of-range", f"found {largest}", place=place, expected=f"at most {MOST:,}")
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    """Every integer in a value of JSON."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _whole_numbers(item)
 
 
 def config_from_dict(hf_config: dict[str, Any]) -> Any:
@@ -179,6 +195,8 @@ def new_model(cls: Any, config: Any, key: str) -> Any:
     try:
         return cls(config).float()
     except Exception as error:  # whatever the architecture raises
+        if isinstance(error, TooLarge) or is_out_of_memory(error):
+            raise
         raise UserError(
             "out-of-range",
             f"{config.model_type} cannot be built from it ({type(error).__name__}: {first_line(error)})",

@@ -15,7 +15,7 @@ from PIL import Image
 from framework.pages.plot import Figure, Key, Plot
 from framework.pages.records import read_records
 from framework.pages.render import render
-from framework.runtime.files import atomic_write, read_lines
+from framework.runtime.files import atomic_write, read_lines, read_object, reading
 from framework.scoring.table import (
     HIGH,
     LABELS,
@@ -48,10 +48,18 @@ OWN = {LABELS["model"]: "own main", LABELS[LOW]: "own", LABELS["model_on_unseen_
 
 def write_page(run: Path, components: RunComponents) -> Path:
     """Writes `run/report.html` from the files of the run and the images of its test exams."""
-    scores = json.loads((run / "scores.json").read_text(encoding="utf-8"))
+    path, hint = run / "scores.json", "Delete it; `launch.py evaluate RUN` writes it again."
+    scores = read_object(path, hint)
+    with reading(path, hint):
+        page = _render(run, scores, components)
+    atomic_write(run / "report.html", page)
+    return run / "report.html"
+
+
+def _render(run: Path, scores: dict[str, Any], components: RunComponents) -> str:
     # A model that was copied to another place has no records beside it.
     curves = read_curves(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else {}
-    page = render(
+    return render(
         "run.html.j2",
         title=f"{run.parent.name} / {run.name}",
         about=[f"scores on {scores['segmentation']}"],
@@ -63,8 +71,6 @@ def write_page(run: Path, components: RunComponents) -> Path:
         topics=_data_uri((run / "topics.png").read_bytes()) if (run / "topics.png").is_file() else None,
         exams=_exams(run / "predictions" / "test.jsonl", components),
     )
-    atomic_write(run / "report.html", page)
-    return run / "report.html"
 
 
 def _summary(scores: Scores) -> list[str]:
@@ -143,8 +149,9 @@ def _exams(path: Path, components: RunComponents) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     cache = components.exams["test"].cache
-    rows = [json.loads(line) for line in read_lines(path)[:SHOWN]]
-    return [{**row, "image": _side_by_side(cache.images(row["id"]))} for row in rows]
+    with reading(path, "Delete it; `launch.py evaluate RUN` writes it again."):
+        rows = [json.loads(line) for line in read_lines(path)[:SHOWN]]
+        return [{**row, "image": _side_by_side(cache.images(row["id"]))} for row in rows]
 
 
 def _side_by_side(views_VCHW: np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from framework.build import build_optimizer, require_a_batch
@@ -106,9 +107,9 @@ def batch_plan_of(recipe: Recipe, processes: int) -> BatchPlan:
 def _steps(recipe: Recipe, batch_plan: BatchPlan, exams: int) -> Steps:
     epochs, per_epoch = recipe.train.epochs, batch_plan.steps(exams)
     total = epochs * per_epoch
-    ends = {epoch * per_epoch for epoch in range(1, epochs + 1)}  # each epoch ends with a checkpoint
     every = recipe.checkpoint.every_steps
-    periodic = set(range(every, total + 1, every)) if every else set()
+    # Each epoch ends with a checkpoint, which may be a periodic one too.
+    periodic = total // every - total // math.lcm(every, per_epoch) if every else 0
     return Steps(
         batch_size=batch_plan.batch_size,
         micro_batch_size=batch_plan.micro_batch_size,
@@ -117,6 +118,6 @@ def _steps(recipe: Recipe, batch_plan: BatchPlan, exams: int) -> Steps:
         epochs=epochs,
         per_epoch=per_epoch,
         total=total,
-        checkpoints=len(ends | periodic),
+        checkpoints=epochs + periodic,
         validations=-(-epochs // recipe.evaluate.every_epochs),  # always after the last epoch
     )

@@ -223,7 +223,7 @@ def _block(check: Check, key: Key, kind: str, block: Any) -> Any:
 
 
 def _keys(check: Check, key: Key, keys: dict[str, Any], plugin: Plugin, model: type[BaseModel]) -> dict[str, Any]:
-    """Checks one plugin's own keys and returns all of them, with defaults."""
+    """Checks one plugin's own keys. Returns all of them, with defaults; if some have problems, the others."""
     for injected in [n for n in keys if n in KINDS[plugin.kind].injected_params]:
         check.note((*key, injected), "unknown-key", "the run sets this value", hint="Delete it.")
         del keys[injected]
@@ -233,11 +233,13 @@ def _keys(check: Check, key: Key, keys: dict[str, Any], plugin: Plugin, model: t
     except ValidationError as error:
         types = {known.name: known.type_text for known in keys_of(plugin)}
         names = [*sorted(RESERVED.get(plugin.kind, ())), *types]
+        wrong = set()
         for place, problem in explain(error, keys, key, lambda place: names if place == () else []):
             if problem.code == "missing-key" and place[-1] in types:
                 problem = replace(problem, expected=types[str(place[-1])])
             check.found.append((place, problem))
-    return keys
+            wrong.add(place[len(key)])
+    return {name: value for name, value in keys.items() if name not in wrong}
 
 
 def _validate(check: Check, tree: dict[str, Any]) -> Recipe | None:
@@ -350,6 +352,8 @@ def _check_losses(check: Check, recipe: Recipe) -> None:
             )  # fmt: skip
         if "make_reward" not in injected_params(plugin):
             continue
+        if any(place[:3] == (*key, "reward") for place, _ in check.found):
+            continue  # of another type, which is reported already
         reward = loss.keys.get("reward", {})
         if not reward:
             check.note((*key, "reward"), "missing-key", "no score has a weight", expected="one, such as {cider: 1.0}")

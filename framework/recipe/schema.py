@@ -133,7 +133,7 @@ class Data(Section):
     """Tokenizer of reports."""
     augment: Choice | None = None
     """Augmentation of training images; null: none."""
-    num_workers: NonNegativeInt = 0
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Data-loading processes per training process; 0: loads in the training process."""
     cache_dir: str = ".cache/sonoscribe"
     """Folder of preprocessed images and topics, which later runs reuse."""
@@ -153,7 +153,7 @@ class Model(Section):
 class Train(Section):
     """Training loop: length, batches, precision and clipping."""
 
-    epochs: PositiveInt = 10
+    epochs: Annotated[int, Field(gt=0, le=1_000_000)] = 10
     """Number of passes over the training exams."""
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 16
     """Global batch size: exams per step over all processes."""
@@ -193,7 +193,7 @@ class Distributed(Section):
     """Recomputes activations in the backward pass instead of storing them: less memory, more time."""
     sync_batch_norm: Literal["auto", "never"] = "auto"
     """Synchronizes batch-norm statistics over processes; auto: on GPUs."""
-    timeout: PositiveFloat = 120.0
+    timeout: Annotated[float, Field(gt=0, le=100_000)] = 120.0
     """Time-out of collective operations, in minutes."""
     deepspeed_config: str | None = None
     """DeepSpeed JSON file (zero1 to zero3) for settings that the recipe does not have; null: none."""
@@ -214,9 +214,9 @@ class Evaluate(Section):
     """Score that selects the best checkpoint: val/<score>, or several with their weights in a sum."""
     every_epochs: PositiveInt = 1
     """Epochs between validations."""
-    num_beams: PositiveInt = 1
+    num_beams: Annotated[int, Field(ge=1, le=1000)] = 1
     """Beam width of the final evaluation on val and test; 1: greedy."""
-    val_num_beams: PositiveInt = 1
+    val_num_beams: Annotated[int, Field(ge=1, le=1000)] = 1
     """Beam width of validation during training; 1: greedy."""
     length_penalty: float = 1.0
     """Exponent of the length by which a report's log-probability is divided; above 1 favors long reports."""
@@ -226,7 +226,7 @@ class Evaluate(Section):
     """Maximum length of a report in tokens, including BOS and EOS."""
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 32
     """Exams per process that are generated at once."""
-    bootstrap_samples: NonNegativeInt = 1000
+    bootstrap_samples: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
     """Bootstrap samples of patients for the 95 % confidence intervals of the final scores; 0: no intervals."""
 
     @property

@@ -30,6 +30,7 @@ SHIPPED = "shipped:"  # `_base_: shipped:breast.yaml`, independent of where the 
 GROUPS = ("data", "model", "losses", "train", "distributed", "evaluate", "checkpoint", "run")
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 24
+LARGEST = 2**63 - 1  # the largest integer of numpy and torch
 # Any other `${` is refused, and so is every resolver (`${oc.env:HOME}` reads the environment).
 REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
 
@@ -225,6 +226,9 @@ def read_node(node: yaml.Node, key: Key, name: str, origins: dict[Key, str], pro
     value = _scalar(node)
     if value is not None and not isinstance(value, str) and key in TEXTS:
         return node.value  # `run.name=12345`, as written
+    if isinstance(value, int) and abs(value) > LARGEST:
+        here = f"{place(node, name)}: {dotted(key)}"
+        problems.append(Problem("out-of-range", f"found {value}", here, f"at most {LARGEST}"))
     if isinstance(value, str) and "${" in REFERENCE.sub("", value):
         here = f"{place(node, name)}: {dotted(key)}"
         problems.append(Problem("invalid-reference", f"found {value!r}", here, "${a.b} with the key of another value"))
@@ -248,7 +252,7 @@ def find_shipped(named: str, others: Sequence[str] = ()) -> Path:
     if name in shipped:
         return shipped[name]
     if "." in name and name.partition(".")[0] in (*GROUPS, "distiller", "optimizer", "schedule"):
-        raise RecipeError("wrong-format", f"found '{named}'", expected="key=value, such as train.epochs=3")
+        raise RecipeError("wrong-format", "no = in it", place=named, expected="key=value, such as train.epochs=3")
     guess = did_you_mean(named, others) or did_you_mean(name, shipped)
     hint = f"{guess} Shipped: {', '.join(shipped)}".strip()
     raise RecipeError("no-such-file", "no such recipe file", place=named, hint=hint)

@@ -162,7 +162,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     # Runs and checkpoints
     "out-of-memory": (
-        "The GPU cannot hold the micro-batch.",
+        "The GPU or the machine cannot hold the micro-batch.",
         "Set what the message names: a smaller micro-batch, activation checkpointing, smaller images, or fsdp.",
     ),
     "cannot-write": (

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from framework.runtime.console import print0
 from framework.runtime.errors import UserError
 
@@ -68,21 +70,53 @@ def read_bounded(path: Path, limit: int = LARGEST_JSON) -> bytes:
     return content
 
 
-def read_object(path: Path, hint: str, limit: int = LARGEST_JSON) -> dict[str, Any]:
+def read_object(path: Path, hint: str, form: Any = None) -> Any:
     """The JSON object in a file that Sonoscribe wrote.
+
+    Args:
+        form: the type of the object, see `checked`; None for any.
 
     Raises:
         FileNotFoundError: there is no such file.
         UserError: `damaged-file` or `unreadable-file`, with the path.
     """
-    content = read_bounded(path, limit)
     try:
-        found = json.loads(content)
+        found = json.loads(read_bounded(path))
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError("damaged-file", f"not JSON ({error})", place=path, hint=hint) from None
     if not isinstance(found, dict):
         raise UserError("damaged-file", f"found a {type(found).__name__}", place=path, expected="an object", hint=hint)
-    return found
+    return found if form is None else checked(found, form, path, hint)
+
+
+def checked(found: Any, form: Any, path: Path, hint: str) -> Any:
+    """What a JSON file contains as `form`, a type such as a TypedDict or a dataclass.
+
+    Raises:
+        UserError: `damaged-file`, with the first value of another type.
+    """
+    try:
+        return TypeAdapter(form).validate_json(json.dumps(found), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        at = ".".join(map(str, first["loc"]))
+        raise UserError("damaged-file", f"{at}: {first['msg']}", place=path, hint=hint) from None
+
+
+@contextlib.contextmanager
+def reading(path: Path, hint: str) -> Iterator[None]:
+    """Inside, values are used that were read from `path`, a file that Sonoscribe wrote. An error that only other
+    values can cause becomes `damaged-file`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        found = f"not as Sonoscribe writes it ({error!r})"
+        raise UserError("damaged-file", found, place=path, hint=hint) from error
 
 
 def read_lines(path: Path, *, errors: str = "strict") -> list[str]:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from framework.build import RunComponents, build_components, build_optimizer
-from framework.checkpoint.export import ModelError, ModelTexts, load_weights, verify_model, write_model
+from framework.checkpoint.export import (
+    ModelError,
+    ModelTexts,
+    load_weights,
+    put_weights,
+    verify_model,
+    write_model,
+)
 from framework.checkpoint.format import (
     CheckpointError,
     RetentionPolicy,
@@ -137,6 +145,29 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path, changed: dic
     (path / "trainer.json").write_text(json.dumps({**content, **changed}))
     with problem("wrong-version", str(path), CheckpointError):
         read_train_state(path)
+
+
+@pytest.mark.parametrize("changed", [{"step": "1"}, {"launch": 7}, {"val_scores": {"step-1": "x"}}, {"recipe": None}])
+def test_a_state_with_values_of_other_types_is_damaged(tmp_path: Path, changed: dict[str, Any]) -> None:
+    path = save(tmp_path, 1)
+    content = json.loads((path / "trainer.json").read_text())
+    (path / "trainer.json").write_text(json.dumps({**content, "best_score": float("nan")}))
+    assert math.isnan(read_train_state(path).best_score or 0)
+    (path / "trainer.json").write_text(json.dumps({**content, **changed}))
+    with problem("damaged-file", str(path / "trainer.json")) as found:
+        read_train_state(path)
+    assert next(iter(changed)) in found[0].found
+    (path / "trainer.json").write_text("{")
+    with problem("damaged-file", str(path / "trainer.json")):
+        read_train_state(path)
+
+
+def test_weights_of_other_shapes_are_refused_with_their_names(tmp_path: Path) -> None:
+    task = nn.ModuleDict({"encoder": nn.Linear(2, 3)})
+    weights = {**nn.ModuleDict({"encoder": nn.Linear(2, 4)}).state_dict()}
+    with problem("does-not-fit", str(tmp_path)) as found:
+        put_weights(weights, task, tmp_path)
+    assert "encoder.weight, encoder.bias" in found[0].found
 
 
 def test_an_interrupted_save_is_no_checkpoint_and_is_removed(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from harness import ROOT, TOYS, problem
 from small_disk import fill, small_disk
 
 from framework import cli
+from framework.cli.options import is_override
 from framework.recipe import load_recipe
 from framework.recipe.describe import snippet, stands_in
 from framework.registry import catalogue
@@ -324,7 +325,11 @@ def test_without_a_launcher_a_left_over_rank_hides_no_problem(variables, tmp_pat
     assert ended.value.code == 2 and "[unknown-key]" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("key", ["train.batch_size", "evaluate.batch_size", "evaluate.max_length"])
+@pytest.mark.parametrize(
+    "key",
+    ["train.batch_size", "train.epochs", "evaluate.batch_size", "evaluate.max_length", "evaluate.num_beams",
+     "evaluate.val_num_beams", "evaluate.bootstrap_samples", "data.num_workers", "distributed.timeout"],
+)  # fmt: skip
 def test_a_number_far_out_of_range_is_refused_at_once_with_its_key(key):
     """The message about divisors counted up to it."""
     with problem("out-of-range", key):
@@ -379,3 +384,21 @@ def test_a_command_on_a_full_disk_names_the_file_and_leaves_none_empty(
         # Images without a manifest are no data set.
         files = [path for path in disk.rglob("*") if path.is_file() and path.suffix != ".png"]
         assert not [path for path in files if path.stat().st_size == 0]
+
+
+def test_a_long_override_is_not_taken_for_a_file():
+    word = f"run.name={'x' * 5000}"
+    assert is_override(word)
+    with problem("wrong-format", "run.name"):
+        load_recipe("smoke", [word])
+
+
+def test_a_reward_of_another_type_is_one_problem():
+    with problem("wrong-type", "losses.self_critical.reward") as found:
+        load_recipe("smoke", ["losses.self_critical={reward: 3}"])
+    assert len(found) == 1
+
+
+def test_a_key_without_a_value_is_named():
+    with problem("wrong-format", "data.tokenizer.lowercase"):
+        load_recipe("data.tokenizer.lowercase")

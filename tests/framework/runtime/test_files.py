@@ -13,7 +13,7 @@ from harness import ROOT, problem
 from framework.data.image_file import FileView
 from framework.recipe import load_recipe
 from framework.runtime.errors import UserError
-from framework.runtime.files import atomic_write, read_bounded, read_lines, read_object
+from framework.runtime.files import atomic_write, read_bounded, read_lines, read_object, reading
 from plugins.dataset.manifest import Manifest
 from plugins.tokenizer.hf import Hf
 from plugins.tokenizer.words import Words
@@ -133,3 +133,20 @@ def test_whatever_a_recipe_opens_is_a_regular_file(tmp_path: Path, make: Callabl
             tokenizer.load(special)
     with pytest.raises(OSError, match="not a regular file"):
         FileView(str(special), "it").load()
+
+
+def test_a_file_of_another_form_is_damaged_and_its_value_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"a": [1, NaN]}')
+    assert len(read_object(path, "", dict[str, list[float]])["a"]) == 2
+    with problem("damaged-file", str(path)) as found:
+        read_object(path, "Delete it.", dict[str, list[int]])
+    assert found[0].found.startswith("a.1:") and found[0].hint == "Delete it."
+
+
+def test_an_error_while_a_file_is_read_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with problem("damaged-file", str(path)), reading(path, "Delete it."):
+        {}["test"]
+    with problem("no-model"), reading(path, "Delete it."):
+        raise UserError("no-model", "another problem")
