@@ -186,7 +186,14 @@ class Loader:
         self.batches = batches
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self.batches:
+        batches = iter(self.batches)
+        while True:
+            try:
+                batch = next(batches, None)
+            except (ConnectionError, EOFError) as error:  # a batch in the memory of a worker that has died meanwhile
+                raise _worker_lost(str(error)) from error
+            if batch is None:
+                return
             if isinstance(batch, UserError):
                 try:
                     raise batch
@@ -228,6 +235,7 @@ def _kill_workers_at_exit() -> None:
     """Python ends its daemon processes by SIGTERM, which workers ignore, and then waits for them."""
 
     def kill() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises when a worker is killed
         for child in multiprocessing.active_children():
             if child.daemon:
                 child.kill()
@@ -298,10 +306,15 @@ def lost_workers_reported() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker (pid" not in (text := first_line(error)):
             raise
-        raise ProcessLost(
-            "a process that loads batches has died, most often because the machine ran out of memory "
-            f"({text.strip()}). Start again, a training with resume=auto; a lower data.num_workers needs less memory"
-        ) from error
+        raise _worker_lost(text.strip()) from error
+
+
+def _worker_lost(reason: str) -> ProcessLost:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise again while this error is handled
+    return ProcessLost(
+        "a process that loads batches has died, most often because the machine ran out of memory "
+        f"({reason}). Start again, a training with resume=auto; a lower data.num_workers needs less memory"
+    )
 
 
 def grouped(micro_batches: Iterable[Batch], accumulation: int) -> Iterator[list[Batch]]:
