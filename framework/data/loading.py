@@ -68,18 +68,19 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Pads views with black and reports with PAD."""
     views = max(len(sample.image_VCHW) for sample in samples)
     longest = max(len(sample.tokens) for sample in samples)
-    image_BVCHW = torch.zeros(len(samples), views, *samples[0].image_VCHW.shape[1:], dtype=torch.uint8)
+    image_BVCHW = np.empty((len(samples), views, *samples[0].image_VCHW.shape[1:]), dtype=np.uint8)
     view_mask_BV = torch.zeros(len(samples), views, dtype=torch.bool)
     report_BT = torch.full((len(samples), longest), PAD)
     for row, sample in enumerate(samples):
-        image_BVCHW[row, : len(sample.image_VCHW)] = torch.from_numpy(sample.image_VCHW)
+        image_BVCHW[row, : len(sample.image_VCHW)] = sample.image_VCHW
+        image_BVCHW[row, len(sample.image_VCHW) :] = 0
         view_mask_BV[row, : len(sample.image_VCHW)] = True
         report_BT[row, : len(sample.tokens)] = torch.tensor(sample.tokens)
     topics = [sample.topic for sample in samples]
     weights = [sample.topic_weights for sample in samples if sample.topic_weights is not None]
     return Batch(
         [sample.exam_id for sample in samples],
-        image_BVCHW.float() / 255,
+        torch.from_numpy(image_BVCHW),
         view_mask_BV,
         report_BT,
         None if topics[0] is None else torch.tensor(topics),

@@ -67,7 +67,9 @@ def test_views_and_reports_are_padded(tmp_path: Path) -> None:
     batch = collate([data[0], data[1]])
     assert not problems
     assert batch.view_mask_BV.tolist() == [[True, False], [True, True]]
-    assert batch.image_BVCHW.amax((2, 3, 4)).tolist() == [[1.0, 0.0], [pytest.approx(0.2), pytest.approx(0.4)]]
+    assert batch.image_BVCHW.amax((2, 3, 4)).tolist() == [[255, 0], [51, 102]]
+    scaled = batch.to("cpu").image_BVCHW.amax((2, 3, 4)).tolist()
+    assert scaled == [[1.0, 0.0], [pytest.approx(0.2), pytest.approx(0.4)]]
     assert batch.report_BT.tolist() == [[1, 5, 2], [1, 2, 0]]
     assert batch.topic_B is not None and batch.topic_B.tolist() == [3, 0]
 
