@@ -47,6 +47,7 @@ class Tracker:
         self.run, self.writes = run, writes
         if not writes:
             return
+        from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = run / RECORDS
@@ -54,18 +55,20 @@ class Tracker:
         for path in (self.path, run / NON_FINITE):
             keep_lines(path, lambda row: row["step"] < done or (row["step"] == done and not _starts(row, rewritten)))
         self.file = self.path.open("a", encoding="utf-8")
+        self.summary = Summary
         self.board = SummaryWriter(str(run), purge_step=done + 1 if done else None)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         if not self.writes:
             return
         with named_in_errors(self.path):
-            for name, value in values.items():
-                self.file.write(json.dumps({"step": step, "name": name, "value": value}) + "\n")
+            rows = [json.dumps({"step": step, "name": name, "value": value}) + "\n" for name, value in values.items()]
+            self.file.write("".join(rows))
             self.file.flush()
         with named_in_errors(self.run):
-            for name, value in values.items():
-                self.board.add_scalar(name, value, step)
+            # One event for all values; `add_scalar` writes an event for each, at the price of one for all.
+            scalars = [self.summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+            self.board._get_file_writer().add_summary(self.summary(value=scalars), step)
 
     def sample(self, step: int, exam_id: str, image_VCHW: np.ndarray, reference: str, prediction: str) -> None:
         """A generated report beside its reference and its views."""
