@@ -22,7 +22,6 @@ from framework.distributed.micro_batch import resolve_batch_plan, step_out_of_me
 from framework.distributed.prepare import prepare
 from framework.evaluation.evaluate import evaluate_split, generate_reports
 from framework.exam import Batch
-from framework.pages.run_page import write_page
 from framework.recipe import Recipe
 from framework.run.checkpoints import RunCheckpoints
 from framework.run.lifecycle import TrainingRun, open_run_for_training, print_sizes, record_settings, write_cost
@@ -233,6 +232,8 @@ class Trainer:
                 values = {f"final/{split}/{name}": value for name, value in scores["model"].items()}
                 self.tracker.scalars(state.step, values)
         print_scores("test", scores, self.components.scorer.segmentation)
+        from framework.pages.run_page import write_page  # matplotlib is slow to import
+
         page = on_main(accelerator, lambda: write_page(self.training_run.folder, self.components))
         write_cost(self.training_run, self.strategy)
         folder = self.training_run.folder
