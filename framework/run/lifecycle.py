@@ -18,6 +18,7 @@ from framework.distributed.collectives import gather, on_main
 from framework.distributed.gather_exams import micro_batch_notice
 from framework.distributed.heartbeat import HangMonitor
 from framework.distributed.launch import describe_launch, launch_id, start_accelerator
+from framework.distributed.resolve import precision_notice
 from framework.distributed.strategy import Strategy
 from framework.models.external_weights import print_saved
 from framework.recipe import PortableRecipe, Recipe, load_saved_recipe, portable
@@ -101,7 +102,7 @@ def open_run_for_training(recipe: Recipe) -> Iterator[TrainingRun]:
 def _print_launch(run: TrainingRun) -> None:
     words = "  ".join(f"{key} {value}" for key, value in run.launch.items() if key != "id")
     print0(f"run {run.folder}   {words}")
-    for notice in run.recipe.notices:
+    for notice in filter(None, (*run.recipe.notices, precision_notice(run.recipe))):
         print0(f"notice: {notice}")
 
 
