@@ -17,6 +17,7 @@ from framework.distributed.strategy import Strategy
 from framework.exam import Batch
 from framework.recipe import Recipe
 from framework.recipe.schema import WeightSchedule
+from framework.runtime.step_parts import step_part
 
 
 class StepOutput(NamedTuple):
@@ -70,7 +71,8 @@ def train_step(
         if augment is not None:
             batch = augment(batch)
         with strategy.accumulating(last=last):
-            output = strategy(batch)
+            with step_part("forward"):
+                output = strategy(batch)
             factors_L = output.factors_L
             sums_2L = sums_2L + torch.stack([output.objective_L.detach(), output.term_sums_L])
             metrics = {name: metrics.get(name, 0) + value for name, value in output.metrics.items()}
@@ -80,11 +82,14 @@ def train_step(
                 means_2L = all_reduce_sum(accelerator, sums_2L) / counts_L
                 # A loss that is not finite on one process makes the gradient NaN on all.
                 loss = loss * torch.where(torch.isfinite(means_2L).all(), 1.0, math.nan)
-            strategy.backward(loss)
+            with step_part("backward"):
+                strategy.backward(loss)
     objective_L, terms_L = means_2L
-    loss, grad_norm = (objective_L * weights_L).sum(), strategy.step()
-    finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
-    strategy.update_ema(finite)
+    loss = (objective_L * weights_L).sum()
+    with step_part("optimizer"):
+        grad_norm = strategy.step()
+        finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
+        strategy.update_ema(finite)
     return StepOutput(loss, grad_norm, terms_L, weights_L * factors_L, _means(strategy, metrics, counts_L), finite)
 
 

@@ -170,6 +170,8 @@ class Train(Section):
     """Random seed."""
     log_every: PositiveInt = 10
     """Steps between two records of training metrics."""
+    profile: bool = False
+    """Profiles steps 4 to 8: a trace, and a page with where a step's time goes, in the run's folder `profile`."""
     early_stopping_patience: PositiveInt | None = None
     """Validations without improvement of the monitor before the run stops; null disables early stopping."""
     freeze: list[str] = Field(default_factory=list)

@@ -25,7 +25,8 @@ from framework.recipe import PortableRecipe, Recipe, load_saved_recipe, portable
 from framework.registry.trust import trust, unmarked
 from framework.run.folder import OpenedRun, lock_released, open_run, remove_refused_run, topics_to_keep
 from framework.run.init_from import Source, find_initial_weights, initial_weights
-from framework.run.tracking import COST, peak_memory_gib, write_environment, write_json
+from framework.run.throughput import peak_memory_gib
+from framework.run.tracking import COST, write_environment, write_json
 from framework.runtime.console import print0
 from framework.runtime.files import atomic_write
 from framework.runtime.signals import StopSignals
