@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from framework.data.loading import exam_seed
+from framework.distributed.collectives import all_reduce_sum
 from framework.distributed.strategy import Strategy
 from framework.exam import Batch
 from framework.recipe import Recipe
 from framework.recipe.schema import WeightSchedule
+from framework.runtime.step_parts import step_part
 
 
 class StepOutput(NamedTuple):
@@ -59,7 +61,7 @@ def train_step(
     # Counts need no images, which stay on the host until their micro-batch is used.
     micro_batches = [batch.to(accelerator.device, images=False) for batch in micro_batches]
     counts_L = torch.stack([task.counts(batch) for batch in micro_batches]).sum(0)
-    counts_L = accelerator.reduce(counts_L, "sum").clamp(min=1)
+    counts_L = all_reduce_sum(accelerator, counts_L).clamp(min=1)
     sums_2L = torch.zeros(2, len(weights_L), device=accelerator.device)  # objective and terms
     means_2L, factors_L = sums_2L, weights_L
     metrics: dict[str, Tensor] = {}
@@ -69,21 +71,25 @@ def train_step(
         if augment is not None:
             batch = augment(batch)
         with strategy.accumulating(last=last):
-            output = strategy(batch)
+            with step_part("forward"):
+                output = strategy(batch)
             factors_L = output.factors_L
             sums_2L = sums_2L + torch.stack([output.objective_L.detach(), output.term_sums_L])
             metrics = {name: metrics.get(name, 0) + value for name, value in output.metrics.items()}
             # Wrappers average gradients over processes; here they add up.
             loss = (output.objective_L / counts_L * weights_L).sum() * accelerator.num_processes
             if last:
-                means_2L = accelerator.reduce(sums_2L, "sum") / counts_L
+                means_2L = all_reduce_sum(accelerator, sums_2L) / counts_L
                 # A loss that is not finite on one process makes the gradient NaN on all.
                 loss = loss * torch.where(torch.isfinite(means_2L).all(), 1.0, math.nan)
-            strategy.backward(loss)
+            with step_part("backward"):
+                strategy.backward(loss)
     objective_L, terms_L = means_2L
-    loss, grad_norm = (objective_L * weights_L).sum(), strategy.step()
-    finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
-    strategy.update_ema(finite)
+    loss = (objective_L * weights_L).sum()
+    with step_part("optimizer"):
+        grad_norm = strategy.step()
+        finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
+        strategy.update_ema(finite)
     return StepOutput(loss, grad_norm, terms_L, weights_L * factors_L, _means(strategy, metrics, counts_L), finite)
 
 
@@ -92,14 +98,16 @@ def _means(strategy: Strategy, sums: dict[str, Tensor], counts_L: Tensor) -> dic
     if not sums:
         return {}
     values = [value.to(counts_L.device) for value in sums.values()]
-    sums_K = strategy.accelerator.reduce(torch.stack(values), "sum")
+    sums_K = all_reduce_sum(strategy.accelerator, torch.stack(values))
     count = dict(zip(strategy.task.losses, counts_L))
     return {name: value / count[name.rpartition("/")[0]] for name, value in zip(sums, sums_K)}
 
 
 def set_seed(seed: int) -> None:
     """Seeds every source of random numbers that a plugin may use."""
-    torch.manual_seed(seed)
+    # torch.manual_seed walks the call stack for each kind of device that this machine lacks.
+    seed_torch = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
+    seed_torch(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 

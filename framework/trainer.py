@@ -22,15 +22,17 @@ from framework.distributed.micro_batch import resolve_batch_plan, step_out_of_me
 from framework.distributed.prepare import prepare
 from framework.evaluation.evaluate import evaluate_split, generate_reports
 from framework.exam import Batch
-from framework.pages.run_page import write_page
 from framework.recipe import Recipe
 from framework.run.checkpoints import RunCheckpoints
 from framework.run.lifecycle import TrainingRun, open_run_for_training, print_sizes, record_settings, write_cost
-from framework.run.tracking import NonFiniteSteps, Throughput, Tracker
+from framework.run.step_profile import StepProfile
+from framework.run.throughput import Throughput
+from framework.run.tracking import NonFiniteSteps, Tracker
 from framework.runtime.console import print0, progress_bar
 from framework.runtime.errors import Stopped
 from framework.runtime.memory import is_out_of_memory
 from framework.runtime.signals import FAILED, SAVE
+from framework.runtime.step_parts import step_part
 from framework.scoring.table import print_scores
 from framework.scoring.variety import variety
 from framework.task import ReportTask
@@ -82,7 +84,8 @@ class Trainer:
         writes = accelerator.is_main_process
         self.tracker = Tracker(run.folder, writes=writes, done=self.state.step, rewritten=rewritten)
         self.tracker.picture("topics", run.folder / "topics.png")
-        self.throughput = Throughput(accelerator.device)
+        self.throughput = Throughput(accelerator.device, accelerator.num_processes, run.launch["precision"])
+        self.profile: StepProfile | None = None
         self.stop_requests = DelayedMax(accelerator)
         self.non_finite = NonFiniteSteps(
             accelerator,
@@ -100,9 +103,14 @@ class Trainer:
         state, patience = self.state, self.recipe.train.early_stopping_patience
         self.bar = progress_bar(range(self.steps), total=self.steps, text="training", done=state.step)
         self.training_run.signals.watch(self.training_run.folder)
+        if self.recipe.train.profile and self.accelerator.is_main_process:
+            head = "  ".join(f"{key} {value}" for key, value in self.training_run.launch.items() if key != "id")
+            self.profile = StepProfile(self.training_run.folder, head)
         while state.epoch < self.recipe.train.epochs and not (patience and state.validations_since_best >= patience):
             self.epoch()
         self.bar.close()
+        if self.profile is not None:
+            self.profile.close()
         if patience and state.validations_since_best >= patience:
             print0(f"stopped early: {state.validations_since_best} validations without a better {self._monitor}")
         if self.non_finite.count:
@@ -145,7 +153,8 @@ class Trainer:
         weights_L = weights_at(recipe, state.step, self.steps)
         augment = batch_augment(self.components.augment, recipe.train.seed, state.epoch)
         try:
-            output = train_step(self.strategy, micro_batches, weights_L, augment)
+            with self.throughput.counted(micro_batches):
+                output = train_step(self.strategy, micro_batches, weights_L, augment)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -154,7 +163,10 @@ class Trainer:
         state.step_in_epoch += 1
         self.non_finite.add(state.step, [exam_id for batch in micro_batches for exam_id in batch.exam_ids], output)
         if state.step % recipe.train.log_every == 0:
-            self.log(output)
+            with step_part("log"):
+                self.log(output)
+        if self.profile is not None:
+            self.profile.step()
         self.bar.update()
         return output.loss
 
@@ -233,6 +245,8 @@ class Trainer:
                 values = {f"final/{split}/{name}": value for name, value in scores["model"].items()}
                 self.tracker.scalars(state.step, values)
         print_scores("test", scores, self.components.scorer.segmentation)
+        from framework.pages.run_page import write_page  # matplotlib is slow to import
+
         page = on_main(accelerator, lambda: write_page(self.training_run.folder, self.components))
         write_cost(self.training_run, self.strategy)
         folder = self.training_run.folder

@@ -46,6 +46,14 @@ def gather(accelerator: Accelerator, values: list[Any]) -> list[Any]:
     return values if accelerator.num_processes == 1 else gather_object(values)
 
 
+def all_reduce_sum(accelerator: Accelerator, tensor: Tensor) -> Tensor:
+    """Returns the sum over all processes; with one process, the tensor itself."""
+    if accelerator.num_processes == 1:
+        return tensor
+    total: Tensor = accelerator.reduce(tensor, "sum")
+    return total
+
+
 def all_reduce_max(accelerator: Accelerator, number: int) -> int:
     """Returns the maximum over all processes."""
     if accelerator.num_processes == 1:

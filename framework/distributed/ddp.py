@@ -28,6 +28,7 @@ class DataParallel(Strategy):
         self.wrapped, self.prepared = self.accelerator.prepare(self.task, self.optimizer)
         if isinstance(self.wrapped, DistributedDataParallel):
             self.wrapped.broadcast_buffers = False  # at each forward pass: Strategy does, once a step
+        self.trained = [parameter for parameter in self.task.parameters() if parameter.requires_grad]
 
     def __call__(self, batch: Batch) -> TaskOutput:
         return self.wrapped(batch)  # never .forward: wrappers hook the call
@@ -40,11 +41,13 @@ class DataParallel(Strategy):
         self.accelerator.backward(loss)
 
     def step(self) -> Tensor:
-        norm: Tensor = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.max_grad_norm)  # unscales first
-        self.clip_values(weight.grad for weight in self.task.parameters() if weight.grad is not None)
+        # Accelerate's own clipping and steps do the same and search the disk for other libraries each time.
+        self.accelerator.unscale_gradients()
+        norm = nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
+        self.clip_values(weight.grad for weight in self.trained if weight.grad is not None)
         if self.accelerator.scaler is not None:
             self.prepared.step()  # the scaler skips an overflow and lowers its scale
         else:
-            self.update_if_finite(self.prepared, norm)
-        self.prepared.zero_grad()
+            self.update_if_finite(self.optimizer, norm)
+        self.optimizer.zero_grad()
         return norm

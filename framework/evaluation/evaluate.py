@@ -21,7 +21,6 @@ from framework.distributed.collectives import gather, on_main
 from framework.distributed.launch import start_accelerator
 from framework.evaluation.model_selection import BEST, ModelSelection, load_models
 from framework.models.generation import generate
-from framework.pages.run_page import write_page
 from framework.recipe import Recipe, recipe_hash, result_tree
 from framework.recipe.explain import differences
 from framework.recipe.source import is_within
@@ -305,6 +304,8 @@ def evaluate_run(
             print0(f"model {number}  {description}")
         print0(f"scores   {run / f'scores-{label}.json'}\nreports  {run / 'predictions' / f'{split}-{label}.jsonl'}")
     elif accelerator.is_main_process:
+        from framework.pages.run_page import write_page  # matplotlib is slow to import
+
         write_page(run, components)
     accelerator.end_training()
     return scores

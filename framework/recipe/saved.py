@@ -28,6 +28,7 @@ NOT_THE_RESULT = (
     ("data", "num_workers"),
     ("train", "micro_batch_size"),
     ("train", "log_every"),
+    ("train", "profile"),
     ("distributed", "strategy"),
     ("distributed", "offload"),
     ("distributed", "activation_checkpointing"),

@@ -160,7 +160,8 @@ class Train(Section):
     micro_batch_size: PositiveInt | Literal["auto"] = "auto"
     """Exams per forward pass of one process, a divisor of batch_size; auto: all, or on a GPU as many as fit."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision of training; auto: the best of the device."""
+    """Precision of training; auto: bf16 on a GPU that supports it, and for decoders of width 512 or more on a CPU with
+    AMX or AVX512-BF16; else fp32."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Gradient clipping threshold; null disables clipping."""
     clip_by: Literal["norm", "value"] = "norm"
@@ -169,6 +170,8 @@ class Train(Section):
     """Random seed."""
     log_every: PositiveInt = 10
     """Steps between two records of training metrics."""
+    profile: bool = False
+    """Profiles steps 4 to 8: a trace, and a page with where a step's time goes, in the run's folder `profile`."""
     early_stopping_patience: PositiveInt | None = None
     """Validations without improvement of the monitor before the run stops; null disables early stopping."""
     freeze: list[str] = Field(default_factory=list)

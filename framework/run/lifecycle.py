@@ -18,13 +18,15 @@ from framework.distributed.collectives import gather, on_main
 from framework.distributed.gather_exams import micro_batch_notice
 from framework.distributed.heartbeat import HangMonitor
 from framework.distributed.launch import describe_launch, launch_id, start_accelerator
+from framework.distributed.resolve import precision_notice
 from framework.distributed.strategy import Strategy
 from framework.models.external_weights import print_saved
 from framework.recipe import PortableRecipe, Recipe, load_saved_recipe, portable
 from framework.registry.trust import trust, unmarked
 from framework.run.folder import OpenedRun, lock_released, open_run, remove_refused_run, topics_to_keep
 from framework.run.init_from import Source, find_initial_weights, initial_weights
-from framework.run.tracking import COST, peak_memory_gib, write_environment, write_json
+from framework.run.throughput import peak_memory_gib
+from framework.run.tracking import COST, write_environment, write_json
 from framework.runtime.console import print0
 from framework.runtime.files import atomic_write
 from framework.runtime.signals import StopSignals
@@ -101,7 +103,7 @@ def open_run_for_training(recipe: Recipe) -> Iterator[TrainingRun]:
 def _print_launch(run: TrainingRun) -> None:
     words = "  ".join(f"{key} {value}" for key, value in run.launch.items() if key != "id")
     print0(f"run {run.folder}   {words}")
-    for notice in run.recipe.notices:
+    for notice in filter(None, (*run.recipe.notices, precision_notice(run.recipe))):
         print0(f"notice: {notice}")
 
 

@@ -1,17 +1,14 @@
-"""What a run records: metrics.jsonl, TensorBoard, throughput, skipped steps, and its environment."""
+"""What a run records: metrics.jsonl, TensorBoard, skipped steps, and its environment."""
 
 from __future__ import annotations
 
 import json
 import platform
-import resource
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +21,6 @@ from framework.runtime.errors import UserError
 from framework.runtime.files import atomic_write, named_in_errors, read_lines
 from framework.runtime.packages import PACKAGES, package_versions
 from framework.train_step import StepOutput
-
-T = TypeVar("T")
-
 
 RECORDS = "metrics.jsonl"  # one value per line
 NON_FINITE = "non_finite.jsonl"  # skipped steps and their exams
@@ -47,6 +41,7 @@ class Tracker:
         self.run, self.writes = run, writes
         if not writes:
             return
+        from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = run / RECORDS
@@ -54,18 +49,20 @@ class Tracker:
         for path in (self.path, run / NON_FINITE):
             keep_lines(path, lambda row: row["step"] < done or (row["step"] == done and not _starts(row, rewritten)))
         self.file = self.path.open("a", encoding="utf-8")
+        self.summary = Summary
         self.board = SummaryWriter(str(run), purge_step=done + 1 if done else None)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         if not self.writes:
             return
         with named_in_errors(self.path):
-            for name, value in values.items():
-                self.file.write(json.dumps({"step": step, "name": name, "value": value}) + "\n")
+            rows = [json.dumps({"step": step, "name": name, "value": value}) + "\n" for name, value in values.items()]
+            self.file.write("".join(rows))
             self.file.flush()
         with named_in_errors(self.run):
-            for name, value in values.items():
-                self.board.add_scalar(name, value, step)
+            # One event for all values; `add_scalar` writes an event for each, at the price of one for all.
+            scalars = [self.summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+            self.board._get_file_writer().add_summary(self.summary(value=scalars), step)
 
     def sample(self, step: int, exam_id: str, image_VCHW: np.ndarray, reference: str, prediction: str) -> None:
         """A generated report beside its reference and its views."""
@@ -88,48 +85,6 @@ class Tracker:
             with named_in_errors(self.run):
                 self.file.close()
                 self.board.close()
-
-
-class Throughput:
-    """Exams per second, time of a step, time that it waits for data, and peak memory, since the last record."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.start()
-
-    def start(self) -> None:
-        """Starts to measure; called when training continues after something else."""
-        self.started, self.steps, self.waited = time.perf_counter(), 0, 0.0
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leaves out the time of what is done inside, such as saving."""
-        paused = time.perf_counter()
-        yield
-        self.started += time.perf_counter() - paused
-
-    def timed(self, steps: Iterator[T]) -> Iterator[T]:
-        """The items of `steps`; the time until each is ready counts as waiting for data."""
-        while True:
-            asked = time.perf_counter()
-            item = next(steps, None)
-            self.waited += time.perf_counter() - asked
-            if item is None:
-                return
-            self.steps += 1
-            yield item
-
-    def since_last(self, batch_size: int) -> dict[str, float]:
-        """Values by name; seconds are per step. Measuring starts again."""
-        seconds = (time.perf_counter() - self.started) / max(1, self.steps)
-        values = {
-            "exams_per_s": batch_size / seconds,
-            "step_s": seconds,
-            "data_wait_s": self.waited / max(1, self.steps),
-            "memory_gib": peak_memory_gib(self.device),
-        }
-        self.start()
-        return values
 
 
 class NonFiniteSteps:
@@ -191,14 +146,6 @@ class NonFiniteSteps:
                 "optimizer.lr, set train.max_grad_norm, or raise train.skip_non_finite.",
             )
         print0(f"warning: step {step}: {what}; skipped ({self.count} of at most {self.allowed})")
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory of this process: of tensors on a GPU, else of the process on the host."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:

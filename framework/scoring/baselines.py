@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.neighbors import NearestNeighbors
 
 from framework.data.loading import ExamSet
 from framework.exam import Exam
@@ -132,6 +130,8 @@ def _constant(constants: Mapping[str, Constant], monitor: str, count: int) -> Co
 
 def _retrieval_oracle(exams: ExamSet, training: list[str], scorer: Scorer) -> Comparison:
     """For each score with statistics of single exams, the best of the nearest training reports of each exam."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to import
+
     vectors = TfidfVectorizer(analyzer=scorer.tokenizer.segment)
     train_NW = vectors.fit_transform(training)
     references = [exam.report for exam in exams.exams]
@@ -157,6 +157,8 @@ def _retrieval_oracle(exams: ExamSet, training: list[str], scorer: Scorer) -> Co
 
 def nearest_images(exams: ExamSet, train: ExamSet) -> np.ndarray:
     """Index of the training exam with the nearest image features, [M]."""
+    from sklearn.neighbors import NearestNeighbors  # takes a second to import
+
     train_NP, exams_MP = _simple_features(train), _simple_features(exams)
     mean_P, std_P = train_NP.mean(0), train_NP.std(0) + 1e-6
     search = NearestNeighbors(n_neighbors=1).fit((train_NP - mean_P) / std_P)

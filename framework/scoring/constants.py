@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from framework.exam import Pair
 from framework.recipe.schema import WEIGHTED_SUM
@@ -73,6 +72,8 @@ def best_constants(candidates: Sequence[str], references: Sequence[str], scorer:
 def _shortlist(candidates: Sequence[str], distinct: list[str], references: Sequence[str], scorer: Scorer) -> list[str]:
     if len(distinct) <= SHORTLIST:
         return distinct
+    from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to import
+
     vectors = TfidfVectorizer(analyzer=scorer.tokenizer.segment, sublinear_tf=True)
     distinct_NW = vectors.fit_transform(distinct)
     centre_W = np.asarray(vectors.transform(references).mean(axis=0)).ravel()

@@ -14,7 +14,6 @@ import torch  # noqa: F401
 # isort: split
 import faiss
 import numpy as np
-from sklearn.cluster import kmeans_plusplus
 
 from framework.models.device import on_cpu
 from framework.topics.quality import largest_first
@@ -51,6 +50,8 @@ class KMeans:
 
         Of more than 50,000 points, a sample chooses the initialization, and all points refine its centroids.
         """
+        from sklearn.cluster import kmeans_plusplus  # takes a second to import
+
         sample = points
         if len(points) > SAMPLE:
             sample = points[np.sort(np.random.default_rng(seed).choice(len(points), SAMPLE, replace=False))]

@@ -26,7 +26,7 @@ from framework.recipe.explain import explain_rows
 from framework.recipe.schema import WeightSchedule
 from framework.task import ReportTask, Uncertainty
 from framework.testing.elsewhere import PLACE, Elsewhere, There, TwoDevicesError
-from framework.train_step import train_step, weight_at, weights_at, weights_change
+from framework.train_step import set_seed, train_step, weight_at, weights_at, weights_change
 
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 TINY = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "distiller.topics=2"]
@@ -255,6 +255,13 @@ class NotFinite(nn.Module):
 
     def forward(self, batch: Batch, outputs: Outputs) -> Tensor:
         return outputs.logits_BTW.sum() * (math.nan if len(batch.exam_ids) == 8 else 0.0)
+
+
+def test_a_seed_gives_the_random_numbers_of_torch_manual_seed() -> None:
+    torch.manual_seed(2**55 + 3)
+    expected = torch.rand(5), torch.randn(3)
+    set_seed(2**55 + 3)
+    assert torch.equal(torch.rand(5), expected[0]) and torch.equal(torch.randn(3), expected[1])
 
 
 def test_a_non_finite_step_changes_neither_weights_nor_ema(tmp_path: Path) -> None:

@@ -1,19 +1,19 @@
-"""Throughput, and what a run records on a disk that is full."""
+"""What a run records, also on a disk that is full."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from pathlib import Path
 
 import pytest
-import torch
 from small_disk import fill, small_disk
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from framework import cli
-from framework.run import tracking
-from framework.run.tracking import RECORDS, Throughput, Tracker
+from framework.run.tracking import RECORDS, Tracker
 
 
 def test_records_on_a_full_disk_end_in_an_error_that_names_the_file_and_keep_those_before(
@@ -35,16 +35,12 @@ def test_records_on_a_full_disk_end_in_an_error_that_names_the_file_and_keep_tho
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_the_time_of_a_save_is_no_time_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(100))
-    monkeypatch.setattr(tracking.time, "perf_counter", lambda: float(next(clock)))
-    throughput = Throughput(torch.device("cpu"))  # 0
-    steps = throughput.timed(iter([1, 2]))
-    next(steps)  # from 1 to 2
-    with throughput.paused():  # from 3 to 4
-        for _ in range(10):
-            next(clock)  # 4 to 13, so that the pause lasts from 3 to 14
-    next(steps)  # from 15 to 16
-    values = throughput.since_last(8)  # at 17, of which 11 were paused
-    assert values["step_s"] == (17 - 11) / 2
-    assert values["data_wait_s"] == 1.0
+def test_tensorboard_shows_every_value_of_the_records(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, writes=True, done=0, rewritten=())
+    for step in (1, 2):
+        tracker.scalars(step, {"train/loss": 2.0 / step, "train/lr": 0.25, "val/bleu_4": math.nan})
+    tracker.close()
+    board = EventAccumulator(str(tmp_path)).Reload()
+    assert set(board.Tags()["scalars"]) == {"train/loss", "train/lr", "val/bleu_4"}
+    assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(1, 2.0), (2, 1.0)]
+    assert all(math.isnan(event.value) for event in board.Scalars("val/bleu_4"))
