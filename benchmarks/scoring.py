@@ -1,7 +1,8 @@
 """Scores pairs of reports beside pycocoevalcap: `python -m benchmarks.scoring [--pairs 20000] [--out FILE]`.
 
-Both score the same words. The reports of a data set repeat each other, so there are two sets: half of the texts occur
-twice, or every text once.
+Both score the same words. The reports of a data set repeat each other, so there are three sets: reports with a few
+words exchanged, of which every text occurs once or each about 20 times, and reports of phantom exams, which repeat
+sentences.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from framework.scoring.counts import ngram_counter
 from plugins.dataset.phantom import Phantom
 from plugins.metric.bleu import Bleu
 from plugins.metric.cider import Cider
-from plugins.metric.findings_f1 import FindingsF1
+from plugins.metric.findings_f1 import FindingsF1, reader
 from plugins.metric.rouge_l import RougeL
 from plugins.tokenizer.words import Words
 
@@ -46,12 +47,8 @@ def main() -> None:
     options = start(parse)
     segment = Words().segment
     rows: list[Any] = []
-    for share, what in ((1.0, "all texts differ"), (0.05, "each text occurs 20 times")):
-        written, expected = (reports(int(options.pairs * share), seed) for seed in (1, 2))
-        draw = random.Random(0)
-        texts = [(draw.choice(written), draw.choice(expected)) for _ in range(options.pairs)]
-        if share == 1.0:
-            texts = list(zip(written, expected, strict=True))
+    for what in ("all texts differ", "each text occurs 20 times", "phantom reports"):
+        texts = _texts(what, options.pairs)
         cut = {text: tuple(segment(text)) for pair in texts for text in pair}
         pairs = [Pair(str(n), p, r, cut[p], cut[r]) for n, (p, r) in enumerate(texts)]
         coco = (
@@ -69,8 +66,21 @@ def main() -> None:
     write(rows, options, ("pycocoevalcap", "numpy", "scipy"))
 
 
+def _texts(what: str, count: int) -> list[tuple[str, str]]:
+    if what == "phantom reports":
+        sources = [Phantom(exams=count, seed=seed).splits()["train"] for seed in (1, 2)]
+        return [(one.report, other.report) for one, other in zip(*sources, strict=True)]
+    if what == "all texts differ":
+        return list(zip(reports(count, 1), reports(count, 2), strict=True))
+    written, expected = (reports(count // 20, seed) for seed in (1, 2))
+    draw = random.Random(0)
+    return [(draw.choice(written), draw.choice(expected)) for _ in range(count)]
+
+
 def _from_the_start(metric: Any, pairs: list[Pair]) -> None:
     ngram_counter.cache_clear()  # else the references would be counted in the first round only
+    reader.read_all.cache_clear()
+    reader._readers.cache_clear()
     metric()(pairs)
 
 
