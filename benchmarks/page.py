@@ -11,11 +11,12 @@ import itertools
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.catalog import FOLDER, Benchmark, benchmarks
 from framework.pages.plot import INK, SERIES, STYLED, Plot
@@ -86,7 +87,8 @@ def _program(benchmark: Benchmark, device: str) -> str:
 def _linked(about: str, name: str) -> str:
     """The docstring, whose first words link to the code."""
     first, _, rest = about.partition(" ")
-    return f"[{first}](../benchmarks/{name}.py) {rest}"
+    first, *others = f"[{first}](../benchmarks/{name}.py) {rest}".split("\n\n")
+    return "\n\n".join([textwrap.fill(first, 120, break_long_words=False), *others])
 
 
 def _measured(path: Path, result: dict[str, Any]) -> str:
@@ -97,11 +99,12 @@ def _measured(path: Path, result: dict[str, Any]) -> str:
     threads = f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
     rounds = f"{result['rounds']} round{'s' * (result['rounds'] > 1)}"
     file = f"[{path.name}](../benchmarks/results/{path.name})"
-    return (
-        f"```bash\n.venv/bin/{result['command']}\n```\n\n"
+    facts = (
         f"{result['date']}, {where}, {result['cores']} cores, {threads}, {rounds}; {load}; commit {result['commit']}; "
-        f"{versions}; {file}.\n"
+        f"{versions}; {file}."
     )
+    facts = textwrap.fill(facts, 120, break_long_words=False, break_on_hyphens=False)
+    return f"```bash\n.venv/bin/{result['command']}\n```\n\n{facts}\n"
 
 
 def table(rows: Sequence[dict[str, Any]], growing: bool) -> str:
@@ -177,8 +180,12 @@ def growth_plot(over: str, fits: Sequence[dict[str, Any]]) -> Plot:
     plot.log_x()
     plot.axes.set_xticks(fits[0]["sizes"], [f"{size:,}" for size in fits[0]["sizes"]])
     plot.axes.set_yscale("log")
-    plot.axes.yaxis.set(major_formatter=FuncFormatter(lambda seconds, _: f"{seconds:g}"), minor_locator=NullLocator())
-    plot.right = 260
+    plot.axes.yaxis.set(
+        major_locator=LogLocator(subs=(1, 3)),
+        major_formatter=FuncFormatter(lambda seconds, _: f"{seconds:g}"),
+        minor_locator=NullLocator(),
+    )
+    plot.right = 290
     for series, fit in enumerate(fits):
         points = list(zip(fit["sizes"], fit["seconds"], strict=True))
         plot.line(points, series)
@@ -189,8 +196,8 @@ def growth_plot(over: str, fits: Sequence[dict[str, Any]]) -> Plot:
         colour = INK[f"c{series % SERIES}"]
         plot.axes.annotate(
             f"{fit['what']}: {fit['exponent']:.2f}", (fit["sizes"][-1], fit["seconds"][-1]),
-            (1.06, (place + 0.5) / len(fits)), textcoords="axes fraction", va="center", color=colour,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.7},
+            (1.12, (place + 0.5) / len(fits)), textcoords="axes fraction", va="center", color=colour,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.7, "relpos": (0, 0.5)},
         )  # fmt: skip
     return plot
 
