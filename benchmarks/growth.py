@@ -18,7 +18,7 @@ import torch
 import numpy as np
 
 from benchmarks.reports import reports
-from benchmarks.rounds import alternate, parser, rows_of, start, write
+from benchmarks.rounds import alternate, exponent, parser, rows_of, start, write
 from framework.data.check import check
 from framework.data.loading import BatchPlan
 from framework.exam import BOS, EOS, Exam, Features, Pair
@@ -90,12 +90,12 @@ class Growth:
             (row,) = rows_of(f"{what}, {size:,} {over}", "s", {"ours": each})
             self.rows.append(row)
         fastest = [min(each) for each in seconds.values()]
-        exponent = float(np.polyfit(np.log(sizes[-3:]), np.log(fastest[-3:]), 1)[0])
-        above = over == "exams" and exponent > LIMIT
+        slope = exponent(dict(list(zip(sizes, fastest, strict=True))[-3:]))
+        above = over == "exams" and slope > LIMIT
         self.fits.append(
-            {"what": what, "over": over, "sizes": list(sizes), "seconds": fastest, "exponent": exponent, "above": above}
+            {"what": what, "over": over, "sizes": list(sizes), "seconds": fastest, "exponent": slope, "above": above}
         )
-        print(f"{what} over {over}: exponent {exponent:.2f}{', above ' + str(LIMIT) if above else ''}", flush=True)
+        print(f"{what} over {over}: exponent {slope:.2f}{', above ' + str(LIMIT) if above else ''}", flush=True)
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
@@ -134,6 +135,12 @@ def compare(what: str, unit: str, amount: float, works: Mapping[str, Callable[[]
     """
     seconds = alternate(works, rounds)
     return rows_of(what, f"{unit}/s", {name: [amount / s for s in each] for name, each in seconds.items()})
+
+
+def exponent(seconds_by_size: Mapping[int, float]) -> float:
+    """The exponent of growth: the slope of the logarithm of time over that of size."""
+    sizes, seconds = np.log(list(seconds_by_size)), np.log(list(seconds_by_size.values()))
+    return float(np.polyfit(sizes, seconds, 1)[0])
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float, float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.rounds import alternate, compare, parser, rows_of, start, write
+from benchmarks.rounds import alternate, compare, exponent, parser, rows_of, start, write
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +63,10 @@ def test_a_run_finds_no_bounded_cache_of_ours_filled():
         remembered[f"{module} {keep}"] = function
     alternate({"ours": lambda: [function() for function in remembered.values()]}, rounds=2)
     assert sorted(map(calls.count, remembered)) == [1, 1, 3]
+
+
+def test_the_exponent_of_a_square_is_two():
+    assert exponent({10: 3.0, 20: 12.0, 40: 48.0}) == pytest.approx(2)
 
 
 def test_quick_sizes_yield_to_the_command_line(monkeypatch: pytest.MonkeyPatch):
