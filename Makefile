@@ -56,16 +56,16 @@ format: env-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: env
-	$(BIN)/python -m benchmarks.parts
-	$(BIN)/python -m benchmarks.startup
-	$(BIN)/python -m benchmarks.saving
+# All benchmarks, or NAME=decoding; QUICK=1 at sizes of seconds. `make docs` then shows the figures.
+bench: env-dev
+	$(BIN)/python -m benchmarks $(NAME) $(if $(QUICK),--quick)
 
 # Files that are generated from the code and committed.
 docs: env
 	$(BIN)/python launch.py schema > recipes/.schema.part && mv recipes/.schema.part recipes/sonoscribe.schema.json
 	$(BIN)/python docs/make_reference.py
 	$(BIN)/python docs/make_tables.py
+	$(BIN)/python -m benchmarks.page
 	$(BIN)/python -m benchmarks.phantom_sheet
 
 site: env-dev

@@ -1,7 +1,6 @@
 """Generates reports of the published size beside transformers and beside a decoder without a cache.
 
-`python -m benchmarks.decoding [--threads 1] [--out FILE]`. All of them write reports of the same lengths: 150 tokens
-each, or lengths like those of breast reports (mean 58).
+All of them write reports of the same lengths: 150 tokens each, or lengths like those of breast reports (mean 58).
 """
 
 from __future__ import annotations
@@ -19,8 +18,10 @@ from framework.exam import BOS, EOS, PAD, Features
 from framework.models.generation import generate
 from plugins.decoder.transformer import Transformer
 
-WORDS, WIDTH, PATCHES, LONGEST = 1000, 512, 98, 150
-SIZES: dict[str, Any] = {"layers": 3, "encoder_layers": 3, "width": WIDTH, "heads": 8, "feedforward": 512}
+DEVICES = ("cpu", "cuda")
+WORDS, PATCHES, MEAN, SHORTEST = 1000, 98, 58, 15
+QUICK = {"width": 32, "layers": 1, "longest": 20, "batch": 4, "published_batch": 2}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class WithLengths(nn.Module):
@@ -55,24 +56,24 @@ def end_at(logits_RW: Tensor, ends_R: Tensor) -> Tensor:
     return logits_RW
 
 
-def lengths_of(batch: int, real: bool) -> Tensor:
+def lengths_of(batch: int, longest: int, real: bool) -> Tensor:
     if not real:
-        return torch.full((batch,), LONGEST)
+        return torch.full((batch,), longest)
     draw = torch.Generator().manual_seed(0)
-    return (58 * (0.35 * torch.randn(batch, generator=draw)).exp()).round().long().clamp(15, LONGEST)
+    return (MEAN * (0.35 * torch.randn(batch, generator=draw)).exp()).round().long().clamp(SHORTEST, longest)
 
 
-def hugging_face() -> Any:
+def hugging_face(sizes: dict[str, int], longest: int) -> Any:
     config = BartConfig(
         vocab_size=WORDS,
-        d_model=WIDTH,
-        encoder_layers=SIZES["encoder_layers"],
-        decoder_layers=SIZES["layers"],
-        encoder_attention_heads=SIZES["heads"],
-        decoder_attention_heads=SIZES["heads"],
-        encoder_ffn_dim=SIZES["feedforward"],
-        decoder_ffn_dim=SIZES["feedforward"],
-        max_position_embeddings=LONGEST + 4,
+        d_model=sizes["width"],
+        encoder_layers=sizes["encoder_layers"],
+        decoder_layers=sizes["layers"],
+        encoder_attention_heads=sizes["heads"],
+        decoder_attention_heads=sizes["heads"],
+        encoder_ffn_dim=sizes["feedforward"],
+        decoder_ffn_dim=sizes["feedforward"],
+        max_position_embeddings=max(longest, PATCHES) + 4,
         pad_token_id=PAD,
         bos_token_id=BOS,
         eos_token_id=EOS,
@@ -83,26 +84,48 @@ def hugging_face() -> Any:
 
 
 def main() -> None:
-    options = start(parser(__doc__))
+    parse = parser(__doc__, DEVICES)
+    parse.add_argument("--batch", type=int, default=32)
+    parse.add_argument("--published-batch", type=int, default=8, help="beside the decoder without a cache")
+    parse.add_argument("--width", type=int, default=512, help="of decoder, its feed-forward layers and patches")
+    parse.add_argument("--layers", type=int, default=3, help="of the decoder, and of its encoder of patches")
+    parse.add_argument("--longest", type=int, default=150)
+    parse.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of autocast, for all of them")
+    options = start(parse, quick=QUICK)
+    device, width, longest = options.device, options.width, options.longest
     torch.manual_seed(0)
-    decoder = Transformer(vocabulary_size=WORDS, feature_width=WIDTH, max_length=LONGEST, **SIZES).eval()
-    bart = hugging_face()
+    sizes = {
+        "layers": options.layers,
+        "encoder_layers": options.layers,
+        "width": width,
+        "heads": 8,
+        "feedforward": width,
+    }
+    decoder = Transformer(vocabulary_size=WORDS, feature_width=width, max_length=longest, **sizes).eval().to(device)
+    bart = hugging_face(sizes, longest).to(device)
     rows: list[Any] = []
+
+    def lengths(batch: int, real: bool) -> Tensor:
+        return lengths_of(batch, longest, real).to(device)
+
+    def features_of(batch: int) -> Features:
+        patches = torch.randn(batch, PATCHES, width, generator=torch.Generator().manual_seed(1)).to(device)
+        return Features(patches, torch.ones(batch, PATCHES, dtype=torch.bool, device=device), patches.mean(1))
 
     def ours(batch: int, num_beams: int, real: bool) -> Callable[[], object]:
         features = features_of(batch)
-        ending = WithLengths(decoder, lengths_of(batch, real))
-        return lambda: generate(ending, features, max_length=LONGEST, num_beams=num_beams, length_penalty=1.0)
+        ending = WithLengths(decoder, lengths(batch, real))
+        return lambda: generate(ending, features, max_length=longest, num_beams=num_beams, length_penalty=1.0)
 
     def theirs(batch: int, num_beams: int, real: bool) -> Callable[[], object]:
         features = features_of(batch)
-        ends = LogitsProcessorList([EndAt(lengths_of(batch, real).repeat_interleave(num_beams))])
+        ends = LogitsProcessorList([EndAt(lengths(batch, real).repeat_interleave(num_beams))])
 
         def run() -> object:
             encoded = bart.model.encoder(inputs_embeds=features.patches_BND)[0]
             return bart.generate(
                 encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
-                max_new_tokens=LONGEST,
+                max_new_tokens=longest,
                 num_beams=num_beams,
                 do_sample=False,
                 logits_processor=ends,
@@ -110,37 +133,34 @@ def main() -> None:
 
         return run
 
-    @torch.no_grad()
     def published(batch: int, real: bool) -> Callable[[], object]:
         """Runs the whole decoder again for every token, as the published code does, until the longest report ends."""
-        features, longest = features_of(batch), int(lengths_of(batch, real).max())
+        features, last = features_of(batch), int(lengths(batch, real).max())
 
-        @torch.no_grad()
         def run() -> object:
-            tokens = torch.full((batch, 1), BOS)
-            for _ in range(longest):
+            tokens = torch.full((batch, 1), BOS, device=device)
+            for _ in range(last):
                 tokens = torch.cat([tokens, decoder(features, tokens)[:, -1:].argmax(-1)], 1)
             return tokens
 
         return run
 
-    for real in (False, True):
-        text = "real lengths" if real else f"{LONGEST} tokens"
-        for num_beams in (1, 3):
-            what = f"num_beams {num_beams}, batch 32, {text}"
+    precision = PRECISIONS[options.precision]
+    with torch.no_grad(), torch.autocast(device, precision, enabled=precision != torch.float32):
+        for real in (False, True):
+            text = "real lengths" if real else f"{longest} tokens"
+            for num_beams in (1, 3):
+                batch = options.batch
+                what = f"num_beams {num_beams}, batch {batch}, {text}"
+                if options.only in what:
+                    works = {"ours": ours(batch, num_beams, real), "transformers": theirs(batch, num_beams, real)}
+                    rows += compare(what, "reports", batch, works, options.rounds)
+            batch = options.published_batch
+            what = f"num_beams 1, batch {batch}, {text}"
             if options.only in what:
-                works = {"ours": ours(32, num_beams, real), "transformers": theirs(32, num_beams, real)}
-                rows += compare(what, "reports", 32, works, options.rounds)
-        what = f"num_beams 1, batch 8, {text}"
-        if options.only in what:
-            works = {"ours": ours(8, 1, real), "without a cache, as published": published(8, real)}
-            rows += compare(what, "reports", 8, works, options.rounds)
-    write(rows, options, ("torch", "transformers"))
-
-
-def features_of(batch: int) -> Features:
-    patches = torch.randn(batch, PATCHES, WIDTH, generator=torch.Generator().manual_seed(1))
-    return Features(patches, torch.ones(batch, PATCHES, dtype=torch.bool), patches.mean(1))
+                works = {"ours": ours(batch, 1, real), "without a cache, as published": published(batch, real)}
+                rows += compare(what, "reports", batch, works, options.rounds)
+    write(rows, options, ("transformers",))
 
 
 if __name__ == "__main__":

@@ -1,101 +1,82 @@
-"""Measures the speed of the parts of a training step on this machine: `make bench`.
+"""Forward and backward of encoders and the decoder, and the drawing of a phantom image.
 
-Prints a table, and with `--out FILE` writes it as JSON with machine, versions and date.
+A ResNet of the same size of transformers is beside ours. `decoding` measures generation.
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
-import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import ResNetConfig, ResNetModel
 
-from benchmarks.table import report
-from framework.exam import BOS, Features
-from framework.models.generation import generate
+from benchmarks.rounds import compare, parser, start, write
+from framework.exam import Features
 from plugins.dataset.phantom import Phantom
 from plugins.decoder.transformer import Transformer
 from plugins.encoder.resnet import ResNet
 from plugins.encoder.tiny_cnn import TinyCnn
 
-EXAMS, VIEWS, WORDS, LONGEST = 16, 2, 160, 60
-
-
-def seconds(work: Callable[[], object], repeats: int = 3) -> float:
-    """The shortest time of several repeats, after a warm-up."""
-    work()
-    took = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        took.append(time.perf_counter() - start)
-    return min(took)
+DEVICES = ("cpu", "cuda")
+VIEWS, WORDS, WIDTH, PATCHES = 2, 160, 256, 32
+QUICK = {"exams": 2, "image_size": 32, "tokens": 8}
 
 
 def training(module: torch.nn.Module, *inputs: object) -> Callable[[], None]:
+    """The work of a forward and a backward pass; the gradients of a run replace those of the run before."""
+
     def step() -> None:
-        found = module(*inputs)
-        (found.pooled_BD if isinstance(found, Features) else found).sum().backward()
+        module.zero_grad()
+        found: Any = module(*inputs)
+        if isinstance(found, Features):
+            found = found.pooled_BD
+        elif not isinstance(found, torch.Tensor):
+            found = found.pooler_output
+        found.sum().backward()
 
     return step
 
 
-@torch.no_grad()
-def greedy_without_cache(decoder: Transformer, features: Features) -> torch.Tensor:
-    """Runs the whole decoder again for every token, as the published code does."""
-    tokens = torch.full((EXAMS, 1), BOS)
-    for _ in range(LONGEST):
-        tokens = torch.cat([tokens, decoder(features, tokens)[:, -1:].argmax(-1)], 1)
-    return tokens
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    parse = parser(__doc__, DEVICES)
+    parse.add_argument("--exams", type=int, default=16, help="of two views each")
+    parse.add_argument("--image-size", type=int, default=128)
+    parse.add_argument("--tokens", type=int, default=60)
+    options = start(parse, quick=QUICK)
+    exams, size, device = options.exams, options.image_size, options.device
     torch.manual_seed(0)
-    image = torch.rand(EXAMS, VIEWS, 1, 128, 128)
-    mask = torch.ones(EXAMS, VIEWS, dtype=torch.bool)
-    patches = torch.randn(EXAMS, 32, 256)
-    features = Features(patches, torch.ones(EXAMS, 32, dtype=torch.bool), patches.mean(1))
-    decoder = Transformer(vocabulary_size=WORDS, feature_width=256, max_length=LONGEST, layers=2, width=192, heads=6)
-    tokens = torch.randint(4, WORDS, (EXAMS, LONGEST))
+    image = torch.rand(exams, VIEWS, 1, size, size, device=device)
+    mask = torch.ones(exams, VIEWS, dtype=torch.bool, device=device)
+    patches = torch.randn(exams, PATCHES, WIDTH, device=device)
+    features = Features(patches, torch.ones(exams, PATCHES, dtype=torch.bool, device=device), patches.mean(1))
+    decoder = Transformer(
+        vocabulary_size=WORDS, feature_width=WIDTH, max_length=options.tokens, layers=2, width=192, heads=6
+    )
+    tokens = torch.randint(4, WORDS, (exams, options.tokens), device=device)
     view = Phantom(exams=1).splits()["train"][0].views[0]
-    rows = [("phantom image, 160 px", "images/s", 1 / seconds(view.load))]
     encoders = {
         "resnet 10, width 32": ResNet(channels=1, depth=10, width=32),
         "resnet 18, width 64": ResNet(channels=1, depth=18),
         "tiny_cnn, width 64": TinyCnn(channels=1),
     }
+    same = ResNetConfig(
+        num_channels=1, embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic"
+    )
+    theirs = training(ResNetModel(same).to(device), image.flatten(0, 1))
+    measured: list[tuple[str, str, int, dict[str, Callable[[], object]]]] = [
+        ("phantom image, 160 px", "images", 1, {"ours": view.load})
+    ]
     for name, encoder in encoders.items():
-        rows.append(
-            (f"{name}, 128 px, forward + backward", "images/s", EXAMS * VIEWS / seconds(training(encoder, image, mask)))
-        )
-    rows.append(
-        ("transformer 2 x 192, forward + backward", "reports/s", EXAMS / seconds(training(decoder, features, tokens)))
-    )
-    decoder.eval()
-    with torch.no_grad():
-        decoder.lm_head.bias[2] = -1e9  # no report ends early, so all searches generate the same length
-    for num_beams in (1, 3):
-        rate = EXAMS / seconds(
-            lambda num_beams=num_beams: generate(decoder, features, max_length=LONGEST, num_beams=num_beams)
-        )
-        rows.append((f"{LONGEST} tokens with a cache, num_beams {num_beams}", "reports/s", rate))
-    rows.append(
-        (
-            f"{LONGEST} tokens without a cache, greedy",
-            "reports/s",
-            EXAMS / seconds(lambda: greedy_without_cache(decoder, features)),
-        )
-    )
-    machine = (
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
-    report(machine, rows, options.out)
+        works = {"ours": training(encoder.to(device), image, mask)}
+        works |= {"transformers": theirs} if name.startswith("resnet 18") else {}
+        measured.append((f"{name}, {size} px", "images", exams * VIEWS, works))
+    measured.append(("transformer 2 x 192", "reports", exams, {"ours": training(decoder.to(device), features, tokens)}))
+    rows: list[Any] = []
+    for what, unit, amount, works in measured:
+        if options.only in what:
+            rows += compare(what, unit, amount, works, options.rounds)
+    write(rows, options, ("transformers",))
 
 
 if __name__ == "__main__":

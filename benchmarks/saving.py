@@ -1,21 +1,21 @@
-"""Measures how long training waits for a checkpoint, and how long writing it takes: `make bench`.
+"""How long training waits for a checkpoint, beside `torch.save` of the same state.
 
-Prints a table, and with `--out FILE` writes it as JSON with machine, versions and date.
+Saves a model of about 90 million parameters with AdamW's state on one process, in the background, into the current
+folder. Training waits while the state is copied; a thread then writes it, computes the SHA-256 and syncs the disk.
+`torch.save` does neither of the two. Nothing trains during the benchmark, so it does not measure how much that thread
+slows training down.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
-import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks.table import report
+from benchmarks.rounds import parser, rows_of, start, write
 from framework.build import build_optimizer, build_task, build_tokenizer
 from framework.checkpoint.export import ModelTexts
 from framework.checkpoint.format import RetentionPolicy, Snapshot, TrainState
@@ -26,15 +26,7 @@ from framework.distributed.prepare import prepare
 from framework.distributed.strategy import Strategy
 from framework.recipe import PortableRecipe, load_recipe
 
-# About 90 million parameters, which with AdamW's state are 1 GiB.
-SIZE = [
-    "model.decoder.layers=12",
-    "model.decoder.encoder_layers=12",
-    "model.decoder.width=512",
-    "model.decoder.heads=8",
-]
-SIZE += ["model.decoder.feedforward=2048", "model.encoder.depth=18"]
-REPEATS = 5
+DEVICES = ("cpu", "cuda")
 
 
 def with_state(strategy: Strategy) -> None:
@@ -46,41 +38,49 @@ def with_state(strategy: Strategy) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    recipe = load_recipe("breast", [*SIZE, "distiller=none", "losses.topic=null", "losses.global_semantic=null"])
+    parse = parser(__doc__, DEVICES)
+    parse.add_argument("--layers", type=int, default=12, help="of the decoder, and of its encoder of patches")
+    parse.add_argument("--width", type=int, default=512)
+    options = start(parse, quick={"layers": 1, "width": 32})
+    keys = [f"model.decoder.{key}={options.layers}" for key in ("layers", "encoder_layers")]
+    keys += [f"model.decoder.width={options.width}", f"model.decoder.feedforward={4 * options.width}"]
+    keys += ["model.decoder.heads=8", "model.encoder.depth=18", "distiller=none"]
+    recipe = load_recipe("breast", [*keys, "losses.topic=null", "losses.global_semantic=null"])
     accelerator = start_accelerator(recipe)
     tokenizer = build_tokenizer(recipe, ["A hypoechoic mass in the left breast ."], None)
     task = build_task(recipe, tokenizer, None, None, trained=True)
     batch_plan = BatchPlan.plan(recipe.train.batch_size, None, 0, 1)
     strategy = prepare(accelerator, recipe, task, batch_plan, lambda task: build_optimizer(recipe, task))
     with_state(strategy)
-    waited, wrote, size = [], [], 0
-    with tempfile.TemporaryDirectory(dir=".") as folder:
-        saver = AsyncCheckpointer(Path(folder) / "checkpoints", RetentionPolicy(1, 0, True), background=True)
-        for step in range(REPEATS + 1):
+    waited: list[float] = []
+    complete: list[float] = []
+    theirs: list[float] = []
+    size = 0
+    with tempfile.TemporaryDirectory(dir=".") as name:
+        folder, alone = Path(name) / "checkpoints", Path(name) / "alone.pt"
+        saver = AsyncCheckpointer(folder, RetentionPolicy(1, 0, True), background=True)
+        for step in range(options.rounds + 1):
             started = time.perf_counter()
             state = strategy.state()
             texts = ModelTexts(tokenizer, PortableRecipe(""))
             saver.save(Snapshot(TrainState(step=step), state, strategy.export_weights(state), texts))
-            handed_over = time.perf_counter()
+            waited.append(time.perf_counter() - started)
             saver.finish()
-            waited.append(handed_over - started)
-            wrote.append(time.perf_counter() - started)
-            size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+            complete.append(time.perf_counter() - started)
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            started = time.perf_counter()
+            torch.save({"model": task.state_dict(), "optimizer": strategy.optimizer.state_dict()}, alone)
+            theirs.append(time.perf_counter() - started)
         saver.close()
-    wait, write = (statistics.median(times[1:]) for times in (waited, wrote))
+        bytes_alone = alone.stat().st_size
     parameters = sum(weight.numel() for weight in task.parameters()) / 1e6
-    rows = [
-        (f"{parameters:.0f} M parameters with AdamW, on disk", "GiB", size / 2**30),
-        ("until the checkpoint is complete", "s", write),
-        ("of that, training waits", "s", wait),
-        ("of that, training waits", "%", 100 * wait / write),
-    ]
-    cores = len(os.sched_getaffinity(0))
-    versions = f"torch {torch.__version__}, median of {REPEATS}"
-    report(f"{platform.machine()}, {cores} cores, {accelerator.device.type}, {versions}", rows, options.out)
+    what = f"{parameters:.1f} M parameters with AdamW"
+    timed: dict[str, Any] = {"training waits": waited, "complete": complete}
+    rows = []
+    for part, seconds in timed.items():
+        rows += rows_of(f"{what}, {part}", "s", {"ours": seconds[1:], "torch.save": theirs[1:]})
+    rows += rows_of(f"{what}, on disk", "MiB", {"ours": [size / 2**20], "torch.save": [bytes_alone / 2**20]})
+    write(rows, options, ("safetensors",))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Scores pairs of reports beside pycocoevalcap: `python -m benchmarks.scoring [--pairs 20000] [--out FILE]`.
+"""Scores pairs of reports beside pycocoevalcap.
 
-Both score the same words. The reports of a data set repeat each other, so there are two sets: half of the texts occur
-twice, or every text once.
+Both score the same words. The reports of a data set repeat each other, so there are three sets: reports with a few
+words exchanged, of which every text occurs once or each about 20 times, and reports of phantom exams, which repeat
+sentences.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from pycocoevalcap.bleu.bleu import Bleu as CocoBleu
 from pycocoevalcap.cider.cider import Cider as CocoCider
 from pycocoevalcap.rouge.rouge import Rouge as CocoRouge
 
+from benchmarks.reports import reports
 from benchmarks.rounds import compare, parser, start, write
 from framework.exam import Pair
-from framework.scoring.counts import ngram_counter
 from plugins.dataset.phantom import Phantom
 from plugins.metric.bleu import Bleu
 from plugins.metric.cider import Cider
@@ -26,32 +27,14 @@ from plugins.metric.rouge_l import RougeL
 from plugins.tokenizer.words import Words
 
 
-def reports(count: int, seed: int) -> list[str]:
-    """Reports of phantom exams with a few words exchanged, so that they differ."""
-    texts = [exam.report for exam in Phantom(exams=2000, seed=1).splits()["train"]]
-    words = sorted({word for text in texts for word in text.split()})
-    draw = random.Random(seed)
-    found = []
-    for _ in range(count):
-        split = draw.choice(texts).split()
-        for _ in range(6):
-            split[draw.randrange(len(split))] = draw.choice(words)
-        found.append(" ".join(split))
-    return found
-
-
 def main() -> None:
     parse = parser(__doc__)
     parse.add_argument("--pairs", type=int, default=20_000)
-    options = start(parse)
+    options = start(parse, quick={"pairs": 200})
     segment = Words().segment
     rows: list[Any] = []
-    for share, what in ((1.0, "all texts differ"), (0.05, "each text occurs 20 times")):
-        written, expected = (reports(int(options.pairs * share), seed) for seed in (1, 2))
-        draw = random.Random(0)
-        texts = [(draw.choice(written), draw.choice(expected)) for _ in range(options.pairs)]
-        if share == 1.0:
-            texts = list(zip(written, expected, strict=True))
+    for what in ("all texts differ", "each text occurs 20 times", "phantom reports"):
+        texts = _texts(what, options.pairs)
         cut = {text: tuple(segment(text)) for pair in texts for text in pair}
         pairs = [Pair(str(n), p, r, cut[p], cut[r]) for n, (p, r) in enumerate(texts)]
         coco = (
@@ -62,16 +45,22 @@ def main() -> None:
             name = f"{ours.__name__}, {what}"
             if options.only not in name:
                 continue
-            works: dict[str, Any] = {"ours": lambda ours=ours, pairs=pairs: _from_the_start(ours, pairs)}
+            works: dict[str, Any] = {"ours": lambda ours=ours, pairs=pairs: ours()(pairs)}
             if theirs is not None:
                 works["pycocoevalcap"] = lambda theirs=theirs, coco=coco: _quiet(theirs(), coco)
             rows += compare(name, "pairs", len(pairs), works, options.rounds)
     write(rows, options, ("pycocoevalcap", "numpy", "scipy"))
 
 
-def _from_the_start(metric: Any, pairs: list[Pair]) -> None:
-    ngram_counter.cache_clear()  # else the references would be counted in the first round only
-    metric()(pairs)
+def _texts(what: str, count: int) -> list[tuple[str, str]]:
+    if what == "phantom reports":
+        sources = [Phantom(exams=count, seed=seed).splits()["train"] for seed in (1, 2)]
+        return [(one.report, other.report) for one, other in zip(*sources, strict=True)]
+    if what == "all texts differ":
+        return list(zip(reports(count, 1), reports(count, 2), strict=True))
+    written, expected = (reports(count // 20, seed) for seed in (1, 2))
+    draw = random.Random(0)
+    return [(draw.choice(written), draw.choice(expected)) for _ in range(count)]
 
 
 def _quiet(scorer: Any, texts: Any) -> None:

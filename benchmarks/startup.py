@@ -1,25 +1,19 @@
-"""Measures the start-up of the quick verbs, of Python, and of the import of torch that they avoid: `make bench`.
+"""Start-up of the quick verbs beside Python that imports torch, which they avoid, and beside Python that does nothing.
 
-Prints a table, and with `--out FILE` writes it as JSON with machine, versions and date.
+Seconds from the start of a process to its end.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
-import statistics
+import functools
 import subprocess
 import sys
-import time
-from pathlib import Path
+from typing import Any
 
-from benchmarks.table import report
+from benchmarks.rounds import ROOT, alternate, parser, rows_of, start, write
 
-ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = {
-    "python, doing nothing": ["-c", "pass"],
-    "python, import torch": ["-c", "import torch"],
+PYTHON = {"python, import torch": ["-c", "import torch"], "python, doing nothing": ["-c", "pass"]}
+VERBS = {
     "ls": ["launch.py", "ls"],
     "describe encoder/resnet": ["launch.py", "describe", "encoder/resnet"],
     "validate recipes/breast.yaml": ["launch.py", "validate", "recipes/breast.yaml"],
@@ -29,25 +23,20 @@ COMMANDS = {
 }
 
 
-def seconds(words: list[str]) -> float:
-    start = time.perf_counter()
+def run(words: list[str]) -> None:
     subprocess.run([sys.executable, *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--repeats", type=int, default=9)
-    options = parser.parse_args()
-    took: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for _ in range(options.repeats + 1):  # in turns, so that a busy moment falls on all of them; the first warms up
-        for name, words in COMMANDS.items():
-            took[name].append(seconds(words))
-    rows = [(name, "s", round(statistics.median(times[1:]), 3)) for name, times in took.items()]
-    cores = len(os.sched_getaffinity(0))
-    machine = f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, median of {options.repeats}"
-    report(machine, rows, options.out)
+    options = start(parser(__doc__), quick={"only": "ls"})
+    verbs = {verb: words for verb, words in VERBS.items() if options.only in verb}
+    seconds = alternate(
+        {name: functools.partial(run, words) for name, words in (verbs | PYTHON).items()}, options.rounds
+    )
+    rows: list[Any] = []
+    for verb in verbs:
+        rows += rows_of(verb, "s", {"ours": seconds[verb], **{name: seconds[name] for name in PYTHON}})
+    write(rows, options, ("typer", "pydantic"))
 
 
 if __name__ == "__main__":

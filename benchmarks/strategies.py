@@ -1,7 +1,11 @@
-"""Measures memory and time of a step under every strategy: `python -m benchmarks.strategies`.
+"""Memory and time of a training step under every strategy.
 
-Trains on random exams with torchrun, on the GPUs of this machine or else on its CPU. Prints a table, and with
-`--out FILE` writes it as JSON with machine, versions and date.
+Trains on random exams of two views and 60 tokens with the loss `next_token`, by torchrun, on the GPUs of this machine
+or else on its CPU. The published model is a ResNet-101 and a transformer of 3 + 3 layers, width 512, at 224 px; the
+large one a ViT-L and a Llama of 1 billion parameters, both from random configurations, at 224 px. A step is the median
+of five after two to warm up, on the slowest process. Memory is the peak of the process that needs most, on a CPU minus
+what it used before the model was built. On a CPU the processes share its cores and communicate through its memory, so
+that the times do not show which strategy is fast on GPUs or over a network.
 """
 
 from __future__ import annotations
@@ -9,34 +13,63 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from benchmarks.table import report
+from benchmarks.rounds import ROOT, parser, rows_of, start, write
 
-ROOT = Path(__file__).resolve().parent.parent
+DEVICES = ("cpu", "cuda")
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp")
-WARM_UP, STEPS = 2, 5
-# The published sizes: ResNet-101 and a transformer of 3 layers, two views of 224 pixels.
-SIZES = [
-    "model.encoder.depth=101",
-    "model.encoder.width=64",
-    "model.decoder.layers=3",
-    "model.decoder.encoder_layers=3",
-]
-SIZES += ["model.decoder.width=512", "model.decoder.heads=8", "model.decoder.feedforward=512", "data.image_size=224"]
+WARM_UP = 2
 VIEWS, TOKENS, WORDS = 2, 60, 1000
+RESNET = "model.encoder={{_delete_: true, name: resnet, depth: {depth}, width: {width}}}"
+TRANSFORMER = (
+    "model.decoder={{_delete_: true, name: transformer, layers: {layers}, encoder_layers: {layers}, width: {width}, "
+    "heads: 8, feedforward: {width}}}"
+)
+VIT = (
+    "model.encoder={{_delete_: true, name: backbone, architecture: vitdet, config: {{hidden_size: {width}, "
+    "num_hidden_layers: {layers}, num_attention_heads: {heads}, image_size: {image}, patch_size: 16, "
+    "pretrain_image_size: {image}}}}}"
+)
+LLAMA = (
+    "model.decoder={{_delete_: true, name: hf_causal, architecture: llama, config: {{hidden_size: {width}, "
+    "num_hidden_layers: {layers}, num_attention_heads: {heads}, num_key_value_heads: {kv}, "
+    "intermediate_size: {feedforward}}}}}"
+)
+MODELS = {
+    "full": {
+        "published": [
+            RESNET.format(depth=101, width=64),
+            TRANSFORMER.format(layers=3, width=512),
+            "data.image_size=224",
+        ],
+        "large": [
+            VIT.format(width=1024, layers=24, heads=16, image=224),
+            LLAMA.format(width=2048, layers=16, heads=32, kv=8, feedforward=8192),
+            "data.image_size=224",
+        ],
+    },
+    "small": {
+        "published": [RESNET.format(depth=10, width=8), TRANSFORMER.format(layers=1, width=32), "data.image_size=32"],
+        "large": [
+            VIT.format(width=32, layers=1, heads=2, image=32),
+            LLAMA.format(width=32, layers=1, heads=2, kv=1, feedforward=64),
+            "data.image_size=32",
+        ],
+    },
+}
+QUICK = {"size": "small", "strategies": ["ddp"], "steps": 1, "processes": 1}
 
 
-def measure(strategy: str, batch_size: int, words: list[str]) -> None:
+def measure(strategy: str, batch_size: int, steps: int, words: list[str]) -> None:
     """Trains a few steps as one of several processes, and prints the measurements as JSON."""
     from framework.build import build_optimizer, build_task
     from framework.data.loading import BatchPlan
@@ -47,8 +80,8 @@ def measure(strategy: str, batch_size: int, words: list[str]) -> None:
     from framework.recipe import load_recipe
     from framework.train_step import train_step, weights_at
 
-    keys = [f"distributed.strategy={strategy}", f"train.batch_size={batch_size}", "distiller=none", *words]
-    recipe = load_recipe("breast", [*keys, "losses.topic=null", "losses.global_semantic=null"])
+    keys = [f"distributed.strategy={strategy}", f"train.batch_size={batch_size}", "distiller=none"]
+    recipe = load_recipe("breast", [*keys, "losses.topic=null", "losses.global_semantic=null", *words])
     accelerator = start_accelerator(recipe)
     on_gpu = accelerator.device.type == "cuda"
     before = _resident()
@@ -66,7 +99,7 @@ def measure(strategy: str, batch_size: int, words: list[str]) -> None:
     )
     trained.task.train()
     times = []
-    for _ in range(WARM_UP + STEPS):
+    for _ in range(WARM_UP + steps):
         started = time.perf_counter()
         train_step(trained, [batch], weights_L)
         if on_gpu:
@@ -76,9 +109,8 @@ def measure(strategy: str, batch_size: int, words: list[str]) -> None:
     seen = gather(accelerator, [[statistics.median(times[WARM_UP:]), peak]])
     if accelerator.is_main_process:
         worst = [max(column) for column in zip(*seen)]
-        device = torch.cuda.get_device_name() if on_gpu else "CPU"
         parameters = sum(shape.numel() for shape in trained.shapes.values())
-        measured = dict(zip(("step", "peak"), worst)) | {"device": device, "parameters": parameters}
+        measured = dict(zip(("step", "peak"), worst)) | {"parameters": parameters}
         print("measured " + json.dumps(measured), flush=True)
     accelerator.end_training()
 
@@ -101,19 +133,20 @@ class _Space:
     """A report space that no loss of this benchmark uses."""
 
     def word_vectors(self, words: Any) -> Any:
-        return torch.zeros(len(words), 2).numpy()
+        return np.zeros((len(words), 2), dtype=np.float32)
 
 
-def launched(strategy: str, processes: int, batch_size: int, words: list[str]) -> dict[str, Any]:
+def launched(strategy: str, options: argparse.Namespace, words: list[str]) -> dict[str, Any]:
+    """What the processes of a run measured."""
+    processes = options.processes
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    asked = ["--measure", strategy, "--batch-size", str(batch_size), *words]
-    threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    sizes = ["--batch-size", str(options.batch_size), "--steps", str(options.steps), "--device", options.device]
     done = subprocess.run(
-        [*torchrun, "-m", "benchmarks.strategies", *asked],
+        [*torchrun, "-m", "benchmarks.strategies", "--measure", strategy, *sizes, *words],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": threads},
+        env={**os.environ, "OMP_NUM_THREADS": str(max(1, options.threads // processes))},
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("measured ")]
     if not lines:
@@ -122,27 +155,32 @@ def launched(strategy: str, processes: int, batch_size: int, words: list[str]) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--processes", type=int, default=max(2, torch.cuda.device_count()))
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--measure", choices=STRATEGIES, help="Measures as one of the processes; for torchrun.")
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=f"Size of the model; default: {' '.join(SIZES)}")
-    options = parser.parse_args()
-    words = options.words or SIZES
+    parse = parser(__doc__, DEVICES)
+    parse.add_argument("--processes", type=int, default=max(2, torch.cuda.device_count()))
+    parse.add_argument("--batch-size", type=int, default=4)
+    parse.add_argument("--steps", type=int, default=5)
+    parse.add_argument("--size", choices=MODELS, default="full")
+    parse.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
+    parse.add_argument("--measure", choices=STRATEGIES, help=argparse.SUPPRESS)  # as one of the processes
+    parse.add_argument("words", nargs="*", metavar="KEY=VALUE", help="keys of the recipe, such as train.precision=bf16")
+    options = start(parse, quick=QUICK)
     if options.measure:
-        measure(options.measure, options.batch_size, words)
+        measure(options.measure, options.batch_size, options.steps, options.words)
         return
-    rows: list[tuple[str, str, float]] = []
-    device, parameters = "", 0
-    for strategy in STRATEGIES:
-        found = launched(strategy, options.processes, options.batch_size, words)
-        device, parameters = found["device"], found["parameters"]
-        rows.append((f"{strategy}: a step of {options.batch_size} exams", "s", round(found["step"], 3)))
-        rows.append((f"{strategy}: peak memory of a process", "MiB", round(found["peak"] / 2**20)))
-    cores = len(os.sched_getaffinity(0))
-    machine = f"{platform.machine()}, {cores} cores, {device}, {options.processes} processes, torch {torch.__version__}"
-    report(f"{machine}, {parameters / 1e6:.1f} M parameters", rows, options.out)
+    rows: list[Any] = []
+    for model, words in MODELS[options.size].items():
+        if options.only not in model:
+            continue
+        found: dict[str, list[dict[str, Any]]] = {strategy: [] for strategy in options.strategies}
+        for _ in range(options.rounds):
+            for strategy, rounds in found.items():
+                rounds.append(launched(strategy, options, [*words, *options.words]))
+        parameters = next(iter(found.values()))[0]["parameters"] / 1e6
+        what = f"{model}, {parameters:.3g} M parameters, {options.batch_size} exams on {options.processes} processes"
+        for part, unit, scale in (("step", "s", 1), ("peak", "MiB", 2**20)):
+            values = {strategy: [each[part] / scale for each in rounds] for strategy, rounds in found.items()}
+            rows += rows_of(f"{what}: {'a step' if part == 'step' else 'memory of a process'}", unit, values)
+    write(rows, options, ("accelerate", "deepspeed", "transformers"))
 
 
 if __name__ == "__main__":

@@ -451,7 +451,7 @@ def _require_all_views_fit(task: ReportTask, exams: Mapping[str, ExamSet]) -> No
         return  # the first epoch has such an exam
     with evaluating(task), torch.no_grad():
         try:
-            task.decoder.init_cache(task.features(collate([hardest_sample(exams[split])])))
+            task.decoder.init_cache(task.features(collate([hardest_sample(exams[split])]).to("cpu")))
         except ValueError as error:
             raise UserError(
                 "does-not-fit", f"{views} views, more than any exam of train: {error}", place=name

@@ -67,21 +67,27 @@ class Batch:
     """A padded batch of exams."""
 
     exam_ids: list[str]
-    image_BVCHW: Tensor  # float, 0 to 1
+    image_BVCHW: Tensor  # uint8 as it is loaded; float, 0 to 1, once `to` has moved it
     view_mask_BV: Tensor  # bool, True where there is a view
     report_BT: Tensor  # long: BOS, words, EOS, then PAD
     topic_B: Tensor | None = None  # long
     topic_weights_BK: Tensor | None = None  # float, how much of each topic a report has; rows sum to 1
 
     def to(self, device: Any, *, images: bool = True) -> Batch:
-        """A copy with its tensors on the device; the images only if `images` is true."""
+        """A copy with its tensors on the device; the images only if `images` is true, as float from 0 to 1.
+
+        They are scaled there: as bytes, they take a quarter of the time to copy and no work of the loader.
+        """
         moved = {
             name: value.to(device, non_blocking=True)
             if hasattr(value, "to") and (images or name != "image_BVCHW")
             else value
             for name, value in vars(self).items()
         }
-        return Batch(**moved)
+        batch = Batch(**moved)
+        if images and not batch.image_BVCHW.is_floating_point():
+            batch.image_BVCHW = batch.image_BVCHW.float() / 255
+        return batch
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory, from which copies to a GPU do not wait; DataLoader calls it."""

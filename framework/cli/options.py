@@ -11,6 +11,7 @@ import typer
 
 from framework.registry.trust import mark_as_named
 from framework.runtime.errors import UserError
+from framework.runtime.files import real_path
 
 if TYPE_CHECKING:
     from framework.recipe import Recipe
@@ -55,7 +56,7 @@ def trust_code_of(folder: Path) -> None:
 
 
 def files_of(files: list[Path] | None) -> tuple[Path, ...]:
-    found = tuple(path.resolve() for path in files or ())
+    found = tuple(real_path(path) for path in files or ())
     mark_as_named(found)
     return found
 

@@ -1,4 +1,4 @@
-"""Cache of decoded and resized images in one memory-mapped file: decoding takes 200 times as long as reading back.
+"""Cache of decoded and resized images in one memory-mapped file; benchmarks/loading.py compares it with decoding.
 
 Does not import torch, which every spawned worker process would import again.
 """
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -40,16 +41,26 @@ class ImageCache:
     rows: dict[str, tuple[int, ...]]  # by exam id
 
     def images(self, exam_id: str) -> np.ndarray:
-        """The views of an exam, uint8 [V, C, H, W].
+        """The views of an exam, uint8 [V, C, H, W], read-only. Their rows follow each other.
 
         Raises:
-            UserError: the file was removed or changed since the cache was opened.
+            UserError: the file was removed or changed before this process opened it.
         """
+        rows = self.rows[exam_id]
+        return self._images[rows[0] : rows[-1] + 1]
+
+    @cached_property
+    def _images(self) -> np.ndarray:
+        """All images. Opened once in each process: opening takes longer than to read an exam."""
         try:
-            return np.load(self.path, mmap_mode="r")[list(self.rows[exam_id])]
+            return np.asarray(np.load(self.path, mmap_mode="r"))
         except (OSError, ValueError) as error:
             hint = "The cache of images changed while it was in use. Start again, a training with resume=auto."
             raise UserError("damaged-file", f"cannot be read: {error}", place=self.path, hint=hint) from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process opens the file itself."""
+        return {"path": self.path, "rows": self.rows}
 
 
 def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:

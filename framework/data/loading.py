@@ -68,18 +68,19 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Pads views with black and reports with PAD."""
     views = max(len(sample.image_VCHW) for sample in samples)
     longest = max(len(sample.tokens) for sample in samples)
-    image_BVCHW = torch.zeros(len(samples), views, *samples[0].image_VCHW.shape[1:], dtype=torch.uint8)
+    image_BVCHW = np.empty((len(samples), views, *samples[0].image_VCHW.shape[1:]), dtype=np.uint8)
     view_mask_BV = torch.zeros(len(samples), views, dtype=torch.bool)
     report_BT = torch.full((len(samples), longest), PAD)
     for row, sample in enumerate(samples):
-        image_BVCHW[row, : len(sample.image_VCHW)] = torch.from_numpy(sample.image_VCHW)
+        image_BVCHW[row, : len(sample.image_VCHW)] = sample.image_VCHW
+        image_BVCHW[row, len(sample.image_VCHW) :] = 0
         view_mask_BV[row, : len(sample.image_VCHW)] = True
         report_BT[row, : len(sample.tokens)] = torch.tensor(sample.tokens)
     topics = [sample.topic for sample in samples]
     weights = [sample.topic_weights for sample in samples if sample.topic_weights is not None]
     return Batch(
         [sample.exam_id for sample in samples],
-        image_BVCHW.float() / 255,
+        torch.from_numpy(image_BVCHW),
         view_mask_BV,
         report_BT,
         None if topics[0] is None else torch.tensor(topics),
@@ -186,7 +187,14 @@ class Loader:
         self.batches = batches
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self.batches:
+        batches = iter(self.batches)
+        while True:
+            try:
+                batch = next(batches, None)
+            except (ConnectionError, EOFError) as error:  # a batch in the memory of a worker that has died meanwhile
+                raise _worker_lost(str(error)) from error
+            if batch is None:
+                return
             if isinstance(batch, UserError):
                 try:
                     raise batch
@@ -228,6 +236,7 @@ def _kill_workers_at_exit() -> None:
     """Python ends its daemon processes by SIGTERM, which workers ignore, and then waits for them."""
 
     def kill() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises when a worker is killed
         for child in multiprocessing.active_children():
             if child.daemon:
                 child.kill()
@@ -298,10 +307,15 @@ def lost_workers_reported() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker (pid" not in (text := first_line(error)):
             raise
-        raise ProcessLost(
-            "a process that loads batches has died, most often because the machine ran out of memory "
-            f"({text.strip()}). Start again, a training with resume=auto; a lower data.num_workers needs less memory"
-        ) from error
+        raise _worker_lost(text.strip()) from error
+
+
+def _worker_lost(reason: str) -> ProcessLost:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise again while this error is handled
+    return ProcessLost(
+        "a process that loads batches has died, most often because the machine ran out of memory "
+        f"({reason}). Start again, a training with resume=auto; a lower data.num_workers needs less memory"
+    )
 
 
 def grouped(micro_batches: Iterable[Batch], accumulation: int) -> Iterator[list[Batch]]:

@@ -10,7 +10,7 @@ import yaml
 
 from framework.recipe.source import RECIPES, SHIPPED, RecipeError, find_file, find_shipped, parse, read_text
 from framework.registry import short
-from framework.runtime.files import atomic_write
+from framework.runtime.files import atomic_write, real_path
 
 SCHEMA = RECIPES / "sonoscribe.schema.json"
 MODELINE = re.compile(r"(?m)^# yaml-language-server: \$schema=.*$")
@@ -49,7 +49,7 @@ def copy_recipe(named: str, target: Path) -> Path:
 
 def _named_from(source: Path, named: str, target: Path, *, shipped: bool) -> str:
     """The path `named` in one file, as written in another."""
-    file = find_shipped(named.removeprefix(SHIPPED)) if named.startswith(SHIPPED) else (source.parent / named).resolve()
+    file = find_shipped(named.removeprefix(SHIPPED)) if named.startswith(SHIPPED) else real_path(source.parent / named)
     if shipped and file.is_relative_to(RECIPES):
         return f'"{SHIPPED}{file.relative_to(RECIPES)}"'
     return f'"{_path(file, target)}"'

@@ -21,6 +21,7 @@ from framework.recipe.source import (
     read_node,
 )
 from framework.runtime.errors import Problem
+from framework.runtime.files import real_path
 
 EXAMPLE = "key=value, such as train.epochs=3"
 
@@ -92,7 +93,7 @@ def _files(value: Any, where: str) -> tuple[Path, ...]:
     files = as_paths(value)
     if files is None:
         raise RecipeError("wrong-type", f"found {value!r}", place=where, expected="a path or a list of paths")
-    return tuple(expanded(item).resolve() for item in files)
+    return tuple(real_path(expanded(item)) for item in files)
 
 
 def _set(layer: Layer, key: Key, value: Any, origins: dict[Key, str]) -> None:

@@ -19,7 +19,7 @@ from framework.recipe.renamed import FORMAT, RENAMED, WRITTEN_BY
 from framework.recipe.schema import Choice, Recipe, Section, section_in
 from framework.registry import did_you_mean, short
 from framework.runtime.errors import Problem, UserError
-from framework.runtime.files import read_bounded
+from framework.runtime.files import read_bounded, real_path
 
 Key = tuple[str | int, ...]  # ("model", "encoder", "width")
 Found = tuple[Key, Problem]  # a problem whose place is known as a key
@@ -292,7 +292,7 @@ def read_text(path: Path) -> str:
 def read_layers(path: Path, above: tuple[Path, ...] = (), done: set[Path] | None = None) -> list[Layer]:
     """A recipe file after the files that it is based on. A file that two of them share is read once, the first time."""
     done = set() if done is None else done
-    real, name = path.resolve(), short(path)
+    real, name = real_path(path), short(path)
     if real in done:
         return []
     done.add(real)
@@ -311,12 +311,12 @@ def read_layers(path: Path, above: tuple[Path, ...] = (), done: set[Path] | None
         check_format(layer.tree.pop("format"), layer.origins.pop(("format",)))
     at = layer.origins.get(("_base_",), name)
     bases = _paths(layer, "_base_", problems)
-    layer.plugin_files = tuple((path.parent / expanded(item)).resolve() for item in _paths(layer, "plugins", problems))
+    layer.plugin_files = tuple(real_path(path.parent / expanded(item)) for item in _paths(layer, "plugins", problems))
     layers: list[Layer] = []
     for base in bases:
         try:
             below = _base(base, path, f"{at}: _base_")
-            way = [*above, real, below.resolve()]
+            way = [*above, real, real_path(below)]
             if way[-1] in way[:-1]:
                 circle = " -> ".join(short(p) for p in way[way.index(way[-1]) :])
                 raise RecipeError("invalid-reference", f"based on itself: {circle}", place=f"{at}: _base_")
@@ -357,7 +357,7 @@ def _base(named: str, path: Path, at: str) -> Path:
     base = path.parent / expanded(named)
     if not base.exists():
         shipped = named.removeprefix("recipes/").removesuffix(".yaml")
-        beside = sorted(file.name for file in base.parent.glob("*.yaml") if file.resolve() != path.resolve())
+        beside = sorted(file.name for file in base.parent.glob("*.yaml") if real_path(file) != real_path(path))
         is_shipped = shipped in shipped_recipes()
         hint = f"Did you mean '{SHIPPED}{shipped}'?" if is_shipped else did_you_mean(base.name, beside).strip()
         raise RecipeError("no-such-file", f"no such file: {short(base)}", place=at, hint=hint)

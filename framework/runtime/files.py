@@ -43,6 +43,11 @@ def named_in_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def real_path(path: Path) -> Path:
+    """The path without links. `Path.resolve` raises RuntimeError for a loop of links, which no user sees coming."""
+    return Path(os.path.realpath(path))
+
+
 def read_bounded(path: Path, limit: int = LARGEST_JSON) -> bytes:
     """The content of a regular file of at most `limit` bytes. A FIFO, device, socket or folder is refused at once.
 

@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
 Words = tuple[str, ...]
+Text = TypeVar("Text", bound=Hashable)
 
 
 def ngrams(units: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
@@ -50,9 +52,9 @@ def at_least(counts: csr_matrix, times: int) -> csr_matrix:
     return reached
 
 
-def distinct(texts: Iterable[Words]) -> tuple[list[Words], np.ndarray]:
+def distinct(texts: Iterable[Text]) -> tuple[list[Text], np.ndarray]:
     """The distinct texts, and the place among them of each text."""
-    places: dict[Words, int] = {}
+    places: dict[Text, int] = {}
     place_of = [places.setdefault(text, len(places)) for text in texts]
     return list(places), np.array(place_of, dtype=np.int64)
 

@@ -25,6 +25,7 @@ from harness import ROOT
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
+from benchmarks.catalog import benchmarks
 from framework import cli
 from framework.grid.file import GridFile, read_grid, shipped_grids
 from framework.grid.make import make_grid
@@ -168,7 +169,9 @@ def check(command: Block) -> None:
         assert Path(rest[-1]).exists() or command.page == NO_RECIPE_HERE, f"there is no {rest[-1]}"
         return
     if program == ".venv/bin/python":
-        assert (ROOT / f"{rest[1].replace('.', '/')}.py").is_file()
+        assert rest[1].removeprefix("benchmarks.") in benchmarks() or (
+            rest[1] == "benchmarks" and rest[2] in benchmarks()
+        )
         return
     words = launched(words)
     params = understood(words)

@@ -137,16 +137,3 @@ def test_a_broken_link_and_a_broken_anchor_are_found() -> None:
     expected = ["#a-b-c: no such heading", "#twice-1: no such heading", "gone.md: no such file"]
     assert list(broken(ROOT / "README.md", text)) == [*expected, "README.md#nowhere: no such heading"]
     assert anchors(text) == {"a-b-c", "twice", "twice-1"}
-
-
-def figure(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def test_the_benchmark_page_shows_the_measured_figures() -> None:
-    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    measured = [json.loads(file.read_text("utf-8")) for file in (ROOT / "benchmarks" / "results").glob("*.json")]
-    rows = [f"| {row['what']} | {figure(row['value'])} {row['unit']} |" for each in measured for row in each["rows"]]
-    shown = [line for line in page.splitlines() if re.match(r"\|.*\d.* \|$", line)]
-    assert sorted(shown) == sorted(rows)
-    assert [each for each in measured if f"{each['date']}, {each['machine']}" not in page] == []

@@ -46,7 +46,7 @@ def made(cache: Path, tmp_path: Path) -> Callable[..., tuple[Strategy, RunCompon
 
 
 def steps(strategy: Strategy, components: RunComponents, count: int) -> None:
-    batch = collate([components.exams["train"][number] for number in range(8)])
+    batch = collate([components.exams["train"][number] for number in range(8)]).to("cpu")
     strategy.task.train()
     for _ in range(count):
         train_step(strategy, [batch], torch.ones(len(components.task.losses)))

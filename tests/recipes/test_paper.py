@@ -112,7 +112,7 @@ def test_steps_on_exams_in_the_published_layout_lower_the_loss(tmp_path: Path) -
     strategy = prepare(accelerator, recipe, components.task, batch_plan, lambda task: build_optimizer(recipe, task))
     rates = {group["lr"] for group in strategy.optimizer.param_groups}
     assert rates == {5e-5, 1e-3}
-    batch = collate([components.exams["train"][number] for number in range(8)])
+    batch = collate([components.exams["train"][number] for number in range(8)]).to("cpu")
     assert batch.image_BVCHW.shape[2] == 3 and not torch.equal(*batch.image_BVCHW[:, :, :2].unbind(2)), "in color"
     losses = []
     for _ in range(4):

@@ -74,7 +74,7 @@ def test_a_shipped_recipe_builds_and_one_step_lowers_its_loss(name: str, tmp_pat
     strategy = prepare(accelerator, recipe, components.task, batch_plan, lambda task: build_optimizer(recipe, task))
     task, train_set = components.task, components.exams["train"]
     (numbers, *_) = batch_plan.epoch(len(train_set), recipe.train.seed, 0)
-    batch = collate([train_set[number] for number in numbers])
+    batch = collate([train_set[number] for number in numbers]).to("cpu")
     weights_L = weights_at(recipe, 0, 1)
     before = {name: weight.detach().clone() for name, weight in task.named_parameters()}
     losses = []

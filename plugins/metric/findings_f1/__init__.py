@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
+from itertools import chain
+from typing import Any
 
 import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
-from framework.scoring.counts import count_matrix, safe_divide
+from framework.scoring.counts import count_matrix, distinct, safe_divide
 from framework.scoring.pairs import require_pairs
 from plugins.metric.findings_f1.numbers import Size, agreeing
 from plugins.metric.findings_f1.reader import APART, Measure, attributes, explain, read_all
 
 PART = "findings_f1/"  # and an attribute or an aspect
+BLOCK = 4096  # pairs whose common findings are counted at a time
+
+Counts = tuple[int, int, int]  # in both, in the prediction, in the reference
 
 
 @register("metric", "findings_f1")
@@ -58,16 +64,28 @@ class FindingsF1:
     def per_exam_stats(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Per report: findings in both texts, in the prediction, in the reference, by attribute and aspect."""
         require_pairs("findings F1", pairs)
+        texts, of = distinct([*(pair.prediction for pair in pairs), *(pair.reference for pair in pairs)])
+        prediction_of, reference_of = np.split(of, 2)
+        readings = [read_all(text) for text in texts]
+        columns: dict[Any, int] = {}
+        stated = count_matrix((chain(own.findings, own.aspects) for own in readings), columns, grow=True)
         place = {name: number for number, name in enumerate(_columns())}
-        counts_EKA = np.zeros((len(pairs), 3, len(place)))
-        for counts_KA, pair in zip(counts_EKA, pairs):
-            predicted, reference = read_all(pair.prediction), read_all(pair.reference)
-            for one, other in ((predicted.findings, reference.findings), (predicted.aspects, reference.aspects)):
-                for counts_A, found in zip(counts_KA, (one & other, one, other)):
-                    for attribute, _ in found:
-                        counts_A[place[attribute]] += 1
-            for name, measures in (("size", _sizes), ("side_of", _sizes_of_sides)):
-                counts_KA[:, place[name]] += _agreement(measures(predicted.sizes), measures(reference.sizes))
+        # Which attribute each finding is of: a product with it counts findings by attribute.
+        attribute_of = np.zeros((len(columns), len(place)))
+        for (attribute, _), column in columns.items():
+            attribute_of[column, place[attribute]] = 1
+        counts_EKA = np.empty((len(pairs), 3, len(place)))
+        by_attribute = stated @ attribute_of
+        counts_EKA[:, 1], counts_EKA[:, 2] = by_attribute[prediction_of], by_attribute[reference_of]
+        for start in range(0, len(pairs), BLOCK):
+            block = slice(start, start + BLOCK)
+            both = stated[prediction_of[block]].multiply(stated[reference_of[block]])
+            counts_EKA[block, 0] = both.tocsr() @ attribute_of
+        sizes = [own.sizes for own in readings]
+        for counts_KA, one, other in zip(counts_EKA, prediction_of.tolist(), reference_of.tolist()):
+            if sizes[one] or sizes[other]:
+                for name, counts_K in zip(("size", "side_of"), _size_agreement(sizes[one], sizes[other])):
+                    counts_KA[:, place[name]] += counts_K
         return counts_EKA.reshape(len(pairs), -1)
 
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
@@ -117,15 +135,18 @@ def _columns() -> tuple[str, ...]:
     return (*attributes(), *sorted(APART))
 
 
-def _sizes(measures: frozenset[Measure]) -> dict[str, set[Size]]:
-    return {"": {size for _, size in measures}}
+@lru_cache(maxsize=16384)
+def _size_agreement(predicted: frozenset[Measure], reference: frozenset[Measure]) -> tuple[Counts, Counts]:
+    """Agreement of the measures of two reports, and of those whose side is known."""
+    every = [{"": {size for _, size in measures}} for measures in (predicted, reference)]
+    by_side = [
+        {side: {size for of, size in measures if of == side} for side in ("left", "right")}
+        for measures in (predicted, reference)
+    ]
+    return _agreement(*every), _agreement(*by_side)
 
 
-def _sizes_of_sides(measures: frozenset[Measure]) -> dict[str, set[Size]]:
-    return {side: {size for of, size in measures if of == side} for side in ("left", "right")}
-
-
-def _agreement(predicted: dict[str, set[Size]], reference: dict[str, set[Size]]) -> tuple[int, int, int]:
+def _agreement(predicted: dict[str, set[Size]], reference: dict[str, set[Size]]) -> Counts:
     """Number of measures that agree, of predicted ones, and of reference ones."""
     both = sum(agreeing(sizes, reference[side]) for side, sizes in predicted.items())
     return both, sum(map(len, predicted.values())), sum(map(len, reference.values()))

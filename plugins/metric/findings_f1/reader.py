@@ -10,16 +10,16 @@ the last named one.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
 
+from plugins.metric.findings_f1.expression import Expression, Span
 from plugins.metric.findings_f1.numbers import Size, joined, numbers_of, shown
 
 LEXICON = Path(__file__).with_name("lexicon.yaml")
@@ -38,6 +38,7 @@ DENIALS = {
 JOINTS = {"en": re.compile(r"\b(?:and|while|whereas|but|as)\b"), "zh": re.compile(r"[及和与、而；]")}
 APART = frozenset({"clock", "segment", "size", "side_of", "denial"})  # aspects that the overall F1 does not count
 UNSIDED = frozenset({"side", "count"})
+REMEMBERED = 2**15  # reports, sentences and clauses each
 NOTHING = "-"  # a value of the lexicon that takes words away from the other values
 ANOTHER = "another"  # a count that depends on the other clauses
 SITES = ("side", "place", "clock", "segment")  # lesions that differ in one of these are two
@@ -65,9 +66,6 @@ ADJECTIVES = (
     r"^(?!(?:an?|the|no|with|without|and|or|in|at|multiple|several)\b)(?:(?:[\w-]+|[\w-]+ and [\w-]+),? ){0,4}?"
 )
 NOT_ADJECTIVES = re.compile(r"\b(?:an?|the|no|with|without|is|are|in|of|there|or|not|shows?|seen|measuring)\b")
-
-
-Span = tuple[int, int]
 
 
 class Match(NamedTuple):
@@ -123,19 +121,57 @@ class Look:
         return any(start <= place < end for start, end in (self.denied_qualities if quality else self.denied))
 
 
+Site = Mapping[str, Set[str]]  # of a lesion: the values of each attribute of `SITES`
+
+
+class Stated(NamedTuple):
+    """What a clause states in its context."""
+
+    matches: tuple[Match, ...]
+    sizes: tuple[Match, ...]
+    findings: frozenset[Finding]  # of the matches, aspects too
+    of_lesions: tuple[Match, ...]  # matches and sizes that belong to the side of a lesion
+    sides: frozenset[Finding]  # that the clause names, stated or not
+    site: Site
+    reaches: tuple[tuple[int, tuple[str, ...]], ...]  # up to which character of the clause which sides reach
+
+
+class Context(NamedTuple):
+    """What the sentences before say of the next one."""
+
+    topic: str | None = None
+    sides: tuple[str, ...] = ()  # named last
+    gland: Finding | None = None  # the side of the gland, if the last side was a gland's
+
+
+class SentenceReading(NamedTuple):
+    """What a sentence states in its context."""
+
+    findings: frozenset[Finding]
+    aspects: frozenset[Finding]
+    sizes: frozenset[Measure]
+    sites: tuple[Site, ...]  # of its lesions
+    context: Context  # for the next sentence
+
+
+class Sentence(NamedTuple):
+    """The clauses of a sentence, without the context of others."""
+
+    clauses: tuple[tuple[str, bool], ...]  # the text, and whether it is an item of a list that is denied
+    lesions: int  # clauses with affirmed ones
+    denies_lesion: bool
+
+
 @dataclass
 class Clause:
     """A clause in its context: its topic may come from its neighbours."""
 
     text: str
-    sentence: int
     look: Look
     all_denied: bool = False  # an item of a list that an earlier clause denies
     topic: str | None = None
     topic_of_sentence: str | None = None  # the topic, unless it comes from another sentence
-
-    def denies(self, match: Match) -> bool:
-        return self.all_denied or self.look.denies(match.start, match.quality)
+    added: tuple[Match, ...] = ()  # the side that another clause names
 
     @property
     def lesions(self) -> tuple[Span, ...]:
@@ -155,6 +191,9 @@ class Clause:
         if self.look.lesions or self.look.normal:
             return "no lesion"
         return "other" if self.look.others else None
+
+    def denies(self, match: Match) -> bool:
+        return self.all_denied or self.look.denies(match.start, match.quality)
 
     def states(self, match: Match) -> bool:
         return self.denies(match) is match.if_denied and self.in_scope(match)
@@ -199,19 +238,19 @@ class Rule:
 
     attribute: str
     scope: str
-    stated: re.Pattern[str] | None
-    by_denial: re.Pattern[str] | None
+    stated: Expression | None
+    by_denial: Expression | None
     values: Mapping[str, str]  # group name to value
 
 
-def _any_of(patterns: Sequence[str], where: str) -> re.Pattern[str]:
+def _any_of(patterns: Sequence[str], where: str) -> Expression:
     try:
-        return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+        return Expression("|".join(f"(?:{pattern})" for pattern in patterns))
     except re.error as error:
         raise ValueError(f"{LEXICON.name}: {where}: {error}") from None
 
 
-def _grouped(values: Mapping[str, Any], key: str, where: str) -> re.Pattern[str] | None:
+def _grouped(values: Mapping[str, Any], key: str, where: str) -> Expression | None:
     """One regular expression with a group for each value; at equal starts the first wins."""
     groups = [
         f"(?P<v{number}>{'|'.join(forms[key])})" for number, forms in enumerate(values.values()) if forms.get(key)
@@ -225,7 +264,7 @@ class Reader:
     def __init__(self, language: Language, lexicon: Mapping[str, Any]) -> None:
         self.language = language
 
-        def listed(name: str) -> re.Pattern[str]:
+        def listed(name: str) -> Expression:
             return _any_of(lexicon[name][language], f"{name}/{language}")
 
         self._denials = listed("denials")
@@ -255,94 +294,138 @@ class Reader:
             by_denial = _grouped(entry["values"], f"not_{language}", f"{attribute}/not_{language}")
             values = {f"v{number}": value for number, value in enumerate(entry["values"])}
             self._rules.append(Rule(attribute, entry["scope"], stated, by_denial, values))
-        # Reports repeat their clauses far more often than themselves; a clause seen before costs a tenth.
-        self._look = lru_cache(maxsize=16384)(self._look_at)
-        self._place = lru_cache(maxsize=16384)(self._place_of)
+        # Reports repeat their clauses and sentences far more often than themselves.
+        self._look = lru_cache(maxsize=REMEMBERED)(self._look_at)
+        self._place = lru_cache(maxsize=REMEMBERED)(self._place_of)
+        self._sentence = lru_cache(maxsize=REMEMBERED)(self._sentence_of)
+        self._stated = lru_cache(maxsize=REMEMBERED)(self._stated_of)
+        self._sentence_reading = lru_cache(maxsize=REMEMBERED)(self._sentence_reading_of)
 
     def explain(self, text: str) -> list[tuple[str, str]]:
         """Each finding of `text` and the words that state it, in their order; counted ones have none."""
-        clauses, stated = self._stated(text)
-        reading = self.read(text)
+        sentences = self._cut(text)
+        lesions = any(self._sentence(sentence).lesions for sentence in sentences)
         lines: dict[tuple[str, str], None] = {}
-        for clause, matches in zip(clauses, stated):
-            sizes = [size for size in clause.look.sizes if clause.states(size)]
-            found = [
-                (match.start, match.end, ": ".join(match.finding)) for match in matches if match.finding[1] != ANOTHER
-            ]
-            found += [(size.start, size.end, f"size: {shown(size.finding[1])}") for size in sizes]
-            found += [(*span, "lesion: present") for span in _merged(clause.lesions)]
-            if not any(each.lesions for each in clauses):
-                found += [(*span, "lesion: absent") for span in _merged(clause.look.lesions)]
-            lines |= {(name, clause.text[start:end]): None for start, end, name in sorted(found)}
+        context = Context()
+        for sentence in sentences:
+            for clause in self._clauses(sentence, context, lesions):
+                own = self._state(clause)
+                found = [
+                    (match.start, match.end, ": ".join(match.finding))
+                    for match in own.matches
+                    if match.finding[1] != ANOTHER
+                ]
+                found += [(size.start, size.end, f"size: {shown(size.finding[1])}") for size in own.sizes]
+                found += [(*span, "lesion: present") for span in _merged(clause.lesions)]
+                if not lesions:
+                    found += [(*span, "lesion: absent") for span in _merged(clause.look.lesions)]
+                lines |= {(name, clause.text[start:end]): None for start, end, name in sorted(found)}
+            context = self._sentence_reading(sentence, context, lesions).context
         named = {name for name, _ in lines}
-        return [*lines, *((name, "") for name in sorted(map(": ".join, reading.findings)) if name not in named)]
-
-    def _stated(self, text: str) -> tuple[list[Clause], list[list[Match]]]:
-        """The clauses and what each of them states."""
-        clauses = self._cut(text)
-        if self.language == "en":
-            _spread_denials(clauses)
-        _settle_topics(clauses)
-        stated = [[match for match in clause.look.matches if clause.states(match)] for clause in clauses]
-        _put_inside(clauses, stated)
-        _put_below(clauses, stated)
-        return clauses, stated
+        return [*lines, *((name, "") for name in sorted(map(": ".join, self.read(text).findings)) if name not in named)]
 
     def read(self, text: str) -> Reading:
         """The findings of `text`."""
-        clauses, stated = self._stated(text)
-        found = {match.finding for matches in stated for match in matches if match.finding[0] not in APART}
-        if any(clause.lesions for clause in clauses):
+        sentences = self._cut(text)
+        cut = [self._sentence(sentence) for sentence in sentences]
+        lesions = sum([sentence.lesions for sentence in cut])
+        read_sentences = []
+        context = Context()
+        for sentence in sentences:
+            read_sentences.append(self._sentence_reading(sentence, context, lesions > 0))
+            context = read_sentences[-1].context
+        found = set().union(*[each.findings for each in read_sentences])
+        if lesions:
             found.add(("lesion", "present"))
-            one_more = ("count", ANOTHER) in found and sum(bool(clause.lesions) for clause in clauses) > 1
-            if one_more or {("side", "left"), ("side", "right")} <= found or _at_different_sites(clauses, stated):
+            one_more = ("count", ANOTHER) in found and lesions > 1
+            both_sides = {("side", "left"), ("side", "right")} <= found
+            if one_more or both_sides or _differ([site for each in read_sentences for site in each.sites]):
                 found.add(("count", "multiple"))
             if ("count", "multiple") not in found:
                 found.add(("count", "single"))
-        elif any(clause.look.lesions or clause.look.normal for clause in clauses):
+        elif any(sentence.denies_lesion for sentence in cut):
             found.add(("lesion", "absent"))
         found.discard(("count", ANOTHER))
-        aspects = {match.finding for matches in stated for match in matches if match.finding[0] in APART}
-        aspects |= {("denial", name) for finding, name in DENIALS.items() if finding in found}
-        sizes = set()
-        for match, sides in self._with_sides(clauses, stated):
-            attribute, value = match.finding
-            if attribute == "size":
-                sizes |= {(side, value) for side in sides or (NO_SIDE,)}
-            else:
-                aspects |= {("side_of", f"{side} {attribute} {value}") for side in sides}
-        return Reading(frozenset(found), frozenset(aspects), frozenset(sizes))
+        aspects = {("denial", name) for finding, name in DENIALS.items() if finding in found}
+        return Reading(
+            frozenset(found),
+            frozenset(aspects.union(*[each.aspects for each in read_sentences])),
+            frozenset().union(*[each.sizes for each in read_sentences]),
+        )
 
-    def _with_sides(
-        self, clauses: Sequence[Clause], stated: Sequence[Sequence[Match]]
-    ) -> Iterator[tuple[Match, tuple[str, ...]]]:
-        """Findings of lesions by side: the sides that a clause names, or the last named ones.
+    def _sentence_reading_of(self, sentence: str, context: Context, lesions: bool) -> SentenceReading:
+        """What a sentence states.
 
-        A sentence that names them behind ("oval mass, 15 mm, left breast") means the first of them.
+        Args:
+            lesions: whether the report affirms any.
         """
-        every = [
-            self._reaches(clause.text, [match for each in matches if (match := _as_side(each))])
-            for clause, matches in zip(clauses, stated)
-        ]
-        first: dict[int, tuple[str, ...]] = {}
-        for clause, reaches in zip(clauses, every):
-            if reaches:
-                first.setdefault(clause.sentence, reaches[0][1])
-        current: tuple[str, ...] = ()
-        sentence = -1
-        for clause, matches, reaches in zip(clauses, stated, every):
-            if clause.sentence != sentence:
-                sentence, current = clause.sentence, first.get(clause.sentence, current)
-            of_lesions = [match for match in matches if match.scope == "lesion" and match.finding[0] not in UNSIDED]
-            of_lesions += [match for match in matches if match.scope == "tissue" and clause.topic == "lesion"]
-            sizes = [size for size in clause.look.sizes if clause.states(size)]
-            for match in [*of_lesions, *sizes]:
-                sides = next((sides for end, sides in reaches if match.start < end), current)
-                if match in sizes and len(sides) == len(sizes) > 1:
-                    sides = (sides[sizes.index(match)],)  # "at 2 o'clock left and 6 o'clock right, 5 mm, 7 mm"
-                yield match, tuple(side for side in sides if side != NO_SIDE)
-            if reaches:
-                current = reaches[-1][1]
+        clauses = self._clauses(sentence, context, lesions)
+        if not clauses:
+            return SentenceReading(frozenset(), frozenset(), frozenset(), (), context)
+        stated = [self._state(clause) for clause in clauses]
+        found = frozenset().union(*[own.findings for own in stated])
+        of_sides: set[Finding] = set()
+        sizes: set[Measure] = set()
+        # A sentence that names its sides behind ("oval mass, 15 mm, left breast") means the first of them.
+        current = next((own.reaches[0][1] for own in stated if own.reaches), context.sides)
+        for own in stated:
+            for (attribute, value), sides in _with_sides(own, current):
+                if attribute == "size":
+                    sizes |= {(side, value) for side in sides or (NO_SIDE,)}
+                else:
+                    of_sides |= {("side_of", f"{side} {attribute} {value}") for side in sides}
+            if own.reaches:
+                current = own.reaches[-1][1]
+        gland = context.gland
+        if named := frozenset().union(*[own.sides for own in stated]):
+            gland = next(iter(named)) if clauses[-1].topic == "gland" and len(named) == 1 else None
+        return SentenceReading(
+            frozenset([finding for finding in found if finding[0] not in APART]),
+            frozenset([finding for finding in found if finding[0] in APART]) | of_sides,
+            frozenset(sizes),
+            _sites(clauses, stated),
+            Context(clauses[-1].topic, current, gland),
+        )
+
+    def _clauses(self, sentence: str, context: Context, lesions: bool) -> list[Clause]:
+        """The clauses of a sentence in its context."""
+        clauses = [Clause(text, self._look(text), denied) for text, denied in self._sentence(sentence).clauses]
+        _settle_topics(clauses, context.topic, lesions)
+        for number, clause in enumerate(clauses):
+            if clause.look.inside and clause.lesions:
+                clause.added = _put_inside(self._state(clause), clauses[:number])
+        if context.gland and context.gland[1] != NO_SIDE and not any(self._state(clause).sides for clause in clauses):
+            for clause in clauses:
+                if clause.lesions and not clause.look.organs:
+                    # "Right lobe: 4.6 x 1.4 cm. A cyst of 5 mm.": it is on the side of the gland named last.
+                    clause.added += (Match(context.gland, "lesion", False, False, 0, 0),)
+        return clauses
+
+    def _state(self, clause: Clause) -> Stated:
+        return self._stated(clause.text, clause.all_denied, clause.topic, clause.topic_of_sentence, clause.added)
+
+    def _stated_of(
+        self, text: str, all_denied: bool, topic: str | None, topic_of_sentence: str | None, added: tuple[Match, ...]
+    ) -> Stated:
+        clause = Clause(text, self._look(text), all_denied, topic, topic_of_sentence)
+        matches = [*(match for match in clause.look.matches if clause.states(match)), *added]
+        sizes = [size for size in clause.look.sizes if clause.states(size)]
+        of_lesions = [match for match in matches if match.scope == "lesion" and match.finding[0] not in UNSIDED]
+        of_lesions += [match for match in matches if match.scope == "tissue" and topic == "lesion"]
+        site: dict[str, set[str]] = {}
+        for match in matches:
+            attribute, value = (_as_side(match) or match).finding
+            if attribute in SITES and value not in DEPTHS:
+                site.setdefault(attribute, set()).add(value)
+        return Stated(
+            tuple(matches),
+            tuple(sizes),
+            frozenset([match.finding for match in matches]),
+            (*of_lesions, *sizes),
+            frozenset([side.finding for match in clause.look.matches if (side := _as_side(match))]),
+            site,
+            tuple(self._reaches(text, [side for match in matches if (side := _as_side(match))])),
+        )
 
     def _reaches(self, clause: str, named: Sequence[Match]) -> list[tuple[int, tuple[str, ...]]]:
         """The sides of a clause up to which character: all of it if it names one."""
@@ -367,29 +450,27 @@ class Reader:
         return reaches
 
     def _look_at(self, clause: str) -> Look:
-        denied = self._denied(clause, self._ends.finditer(clause))
-        qualities = denied
-        if denied and self._ends_of_qualities:
-            qualities = self._denied(clause, [*self._ends.finditer(clause), *self._ends_of_qualities.finditer(clause)])
-        numbers = tuple(_numbers(clause))
-        removed = _spans(self._removed, clause)
-        lesions = _outside(removed, _spans(self._topics["lesion"], clause))
+        denied, qualities = self._denied(clause)
+        numbers = [Match((name, value), "lesion", True, False, *span) for name, value, *span in numbers_of(clause)]
+        removed = self._removed.spans(clause)
+        lesions = _outside(removed, self._topics["lesion"].spans(clause))
+        matches = (*self._matches(clause), *(match for match in numbers if match.finding[0] != "size"))
         return Look(
             lesions=lesions,
             affirmed=_outside(denied, lesions),
             removed=removed,
-            glands=_spans(self._topics["gland"], clause),
-            organs=self._topics["organ"].search(clause) is not None,
-            others=self._topics["other"].search(clause) is not None,
-            nodes=self._topics["node"].search(clause) is not None,
-            refers_back=self._refers_back.match(clause) is not None,
-            refers_ahead=self._refers_ahead.match(clause) is not None,
-            inside=self._inside.match(clause) is not None,
-            normal=self._topics["normal"].search(clause) is not None,
+            glands=self._topics["gland"].spans(clause),
+            organs=self._topics["organ"].found_in(clause),
+            others=self._topics["other"].found_in(clause),
+            nodes=self._topics["node"].found_in(clause),
+            refers_back=self._refers_back.begins(clause),
+            refers_ahead=self._refers_ahead.begins(clause),
+            inside=self._inside.begins(clause),
+            normal=self._topics["normal"].found_in(clause),
             denied=denied,
             denied_qualities=qualities,
             open_denial=any(end > len(clause) for _, end in denied),
-            matches=(*self._matches(clause), *(match for match in numbers if match.finding[0] != "size")),
+            matches=matches,
             sizes=tuple(match for match in numbers if match.finding[0] == "size"),
         )
 
@@ -403,31 +484,38 @@ class Reader:
                             continue
                         yield Match(finding, rule.scope, rule.by_denial is None, if_denied, *match.span())
 
-    def _denied(self, clause: str, ends: Iterable[re.Match[str]]) -> tuple[Span, ...]:
-        """Negated spans: from a negation to its end, or back from a `not seen`."""
-        stops = [end.end() for end in ends]
-        reach = []
-        behind = _spans(self._behind, clause)
-        for start, _ in behind:
-            reach.append((max((stop for stop in stops if stop <= start), default=0), start))
-        for start, end in _spans(self._denials, clause):
-            if not any(from_ <= start < to for from_, to in behind):
-                reach.append((end, min((stop for stop in stops if stop > end), default=len(clause) + 1)))
-        return tuple(reach)
+    def _denied(self, clause: str) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+        """Negated spans of findings and of qualities: from a negation to its end, or back from a `not seen`."""
+        denials, behind = self._denials.spans(clause), self._behind.spans(clause)
+        if not denials and not behind:
+            return (), ()
+        stops = [end for _, end in self._ends.spans(clause)]
+        also = self._ends_of_qualities.spans(clause) if self._ends_of_qualities else ()
+        denied = _reaches_of(denials, behind, stops, len(clause))
+        return denied, _reaches_of(
+            denials, behind, [*stops, *(end for _, end in also)], len(clause)
+        ) if also else denied
 
-    def _cut(self, text: str) -> list[Clause]:
-        text = self._preface.sub("", text.lower().translate(HALF_WIDTH))
+    def _cut(self, text: str) -> list[str]:
+        """The sentences of a report."""
+        text = self._preface.replace(text.lower().translate(HALF_WIDTH), "")
         if self.language == "zh":
             text = joined("".join(text.split()))
-        clauses = []
-        for number, sentence in enumerate(SENTENCES[self.language].split(text)):
-            parts = [" ".join(part.split()) for part in CLAUSES[self.language].split(sentence)]
-            parts = [part for part in parts if part]
-            if self.language == "en":
-                parts = self._join_adjectives(parts)
-            parts = self._by_place(parts)
-            clauses += [Clause(part, number, self._look(part)) for part in parts]
-        return clauses
+        return SENTENCES[self.language].split(text)
+
+    def _sentence_of(self, sentence: str) -> Sentence:
+        parts = [" ".join(part.split()) for part in CLAUSES[self.language].split(sentence)]
+        parts = [part for part in parts if part]
+        if self.language == "en":
+            parts = self._join_adjectives(parts)
+        clauses = [Clause(part, self._look(part)) for part in self._by_place(parts)]
+        if self.language == "en":
+            _spread_denials(clauses)
+        return Sentence(
+            tuple((clause.text, clause.all_denied) for clause in clauses),
+            sum(bool(clause.lesions) for clause in clauses),
+            any(clause.look.lesions or clause.look.normal for clause in clauses),
+        )
 
     def _by_place(self, parts: list[str]) -> list[str]:
         """The clauses of a sentence, with a nodule of the armpit or neck, or one with a hilum, as a lymph node.
@@ -449,15 +537,15 @@ class Reader:
         for part, place, node in zip(parts, places, of_nodes):
             elsewhere = not place.organ and (elsewhere or place.elsewhere)
             if node:
-                part = self._could_be_node.sub(self._node, part)
+                part = self._could_be_node.replace(part, self._node)
             elif elsewhere:
-                part = self._topics["lesion"].sub("", part)
+                part = self._topics["lesion"].replace(part, "")
             read_as.append(part)
         return read_as
 
     def _place_of(self, clause: str) -> Place:
         patterns = self._topics["organ"], self._regions, self._node_signs, self._elsewhere
-        return Place(*(pattern.search(clause) is not None for pattern in patterns))
+        return Place(*(pattern.found_in(clause) for pattern in patterns))
 
     def _join_adjectives(self, parts: list[str]) -> list[str]:
         joined: list[str] = []
@@ -470,11 +558,6 @@ class Reader:
         return joined[::-1]
 
 
-def _numbers(clause: str) -> Iterator[Match]:
-    for attribute, value, start, end in numbers_of(clause):
-        yield Match((attribute, value), "lesion", True, False, start, end)
-
-
 def _as_side(match: Match) -> Match | None:
     """The match if it names a side; the isthmus is none."""
     if match.finding == ("place", "isthmus"):
@@ -482,77 +565,75 @@ def _as_side(match: Match) -> Match | None:
     return match if match.finding[0] == "side" else None
 
 
-def _at_different_sites(clauses: Sequence[Clause], stated: Sequence[Sequence[Match]]) -> bool:
-    """Whether two clauses name lesions at different sites: `上段见一囊肿，下段见一结节`.
+def _with_sides(stated: Stated, current: tuple[str, ...]) -> Iterator[tuple[tuple[str, Any], tuple[str, ...]]]:
+    """Findings of lesions by side: the sides that the clause names, or the current ones."""
+    for match in stated.of_lesions:
+        sides = current
+        for end, named in stated.reaches:
+            if match.start < end:
+                sides = named
+                break
+        if len(stated.sizes) > 1 and len(sides) == len(stated.sizes) and match in stated.sizes:
+            sides = (sides[stated.sizes.index(match)],)  # "at 2 o'clock left and 6 o'clock right, 5 mm, 7 mm"
+        yield match.finding, tuple([side for side in sides if side != NO_SIDE])
 
-    All clauses of a sentence give the site of its only lesion.
+
+def _sites(clauses: Sequence[Clause], stated: Sequence[Stated]) -> tuple[Site, ...]:
+    """The sites of the lesions of a sentence. All of its clauses give the site of its only lesion."""
+    named = [own.site for clause, own in zip(clauses, stated) if clause.lesions and not clause.look.refers_back]
+    if len(named) == 1 and sum([bool(clause.lesions) for clause in clauses]) == 1:
+        sites = [own.site for own in stated]
+        return ({name: set().union(*[site.get(name, ()) for site in sites]) for name in set().union(*sites)},)
+    return tuple(named)
+
+
+def _differ(sites: Sequence[Site]) -> bool:
+    """Whether two lesions lie at different sites: `上段见一囊肿，下段见一结节`."""
+    return any(
+        values.isdisjoint(other.get(name, values))
+        for one, other in combinations(sites, 2)
+        for name, values in one.items()
+    )
+
+
+def _put_inside(stated: Stated, before: Sequence[Clause]) -> tuple[Match, ...]:
+    """`甲状腺右叶大小约..., 其内见一结节`: the lesion is on the side of what it is inside of.
+
+    Args:
+        stated: by the clause itself.
+        before: the clauses before it.
     """
-    lesions = Counter(clause.sentence for clause in clauses if clause.lesions)
-    sites: list[dict[str, set[str]]] = []
-    for clause, matches in zip(clauses, stated):
-        if not clause.lesions or clause.look.refers_back:
-            continue
-        if lesions[clause.sentence] == 1:
-            matches = [match for each, own in zip(clauses, stated) if each.sentence == clause.sentence for match in own]
-        site: dict[str, set[str]] = {}
-        for match in matches:
-            attribute, value = (_as_side(match) or match).finding
-            if attribute in SITES and value not in DEPTHS:
-                site.setdefault(attribute, set()).add(value)
-        if any(values.isdisjoint(other.get(name, values)) for other in sites for name, values in site.items()):
-            return True
-        sites.append(site)
-    return False
+    for clause in reversed(before):
+        site = [match for match in clause.look.matches if match.finding[0] in SITES and not clause.denies(match)]
+        if any(match.finding[0] == "side" for match in site):
+            own = {match.finding[0] for match in stated.matches}
+            # At the start of the clause, so that its findings belong to these sides.
+            return tuple(match._replace(start=0, end=0) for match in site if match.finding[0] not in own)
+    return ()
 
 
-def _put_inside(clauses: Sequence[Clause], stated: Sequence[list[Match]]) -> None:
-    """`甲状腺右叶大小约..., 其内见一结节`: the lesion is on the side of what it is inside of."""
-    for number, clause in enumerate(clauses):
-        if not (clause.look.inside and clause.lesions):
-            continue
-        for before in reversed(clauses[:number]):
-            if before.sentence != clause.sentence:
-                break
-            site = [match for match in before.look.matches if match.finding[0] in SITES and not before.denies(match)]
-            if any(match.finding[0] == "side" for match in site):
-                # At the start of the clause, so that its findings belong to these sides.
-                own = {match.finding[0] for match in stated[number]}
-                stated[number].extend(match._replace(start=0, end=0) for match in site if match.finding[0] not in own)
-                break
+def _settle_topics(clauses: Sequence[Clause], last: str | None, lesions: bool) -> None:
+    """A clause without a topic takes that of the previous clause, or of the next one at the start of a sentence.
 
-
-def _put_below(clauses: Sequence[Clause], stated: Sequence[list[Match]]) -> None:
-    """`Right lobe: 4.6 x 1.4 cm. A cyst of 5 mm.`: the lesion is on the side of the gland named last."""
-    named: dict[int, set[Finding]] = {}
-    for clause in clauses:
-        named.setdefault(clause.sentence, set()).update(
-            side.finding for match in clause.look.matches if (side := _as_side(match))
-        )
-    above: Finding | None = None
-    for clause, matches in zip(clauses, stated):
-        if sides := named[clause.sentence]:
-            above = next(iter(sides)) if clause.topic == "gland" and len(sides) == 1 else None
-        elif above and above[1] != NO_SIDE and clause.lesions and not clause.look.organs:
-            matches.append(Match(above, "lesion", False, False, 0, 0))
-
-
-def _settle_topics(clauses: Sequence[Clause]) -> None:
-    """A clause without a topic takes that of the previous clause, or of the next one at the start of a sentence."""
-    last: str | None = None
+    Args:
+        last: the topic of the sentence before.
+        lesions: whether the report affirms any.
+    """
+    here: str | None = None
     for number, clause in enumerate(clauses):
         topic = clause.own_topic
-        first = number == 0 or clauses[number - 1].sentence != clause.sentence
-        if topic == "other" and last == "lesion" and not first:
+        if topic == "other" and last == "lesion" and number:
             topic = None  # a vessel that enters a lesion
         if topic in (None, "gland") and last and clause.look.refers_back:
             topic = last
-        elif (topic is None and first and not clause.look.denied) or (topic == "gland" and clause.look.refers_ahead):
-            ahead = (later.own_topic for later in clauses[number + 1 :] if later.sentence == clause.sentence)
-            topic = next((later for later in ahead if later), topic)
-        here = topic or (None if first else clauses[number - 1].topic_of_sentence)
+        elif (topic is None and not number and not clause.look.denied) or (
+            topic == "gland" and clause.look.refers_ahead
+        ):
+            topic = next((later.own_topic for later in clauses[number + 1 :] if later.own_topic), topic)
+        here = topic or here
         clause.topic_of_sentence, clause.topic = here, topic or last
         last = clause.topic
-    if not any(clause.lesions for clause in clauses):
+    if not lesions:
         for clause in clauses:
             # "The thyroid is small. Vascularity is not increased.": that of the gland, as there is no lesion
             if any(match.finding[0] == "gland_flow" for match in clause.look.matches):
@@ -566,8 +647,6 @@ def _spread_denials(clauses: Sequence[Clause]) -> None:
             continue
         items = [clause]
         for before in reversed(clauses[:number]):
-            if before.sentence != clause.sentence:
-                break
             if before.look.open_denial:
                 for item in items:
                     item.all_denied = True
@@ -593,8 +672,13 @@ def _merged(spans: Sequence[Span]) -> list[Span]:
     return merged
 
 
-def _spans(pattern: re.Pattern[str], text: str) -> tuple[Span, ...]:
-    return tuple(match.span() for match in pattern.finditer(text))
+def _reaches_of(denials: Sequence[Span], behind: Sequence[Span], stops: Sequence[int], length: int) -> tuple[Span, ...]:
+    """What negations deny up to the next of `stops`, those of `behind` back to the last one."""
+    reach = [(max((stop for stop in stops if stop <= start), default=0), start) for start, _ in behind]
+    for start, end in denials:
+        if not any(first <= start < last for first, last in behind):
+            reach.append((end, min((stop for stop in stops if stop > end), default=length + 1)))
+    return tuple(reach)
 
 
 @cache
@@ -618,7 +702,7 @@ def read(text: str) -> frozenset[Finding]:
     return read_all(text).findings
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=REMEMBERED)
 def read_all(text: str) -> Reading:
     """What a report states."""
     return _readers()[_language(text)].read(text)

@@ -215,7 +215,9 @@ def steps(strategy: Strategy, components: RunComponents, *numbers: int) -> Tenso
     for number in numbers:
         torch.manual_seed(number)
         strategy.set_lr(1 / (1 + number))
-        batch = collate([components.exams["train"][place] for place in range(4 * (number % 3), 4 * (number % 3) + 4)])
+        batch = collate(
+            [components.exams["train"][place] for place in range(4 * (number % 3), 4 * (number % 3) + 4)]
+        ).to("cpu")
         losses.append(train_step(strategy, [batch], weights).terms_L)
     return torch.stack(losses)
 

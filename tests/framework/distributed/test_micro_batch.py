@@ -55,7 +55,7 @@ def test_the_hardest_exam_combines_the_most_views_and_the_longest_report(
     tokens = [list(range(5, 5 + words)) for _, words in ragged]
     hardest = hardest_sample(ExamSet(exams, cache, tokens, np.arange(len(exams))))
     assert hardest.image_VCHW.shape == (4, 1, 8, 8) and len(hardest.tokens) == 9
-    batch = collate([hardest] * 3)
+    batch = collate([hardest] * 3).to("cpu")
     assert batch.image_BVCHW.shape == (3, 4, 1, 8, 8) and batch.view_mask_BV.all()
     assert batch.report_BT.shape == (3, 9)
 

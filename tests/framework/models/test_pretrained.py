@@ -79,7 +79,7 @@ def steps(strategy: Strategy, components: RunComponents, *numbers: int) -> list[
     strategy.task.train()
     for number in numbers:
         torch.manual_seed(number)
-        batch = collate([components.exams["train"][place] for place in range(4 * number, 4 * number + 4)])
+        batch = collate([components.exams["train"][place] for place in range(4 * number, 4 * number + 4)]).to("cpu")
         losses.append(float(train_step(strategy, [batch], torch.ones(1)).loss))
     return losses
 

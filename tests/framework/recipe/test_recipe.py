@@ -177,7 +177,7 @@ SECTIONS = st.fixed_dictionaries(
         "train": st.fixed_dictionaries(
             {},
             optional={
-                "epochs": st.integers(1, 10**9),
+                "epochs": st.integers(1, 10**6),
                 "max_grad_norm": st.none() | st.floats(1e-9, 1e9),
                 "micro_batch_size": st.sampled_from(["auto", 1, 2, 4]),
                 "precision": st.sampled_from(["auto", "fp32", "bf16", "fp16"]),

@@ -61,7 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Made]:
     def make(*keys: str, encoder: Sequence[str] = (RESNET,)) -> Made:
         recipe = load_recipe(SMOKE, [*FEW, f"data.cache_dir={folder / 'cache'}", *encoder, *keys])
         components = build_components(recipe, start_accelerator(recipe), run=folder)
-        return Made(recipe, components, collate([components.exams["train"][number] for number in range(4)]))
+        return Made(recipe, components, collate([components.exams["train"][number] for number in range(4)]).to("cpu"))
 
     return make
 

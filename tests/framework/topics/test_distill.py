@@ -185,9 +185,11 @@ def test_all_code_that_computes_topics_is_part_of_the_cache_key():
         used.update(name.replace(".", "/") for name in re.findall(r"(?m)^from framework\.([\w.]+)", text))
     assert used - set(distill_module.CODE) == {
         "models/device",
+        "models/size",
         "registry/source",
         "runtime/errors",
         "runtime/files",
+        "runtime/memory",
         "runtime/packages",
     }
 

@@ -17,8 +17,9 @@ from pairs import pair
 
 from plugins.dataset.phantom import Phantom
 from plugins.metric.findings_f1 import FindingsF1
+from plugins.metric.findings_f1.expression import Expression, required_words
 from plugins.metric.findings_f1.numbers import agreeing
-from plugins.metric.findings_f1.reader import ANOTHER, LEXICON, NOTHING, Reader, explain, read, read_all
+from plugins.metric.findings_f1.reader import ANOTHER, LEXICON, NOTHING, Reader, _readers, explain, read, read_all
 
 ONE = "lesion=present count=single "
 MANY = "lesion=present count=multiple "
@@ -506,6 +507,48 @@ def test_an_invalid_expression_in_the_lexicon_names_its_place():
     lexicon["attributes"]["side"]["values"]["left"]["en"] = ["(left"]
     with pytest.raises(ValueError, match=r"lexicon\.yaml: side/en"):
         Reader("en", lexicon)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (r"\bnodules?\b|mass(?:es)?", {"nodule", "mass"}),
+        (r"(?<!no )lymph ?nodes?", {"lymphnode", "lymph node"}),
+        (
+            r"(?:hypo|hyper)echoic (?:mass|area)",
+            {"hypoechoic mass", "hypoechoic area", "hyperechoic mass", "hyperechoic area"},
+        ),
+        (r"[低高]回声", {"低回声", "高回声"}),
+        (r"\w+echoic|[0-9]{2}", set()),
+        (r"(?:a|b?)", set()),
+    ],
+)
+def test_every_match_of_an_expression_has_one_of_its_words(text: str, words: set[str]):
+    assert required_words(text) == words
+
+
+def test_expressions_of_the_lexicon_match_as_without_their_words():
+    texts = {text.lower() for text, _ in [*ENGLISH, *CHINESE]}
+    texts |= {part for text in texts for part in re.split("[,，。]", text)}
+    for reader in _readers().values():
+        rules = itertools.chain.from_iterable((rule.stated, rule.by_denial) for rule in reader._rules)
+        every = [*rules, *vars(reader).values(), *reader._topics.values()]
+        for expression in (each for each in every if isinstance(each, Expression)):
+            plain = re.compile(expression.text)
+            for text in texts:
+                expected = [(match.span(), match.lastgroup) for match in plain.finditer(text)]
+                assert [(match.span(), match.lastgroup) for match in expression.finditer(text)] == expected
+                assert expression.begins(text) == (plain.match(text) is not None)
+                assert expression.replace(text, "#") == plain.sub("#", text)
+
+
+def test_a_sentence_is_remembered_in_its_context():
+    reports = [f"{one} {two}" for (one, _), (two, _) in itertools.product(ENGLISH[::4], ENGLISH[::5])]
+    found = [read_all(report) for report in reports]
+    for report, reading in list(zip(reports, found))[::20]:
+        _readers.cache_clear()
+        read_all.cache_clear()
+        assert read_all(report) == reading
 
 
 def test_a_report_is_read_in_about_a_millisecond():
