@@ -18,6 +18,7 @@ from framework.checkpoint.export import load_weights, publish_model, verify_mode
 from framework.checkpoint.format import checkpoints_of
 from framework.data.loading import EpochSampler, build_loader, grouped, lost_workers_reported, step_seed
 from framework.distributed.collectives import DelayedMax, broadcast, on_main
+from framework.distributed.compiled import compile_error
 from framework.distributed.micro_batch import resolve_batch_plan, step_out_of_memory
 from framework.distributed.prepare import prepare
 from framework.evaluation.evaluate import evaluate_split, generate_reports
@@ -156,9 +157,11 @@ class Trainer:
             with self.throughput.counted(micro_batches):
                 output = train_step(self.strategy, micro_batches, weights_L, augment)
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise step_out_of_memory(self.batch_plan, state.step + 1) from error
+            if is_out_of_memory(error):
+                raise step_out_of_memory(self.batch_plan, state.step + 1) from error
+            if recipe.train.compile and (refused := compile_error(error)):
+                raise refused from error
+            raise
         state.step += 1
         state.step_in_epoch += 1
         self.non_finite.add(state.step, [exam_id for batch in micro_batches for exam_id in batch.exam_ids], output)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from framework.distributed.compiled import compile_task
 from framework.distributed.strategy import Strategy
 from framework.exam import Batch
 from framework.task import TaskOutput
@@ -28,6 +29,7 @@ class DataParallel(Strategy):
         self.wrapped, self.prepared = self.accelerator.prepare(self.task, self.optimizer)
         if isinstance(self.wrapped, DistributedDataParallel):
             self.wrapped.broadcast_buffers = False  # at each forward pass: Strategy does, once a step
+        compile_task(self.task, self.recipe.train.compile)
         self.trained = [parameter for parameter in self.task.parameters() if parameter.requires_grad]
 
     def __call__(self, batch: Batch) -> TaskOutput:

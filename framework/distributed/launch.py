@@ -66,6 +66,8 @@ def start_accelerator(recipe: Recipe, *, training: bool = True) -> Accelerator:
         store, rank, processes = next(rendezvous("env://", timeout=timeout))
         fresh = dist.PrefixStore(f"attempt/{restarts()}", store)
         dist.init_process_group(backend, store=fresh, rank=rank, world_size=processes, timeout=timeout)
+    if not cpu:
+        torch.backends.cuda.matmul.allow_tf32 = recipe.train.tf32
     precision = precision_of(recipe)
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=handlers)
     if training and strategy_of(recipe) != "ddp" and not dist.is_initialized():
@@ -81,6 +83,11 @@ def _unsupported(recipe: Recipe, training: bool) -> Iterator[Problem]:
         yield Problem("needs-gpu", "fp16 needs a GPU", place="train.precision", expected="auto, fp32 or bf16")
     if not training:
         return
+    if on_cpu() and recipe.train.compile == "reduce-overhead":
+        found = "'reduce-overhead' uses CUDA graphs, and this run has no GPU"
+        yield Problem("needs-gpu", found, place="train.compile", expected="true or false")
+    if on_cpu() and recipe.train.tf32:
+        yield Problem("needs-gpu", "TF32 needs a GPU", place="train.tf32", expected="false")
     if strategy.startswith("zero") and find_spec("deepspeed") is None:
         yield Problem(
             "missing-package",

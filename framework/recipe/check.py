@@ -324,6 +324,11 @@ def _check_distributed(check: Check, recipe: Recipe) -> None:
         )  # fmt: skip
     if recipe.train.clip_by == "value" and recipe.train.max_grad_norm is None:
         check.note(("train", "clip_by"), "ignored-setting", "found 'value', but train.max_grad_norm is null")
+    if recipe.train.compile and strategy not in ("auto", "ddp"):
+        check.note(
+            ("train", "compile"), "unsupported", f"torch.compile is for ddp, and distributed.strategy is {strategy}",
+            expected="false",
+        )  # fmt: skip
     if recipe.train.precision == "fp16" and strategy not in ("auto", "ddp"):
         check.note(
             ("train", "precision"), "unsupported", f"fp16 is for ddp, and distributed.strategy is {strategy}",

@@ -29,6 +29,7 @@ NOT_THE_RESULT = (
     ("train", "micro_batch_size"),
     ("train", "log_every"),
     ("train", "profile"),
+    ("train", "compile"),
     ("distributed", "strategy"),
     ("distributed", "offload"),
     ("distributed", "activation_checkpointing"),

@@ -87,7 +87,8 @@ class Throughput:
         if self.step_tflop is not None:
             yield
             return
-        with FlopCounterMode(display=False) as counter:
+        # torch.compile would give up on a task that it first meets under the counter.
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
             yield
         self.step_tflop = counter.get_total_flops() / 1e12
 

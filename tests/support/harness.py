@@ -95,7 +95,8 @@ def records(run: Path, name: str) -> dict[int, float]:
     return {step: value for (step, found), value in all_records(run).items() if found == name}
 
 
-MEASURED = {f"train/{name}" for name in ("exams_per_s", "step_s", "data_wait_s", "memory_gib")}  # differ between runs
+RATES = ("exams_per_s", "images_per_s", "tokens_per_s", "tflop_per_s", "mfu", "padding_share", "step_s", "data_wait_s")
+MEASURED = {f"train/{name}" for name in (*RATES, "memory_gib")}  # differ between runs
 
 
 def all_records(run: Path) -> dict[tuple[int, str], float]:

@@ -18,6 +18,8 @@ SMOKE = str(ROOT / "recipes" / "smoke.yaml")
     ("keys", "place"),
     [
         (["train.precision=fp16"], "train.precision"),
+        (["train.compile=reduce-overhead"], "train.compile"),
+        (["train.tf32=true"], "train.tf32"),
         (["distributed.strategy=zero2", "distributed.offload=optimizer"], "distributed.offload"),
     ],
 )
