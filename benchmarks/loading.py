@@ -1,4 +1,4 @@
-"""Loads batches from the image cache beside decoding with PIL: `python -m benchmarks.loading [--out FILE]`.
+"""Loads batches from the image cache beside decoding with PIL.
 
 Grey images of 128 px and color images of 224 px, two views an exam, in one process. A batch is ready on the host; a
 model scales it on its device.
@@ -50,7 +50,7 @@ def make_exams(count: int, channels: int) -> list[Exam]:
 def main() -> None:
     parse = parser(__doc__)
     parse.add_argument("--exams", type=int, default=320)
-    options = start(parse)
+    options = start(parse, quick={"exams": 32})
     rows: list[Any] = []
     for size, channels in ((128, 1), (224, 3)):
         what = f"{size} px, {'grey' if channels == 1 else 'color'}"
