@@ -44,12 +44,12 @@ def contents() -> Iterator[tuple[Path, str]]:
     """The page and its plots."""
     sections, missing = [OPENING], []
     for benchmark in benchmarks().values():
-        sections.append(f"## {benchmark.name.capitalize()}\n\n{_linked(benchmark.about, benchmark.name)}\n")
+        sections.append(f"## {benchmark.name.capitalize()}\n\n{_about(benchmark)}\n")
         for device in benchmark.devices:
             path = benchmark.result(device)
             if not path.exists():
                 missing.append(f"{_program(benchmark, device)}\n")
-                sections.append(f"No figures {'of a GPU' if device == 'cuda' else 'of a CPU'} yet.\n")
+                sections.append(f"Not measured on a {'GPU' if device == 'cuda' else 'CPU'} yet.\n")
                 continue
             result = load(path, benchmark, device)
             sections.append(_measured(path, result))
@@ -84,11 +84,11 @@ def _program(benchmark: Benchmark, device: str) -> str:
     return f".venv/bin/python -m benchmarks {benchmark.name}{'' if device == 'cpu' else f' --device {device}'}"
 
 
-def _linked(about: str, name: str) -> str:
-    """The docstring, whose first words link to the code."""
-    first, _, rest = about.partition(" ")
-    first, *others = f"[{first}](../benchmarks/{name}.py) {rest}".split("\n\n")
-    return "\n\n".join([textwrap.fill(first, 120, break_long_words=False), *others])
+def _about(benchmark: Benchmark) -> str:
+    """The docstring, whose first paragraph ends with a link to the code."""
+    first, *others = benchmark.about.split("\n\n")
+    first = f"{first} [Code](../benchmarks/{benchmark.name}.py)."
+    return "\n\n".join([textwrap.fill(first, 120, break_long_words=False, break_on_hyphens=False), *others])
 
 
 def _measured(path: Path, result: dict[str, Any]) -> str:

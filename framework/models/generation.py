@@ -39,6 +39,59 @@ def steps_between_checks(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 8
 
 
+class _Beams:
+    """The hypotheses of all unfinished exams.
+
+    Attributes:
+        tokens_BKT: PAD after the tokens so far.
+        scores_BK: log-probabilities.
+        exams_B: the place of each exam in the batch that the search began with.
+    """
+
+    def __init__(self, batch: int, num_beams: int, max_length: int, device: torch.device) -> None:
+        self.tokens_BKT = torch.full((batch, num_beams, max_length), PAD, device=device)
+        # At the start only the first beam of an exam counts, or all of its beams would be the same.
+        self.scores_BK = torch.full((batch, num_beams), float("-inf"), device=device)
+        self.scores_BK[:, 0] = 0
+        self.lengths_BK = torch.zeros(batch, num_beams, device=device)
+        self.finished_BK = torch.zeros(batch, num_beams, dtype=torch.bool, device=device)
+        self.exams_B = torch.arange(batch, device=device)
+
+    def extend(self, logprobs_BKW: Tensor, length: int, length_penalty: float) -> Tensor:
+        """Continues the best hypotheses by token number `length`. Returns the beams that they continue, [B, K].
+
+        Args:
+            logprobs_BKW: of the next token; it is changed.
+        """
+        beams, vocabulary_size = logprobs_BKW.shape[1:]
+        # A finished hypothesis is continued by PAD only, at no cost.
+        logprobs_BKW.masked_fill_(self.finished_BK[..., None], float("-inf"))
+        logprobs_BKW[..., PAD] = torch.where(self.finished_BK, 0.0, logprobs_BKW[..., PAD])
+        next_scores_BKW = self.scores_BK[..., None] + logprobs_BKW
+        next_lengths_BK = torch.where(self.finished_BK, self.lengths_BK, length)
+        penalized_BKW = next_scores_BKW / next_lengths_BK[..., None] ** length_penalty
+        best_BK = penalized_BKW.flatten(1).topk(beams).indices
+        parents_BK, tokens_BK = best_BK // vocabulary_size, best_BK % vocabulary_size
+        self.scores_BK = next_scores_BKW.flatten(1).gather(1, best_BK)
+        self.lengths_BK = next_lengths_BK.gather(1, parents_BK)
+        self.finished_BK = self.finished_BK.gather(1, parents_BK) | (tokens_BK == EOS)
+        if beams > 1:
+            self.tokens_BKT = self.tokens_BKT.gather(1, parents_BK[..., None].expand_as(self.tokens_BKT))
+        self.tokens_BKT[..., length - 1] = tokens_BK
+        return parents_BK
+
+    def best(self, exams_D: Tensor, length_penalty: float) -> dict[int, list[int]]:
+        """The report of each of these exams, by its place in the batch at the start."""
+        best_D = (self.scores_BK[exams_D] / self.lengths_BK[exams_D] ** length_penalty).argmax(1)
+        found = zip(self.exams_B[exams_D].tolist(), self.tokens_BKT[exams_D, best_D].tolist())
+        return {exam: [token for token in tokens if token not in (EOS, PAD)] for exam, tokens in found}
+
+    def move(self, moves: Moves) -> None:
+        """Keeps the exams that remain."""
+        for name, tensor in vars(self).items():
+            setattr(self, name, moves.apply(tensor))
+
+
 @torch.no_grad()
 def generate(
     decoder: Any,
@@ -64,55 +117,27 @@ def generate(
     batch, device = per_exam.shape[0], per_exam.device
     check_every = steps_between_checks(device)
     cache = expand_beams(decoder.init_cache(features), num_beams)
-    hypotheses_BKT = torch.full((batch, num_beams, max_length), PAD, device=device)
-    # At the start only the first beam of an exam counts, or all of its beams would be the same.
-    beam_scores_BK = torch.full((batch, num_beams), float("-inf"), device=device)
-    beam_scores_BK[:, 0] = 0
-    lengths_BK = torch.zeros(batch, num_beams, device=device)
-    finished_BK = torch.zeros(batch, num_beams, dtype=torch.bool, device=device)
-    exams_B = torch.arange(batch, device=device)  # finished exams leave the batch
+    beams = _Beams(batch, num_beams, max_length, device)
     last_tokens_R = torch.full((batch * num_beams,), BOS, device=device)
     reports: dict[int, list[int]] = {}
     for length in range(1, max_length + 1):
         logits_RW, cache = decoder.step(last_tokens_R, cache)
         if no_repeat_ngram_size:
-            written_RT = hypotheses_BKT[..., : length - 1].flatten(0, 1)
-            logits_RW = forbid_repeats(logits_RW.float(), written_RT, no_repeat_ngram_size)
+            tokens_RT = beams.tokens_BKT[..., : length - 1].flatten(0, 1)
+            logits_RW = forbid_repeats(logits_RW.float(), tokens_RT, no_repeat_ngram_size)
         logprobs_BKW = next_token_logprobs(logits_RW).unflatten(0, (-1, num_beams))
-        # A finished hypothesis is continued by PAD only, at no cost.
-        logprobs_BKW.masked_fill_(finished_BK[..., None], float("-inf"))
-        logprobs_BKW[..., PAD] = torch.where(finished_BK, 0.0, logprobs_BKW[..., PAD])
-        next_scores_BKW = beam_scores_BK[..., None] + logprobs_BKW
-        next_lengths_BK = torch.where(finished_BK, lengths_BK, length)
-        penalized_BKW = next_scores_BKW / next_lengths_BK[..., None] ** length_penalty
-        best_BK = penalized_BKW.flatten(1).topk(num_beams).indices
-        vocabulary_size = logprobs_BKW.shape[-1]
-        parents_BK, tokens_BK = best_BK // vocabulary_size, best_BK % vocabulary_size
-        beam_scores_BK = next_scores_BKW.flatten(1).gather(1, best_BK)
+        parents_BK = beams.extend(logprobs_BKW, length, length_penalty)
         if num_beams > 1:
-            lengths_BK = next_lengths_BK.gather(1, parents_BK)
-            finished_BK = finished_BK.gather(1, parents_BK)
-            hypotheses_BKT = hypotheses_BKT.gather(1, parents_BK[..., None].expand_as(hypotheses_BKT))
             cache = reorder_beams(cache, parents_BK)
-        else:
-            lengths_BK = next_lengths_BK
-        hypotheses_BKT[..., length - 1] = tokens_BK
-        finished_BK = finished_BK | (tokens_BK == EOS)
-        last_tokens_R = tokens_BK.flatten()
-        if length % check_every and length < max_length:
-            continue
-        done_B = finished_BK.all(1) if length < max_length else torch.ones_like(finished_BK[:, 0])
-        done = done_B.nonzero().flatten()
-        if not len(done):
-            continue
-        best_D = (beam_scores_BK[done] / lengths_BK[done] ** length_penalty).argmax(1)
-        for exam, tokens in zip(exams_B[done].tolist(), hypotheses_BKT[done, best_D].tolist()):
-            reports[exam] = [token for token in tokens if token not in (EOS, PAD)]
-        if len(reports) == batch:
-            break
-        moves = Moves.closing_gaps(done_B)
-        cache = move_exams(cache, moves, num_beams)
-        exams_B, hypotheses_BKT, last_tokens_BK = map(moves.apply, (exams_B, hypotheses_BKT, tokens_BK))
-        beam_scores_BK, lengths_BK, finished_BK = map(moves.apply, (beam_scores_BK, lengths_BK, finished_BK))
-        last_tokens_R = last_tokens_BK.flatten()
+        if length % check_every == 0 or length == max_length:
+            done_B = beams.finished_BK.all(1) | (length == max_length)
+            done = done_B.nonzero().flatten()
+            reports |= beams.best(done, length_penalty)
+            if len(reports) == batch:
+                break
+            if len(done):
+                moves = Moves.closing_gaps(done_B)
+                cache = move_exams(cache, moves, num_beams)
+                beams.move(moves)
+        last_tokens_R = beams.tokens_BKT[..., length - 1].flatten()
     return [reports[exam] for exam in range(batch)]
