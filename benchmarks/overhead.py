@@ -1,7 +1,7 @@
 """Times steps of the trainer beside a bare PyTorch loop.
 
-Both update the same model with the same losses on the same batches, which are loaded before. The bare loop sums the
-losses, clips the gradient and sets the learning rate, as the recipe says, and does nothing else.
+Both update the same model with the same losses on the same batches, which are loaded before. The bare loop augments
+the images, sums the losses, clips the gradient and sets the learning rate, as the recipe says, and does nothing else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from framework.exam import Batch
 from framework.recipe import Recipe, load_recipe
 from framework.run.lifecycle import open_run_for_training
 from framework.runtime.console import progress_bar
-from framework.train_step import weights_at
+from framework.train_step import batch_augment, weights_at
 from framework.trainer import Trainer
 
 
@@ -44,14 +44,15 @@ def bare_steps(trainer: Trainer, task: Any, steps: Sequence[Sequence[Batch]]) ->
     optimizer = build_optimizer(recipe, task)
     base_lrs = [group["lr"] for group in optimizer.param_groups]
     weights_L = weights_at(recipe, 0, 1)
-    assert trainer.batch_plan.accumulation == 1 and recipe.train.clip_by == "norm" and recipe.data.augment is None
+    assert trainer.batch_plan.accumulation == 1 and recipe.train.clip_by == "norm"
+    augment = batch_augment(trainer.components.augment, recipe.train.seed, 0)
 
     def work() -> list[float]:
         losses: list[Tensor] = []
         for number, (batch,) in enumerate(steps):
             for group, lr in zip(optimizer.param_groups, base_lrs, strict=True):
                 group["lr"] = lr * trainer.schedule(number)
-            batch = batch.to("cpu")  # scales the images
+            batch = augment(batch.to("cpu"))  # which scales the images
             output = task(batch)
             loss = (output.objective_L / task.counts(batch).clamp(min=1) * weights_L).sum()
             loss.backward()

@@ -4,13 +4,10 @@ ResNet-101 and a transformer of 3 + 3 layers of width 512, two views of 224 pixe
 published (Li et al. 2024, arXiv 2406.00644; written from its description, with our modules): the encoder is called for
 each view in torch's own memory format, and each value of the gradient is clipped. In each step it also decodes reports,
 here as long as the references, without a cache, for a loss without a gradient. Images arrive as floats in both.
-
-The result also holds the largest difference of the losses of bf16 and fp32 over the same steps.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +22,7 @@ from plugins.encoder.resnet import ResNet
 
 DEVICES = ("cpu", "cuda")
 WORDS, VIEWS, TOKENS = 1000, 2, 60
-QUICK = {"batch": 2, "image_size": 32, "depth": 10, "width": 8, "decoder": 32, "steps": 3}
+QUICK = {"batch": 2, "image_size": 32, "depth": 10, "width": 8, "decoder": 32}
 
 
 class Step(nn.Module):
@@ -115,7 +112,6 @@ def main() -> None:
     parse.add_argument("--depth", type=int, default=101)
     parse.add_argument("--width", type=int, default=64)
     parse.add_argument("--decoder", type=int, default=512)
-    parse.add_argument("--steps", type=int, default=40, help="of the comparison of losses")
     options = start(parse, QUICK)
     device = torch.device(options.device)
     what = f"ResNet-{options.depth} + 3x{options.decoder}, {VIEWS} views of {options.image_size}, batch {options.batch}"
@@ -132,7 +128,7 @@ def main() -> None:
             rows += compare(
                 f"{what}, {ours[6:]}", "exams", options.batch, {ours: works[ours], **others}, options.rounds
             )
-    write(rows, options, ("transformers",), largest_loss_difference=loss_difference(options, device))
+    write(rows, options, ("transformers",))
 
 
 def _work(step: Step) -> Callable[[], None]:
@@ -140,24 +136,6 @@ def _work(step: Step) -> Callable[[], None]:
         float(step.update())  # waits for the device
 
     return work
-
-
-def loss_difference(options: Any, device: torch.device) -> float:
-    """The largest relative difference of the losses of fp32 and bf16 over some steps."""
-    full = Step(options, torch.float32, device)
-    half = Step(options, torch.bfloat16, device)
-    half.load_state_dict(copy.deepcopy(full.state_dict()))
-    pairs = []
-    for _ in range(options.steps):
-        torch.manual_seed(2)  # of dropout
-        of_full = float(full.update())
-        torch.manual_seed(2)
-        pairs.append((of_full, float(half.update())))
-    difference = max(abs(half / full - 1) for full, half in pairs)
-    print(
-        f"losses of bf16 and fp32 over {options.steps} steps differ by at most {difference:.2%}, the last: {pairs[-1]}"
-    )
-    return difference
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from harness import ROOT
+from harness import ROOT, launch, records
 
 from framework.distributed import resolve
 from framework.distributed.resolve import precision_notice, precision_of
@@ -47,3 +49,13 @@ def test_auto_is_fp32_on_a_cpu_without_bf16(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if "/" not in name])
 def test_shipped_recipes_train_in_fp32_on_every_cpu(name: str) -> None:
     assert precision_of(load_recipe(name)) == "fp32"
+
+
+@pytest.mark.long
+def test_losses_in_bf16_are_those_in_fp32_to_the_third_digit(work: Path) -> None:
+    wide = [*WIDE, "model.decoder.feedforward=512", "optimizer.lr=1e-3", "train.epochs=5", "evaluate.every_epochs=5"]
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        launch(SMOKE, *wide, f"train.precision={precision}", f"run.name={precision}", cwd=work)
+        losses[precision] = records(work / "runs" / "smoke" / precision, "train/loss")
+    assert len(losses["fp32"]) == 40 and losses["bf16"] == pytest.approx(losses["fp32"], rel=1e-2)
