@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -60,6 +61,12 @@ def compare(what: str, unit: str, amount: float, works: Mapping[str, Callable[[]
             flush=True,
         )
     return rows
+
+
+def exponent(seconds_by_size: Mapping[int, float]) -> float:
+    """The exponent of growth: the slope of the logarithm of time over that of size."""
+    sizes, seconds = np.log(list(seconds_by_size)), np.log(list(seconds_by_size.values()))
+    return float(np.polyfit(sizes, seconds, 1)[0])
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
