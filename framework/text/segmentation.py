@@ -86,7 +86,7 @@ def normalize_word(word: str, lowercase: bool) -> str:
     return word.lower() if lowercase and not (word[0] == "_" and MASKED.fullmatch(word)) else word
 
 
-@lru_cache(maxsize=2**16)  # tokens, topics, scores and baselines cut the same reports
+@lru_cache(maxsize=2**17)  # tokens, topics, scores and baselines cut the same reports
 def normalized_words(text: str, lowercase: bool) -> tuple[str, ...]:
     """The words of a text in order, as they are counted."""
     return tuple(sys.intern(normalize_word(word, lowercase)) for word in split_words(text))
