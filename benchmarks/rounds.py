@@ -85,10 +85,15 @@ def alternate(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
     return seconds
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    for kept in gc.get_objects():  # else a later run would find what an earlier one has computed
+def forget() -> None:
+    """Empties every bounded `lru_cache` of ours; else a later run would find what an earlier one has computed."""
+    for kept in gc.get_objects():
         if type(kept) is functools._lru_cache_wrapper and _is_ours(kept) and kept.cache_parameters()["maxsize"]:
             kept.cache_clear()
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    forget()
     start = time.perf_counter()
     work()
     if torch.cuda.is_initialized():

@@ -12,14 +12,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from heapq import nsmallest
 
 import numpy as np
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.neighbors import NearestNeighbors
 
 from framework.data.loading import ExamSet
 from framework.exam import Exam
 from framework.scoring.constants import Constant, best_constants
+from framework.scoring.counts import distinct
 from framework.scoring.scorer import Rows, Scorer
 
+BINS = 32  # of the histogram that nearest_image compares
 GRID = 16  # pixels per side of the thumbnail that nearest_image compares
 CLASSES = 3  # frequent classes in the mixture
 NEAREST = 5  # training reports that the retrieval oracle chooses from
@@ -130,17 +136,11 @@ def _constant(constants: Mapping[str, Constant], monitor: str, count: int) -> Co
 
 def _retrieval_oracle(exams: ExamSet, training: list[str], scorer: Scorer) -> Comparison:
     """For each score with statistics of single exams, the best of the nearest training reports of each exam."""
-    from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to import
 
     vectors = TfidfVectorizer(analyzer=scorer.tokenizer.segment)
     train_NW = vectors.fit_transform(training)
-    references = [exam.report for exam in exams.exams]
-    references_MW = vectors.transform(references)
-    order_MK = np.empty((len(references), min(NEAREST, len(training))), dtype=np.int64)
-    for start in range(0, len(references), BLOCK):  # a list of slices would keep every block alive
-        block = slice(start, start + BLOCK)
-        similarities = (references_MW[block] @ train_NW.T).toarray()
-        order_MK[block] = np.argsort(-similarities, axis=1, kind="stable")[:, :NEAREST]
+    references, reference_of = distinct(exam.report for exam in exams.exams)
+    order_MK = _nearest(vectors.transform(references), train_NW, training)[reference_of]
     columns = [[training[i] for i in order_MK[:, place]] for place in range(order_MK.shape[1])]
     by_score: dict[str, list[str]] = {}
     inputs = [list(scorer.metric_inputs(rows_of(exams.exams, column))) for column in columns]
@@ -155,9 +155,30 @@ def _retrieval_oracle(exams: ExamSet, training: list[str], scorer: Scorer) -> Co
     return Comparison(columns[0], by_score)
 
 
+def _nearest(references_MW: csr_matrix, train_NW: csr_matrix, training: Sequence[str]) -> np.ndarray:
+    """Indices of the training reports with the largest products, the first of equal ones first, int64 [M, NEAREST].
+
+    Equal reports have equal products, so each distinct one is multiplied once.
+    """
+    texts, text_of_N = distinct(training)
+    copies: list[list[int]] = [[] for _ in texts]  # more than NEAREST are never wanted
+    for index, text in enumerate(text_of_N.tolist()):
+        if len(copies[text]) < NEAREST:
+            copies[text].append(index)
+    distinct_WN = train_NW[[own[0] for own in copies]].T.tocsr()
+    order_MK = np.empty((references_MW.shape[0], min(NEAREST, len(training))), dtype=np.int64)
+    last = min(NEAREST, len(texts)) - 1
+    for start in range(0, len(order_MK), BLOCK):
+        products = (references_MW[start : start + BLOCK] @ distinct_WN).toarray()
+        least = -np.partition(-products, last, axis=1)[:, last]
+        for row, (own, limit) in enumerate(zip(products, least), start):
+            near = [(-own[text], index) for text in np.flatnonzero(own >= limit) for index in copies[text]]
+            order_MK[row] = [index for _, index in nsmallest(NEAREST, near)]
+    return order_MK
+
+
 def nearest_images(exams: ExamSet, train: ExamSet) -> np.ndarray:
     """Index of the training exam with the nearest image features, [M]."""
-    from sklearn.neighbors import NearestNeighbors  # takes a second to import
 
     train_NP, exams_MP = _simple_features(train), _simple_features(exams)
     mean_P, std_P = train_NP.mean(0), train_NP.std(0) + 1e-6
@@ -169,11 +190,13 @@ def _simple_features(exams: ExamSet) -> np.ndarray:
     """Thumbnail and grey-value histogram of each exam, averaged over its views, [exams, P]."""
     rows = []
     for exam in exams.exams:
-        grey_VHW = exams.cache.images(exam.id).mean(axis=1)
+        images_VCHW = exams.cache.images(exam.id)
+        # The mean of one channel takes ten times as long as its conversion.
+        grey_VHW = images_VCHW.mean(axis=1) if images_VCHW.shape[1] > 1 else images_VCHW[:, 0].astype(np.float64)
         cell = max(1, grey_VHW.shape[-1] // GRID)
         side = grey_VHW.shape[-1] // cell
         trimmed = grey_VHW[:, : side * cell, : side * cell]
         thumbnail = trimmed.reshape(-1, side, cell, side, cell).mean(axis=(0, 2, 4)).ravel()
-        histogram = np.histogram(grey_VHW, bins=32, range=(0, 256), density=True)[0]
-        rows.append(np.concatenate([thumbnail, histogram * 255 * 8]))
+        counts = np.bincount((grey_VHW / (256 / BINS)).astype(np.int64).ravel(), minlength=BINS)
+        rows.append(np.concatenate([thumbnail, counts / grey_VHW.size * 255]))
     return np.stack(rows)

@@ -9,7 +9,9 @@ Shapes: n reports, W words, D dimensions.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 from scipy import sparse
@@ -23,10 +25,14 @@ NOISE = 1e-5  # directions with a smaller fraction of the largest singular value
 
 def count_words(word_lists: Sequence[Sequence[str]], index: Mapping[str, int]) -> sparse.csr_matrix:
     """How often each word of `index` occurs in each report, float64 [n, W]; other words are left out."""
-    columns = [[index[word] for word in words if word in index] for words in word_lists]
-    starts = np.cumsum([0, *map(len, columns)])
-    flat = np.fromiter((column for row in columns for column in row), dtype=np.int64, count=int(starts[-1]))
-    counts = sparse.csr_matrix((np.ones(len(flat)), flat, starts), shape=(len(word_lists), len(index)))
+    total = sum(map(len, word_lists))
+    columns = np.fromiter((index.get(word, -1) for word in chain.from_iterable(word_lists)), np.int64, total)
+    known = columns >= 0
+    # The number of known words before each word; a report has those from its first word to that of the next.
+    before = np.concatenate([[0], np.cumsum(known)])
+    starts = before[np.cumsum([0, *map(len, word_lists)])]
+    shape = (len(word_lists), len(index))
+    counts = sparse.csr_matrix((np.ones(int(before[-1])), columns[known], starts), shape=shape)
     counts.sum_duplicates()
     return counts
 
@@ -35,6 +41,13 @@ def inverse_document_frequency(reports_with_word: np.ndarray, reports: int) -> n
     """Inverse document frequency of each word, float64 [W], in scikit-learn's smooth form."""
     idf: np.ndarray = np.log((1 + reports) / (1 + reports_with_word)) + 1
     return idf
+
+
+def _distinct_rows(counts: sparse.csr_matrix) -> int:
+    """How many reports differ in their words, whatever their order."""
+    ends = counts.indptr
+    rows = zip(ends[:-1].tolist(), ends[1:].tolist())
+    return len({counts.indices[a:b].tobytes() + counts.data[a:b].tobytes() for a, b in rows})
 
 
 class ReportSpace:
@@ -79,22 +92,24 @@ class ReportSpace:
         """
         from sklearn.decomposition import TruncatedSVD  # takes a second to import
 
-        words = sorted({word for report in word_lists for word in report})
+        words = sorted(set(chain.from_iterable(word_lists)))
         if not words:
             raise UserError(
                 "empty-report",
                 f"{len(word_lists)} training reports have no words",
                 hint="Check the reports and the tokenizer's segmentation.",
             )
-        counts = count_words(word_lists, {word: row for row, word in enumerate(words)})
-        reports_with_word = np.bincount(counts.indices, minlength=len(words))
+        copies = Counter(map(tuple, word_lists))
+        times = np.array(list(copies.values()), dtype=np.float64)
+        counts = count_words(list(copies), {word: row for row, word in enumerate(words)})
+        reports_with_word = (counts > 0).T @ times
         idf = inverse_document_frequency(reports_with_word, len(word_lists))
         weighted = counts @ sparse.diags(idf)
         length = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
         # Unit rows, so that long reports do not dominate the fit. `embed` normalizes in the end.
-        unit = sparse.diags(1 / np.maximum(length, 1e-12)) @ weighted
-
-        distinct = len({tuple(sorted(report)) for report in word_lists})
+        # n copies weigh as much as one report that is sqrt(n) times as long: the products of the columns are equal.
+        unit = sparse.diags(np.sqrt(times) / np.maximum(length, 1e-12)) @ weighted
+        distinct = _distinct_rows(counts)
         kept = min(self.dimensions, len(words), distinct)
         with np.errstate(invalid="ignore"):  # explained variance, not used here, is 0 / 0 if all reports are equal
             svd = TruncatedSVD(n_components=kept, n_iter=7, random_state=self.seed).fit(unit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from functools import cache, lru_cache
 from importlib.metadata import version
@@ -59,12 +60,12 @@ def is_cjk(character: str) -> bool:
 
 def detect_language(texts: Iterable[str]) -> Literal["en", "zh"]:
     """Chinese if more than half of the letters are; masked measures do not count."""
-    letters = chinese = 0
+    counts: Counter[str] = Counter()
     for text in texts:
-        text = MASKED.sub("", text)
-        letters += sum(map(str.isalpha, text))
-        chinese += sum(map(str.isalpha, HAS_CJK.findall(text)))
-    return "zh" if chinese * 2 > letters else "en"
+        counts.update(MASKED.sub("", text))
+    letters = {character: count for character, count in counts.items() if character.isalpha()}
+    chinese = sum(count for character, count in letters.items() if is_cjk(character))
+    return "zh" if chinese * 2 > sum(letters.values()) else "en"
 
 
 def split_words(text: str) -> list[str]:
@@ -86,7 +87,7 @@ def normalize_word(word: str, lowercase: bool) -> str:
     return word.lower() if lowercase and not (word[0] == "_" and MASKED.fullmatch(word)) else word
 
 
-@lru_cache(maxsize=2**16)  # tokens, topics, scores and baselines cut the same reports
+@lru_cache(maxsize=2**17)  # tokens, topics, scores and baselines cut the same reports
 def normalized_words(text: str, lowercase: bool) -> tuple[str, ...]:
     """The words of a text in order, as they are counted."""
     return tuple(sys.intern(normalize_word(word, lowercase)) for word in split_words(text))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from framework.runtime.errors import UserError
-from framework.topics.quality import silhouette
+from framework.topics.quality import silhouettes_of
 
 log = logging.getLogger(__name__)
 AUTO = "auto"
@@ -68,7 +68,12 @@ def check_auto_range(name: str, topics: int | str, auto_range: tuple[int, int] |
 def require_distinct_reports(name: str, topics: int | str, word_lists: Sequence[Sequence[str]]) -> None:
     """Raises UserError if `topics` is a number and fewer reports differ in their words."""
     if topics != AUTO:
-        require_distinct(name, int(topics), len(word_lists), len({tuple(sorted(words)) for words in word_lists}))
+        different: set[tuple[str, ...]] = set()
+        for words in word_lists:
+            different.add(tuple(sorted(words)))
+            if len(different) == int(topics):  # usually among the first few dozen reports
+                return
+        require_distinct(name, int(topics), len(word_lists), len(different))
 
 
 def require_distinct(name: str, topics: int, reports: int, different: int) -> None:
@@ -130,9 +135,10 @@ def choose_topic_count(
         places = np.flatnonzero(np.isin(of_report, kept))
         once = np.searchsorted(places, first[kept])  # index of each distinct report among `places`
         labels_of = clusterer(places, seed + 1 + resample)
+        silhouette_of = silhouettes_of(points[first[kept]], seed)
         for row, count in enumerate(counts):
             labels = labels_of(count)[once]
-            silhouettes[row, resample] = silhouette(points[first[kept]], labels, seed) or 0.0
+            silhouettes[row, resample] = silhouette_of(labels) or 0.0
             stabilities[row, resample] = adjusted_rand_score(full[count][first[kept]], labels)
     scores = (silhouettes + stabilities) / 2
     score, error = scores.mean(axis=1), scores.std(axis=1, ddof=1) / np.sqrt(RESAMPLES)

@@ -21,7 +21,7 @@ from framework.runtime.packages import package_versions
 from framework.text.lsa import ReportSpace
 from framework.text.segmentation import TERMS
 from framework.topics.count import TopicChoice
-from framework.topics.plot import draw_topics
+from framework.topics.plot import draw_topics, sample_points
 from framework.topics.quality import TopicDescription, distinct_reports
 
 log = logging.getLogger(__name__)
@@ -218,10 +218,12 @@ def _read(place: Path, name: str) -> Topics | None:
 def _plot(distiller: Distiller, topics: Topics, train: list[str]) -> bytes:
     once = distinct_reports(train)
     copies = Counter(train)
+    shown = once[sample_points(len(once))]  # before they are embedded, which may take long
     return draw_topics(
-        distiller.positions([train[place] for place in once]),
-        np.array([copies[train[place]] for place in once]),
-        topics.labels[TRAIN][once],
+        distiller.positions([train[place] for place in shown]),
+        np.array([copies[train[place]] for place in shown]),
+        topics.labels[TRAIN][shown],
+        len(once),
         topics.words,
         topics.sizes,
         topics.quality,

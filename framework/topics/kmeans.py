@@ -111,11 +111,16 @@ class Clusters:
         Weights are the softmax of the negative squared distance over its training mean: the posterior of a mixture of
         spherical Gaussians with equal priors and a variance of half that mean per dimension.
         """
-        distances = squared_distances(points, self.centroids_KD)
-        if self.spherical:
-            distances[~points.any(axis=1)] = 1.0  # the origin is equally far from all, up to rounding
-        weights = np.exp((distances.min(axis=1, keepdims=True) - distances) / self.scale)
-        return distances.argmin(axis=1), (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+        labels_n = np.empty(len(points), dtype=np.int64)
+        weights_nK = np.empty((len(points), len(self.centroids_KD)), dtype=np.float32)
+        for start in range(0, len(points), BLOCK):
+            block = slice(start, start + BLOCK)
+            distances = squared_distances(points[block], self.centroids_KD)
+            if self.spherical:
+                distances[~points[block].any(axis=1)] = 1.0  # the origin is equally far from all, up to rounding
+            weights = np.exp((distances.min(axis=1, keepdims=True) - distances) / self.scale)
+            labels_n[block], weights_nK[block] = distances.argmin(axis=1), weights / weights.sum(axis=1, keepdims=True)
+        return labels_n, weights_nK
 
 
 def _gpus() -> int:

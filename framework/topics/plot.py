@@ -63,10 +63,18 @@ def flatten(points: np.ndarray) -> np.ndarray:
     return np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
 
 
+def sample_points(count: int) -> np.ndarray:
+    """Indices of at most `MAX_POINTS` of `count` reports, in order."""
+    if count <= MAX_POINTS:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, MAX_POINTS, replace=False))
+
+
 def draw_topics(
     points: np.ndarray,
     copies: np.ndarray,
     labels: np.ndarray,
+    different: int,
     words: Sequence[Sequence[str]],
     sizes: Sequence[int],
     quality: Mapping[str, float | None],
@@ -77,9 +85,10 @@ def draw_topics(
     If the words are Chinese and no Chinese font is installed, topics are shown by number, with a note.
 
     Args:
-        points: embeddings of the distinct training reports, float [n, D].
+        points: embeddings of distinct training reports, those of `sample_points`, float [n, D].
         copies: number of occurrences of each report, int [n]: the area of its point.
         labels: topic of each report, int [n].
+        different: number of all distinct training reports.
         words: words by topic.
         sizes: number of training reports by topic.
         choice: the search for the number of topics, if there was one.
@@ -88,9 +97,6 @@ def draw_topics(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = np.arange(len(points))
-    if len(points) > MAX_POINTS:
-        shown = np.sort(np.random.default_rng(0).choice(len(points), MAX_POINTS, replace=False))
     chinese = is_chinese("".join(word for row in words for word in row))
     font = chinese_font() if chinese else None
     readable = not chinese or font is not None
@@ -108,8 +114,8 @@ def draw_topics(
             height_ratios=[height, CURVE_HEIGHT] if choice else [height],
         )
         plane, bars = axes["m"], axes["s"]
-        _draw_map(plane, flatten(points[shown]), copies[shown], labels[shown], colours)
-        plane.set_title(f"{len(shown)} of {len(points)} distinct training reports; area: copies")
+        _draw_map(plane, flatten(points), copies, labels, colours)
+        plane.set_title(f"{len(points)} of {different} distinct training reports; area: copies")
         _draw_sizes(bars, sizes, words if readable else None, colours)
         if choice is not None:
             _draw_choice(axes["c"], choice)

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
 from framework.text.lsa import count_words
 
-SAMPLE = 2000  # points of a silhouette, whose time and memory are quadratic
+SAMPLE = 2000  # points of a silhouette, whose time and memory are quadratic; distinct reports that are fitted again
 REFITS = 3
+Refit = Callable[[np.ndarray, int], np.ndarray]
 # Words without content, left out of the words of a topic.
 STOP_WORDS = frozenset("的了者大小一见可于及和与或约为其呈在有并处内示余均各个枚") | {
     "可见",
@@ -59,7 +61,7 @@ def describe_topics(
         labels: int64 [n], the topic of each report.
         weights: float [n, K], the weight of each topic in each report.
     """
-    found = {word for report in word_lists for word in report if any(map(str.isalnum, word))}
+    found = {word for word in set(chain.from_iterable(word_lists)) if any(map(str.isalnum, word))}
     words = sorted(word for word in found if word.lower() not in STOP_WORDS)
     contains = count_words(word_lists, {word: row for row, word in enumerate(words)})
     contains.data[:] = 1
@@ -81,58 +83,76 @@ def describe_topics(
     return descriptions
 
 
-def silhouette(points: np.ndarray, labels: np.ndarray, seed: int) -> float | None:
-    """Mean silhouette of points [n, D] (Rousseeuw 1987), cosine distance, of at most `SAMPLE` points drawn by `seed`.
+def silhouettes_of(points: np.ndarray, seed: int) -> Callable[[np.ndarray], float | None]:
+    """From labels [n] to the mean silhouette of points [n, D] (Rousseeuw 1987), cosine distance, from -1 to 1.
 
-    From -1 to 1, higher is better. None if it is undefined: fewer than two topics, or each point in its own topic.
+    Of at most `SAMPLE` points drawn by `seed`, whose distances are computed once. None if it is undefined: fewer than
+    two topics, or each point in its own topic.
     """
     from sklearn.metrics import silhouette_score
+    from sklearn.metrics.pairwise import cosine_distances
 
     known = np.flatnonzero(np.linalg.norm(points, axis=1) > 0)  # a report of unknown words has no direction
     if len(known) > SAMPLE:
         known = np.sort(np.random.default_rng(seed).choice(known, SAMPLE, replace=False))
-    if not 2 <= len(np.unique(labels[known])) < len(known):
-        return None
-    return float(silhouette_score(points[known], labels[known], metric="cosine"))
+    distances = cosine_distances(points[known]) if len(known) else np.zeros((0, 0))
+
+    def silhouette_of(labels: np.ndarray) -> float | None:
+        if not 2 <= len(np.unique(labels[known])) < len(known):
+            return None
+        return float(silhouette_score(distances, labels[known], metric="precomputed"))
+
+    return silhouette_of
 
 
 def stability(
-    labels: np.ndarray, refit: Callable[[int], np.ndarray], seed: int, among: np.ndarray
+    labels: np.ndarray, refit: Refit, seed: int, sample: np.ndarray, among: np.ndarray
 ) -> tuple[float, float]:
     """Mean adjusted Rand index between `labels` [n] and `REFITS` fits with other seeds (Hubert and Arabie 1985).
 
     1 is perfect agreement, 0 is chance.
 
     Args:
-        refit: seed -> labels [n] of the same reports.
-        among: indices of the distinct reports, see `distinct_reports`.
+        sample: indices of the reports that are fitted again.
+        among: indices in `sample` of the distinct reports.
 
     Returns:
-        over all reports, and over distinct reports.
+        over all reports of the sample, and over its distinct reports.
     """
     from sklearn.metrics import adjusted_rand_score
 
-    others = [refit(seed + step) for step in range(1, REFITS + 1)]
+    labels = labels[sample]
+    others = [refit(sample, seed + step) for step in range(1, REFITS + 1)]
     over_all = [adjusted_rand_score(labels, other) for other in others]
     over_distinct = [adjusted_rand_score(labels[among], other[among]) for other in others]
     return float(np.mean(over_all)), float(np.mean(over_distinct))
 
 
 def topic_quality(
-    texts: Sequence[str], points: np.ndarray, labels: np.ndarray, refit: Callable[[int], np.ndarray], seed: int
+    texts: Sequence[str], points: np.ndarray, labels: np.ndarray, refit: Refit, seed: int
 ) -> dict[str, float | None]:
     """The quality of topics on training reports, by name; see the functions above.
 
+    Of more than `SAMPLE` distinct reports, `SAMPLE` drawn by the seed are fitted again, with all of their copies:
+    `reports_refitted` tells how many that are.
+
     Args:
         points: embeddings of the reports, float [n, D].
+        refit: (indices of reports, seed) -> labels of these reports by a fit on these only.
     """
     once = distinct_reports(texts)
-    over_all, over_distinct = stability(labels, refit, seed, once)
+    drawn = once
+    if len(once) > SAMPLE:
+        drawn = np.sort(np.random.default_rng(seed).choice(once, SAMPLE, replace=False))
+    chosen = {texts[place] for place in drawn}
+    sample = np.array([place for place, text in enumerate(texts) if text in chosen], dtype=np.int64)
+    over_all, over_distinct = stability(labels, refit, seed, sample, np.searchsorted(sample, drawn))
     return {
-        "silhouette": silhouette(points, labels, seed),
-        "silhouette_different": silhouette(points[once], labels[once], seed),
+        "silhouette": silhouettes_of(points, seed)(labels),
+        "silhouette_different": silhouettes_of(points[once], seed)(labels[once]),
         "stability": over_all,
         "stability_different": over_distinct,
         "reports": float(len(texts)),
         "reports_different": float(len(once)),
+        "reports_refitted": float(len(sample)),
     }

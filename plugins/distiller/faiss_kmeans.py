@@ -112,7 +112,7 @@ class FaissKMeans:
         points = lsa_positions(self._word_lists, self.seed) if self.space is None else self._points
         labels, _ = self._clusters.assign(self._points)
 
-        def refit(seed: int) -> np.ndarray:
-            return self.kmeans.labels(self._points, self.topic_count, seed)
+        def refit(places: np.ndarray, seed: int) -> np.ndarray:
+            return self._clusterer(places, seed)(self.topic_count)
 
         return topic_quality(self._texts, points, labels, refit, self.seed)

@@ -134,7 +134,8 @@ class LDA:
                 n_jobs=1,  # more jobs change the result and are not faster
             )
             fits.append(model.fit(counts))
-        return max(fits, key=lambda model: model.score(counts))
+        # A score takes as long as several passes.
+        return max(fits, key=lambda model: model.score(counts)) if restarts > 1 else fits[0]
 
     def _clusterer(self, places: np.ndarray, seed: int) -> Callable[[int], np.ndarray]:
         """Fits with one start: `auto` needs many fits, and a number that depends on the start is not stable."""
@@ -166,9 +167,9 @@ class LDA:
     def quality(self) -> dict[str, float | None]:
         """Silhouette (in a report space made for this alone) and stability on the training reports."""
 
-        def refit(seed: int) -> np.ndarray:
-            model = self._fitted(self._counts, self.topic_count, seed, self.restarts)
-            return model.transform(self._counts).argmax(axis=1)
+        def refit(places: np.ndarray, seed: int) -> np.ndarray:
+            counts = self._counts[places]
+            return self._fitted(counts, self.topic_count, seed, self.restarts).transform(counts).argmax(axis=1)
 
         return topic_quality(
             self._texts, lsa_positions(self._word_lists, self.seed), self._weigh(self._counts)[0], refit, self.seed

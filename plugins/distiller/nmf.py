@@ -138,8 +138,9 @@ class Nmf:
         Refits use random initialization, since that of the fit hardly depends on the seed.
         """
 
-        def refit(seed: int) -> np.ndarray:
-            return _mixtures(self._fitted(self._rows, self.topic_count, seed, "random"), self._rows).argmax(axis=1)
+        def refit(places: np.ndarray, seed: int) -> np.ndarray:
+            rows = self._rows[places]
+            return _mixtures(self._fitted(rows, self.topic_count, seed, "random"), rows).argmax(axis=1)
 
         return topic_quality(
             self._texts, lsa_positions(self._word_lists, self.seed), self._weigh(self._rows)[0], refit, self.seed

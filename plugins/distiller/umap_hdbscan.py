@@ -146,10 +146,12 @@ class UmapHdbscan:
         """
         points = lsa_positions([self.segment(text) for text in self._texts], self.seed)
 
-        def refit(seed: int) -> np.ndarray:
-            rows = self.plane.rows(self._texts)
-            found = self._clustered(self.plane.refit(np.arange(len(self.plane.places_mC)), seed))
-            return np.where(rows >= 0, found[rows], -1)
+        def refit(places: np.ndarray, seed: int) -> np.ndarray:
+            rows = self.plane.rows([self._texts[place] for place in places])
+            there, row = np.unique(rows[rows >= 0], return_inverse=True)
+            labels = np.full(len(rows), -1)
+            labels[rows >= 0] = self._clustered(self.plane.refit(there, seed))[row]
+            return labels
 
         return topic_quality(self._texts, points, self.assign(self._texts)[0], refit, self.seed)
 

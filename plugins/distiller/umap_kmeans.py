@@ -127,7 +127,8 @@ class UmapKMeans:
         """
         points = lsa_positions([self.segment(text) for text in self._texts], self.seed)
         labels, _ = self._clusters.assign(self._points)
-        every = np.arange(len(self._texts))
-        return topic_quality(
-            self._texts, points, labels, lambda seed: self._clusterer(every, seed)(self.topic_count), self.seed
-        )
+
+        def refit(places: np.ndarray, seed: int) -> np.ndarray:
+            return self._clusterer(places, seed)(self.topic_count)
+
+        return topic_quality(self._texts, points, labels, refit, self.seed)

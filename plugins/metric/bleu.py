@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
-from framework.scoring.counts import at_least, clipped, count_matrix, distinct, ngram_counter, ngrams
+from framework.scoring.counts import at_least, clipped, distinct, ngram_counter
 from framework.scoring.pairs import require_references, warn_empty_predictions
 
 ORDERS = (1, 2, 3, 4)
@@ -72,19 +71,20 @@ class Bleu:
         self, texts: Sequence[str], words: Sequence[tuple[str, ...]], pairs: Sequence[Pair]
     ) -> dict[str, int]:
         """Index of the text that scores best as the prediction of every reference, for each score."""
-        references = Counter(pair.reference_words for pair in pairs)
-        times_M = np.array(list(references.values()), dtype=np.float64)
-        lengths_N = np.array([len(each) for each in words], dtype=np.float64)
+        references, place_of = distinct(pair.reference_words for pair in pairs)
+        times_M = np.bincount(place_of).astype(np.float64)
+        lengths_N, lengths_M = (
+            np.array([len(each) for each in some], dtype=np.float64) for some in (words, references)
+        )
+        counter = ngram_counter(tuple(references), len(ORDERS))
         sums_NS = np.zeros((len(words), 2 * len(ORDERS) + 2))
-        for n in ORDERS:
-            vocabulary: dict[Hashable, int] = {}
-            expected = count_matrix((ngrams(each, n) for each in references), vocabulary, grow=True)
-            counts = count_matrix((ngrams(each, n) for each in words), vocabulary, grow=False)
+        for n, counts, expected in zip(ORDERS, counter.count(words), counter.references):
+            known = counts[:, : expected.shape[1]]
             for k in range(1, int(expected.data.max(initial=0)) + 1):
-                sums_NS[:, n - 1] += at_least(counts, k) @ (at_least(expected, k).T @ times_M)
+                sums_NS[:, n - 1] += at_least(known, k) @ (at_least(expected, k).T @ times_M)
             sums_NS[:, len(ORDERS) + n - 1] = np.maximum(0, lengths_N - n + 1) * times_M.sum()
         sums_NS[:, -2] = lengths_N * times_M.sum()
-        sums_NS[:, -1] = sum(len(each) * times for each, times in references.items())
+        sums_NS[:, -1] = lengths_M @ times_M
         return {name: int(values_N.argmax()) for name, values_N in self.compute(sums_NS).items()}
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
-from framework.scoring.counts import Words, at_least, count_matrix, distinct, safe_divide
+from framework.scoring.counts import NgramCounter, Words, at_least, distinct, safe_divide
 from framework.scoring.pairs import require_references, warn_empty_predictions
 
 FILL = -1  # after the last word of a text
@@ -125,16 +125,19 @@ class RougeL:
         judges = sorted(Counter(pair.reference_words for pair in pairs).items())
         judges = [judges[i] for i in np.linspace(0, len(judges) - 1, min(JUDGES, len(judges)), dtype=int)]
         references, times_M = [text for text, _ in judges], np.array([times for _, times in judges], dtype=np.float64)
-        vocabulary: dict[Hashable, int] = {}
-        expected = count_matrix(references, vocabulary, grow=True)
-        counts = count_matrix(words, vocabulary, grow=False)
-        common_NM = np.zeros((len(words), len(references)))
-        for k in range(1, int(expected.data.max(initial=0)) + 1):
-            common_NM += (at_least(counts, k) @ at_least(expected, k).T).toarray()
+        counter = NgramCounter(references, 1)
+        expected = counter.references[0]
+        counts = counter.count(words)[0][:, : expected.shape[1]]
         lengths_N, lengths_M = (
             np.array([len(each) for each in some], dtype=np.float64) for some in (words, references)
         )
-        bounds_N = _f_scores(common_NM, lengths_N[:, None], lengths_M) @ times_M
+        bounds_N = np.empty(len(words))
+        for start in range(0, len(words), BLOCK):
+            block = slice(start, start + BLOCK)
+            common_NM = np.zeros((len(bounds_N[block]), len(references)))
+            for k in range(1, int(expected.data.max(initial=0)) + 1):
+                common_NM += (at_least(counts[block], k) @ at_least(expected, k).T).toarray()
+            bounds_N[block] = _f_scores(common_NM, lengths_N[block, None], lengths_M) @ times_M
         numbers: dict[str, int] = {}
         references_MT = _by_number(references, numbers)
         best, best_total = 0, -1.0

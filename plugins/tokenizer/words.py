@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -72,15 +73,20 @@ class Words:
             self._language = detect_language(reports)
         counts: Counter[str] = Counter()
         spellings: dict[str, Counter[str]] = {}
-        for report in reports:
-            starts = True
-            for word in split_words(report):
-                key = normalize_word(word, self.lowercase)
-                counts[key] += 1
-                # A capital at the start of a sentence means nothing; one within BI-RADS or CDFI does.
-                if not starts or word[1:] != word[1:].lower():
-                    spellings.setdefault(key, Counter())[word] += 1
-                starts = word in SENTENCE_END
+        # By word, and whether it starts a sentence.
+        occurrences: Counter[tuple[str, bool]] = Counter()
+        for report, times in Counter(reports).items():
+            words = split_words(report)
+            own = Counter(zip(words, chain((True,), (word in SENTENCE_END for word in words))))
+            if times > 1:
+                own = Counter({each: times * count for each, count in own.items()})
+            occurrences.update(own)
+        for (word, starts), count in occurrences.items():
+            key = normalize_word(word, self.lowercase)
+            counts[key] += count
+            # A capital at the start of a sentence means nothing; one within BI-RADS or CDFI does.
+            if not starts or word[1:] != word[1:].lower():
+                spellings.setdefault(key, Counter())[word] += count
         if not counts:
             raise UserError(
                 "empty-report", f"no words in the {len(reports)} training reports, so there is no vocabulary"

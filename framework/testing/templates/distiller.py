@@ -50,4 +50,6 @@ class MyDistiller:
     def quality(self) -> dict[str, float | None]:
         """Measures on the training reports. Nothing is random, so every refit finds the same topics."""
         labels, _ = self.assign(self._texts)
-        return topic_quality(self._texts, self.positions(self._texts), labels, lambda seed: labels, self.seed)
+        return topic_quality(
+            self._texts, self.positions(self._texts), labels, lambda places, seed: labels[places], self.seed
+        )

@@ -104,10 +104,12 @@ class FindingsF1:
         self, texts: Sequence[str], words: Sequence[tuple[str, ...]], pairs: Sequence[Pair]
     ) -> dict[str, int]:
         """Index of the text that scores best as the prediction of every reference, for each overall score."""
+        references, place_of = distinct(pair.reference for pair in pairs)
+        times_M = np.bincount(place_of).astype(np.float64)
         vocabulary: dict[Hashable, int] = {}
-        stated = count_matrix((read_all(pair.reference).findings for pair in pairs), vocabulary, grow=True)
+        stated = count_matrix((read_all(text).findings for text in references), vocabulary, grow=True).T @ times_M
         found = [read_all(text).findings for text in texts]
-        both_N = count_matrix(found, vocabulary, grow=False) @ np.asarray(stated.sum(0)).ravel()
+        both_N = count_matrix(found, vocabulary, grow=False) @ stated
         predicted_N = np.array([len(each) * len(pairs) for each in found], dtype=np.float64)
         values = {
             "findings_f1": safe_divide(2 * both_N, predicted_N + stated.sum()),

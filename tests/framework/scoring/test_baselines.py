@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from framework.data.image_cache import build_image_cache
 from framework.data.loading import ExamSet
@@ -125,6 +126,21 @@ def test_frequent_reports_are_drawn_by_the_frequency_of_their_classes(tmp_path: 
     drawn = Counter(Comparisons(train, train, scorer, "bleu_4", seed=3).of(test)["frequent_reports"].predictions)
     assert drawn.keys() == {NONE, CYST, MASS}
     assert 200 < drawn[NONE] < 280 and 80 < drawn[CYST] < 160 and drawn[MASS] < 80
+
+
+def test_the_nearest_reports_are_those_of_a_stable_order_of_all():
+    """Copies and reports that are equally near keep the order of training."""
+    draw = np.random.default_rng(0)
+    texts = [" ".join(draw.choice(["a", "b", "c", "d"], size=3)) for _ in range(12)]
+    training = [texts[n] for n in draw.integers(12, size=200)]
+    vectors = TfidfVectorizer(analyzer=str.split)
+    train_NW = vectors.fit_transform(training)
+    references_MW = vectors.transform([*texts, "", "e"])
+    products = (references_MW @ train_NW.T).toarray()
+    expected = np.argsort(-products, axis=1, kind="stable")[:, : baselines.NEAREST]
+    assert (baselines._nearest(references_MW, train_NW, training) == expected).all()
+    few = baselines._nearest(references_MW, train_NW[:3], training[:3])
+    assert (few == np.argsort(-products[:, :3], axis=1, kind="stable")).all()
 
 
 def test_the_retrieval_oracle_never_holds_all_similarities():

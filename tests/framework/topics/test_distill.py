@@ -13,7 +13,7 @@ from framework.topics import distill as distill_module
 from framework.topics import plot
 from framework.topics.count import TopicChoice
 from framework.topics.distill import Topics, distill
-from framework.topics.quality import describe_topics, distinct_reports, silhouette, topic_quality
+from framework.topics.quality import SAMPLE, describe_topics, distinct_reports, silhouettes_of, topic_quality
 
 TEXTS = {
     "train": ["oval mass left", "oval mass right", "oval mass left", "cyst seen", "large cyst seen", "no lesion"],
@@ -48,7 +48,7 @@ class ByFirstWord:
 
     def quality(self):
         labels = self.assign(self.texts)[0]
-        return topic_quality(self.texts, self.positions(self.texts), labels, lambda seed: labels, 0)
+        return topic_quality(self.texts, self.positions(self.texts), labels, lambda places, seed: labels[places], 0)
 
 
 def same(one: Topics, two: Topics) -> bool:
@@ -207,7 +207,7 @@ def test_chinese_words_without_a_font_are_only_in_the_json(monkeypatch, reports)
     labels = np.arange(reports) % 2
     words = [["低回声", "结节"], ["囊肿"]]
     quality = {"silhouette": None, "reports": float(reports)}
-    picture = plot.draw_topics(points, np.ones(reports, int), labels, words, [5, 2], quality)
+    picture = plot.draw_topics(points, np.ones(reports, int), labels, reports, words, [5, 2], quality)
     assert picture[:4] == b"\x89PNG"
 
 
@@ -221,7 +221,8 @@ def test_chinese_is_distinguished_from_latin():
 def test_copies_are_counted_once_among_different_reports():
     assert distinct_reports(["a", "b", "a", "c", "b"]).tolist() == [0, 1, 3]
     assert (
-        topic_quality(["a", "b"], np.eye(2), np.array([0, 0]), lambda seed: np.array([0, 0]), 0)["silhouette"] is None
+        topic_quality(["a", "b"], np.eye(2), np.zeros(2, int), lambda places, seed: np.zeros(2), 0)["silhouette"]
+        is None
     )
 
 
@@ -231,14 +232,31 @@ def test_copies_inflate_the_silhouette_but_not_the_one_of_different_reports():
     points = np.concatenate([noise, np.repeat(noise[:1], 60, axis=0)])
     labels = np.concatenate([[0], np.arange(19) % 2 + 1, np.zeros(60, int)])
     texts = [*map(str, range(20)), *["0"] * 60]
-    quality = topic_quality(texts, points, labels, lambda seed: labels, 0)
+    quality = topic_quality(texts, points, labels, lambda places, seed: labels[places], 0)
     assert quality["silhouette"] > 0.5 > quality["silhouette_different"]
     assert quality["stability"] == 1 and quality["reports_different"] == 20
 
 
 def test_a_silhouette_excludes_reports_at_the_origin():
     points = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1], [0, 0]])
-    assert silhouette(points, np.array([0, 0, 1, 1, 0]), 0) == silhouette(points[:4], np.array([0, 0, 1, 1]), 0)
+    labels = np.array([0, 0, 1, 1, 0])
+    assert silhouettes_of(points, 0)(labels) == silhouettes_of(points[:4], 0)(labels[:4])
+
+
+def test_a_sample_of_distinct_reports_with_their_copies_is_fitted_again():
+    texts = [*map(str, range(SAMPLE + 500)), *["7"] * 3]
+    labels = np.arange(len(texts)) % 2
+    seen: list[np.ndarray] = []
+
+    def refit(places: np.ndarray, seed: int) -> np.ndarray:
+        seen.append(places)
+        return labels[places]
+
+    quality = topic_quality(texts, np.random.default_rng(0).normal(size=(len(texts), 4)), labels, refit, 0)
+    drawn = {texts[place] for place in seen[0]}
+    assert len(drawn) == SAMPLE and quality["reports_refitted"] == len(seen[0])
+    assert len(seen[0]) == sum(text in drawn for text in texts)
+    assert quality["stability"] == quality["stability_different"] == 1
 
 
 def test_characteristic_words_distinguish_a_topic_from_the_others():
