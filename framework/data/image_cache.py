@@ -9,9 +9,11 @@ import errno
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -30,6 +32,7 @@ from framework.runtime.errors import ProcessLost, UserError
 from framework.runtime.files import atomic_write, digest, file_lock, is_locked
 from framework.runtime.processes import end_with_parent, require_shared_locks, usable_cores
 
+GUARD = 'Put what it does under `if __name__ == "__main__":`.'
 VERSION = 2  # raise it when the same view would give other pixels
 
 
@@ -120,6 +123,7 @@ def build_image_cache(
     path, metadata = folder / "images" / f"{key}.npy", folder / "images" / f"{key}.json"
     found = _read_metadata(path, metadata, jobs)  # an existing cache may be on a read-only disk, so no lock is taken
     if found is None:
+        _require_guarded_script()
         with file_lock(path.with_suffix(".lock"), "images"):
             found = _read_metadata(path, metadata, jobs) or _write_cache(jobs, path, metadata, size, channels)
     errors = [ExamError(jobs[row][0], code, text) for row, code, text in found.errors]
@@ -131,6 +135,17 @@ def build_image_cache(
         if exam_id not in left_out:
             rows[exam_id] = (*rows.get(exam_id, ()), row)
     return ImageCache(path, rows), errors
+
+
+def _require_guarded_script() -> None:
+    """Raises UserError in a decoding process that runs the script of its parent again, which waits for it."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError(
+            "unguarded-script",
+            "the processes that decode images run this script again",
+            place=getattr(sys.modules.get("__mp_main__"), "__file__", None) or sys.argv[0],
+            hint=GUARD,
+        )
 
 
 def _read_metadata(path: Path, metadata: Path, jobs: list[tuple[str, View, int, int]]) -> _Metadata | None:
@@ -179,7 +194,8 @@ def _write_cache(
         part.replace(path)
     except BrokenProcessPool:
         raise ProcessLost(
-            "a process that decodes images was killed, most often because the machine ran out of memory; start again"
+            "a process that decodes images has ended, most often because the machine ran out of memory; start again. "
+            f"Or a script of yours is not guarded: {GUARD}"
         ) from None
     finally:
         part.unlink(missing_ok=True)

@@ -206,6 +206,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The folder /dev/shm, through which processes share locks, is missing, full or not writable.",
         "Mount it with some free space; `docker run --shm-size=1g` sets its size in a container.",
     ),
+    "unguarded-script": (
+        "Decoding processes import the script that started them, and it starts the same work again.",
+        'Put what the script does under `if __name__ == "__main__":`.',
+    ),
     "external-program": (
         "A program that is not part of Sonoscribe failed or did not answer.",
         "Run it by hand to see why; the message names it.",

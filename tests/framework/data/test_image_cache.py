@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from grey_exams import exam, make_cache
-from harness import problem
+from harness import ROOT, problem
 
 from framework.build import _require_exams
 from framework.data.image_cache import fit
@@ -121,3 +123,30 @@ def test_the_remains_of_a_killed_process_are_removed(tmp_path: Path) -> None:
 def test_a_split_without_a_readable_exam_is_refused(tmp_path: Path) -> None:
     with problem("empty-split", place="split test"):
         _require_exams({"train": [exam(1, 9)], "val": [exam(2, 9)], "test": []})
+
+
+UNGUARDED = """
+from pathlib import Path
+from grey_exams import exam, make_cache
+from framework.runtime.errors import UserError
+try:
+    make_cache([exam(number, 9) for number in range(70)], Path(__file__).parent)
+except UserError as error:
+    print(error.code)
+    raise
+"""
+
+
+def test_a_script_that_decoders_would_run_again_ends_at_once(tmp_path: Path) -> None:
+    script = tmp_path / "mine.py"
+    script.write_text(UNGUARDED)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0 and "unguarded-script" in done.stdout, done
+    assert "__main__" in done.stderr
