@@ -378,7 +378,8 @@ def json_change(rng: random.Random, file: str) -> Callable[[Path], None]:
                 path.write_bytes(inner(text))
                 continue
             if path.suffix == ".yaml":
-                path.write_bytes(changed(yaml.safe_load(text), [inner]))
+                with contextlib.suppress(yaml.YAMLError):  # an earlier change of its bytes stays alone
+                    path.write_bytes(changed(yaml.safe_load(text), [inner]))
                 continue
             with contextlib.suppress(TypeError, ValueError):  # a key that JSON has not, or no JSON after another change
                 rows = (

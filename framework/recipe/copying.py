@@ -37,6 +37,8 @@ def copy_recipe(named: str, target: Path) -> Path:
     for key, value in pairs:
         if key.value in ("_base_", "plugins"):
             for item in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(item, yaml.ScalarNode):
+                    continue  # no name of a file; `validate` refuses it, in the copy too
                 new = _named_from(source, item.value, target, shipped=key.value == "_base_")
                 changes.append((item.start_mark.index, item.end_mark.index, new))
     for start, end, new in reversed(changes):

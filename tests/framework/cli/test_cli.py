@@ -402,3 +402,10 @@ def test_a_reward_of_another_type_is_one_problem():
 def test_a_key_without_a_value_is_named():
     with problem("wrong-format", "data.tokenizer.lowercase"):
         load_recipe("data.tokenizer.lowercase")
+
+
+def test_plugins_that_are_no_names_are_copied_as_they_are(run, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("_base_: shipped:smoke\nplugins: [{a: 1}]\n")
+    code, _, text = run("cp", str(tmp_path / "mine.yaml"), str(tmp_path / "copy.yaml"))
+    assert code == 0, text
+    assert "plugins: [{a: 1}]" in (tmp_path / "copy.yaml").read_text()
