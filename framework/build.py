@@ -36,7 +36,7 @@ from framework.registry import Plugin, PluginError, catalogue, find, load
 from framework.registry.signature import injected_params, keys_of
 from framework.runtime.console import print0
 from framework.runtime.errors import Problem, UserError, first_line
-from framework.runtime.memory import is_out_of_memory, memory_bytes
+from framework.runtime.memory import is_beyond_memory, memory_bytes
 from framework.scoring.baselines import Comparisons
 from framework.scoring.reward import Reward
 from framework.scoring.scorer import Scorer
@@ -81,7 +81,7 @@ def build_plugin(recipe: Recipe, kind: str, choice: Choice, **values: Any) -> An
     except UserError:
         raise
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_beyond_memory(error):
             raise _too_large(plugin, choice, injected, "more memory than this machine provides") from error
         if not isinstance(error, ValueError):
             raise

@@ -16,7 +16,7 @@ from torch import nn
 from framework.models.size import TooLarge
 from framework.registry.source import did_you_mean
 from framework.runtime.errors import UserError, first_line
-from framework.runtime.memory import is_out_of_memory
+from framework.runtime.memory import is_beyond_memory
 
 # What is downloaded from the model hub: no file that could carry code.
 SAFE = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -195,7 +195,7 @@ def new_model(cls: Any, config: Any, key: str) -> Any:
     try:
         return cls(config).float()
     except Exception as error:  # whatever the architecture raises
-        if isinstance(error, TooLarge) or is_out_of_memory(error):
+        if isinstance(error, TooLarge) or is_beyond_memory(error):
             raise
         raise UserError(
             "out-of-range",

@@ -1,4 +1,4 @@
-"""How much memory this process may use, and which errors mean that it asked for more."""
+"""How much memory this process may use, and which errors say that it asked for more."""
 
 from __future__ import annotations
 
@@ -23,13 +23,18 @@ def memory_bytes() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch, numpy or Python says that an allocation failed, or that its size is no number of
+    """Whether an error of torch, numpy or Python says that an allocation failed."""
+    # torch raises a subclass of RuntimeError on a GPU, a plain one on the CPU.
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "allocate memory" in text)
+    )
+
+
+def is_beyond_memory(error: BaseException) -> bool:
+    """Whether an error of a part that is built says that it is larger than memory, or that its size is no number of
     bytes.
     """
-    if isinstance(error, (MemoryError, OverflowError)):
-        return True
-    # torch raises a subclass of RuntimeError on a GPU, a plain one on the CPU, and TypeError for sizes beyond 64 bits.
-    text = str(error)
-    return isinstance(error, (RuntimeError, TypeError)) and (
-        "out of memory" in text or "allocate memory" in text or "verflow" in text
-    )
+    # torch raises RuntimeError or TypeError for sizes beyond 64 bits.
+    too_long = isinstance(error, (RuntimeError, TypeError)) and "verflow" in str(error)
+    return isinstance(error, OverflowError) or too_long or is_out_of_memory(error)
