@@ -170,7 +170,7 @@ def write(rows: list[Any], options: argparse.Namespace, packages: tuple[str, ...
     """
     if not options.out:
         return
-    now, begun = _Usage(), options.started
+    now, before = _Usage(), options.started
     name = Path(sys.argv[0]).stem
     measured = {
         "benchmark": name,
@@ -182,7 +182,7 @@ def write(rows: list[Any], options: argparse.Namespace, packages: tuple[str, ...
         "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "threads": options.threads,
         "load": round(options.load, 2),
-        "cores_used_by_others": round(max(0.0, (now.others - begun.others) / (now.wall - begun.wall)), 2),
+        "cores_used_by_others": round(max(0.0, (now.others - before.others) / (now.wall - before.wall)), 2),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in sorted({"torch", *packages})},
         "rounds": options.rounds,
         **more,

@@ -105,8 +105,7 @@ class Trainer:
         self.bar = progress_bar(range(self.steps), total=self.steps, text="training", done=state.step)
         self.training_run.signals.watch(self.training_run.folder)
         if self.recipe.train.profile and self.accelerator.is_main_process:
-            head = "  ".join(f"{key} {value}" for key, value in self.training_run.launch.items() if key != "id")
-            self.profile = StepProfile(self.training_run.folder, head)
+            self.profile = StepProfile(self.training_run.folder, self.training_run.launch_line)
         while state.epoch < self.recipe.train.epochs and not (patience and state.validations_since_best >= patience):
             self.epoch()
         self.bar.close()

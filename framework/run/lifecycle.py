@@ -61,6 +61,11 @@ class TrainingRun:
         return self.opened.folder
 
     @property
+    def launch_line(self) -> str:
+        """`launch` to print."""
+        return "  ".join(f"{key} {value}" for key, value in self.launch.items() if key != "id")
+
+    @property
     def model_before(self) -> Path | None:
         """The model that training continues from; None if it starts from scratch."""
         if self.opened.checkpoint is not None:
@@ -101,8 +106,7 @@ def open_run_for_training(recipe: Recipe) -> Iterator[TrainingRun]:
 
 
 def _print_launch(run: TrainingRun) -> None:
-    words = "  ".join(f"{key} {value}" for key, value in run.launch.items() if key != "id")
-    print0(f"run {run.folder}   {words}")
+    print0(f"run {run.folder}   {run.launch_line}")
     for notice in filter(None, (*run.recipe.notices, precision_notice(run.recipe))):
         print0(f"notice: {notice}")
 

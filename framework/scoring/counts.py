@@ -52,6 +52,11 @@ def at_least(counts: csr_matrix, times: int) -> csr_matrix:
     return reached
 
 
+def lengths(texts: Iterable[Words]) -> np.ndarray:
+    """The number of words of each text, float64 [n]."""
+    return np.array([len(text) for text in texts], dtype=np.float64)
+
+
 def distinct(texts: Iterable[Text]) -> tuple[list[Text], np.ndarray]:
     """The distinct texts, and the place among them of each text."""
     places: dict[Text, int] = {}

@@ -9,7 +9,7 @@ import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
-from framework.scoring.counts import at_least, clipped, distinct, ngram_counter
+from framework.scoring.counts import at_least, clipped, distinct, lengths, ngram_counter
 from framework.scoring.pairs import require_references, warn_empty_predictions
 
 ORDERS = (1, 2, 3, 4)
@@ -49,10 +49,7 @@ class Bleu:
             np.asarray(clipped(written[prediction_of], expected[reference_of]).sum(1)).ravel()
             for written, expected in zip(counter.count(predictions), counter.references)
         ]
-        lengths_B, expected_B = (
-            np.array([len(text) for text in texts], dtype=np.float64)[of]
-            for texts, of in ((predictions, prediction_of), (references, reference_of))
-        )
+        lengths_B, expected_B = lengths(predictions)[prediction_of], lengths(references)[reference_of]
         totals = [np.maximum(0, lengths_B - n + 1) for n in ORDERS]
         return np.column_stack([*hits, *totals, lengths_B, expected_B])
 
@@ -73,9 +70,7 @@ class Bleu:
         """Index of the text that scores best as the prediction of every reference, for each score."""
         references, place_of = distinct(pair.reference_words for pair in pairs)
         times_M = np.bincount(place_of).astype(np.float64)
-        lengths_N, lengths_M = (
-            np.array([len(each) for each in some], dtype=np.float64) for some in (words, references)
-        )
+        lengths_N, lengths_M = lengths(words), lengths(references)
         counter = ngram_counter(tuple(references), len(ORDERS))
         sums_NS = np.zeros((len(words), 2 * len(ORDERS) + 2))
         for n, counts, expected in zip(ORDERS, counter.count(words), counter.references):

@@ -10,7 +10,7 @@ import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
-from framework.scoring.counts import Words, at_least, clipped, distinct, ngram_counter, safe_divide
+from framework.scoring.counts import Words, at_least, clipped, distinct, lengths, ngram_counter, safe_divide
 from framework.scoring.pairs import require_references, warn_empty_predictions
 
 ORDERS = (1, 2, 3, 4)
@@ -34,6 +34,12 @@ class _Corpus:
         self.unseen = math.log(len(references))  # idf of an n-gram in no reference: that of one in a single reference
         self.idf = [self.unseen - np.log(at_least(counts, 1).T @ times_n) for counts in self.counter.references]
 
+    def squared_idf(self, order: int, columns: int) -> np.ndarray:
+        """Of the n-grams of an order; those after the references' are in no reference."""
+        squares = np.full(columns, self.unseen**2)
+        squares[: len(self.idf[order])] = self.idf[order] ** 2
+        return squares
+
     def similarities(self, predictions: Sequence[Words], references: Sequence[Words]) -> np.ndarray:
         """Mean over n of the cosine with clipped weights, times a Gaussian of the difference in length, [B]."""
         texts, prediction_of = distinct(predictions)
@@ -47,9 +53,8 @@ class _Corpus:
             both = self.counter.count([*texts, *expected_texts])
             counts, expected = [each[: len(texts)] for each in both], [each[len(texts) :] for each in both]
         total_B = np.zeros(len(references))
-        for written, reference, idf in zip(counts, expected, self.idf):
-            squares = np.full(max(written.shape[1], reference.shape[1]), self.unseen**2)
-            squares[: len(idf)] = idf**2
+        for order, (written, reference) in enumerate(zip(counts, expected)):
+            squares = self.squared_idf(order, max(written.shape[1], reference.shape[1]))
             norms = (
                 np.sqrt(each.power(2) @ squares[: each.shape[1]])[of]
                 for each, of in ((written, prediction_of), (reference, reference_of))
@@ -57,12 +62,13 @@ class _Corpus:
             limits = reference[reference_of]
             dots_B = clipped(written[prediction_of], limits).multiply(limits).tocsr() @ squares[: limits.shape[1]]
             total_B += safe_divide(dots_B, math.prod(norms))
-        bigrams_B, expected_B = (
-            # The COCO scorer counts bigrams, not words.
-            np.array([max(0, len(text) - 1) for text in some], dtype=np.float64)[of]
-            for some, of in ((texts, prediction_of), (expected_texts, reference_of))
-        )
+        bigrams_B, expected_B = _bigrams(texts)[prediction_of], _bigrams(expected_texts)[reference_of]
         return total_B * np.exp(-((bigrams_B - expected_B) ** 2) / (2 * SIGMA**2)) / len(ORDERS)
+
+
+def _bigrams(texts: Sequence[Words]) -> np.ndarray:
+    """The length of each text, [n]: the COCO scorer counts bigrams, not words."""
+    return np.maximum(0, lengths(texts) - 1)
 
 
 @register("metric", "cider")
@@ -119,20 +125,20 @@ class Cider:
         """Index of the text that scores best as the prediction of every reference."""
         corpus = self._corpus(pairs)
         times_M = np.bincount([corpus.place_of[pair.reference_words] for pair in pairs]).astype(np.float64)
-        bigrams_N, bigrams_M = (np.array([max(0, len(each) - 1) for each in some]) for some in (words, corpus.texts))
+        bigrams_N, bigrams_M = _bigrams(words), _bigrams(corpus.texts)
         lengths_L, place_M = np.unique(bigrams_M, return_inverse=True)
         penalty_NL = np.exp(-((bigrams_N[:, None] - lengths_L) ** 2) / (2 * SIGMA**2))
         total_N = np.zeros(len(words))
-        for counts, expected, idf in zip(corpus.counter.count(words), corpus.counter.references, corpus.idf):
-            squares = np.full(counts.shape[1], corpus.unseen**2)
-            squares[: len(idf)] = idf**2
-            norm_N, norm_M = np.sqrt(counts.power(2) @ squares), np.sqrt(expected.power(2) @ idf**2)
+        for order, (counts, expected) in enumerate(zip(corpus.counter.count(words), corpus.counter.references)):
+            squares = corpus.squared_idf(order, counts.shape[1])
+            known = squares[: expected.shape[1]]
+            norm_N, norm_M = np.sqrt(counts.power(2) @ squares), np.sqrt(expected.power(2) @ known)
             by_length_ML = np.zeros((len(times_M), len(lengths_L)))
             by_length_ML[np.arange(len(times_M)), place_M] = safe_divide(times_M, norm_M)
             dots_NL = np.zeros((len(words), len(lengths_L)))
             for k in range(1, int(expected.data.max(initial=0)) + 1):
-                weights = at_least(expected, k).multiply(expected).multiply(idf**2)
-                dots_NL += at_least(counts, k)[:, : len(idf)] @ (weights.T @ by_length_ML)
+                weights = at_least(expected, k).multiply(expected).multiply(known)
+                dots_NL += at_least(counts, k)[:, : len(known)] @ (weights.T @ by_length_ML)
             total_N += safe_divide((dots_NL * penalty_NL).sum(1), norm_N)
         return {"cider": int(total_N.argmax())}
 

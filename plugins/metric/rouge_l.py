@@ -10,7 +10,7 @@ import numpy as np
 
 from framework.exam import Pair
 from framework.registry import register
-from framework.scoring.counts import NgramCounter, Words, at_least, distinct, safe_divide
+from framework.scoring.counts import NgramCounter, Words, at_least, distinct, lengths, safe_divide
 from framework.scoring.pairs import require_references, warn_empty_predictions
 
 FILL = -1  # after the last word of a text
@@ -103,10 +103,7 @@ class RougeL:
         for start in range(0, len(pairs), BLOCK):
             block = slice(start, start + BLOCK)
             common_B[block] = lcs_lengths(first[prediction_of[block]], second[reference_of[block]])
-        lengths_B, expected_B = (
-            np.array([len(text) for text in texts], dtype=np.float64)[of]
-            for texts, of in ((predictions, prediction_of), (references, reference_of))
-        )
+        lengths_B, expected_B = lengths(predictions)[prediction_of], lengths(references)[reference_of]
         return np.column_stack([_f_scores(common_B, lengths_B, expected_B), np.ones(len(pairs))])
 
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
@@ -128,9 +125,7 @@ class RougeL:
         counter = NgramCounter(references, 1)
         expected = counter.references[0]
         counts = counter.count(words)[0][:, : expected.shape[1]]
-        lengths_N, lengths_M = (
-            np.array([len(each) for each in some], dtype=np.float64) for some in (words, references)
-        )
+        lengths_N, lengths_M = lengths(words), lengths(references)
         bounds_N = np.empty(len(words))
         for start in range(0, len(words), BLOCK):
             block = slice(start, start + BLOCK)
