@@ -53,13 +53,14 @@ class Tokenizer:
         path.write_text("[]")
 
 
-def save(folder: Path, step: int, kept: dict[str, float] | None = None, best: int | None = None) -> Path:
+def save(
+    folder: Path, step: int, kept: dict[str, float] | None = None, best: int | None = None, **metadata: Any
+) -> Path:
     weights = {"encoder.weight": torch.full((3,), float(step)), "losses.head": torch.ones(2)}
     state = {f"weights/{name}": value for name, value in weights.items()}
     train_state = TrainState(step=step, val_scores=kept or {}, best_step=best)
-    return write_checkpoint(
-        folder, Snapshot(train_state, state, weights, ModelTexts(Tokenizer(), PortableRecipe("name: x\n"))), KEEP
-    )
+    texts = ModelTexts(Tokenizer(), PortableRecipe("name: x\n"), metadata)
+    return write_checkpoint(folder, Snapshot(train_state, state, weights, texts), KEEP)
 
 
 def test_a_checkpoint_loads_as_it_was_written(tmp_path: Path) -> None:
@@ -82,6 +83,15 @@ def test_the_last_and_the_best_are_kept_and_the_best_model_is_published(tmp_path
     assert load_file(tmp_path / "model" / "model.safetensors")["encoder.weight"][0] == 2
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_checkpoints_share_equal_metadata_and_never_a_damaged_file(tmp_path: Path) -> None:
+    paths = [save(tmp_path / "checkpoints", step, patients={"train": ["a"]}) for step in (1, 2)]
+    first, second = (path / "model" / "patients.json" for path in paths)
+    assert first.samefile(second) and verify_checkpoint(paths[1]) is None
+    second.write_text("[]")
+    third = save(tmp_path / "checkpoints", 3, patients={"train": ["a"]})
+    assert not (third / "model" / "patients.json").samefile(second) and verify_checkpoint(third) is None
 
 
 def test_a_step_that_is_saved_twice_replaces_the_first(tmp_path: Path) -> None:
