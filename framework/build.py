@@ -18,6 +18,7 @@ from torch import nn
 from framework.data.check import SPLITS, check_splits
 from framework.data.image_cache import ImageCache, build_image_cache
 from framework.data.loading import ExamSet, collate, hardest_sample
+from framework.data.map_cache import build_map_cache, frozen_digest
 from framework.distributed.collectives import gather, main_process_first, on_main
 from framework.exam import Exam, ExamSource
 from framework.models.external_weights import read_metadata, require_external_weights
@@ -36,6 +37,7 @@ from framework.registry import Plugin, PluginError, catalogue, find, load
 from framework.registry.signature import injected_params, keys_of
 from framework.runtime.console import print0
 from framework.runtime.errors import Problem, UserError, first_line
+from framework.runtime.files import digest
 from framework.runtime.memory import is_beyond_memory, memory_bytes
 from framework.scoring.baselines import Comparisons
 from framework.scoring.reward import Reward
@@ -409,6 +411,8 @@ def build_components(
     augment = None
     if trained is None:
         task = build_task(recipe, tokenizer, count, space, training=splits["train"], trained=False)
+        if recipe.data.cache_features:
+            _cache_features(recipe, accelerator, task, exams, cache)
         _require_all_views_fit(task, exams)
         if recipe.data.augment is not None:
             augment = build_plugin(recipe, "augment", recipe.data.augment)
@@ -418,6 +422,46 @@ def build_components(
     monitored, seed = recipe.evaluate.monitored, recipe.train.seed
     comparisons = Comparisons(exams["train"], exams["val"], scorer, monitored, seed)
     return RunComponents(exams, tokenizer, topics, task, augment, scorer, comparisons, left_out)
+
+
+def _cache_features(
+    recipe: Recipe, accelerator: Accelerator, task: ReportTask, exams: Mapping[str, ExamSet], images: ImageCache
+) -> None:
+    """Replaces the images of the exams by the maps of the frozen encoder, which then begins after them.
+
+    Raises:
+        UserError: the encoder has no `maps`, or trains.
+    """
+    encoder, choice, key = task.encoder, recipe.model.encoder, "data.cache_features"
+    if not hasattr(encoder, "maps"):
+        raise UserError(
+            "unsupported",
+            f"encoder '{choice.name}' has no `maps`",
+            place=key,
+            hint="Set data.cache_features=false, or write `maps` for the part that sees single images.",
+        )
+    first = next(iter(exams.values()))
+    with torch.enable_grad(), evaluating(encoder):
+        image_VCHW = collate([first[0]]).to("cpu").image_BVCHW[0]
+        if encoder.maps(image_VCHW).requires_grad:
+            raise UserError(
+                "conflicting-settings",
+                f"encoder '{choice.name}' trains, and its feature maps are computed once",
+                place=key,
+                hint="Freeze it by model.encoder.frozen_stages or train.freeze, or set data.cache_features=false.",
+            )
+    code = digest(find("encoder", choice.name, recipe.plugin_files).path)
+    settings = [code, choice.name, sorted(choice.keys.items()), frozen_digest(encoder)]
+    folder, device = Path(recipe.data.cache_dir), accelerator.device
+    with main_process_first(accelerator), evaluating(encoder.to(device)):
+        maps = build_map_cache(images, encoder.maps, key=repr(settings), folder=folder, device=device)
+    for each in exams.values():
+        each.maps = maps
+    encoder.to("cpu").maps = _identity
+
+
+def _identity(maps_MDhw: torch.Tensor) -> torch.Tensor:
+    return maps_MDhw
 
 
 def _require_exams(splits: Mapping[str, Sequence[Exam]]) -> None:

@@ -62,12 +62,18 @@ class ExamSource(Protocol):
         """Changes whenever an image of this source could change: settings, version, and the files' sizes and times."""
 
 
+def scaled(image: Tensor) -> Tensor:
+    """The images as an encoder reads them: uint8 to float from 0 to 1."""
+    return image.float() / 255
+
+
 @dataclass
 class Batch:
     """A padded batch of exams."""
 
     exam_ids: list[str]
-    image_BVCHW: Tensor  # uint8 as it is loaded; float, 0 to 1, once `to` has moved it
+    # uint8 as it is loaded; float, 0 to 1, once `to` has moved it; with data.cache_features the encoder's maps BVDhw
+    image_BVCHW: Tensor
     view_mask_BV: Tensor  # bool, True where there is a view
     report_BT: Tensor  # long: BOS, words, EOS, then PAD
     topic_B: Tensor | None = None  # long
@@ -86,7 +92,7 @@ class Batch:
         }
         batch = Batch(**moved)
         if images and not batch.image_BVCHW.is_floating_point():
-            batch.image_BVCHW = batch.image_BVCHW.float() / 255
+            batch.image_BVCHW = scaled(batch.image_BVCHW)
         return batch
 
     def pin_memory(self) -> Batch:

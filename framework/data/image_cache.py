@@ -1,5 +1,7 @@
 """Cache of decoded and resized images in one memory-mapped file; benchmarks/loading.py compares it with decoding.
 
+A file is complete once its size and SHA-256 stand beside it in a JSON file. map_cache.py stores feature maps likewise.
+
 Does not import torch, which every spawned worker process would import again.
 """
 
@@ -38,7 +40,7 @@ VERSION = 2  # raise it when the same view would give other pixels
 
 @dataclass(frozen=True)
 class ImageCache:
-    """A file of images, uint8 [rows, C, H, W], and the rows of each exam's views."""
+    """A file of images, uint8 [rows, C, H, W], or of feature maps, and the rows of each exam's views."""
 
     path: Path
     rows: dict[str, tuple[int, ...]]  # by exam id
@@ -50,10 +52,10 @@ class ImageCache:
             UserError: the file was removed or changed before this process opened it.
         """
         rows = self.rows[exam_id]
-        return self._images[rows[0] : rows[-1] + 1]
+        return self.array[rows[0] : rows[-1] + 1]
 
     @cached_property
-    def _images(self) -> np.ndarray:
+    def array(self) -> np.ndarray:
         """All images. Opened once in each process: opening takes longer than to read an exam."""
         try:
             return np.asarray(np.load(self.path, mmap_mode="r"))
@@ -84,8 +86,8 @@ def _load(job: tuple[str, View, int, int]) -> np.ndarray | ExamError:
 
 
 @dataclass(frozen=True)
-class _Metadata:
-    """What is known of a file of images. Written after it: it marks the images as complete.
+class Complete:
+    """What is known of a cached file. Written after it: it marks the file as complete.
 
     Attributes:
         errors: row, code and text of each view that did not load.
@@ -120,12 +122,12 @@ def build_image_cache(
     jobs = [(exam.id, view, size, channels) for exam in exams for view in exam.views]
     names = [(exam_id, view.name) for exam_id, view, *_ in jobs]
     key = hashlib.sha256(json.dumps([VERSION, source_key, size, channels, names]).encode()).hexdigest()[:24]
-    path, metadata = folder / "images" / f"{key}.npy", folder / "images" / f"{key}.json"
-    found = _read_metadata(path, metadata, jobs)  # an existing cache may be on a read-only disk, so no lock is taken
+    path = folder / "images" / f"{key}.npy"
+    found = _read_images(path, jobs)  # an existing cache may be on a read-only disk, so no lock is taken
     if found is None:
         _require_guarded_script()
         with file_lock(path.with_suffix(".lock"), "images"):
-            found = _read_metadata(path, metadata, jobs) or _write_cache(jobs, path, metadata, size, channels)
+            found = _read_images(path, jobs) or _write_cache(jobs, path, size, channels)
     errors = [ExamError(jobs[row][0], code, text) for row, code, text in found.errors]
     if errors and on_broken == "stop":
         raise ExamError.of(problem for error in errors for problem in error.problems)
@@ -148,19 +150,10 @@ def _require_guarded_script() -> None:
         )
 
 
-def _read_metadata(path: Path, metadata: Path, jobs: list[tuple[str, View, int, int]]) -> _Metadata | None:
-    """The metadata of images that can be used; None if they have to be made."""
-    try:
-        found = _Metadata(**json.loads(metadata.read_text(encoding="utf-8")))
-        size = path.stat().st_size
-    except (OSError, ValueError, TypeError):
-        return None
-    # The other processes of a machine would read the same bytes.
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-    if size != found.size or (is_first and digest(path) != found.sha256):
-        print0(f"warning: the cached images in {path} are damaged, and made again")
-        return None
-    if os.access(path.parent, os.W_OK):
+def _read_images(path: Path, jobs: list[tuple[str, View, int, int]]) -> Complete | None:
+    """What is known of images that can be used; None if they have to be made."""
+    found = read_complete(path)
+    if found is not None and os.access(path.parent, os.W_OK):
         for row, *_ in found.errors:
             if not isinstance(_load(jobs[row]), ExamError):
                 print0(f"view {jobs[row][1].name} of exam {jobs[row][0]} loads now: the images are made again")
@@ -168,20 +161,45 @@ def _read_metadata(path: Path, metadata: Path, jobs: list[tuple[str, View, int, 
     return found
 
 
-def _write_cache(
-    jobs: list[tuple[str, View, int, int]], path: Path, metadata: Path, size: int, channels: int
-) -> _Metadata:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob("*.part"):  # of a process that was killed, unless another one holds the lock
+def read_complete(path: Path) -> Complete | None:
+    """What is known of a cached file; None if it is missing, or not as it was written."""
+    try:
+        found = Complete(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+        size = path.stat().st_size
+    except (OSError, ValueError, TypeError):
+        return None
+    # The other processes of a machine would read the same bytes.
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if size != found.size or (is_first and digest(path) != found.sha256):
+        print0(f"warning: {path} is damaged, and made again")
+        return None
+    return found
+
+
+def write_complete(path: Path, errors: list[tuple[int, str, str]]) -> Complete:
+    """Marks a cached file as complete."""
+    found = Complete(path.stat().st_size, digest(path), errors)
+    atomic_write(path.with_suffix(".json"), json.dumps(asdict(found)))
+    return found
+
+
+def remove_parts(path: Path) -> None:
+    """Removes unfinished files in the folder, of processes that were killed; others hold a lock."""
+    for left in path.parent.glob("*.part"):
         key = left.name.partition(".")[0]
         if key == path.stem or not is_locked(path.with_name(f"{key}.lock")):
             left.unlink(missing_ok=True)
+
+
+def _write_cache(jobs: list[tuple[str, View, int, int]], path: Path, size: int, channels: int) -> Complete:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_parts(path)
     part = path.with_suffix(f".{os.getpid()}.part")
     require_shared_locks("decode images")
     errors: list[tuple[int, str, str]] = []
     shape = (len(jobs), channels, size, size)
     try:
-        images = _open_reserved(part, shape)
+        images = open_reserved(part, shape, np.uint8, "images")
         with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn"), initializer=_start_decoder) as pool:
             loaded: Any = pool.map(_load, jobs, chunksize=16) if len(jobs) > 64 else map(_load, jobs)
             for row, image in enumerate(progress_bar(loaded, total=len(jobs), text="images")):
@@ -199,23 +217,21 @@ def _write_cache(
         ) from None
     finally:
         part.unlink(missing_ok=True)
-    found = _Metadata(path.stat().st_size, digest(path), errors)
-    atomic_write(metadata, json.dumps(asdict(found)))
-    return found
+    return write_complete(path, errors)
 
 
-def _open_reserved(part: Path, shape: tuple[int, ...]) -> np.memmap:
-    """A new file of zeros, uint8, mapped into memory, whose space is reserved: a mapped page that the disk has no room
-    for ends the process by SIGBUS.
+def open_reserved(part: Path, shape: tuple[int, ...], dtype: type[np.generic], what: str) -> np.memmap:
+    """A new array of zeros in a file, mapped into memory, whose space is reserved: a mapped page that the disk has no
+    room for ends the process by SIGBUS.
 
     Raises:
         UserError: the disk or the quota has no room for it.
     """
-    needed, free = math.prod(shape), shutil.disk_usage(part.parent).free
+    needed, free = math.prod(shape) * np.dtype(dtype).itemsize, shutil.disk_usage(part.parent).free
     try:
         if needed > free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        images = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+        images = np.lib.format.open_memmap(part, "w+", dtype, shape)
         with part.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
     except OSError as error:
@@ -225,7 +241,7 @@ def _open_reserved(part: Path, shape: tuple[int, ...]) -> np.memmap:
             raise
         raise UserError(
             "cannot-write",
-            f"the cache of images needs {needed / 2**20:,.1f} MiB, {free / 2**20:,.1f} MiB are free ({error.strerror})",
+            f"the cache of {what} needs {needed / 2**20:,.1f} MiB, {free / 2**20:,.1f} MiB are free ({error.strerror})",
             place=part.parent,
             hint="Set data.cache_dir to a folder on a larger disk, or lower data.image_size.",
         ) from None

@@ -39,8 +39,10 @@ class ExamSet(Dataset[Sample]):
     """The exams of one split with their images, token ids and topics.
 
     Args:
+        cache: of the images.
         topics: of each exam, [n]; None where no distiller has found any.
         topic_weights: how much of each topic a report has, [n, K].
+        maps: feature maps that samples have in place of the images.
     """
 
     def __init__(
@@ -50,9 +52,10 @@ class ExamSet(Dataset[Sample]):
         tokens: Sequence[list[int]],
         topics: np.ndarray | None,
         topic_weights: np.ndarray | None = None,
+        maps: ImageCache | None = None,
     ) -> None:
         self.exams, self.cache, self.tokens = list(exams), cache, list(tokens)
-        self.topics, self.topic_weights = topics, topic_weights
+        self.topics, self.topic_weights, self.maps = topics, topic_weights, maps
 
     def __len__(self) -> int:
         return len(self.exams)
@@ -61,14 +64,16 @@ class ExamSet(Dataset[Sample]):
         exam = self.exams[index]
         topic = None if self.topics is None else int(self.topics[index])
         weights = None if self.topic_weights is None else self.topic_weights[index]
-        return Sample(exam.id, self.cache.images(exam.id), self.tokens[index], topic, weights)
+        images = self.cache if self.maps is None else self.maps
+        return Sample(exam.id, images.images(exam.id), self.tokens[index], topic, weights)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Pads views with black and reports with PAD."""
     views = max(len(sample.image_VCHW) for sample in samples)
     longest = max(len(sample.tokens) for sample in samples)
-    image_BVCHW = np.empty((len(samples), views, *samples[0].image_VCHW.shape[1:]), dtype=np.uint8)
+    first_VCHW = samples[0].image_VCHW
+    image_BVCHW = np.empty((len(samples), views, *first_VCHW.shape[1:]), first_VCHW.dtype)
     view_mask_BV = torch.zeros(len(samples), views, dtype=torch.bool)
     report_BT = torch.full((len(samples), longest), PAD)
     for row, sample in enumerate(samples):

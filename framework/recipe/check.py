@@ -290,6 +290,8 @@ def _check_combinations(check: Check, recipe: Recipe) -> None:
     _check_parts(check, recipe)
     if recipe.data.augment is not None:
         check.found += mirrored_sides_problems(check.plugins, recipe.data.augment.keys)
+    if recipe.data.cache_features:
+        _check_cached_features(check, recipe)
     known = keys_in(recipe)
     for index, name in enumerate(recipe.resume_ignore):
         if name not in known:
@@ -333,6 +335,22 @@ def _check_distributed(check: Check, recipe: Recipe) -> None:
         check.note(
             ("train", "precision"), "unsupported", f"fp16 is for ddp, and distributed.strategy is {strategy}",
             expected="bf16 or fp32",
+        )  # fmt: skip
+
+
+def _check_cached_features(check: Check, recipe: Recipe) -> None:
+    """What would change the maps that data.cache_features computes before the first step."""
+    if recipe.data.augment is not None:
+        check.note(
+            ("data", "cache_features"), "conflicting-settings", f"data.augment ({recipe.data.augment.name}) changes "
+            "the images of each epoch, and the feature maps are computed once",
+            hint="Set data.augment=null or data.cache_features=false.",
+        )  # fmt: skip
+    if recipe.init_from is not None and "encoder" not in recipe.init_exclude:
+        check.note(
+            ("data", "cache_features"), "conflicting-settings", "init_from changes the encoder after its feature maps "
+            "are computed",
+            hint="Set init_exclude=[encoder] or data.cache_features=false.",
         )  # fmt: skip
 
 

@@ -137,6 +137,8 @@ class Data(Section):
     """Data-loading processes per training process; 0: loads in the training process."""
     cache_dir: str = ".cache/sonoscribe"
     """Folder of preprocessed images and topics, which later runs reuse."""
+    cache_features: bool = False
+    """Computes the feature maps of a frozen encoder once, in cache_dir, and trains from them; not with augment."""
     on_broken: Literal["stop", "skip"] = "stop"
     """What to do with an unreadable exam: stop the run, or skip the exam with a warning."""
 

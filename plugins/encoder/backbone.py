@@ -159,7 +159,7 @@ class Backbone(nn.Module):
         self.pooling = view_pooling(fusion, width)
 
     def forward(self, image_BVCHW: Tensor, view_mask_BV: Tensor) -> Features:
-        return encode_views(self._maps, image_BVCHW, view_mask_BV, self.position_VD, self.pooling)
+        return encode_views(self.maps, image_BVCHW, view_mask_BV, self.position_VD, self.pooling)
 
     def stages(self) -> list[list[nn.Parameter]]:
         """Parameters from the image to the features.
@@ -185,7 +185,7 @@ class Backbone(nn.Module):
                 hint="Remove model.encoder.frozen_stages and optimizer.layer_decay.",
             )
 
-    def _maps(self, image_MCHW: Tensor) -> Tensor:
+    def maps(self, image_MCHW: Tensor) -> Tensor:
         down, right = (-size % patch for size, patch in zip(image_MCHW.shape[-2:], self.patch))
         padded = F.pad(image_MCHW, (0, right, 0, down)) if down or right else image_MCHW
         try:

@@ -114,7 +114,7 @@ class ResNet(nn.Module):
     std_C11: Tensor
 
     def forward(self, image_BVCHW: Tensor, view_mask_BV: Tensor) -> Features:
-        return encode_views(self._maps, image_BVCHW, view_mask_BV, self.position_VD, self.pooling)
+        return encode_views(self.maps, image_BVCHW, view_mask_BV, self.position_VD, self.pooling)
 
     def stages(self) -> list[list[nn.Parameter]]:
         """Parameters from the image to the features."""
@@ -125,7 +125,7 @@ class ResNet(nn.Module):
         eval_frozen_modules(self.backbone)
         return self
 
-    def _maps(self, image_MCHW: Tensor) -> Tensor:
+    def maps(self, image_MCHW: Tensor) -> Tensor:
         standard = ((image_MCHW - self.mean_C11) / self.std_C11).contiguous(memory_format=torch.channels_last)
         return self.backbone(standard).last_hidden_state
 

@@ -52,7 +52,7 @@ class TinyCnn(nn.Module):
         self.pooling = view_pooling(fusion, width)
 
     def forward(self, image_BVCHW: Tensor, view_mask_BV: Tensor) -> Features:
-        return encode_views(self._maps, image_BVCHW, view_mask_BV, self.position_VD, self.pooling)
+        return encode_views(self.maps, image_BVCHW, view_mask_BV, self.position_VD, self.pooling)
 
     def stages(self) -> list[list[nn.Parameter]]:
         """Parameters from the image to the features, one stage per convolution and norm."""
@@ -61,5 +61,5 @@ class TinyCnn(nn.Module):
         stages[-1] += [weight for weight in self.parameters() if id(weight) not in known]
         return stages
 
-    def _maps(self, image_MCHW: Tensor) -> Tensor:
+    def maps(self, image_MCHW: Tensor) -> Tensor:
         return self.layers(image_MCHW - 0.5)

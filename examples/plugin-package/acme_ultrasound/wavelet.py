@@ -41,9 +41,9 @@ class Wavelet(nn.Module):
         self.position_VD = view_positions(max_views, width)
 
     def forward(self, image_BVCHW: Tensor, view_mask_BV: Tensor) -> Features:
-        return encode_views(self._maps, image_BVCHW, view_mask_BV, self.position_VD)
+        return encode_views(self.maps, image_BVCHW, view_mask_BV, self.position_VD)
 
-    def _maps(self, image_MCHW: Tensor) -> Tensor:
+    def maps(self, image_MCHW: Tensor) -> Tensor:
         block = 2**self.levels
         height, width = image_MCHW.shape[-2:]
         x = F.pad(image_MCHW, (0, -width % block, 0, -height % block))

@@ -35,8 +35,8 @@ class MyEncoder(nn.Module):
         self.position_VD = view_positions(max_views, width)
 
     def forward(self, image_BVCHW: Tensor, view_mask_BV: Tensor) -> Features:
-        return encode_views(self._maps, image_BVCHW, view_mask_BV, self.position_VD)
+        return encode_views(self.maps, image_BVCHW, view_mask_BV, self.position_VD)
 
-    def _maps(self, image_MCHW: Tensor) -> Tensor:
+    def maps(self, image_MCHW: Tensor) -> Tensor:
         """Feature maps [M, D, h, w] of the present views; `encode_views` joins them by exam."""
         return self.norm(self.embed(image_MCHW - 0.5)).relu()

@@ -88,7 +88,7 @@ def test_attention_weighs_views_at_each_position_by_a_softmax_of_their_scores() 
     encoder = TinyCnn(channels=1, width=16, fusion="attention").eval()
     image, mask = torch.rand(1, 3, 1, 32, 32), torch.tensor([[True, False, True]])
     found = encoder(image, mask)
-    maps = [encoder._maps(image[:, v]).flatten(2)[0].T + encoder.position_VD[v] for v in (0, 2)]
+    maps = [encoder.maps(image[:, v]).flatten(2)[0].T + encoder.position_VD[v] for v in (0, 2)]
     first, last = encoder.pooling.score[0], encoder.pooling.score[2]
     for place in range(len(maps[0])):
         scores = torch.stack([last.weight[0] @ torch.tanh(first.weight @ m[place] + first.bias) for m in maps])
