@@ -393,6 +393,7 @@ def build_components(
             source_key=source.cache_key,
             size=recipe.data.image_size,
             channels=recipe.data.channels,
+            autocontrast=recipe.data.autocontrast,
             folder=Path(recipe.data.cache_dir),
             on_broken=recipe.data.on_broken,
         )

@@ -68,17 +68,27 @@ class ImageCache:
         return {"path": self.path, "rows": self.rows}
 
 
-def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """Scales an image into a square with its proportions kept, padded with black. Returns uint8 [C, size, size]."""
+def fit(image: np.ndarray, size: int, channels: int, autocontrast: float | None = None) -> np.ndarray:
+    """Scales an image into a square with its proportions kept, padded with black. Returns uint8 [C, size, size].
+
+    Args:
+        autocontrast: percentage of the darkest pixels that become black, and of the brightest that become white, with
+            the grey levels between them stretched; colours keep their tone.
+    """
     scaled = Image.fromarray(image).convert("L" if channels == 1 else "RGB")
+    if autocontrast is not None:
+        scaled = ImageOps.autocontrast(scaled, autocontrast, preserve_tone=True)
     square = np.asarray(ImageOps.pad(scaled, (size, size), Image.Resampling.BILINEAR))
     return square[None] if channels == 1 else square.transpose(2, 0, 1)
 
 
-def _load(job: tuple[str, View, int, int]) -> np.ndarray | ExamError:
-    exam_id, view, size, channels = job
+Job = tuple[str, View, int, int, float | None]  # exam id, view and the arguments of `fit`
+
+
+def _load(job: Job) -> np.ndarray | ExamError:
+    exam_id, view, size, channels, autocontrast = job
     try:
-        return fit(view.load(), size, channels)
+        return fit(view.load(), size, channels, autocontrast)
     except (OSError, ValueError) as error:
         of_system = isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError)
         code = "unreadable-file" if of_system else "broken-image"
@@ -104,6 +114,7 @@ def build_image_cache(
     source_key: str,
     size: int,
     channels: int,
+    autocontrast: float | None = None,
     folder: Path,
     on_broken: Literal["stop", "skip"],
 ) -> tuple[ImageCache, list[ExamError]]:
@@ -119,9 +130,11 @@ def build_image_cache(
         UserError: the disk has no room for the images.
         ProcessLost: a decoding process was killed.
     """
-    jobs = [(exam.id, view, size, channels) for exam in exams for view in exam.views]
+    jobs = [(exam.id, view, size, channels, autocontrast) for exam in exams for view in exam.views]
     names = [(exam_id, view.name) for exam_id, view, *_ in jobs]
-    key = hashlib.sha256(json.dumps([VERSION, source_key, size, channels, names]).encode()).hexdigest()[:24]
+    key = hashlib.sha256(json.dumps([VERSION, source_key, size, channels, autocontrast, names]).encode()).hexdigest()[
+        :24
+    ]
     path = folder / "images" / f"{key}.npy"
     found = _read_images(path, jobs)  # an existing cache may be on a read-only disk, so no lock is taken
     if found is None:
@@ -150,7 +163,7 @@ def _require_guarded_script() -> None:
         )
 
 
-def _read_images(path: Path, jobs: list[tuple[str, View, int, int]]) -> Complete | None:
+def _read_images(path: Path, jobs: list[Job]) -> Complete | None:
     """What is known of images that can be used; None if they have to be made."""
     found = read_complete(path)
     if found is not None and os.access(path.parent, os.W_OK):
@@ -191,7 +204,7 @@ def remove_parts(path: Path) -> None:
             left.unlink(missing_ok=True)
 
 
-def _write_cache(jobs: list[tuple[str, View, int, int]], path: Path, size: int, channels: int) -> Complete:
+def _write_cache(jobs: list[Job], path: Path, size: int, channels: int) -> Complete:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_parts(path)
     part = path.with_suffix(f".{os.getpid()}.part")

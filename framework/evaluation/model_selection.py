@@ -169,6 +169,12 @@ def average(models: Sequence[Path]) -> dict[str, Tensor]:
     return first
 
 
+def _images_of(recipe: Recipe) -> str:
+    """What a model's images are, in words."""
+    data = recipe.data
+    return f"images of {data.image_size} px and {data.channels} channels, with data.autocontrast {data.autocontrast}"
+
+
 def _require_compatible(
     run: Path, recipe: Recipe, tokenizer: Any, other: Path, other_recipe: Recipe, other_tokenizer: Any
 ) -> None:
@@ -183,12 +189,9 @@ def _require_compatible(
             f"a vocabulary of {len(other_tokenizer)} words, {differing} of them in one vocabulary only",
             f"the same {len(tokenizer)} words in the same order",
         )
-    size, channels = recipe.data.image_size, recipe.data.channels
-    if (other_recipe.data.image_size, other_recipe.data.channels) != (size, channels):
-        raise misfit(
-            f"images of {other_recipe.data.image_size} px and {other_recipe.data.channels} channels",
-            f"{size} px and {channels} channels",
-        )
+    images, other_images = (_images_of(each) for each in (recipe, other_recipe))
+    if other_images != images:
+        raise misfit(other_images, images)
     if other_recipe.evaluate.max_length < recipe.evaluate.max_length:
         raise misfit(
             f"at most {other_recipe.evaluate.max_length} tokens (evaluate.max_length)",

@@ -62,7 +62,7 @@ class Predictor:
         if isinstance(images, (str, os.PathLike, np.ndarray)) or not len(images):
             raise UserError("wrong-type", f"found {type(images).__name__}", expected="a list of at least one image")
         data = self.recipe.data
-        views = np.stack([fit(_pixels(image), data.image_size, data.channels) for image in images])
+        views = np.stack([fit(_pixels(image), data.image_size, data.channels, data.autocontrast) for image in images])
         image_BVCHW = torch.from_numpy(views)[None]
         view_mask_BV = torch.ones(image_BVCHW.shape[:2], dtype=torch.bool)
         batch = Batch(["exam"], image_BVCHW, view_mask_BV, report_BT=torch.empty(1, 0, dtype=torch.long))

@@ -129,6 +129,9 @@ class Data(Section):
     """Height and width of the images, in pixels; views are padded to a square."""
     channels: Literal[1, 3] = 1
     """Image channels: 1 for grayscale, 3 for color."""
+    autocontrast: Annotated[float, Field(ge=0, lt=50)] | None = None
+    """Stretches the grey levels of each image: this percentage of its darkest pixels becomes black, and of its
+    brightest white. Images of different scanners look more alike; null: as they are."""
     tokenizer: Choice
     """Tokenizer of reports."""
     augment: Choice | None = None

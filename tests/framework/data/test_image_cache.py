@@ -17,7 +17,7 @@ from grey_exams import exam, make_cache
 from harness import ROOT, problem
 
 from framework.build import _require_exams
-from framework.data.image_cache import fit
+from framework.data.image_cache import build_image_cache, fit
 from framework.exam import Exam, ExamError
 from framework.runtime.files import file_lock
 
@@ -45,6 +45,21 @@ def test_images_are_decoded_once(tmp_path: Path) -> None:
 def test_the_aspect_ratio_is_kept() -> None:
     square = fit(np.full((10, 20), 200, np.uint8), 16, 1)[0]
     assert square[8].min() == 200 and square[0].max() == 0
+
+
+def test_autocontrast_stretches_each_image_and_not_its_padding() -> None:
+    ramp = np.tile(np.arange(50, 150, dtype=np.uint8), (50, 1))
+    square = fit(ramp, 100, 1, autocontrast=1.0)[0]
+    assert square[50, 0] == 0 and square[50, -1] == 255 and square[0].max() == 0
+    assert fit(ramp, 100, 1)[0][50].min() == 50
+    grey = fit(np.full((8, 8), 60, np.uint8), 8, 1, autocontrast=1.0)
+    assert grey.min() == grey.max() == 60, "an image of one grey level has no contrast"
+
+
+def test_images_with_other_contrast_are_cached_apart(tmp_path: Path) -> None:
+    make = {"source_key": "k", "size": 8, "channels": 1, "folder": tmp_path, "on_broken": "stop"}
+    caches = [build_image_cache([exam(1, 7)], **make, autocontrast=value)[0] for value in (None, 1.0)]  # type: ignore[arg-type]
+    assert caches[0].path != caches[1].path
 
 
 @dataclass(frozen=True)
