@@ -320,14 +320,15 @@ class Strategy(ABC):
 
     def batch_norm_notice(self, batch_plan: BatchPlan) -> str | None:
         """Returns a notice if batch normalization makes results depend on processes or micro-batches."""
-        norms = [part for part in self.task.modules() if isinstance(part, _BatchNorm)]
+        self.task.train()  # leaves frozen statistics in eval mode
+        norms = [part for part in self.task.modules() if isinstance(part, _BatchNorm) and part.training]
         synchronized = bool(norms) and not self._main_process_buffers
         exams = batch_plan.micro_batch_size * (batch_plan.processes if synchronized else 1)
         if not norms or exams == batch_plan.batch_size:
             return None
         return (
             f"batch normalization uses statistics of {exams} exams, not of {batch_plan.batch_size}, so results depend "
-            "on processes and micro-batches. An encoder without it (model.encoder.norm=group) does not"
+            "on processes and micro-batches. With other norms or frozen statistics (model.encoder.norm) they do not"
         )
 
     def effective_config(self) -> dict[str, Any]:

@@ -132,6 +132,10 @@ SMALL: dict[tuple[str, str], list[dict[str, Any] | Callable[[Path], dict[str, An
         {"architecture": "dinov3_vit", "config": VIT},
         {"architecture": "vitdet", "config": VIT},
     ],
+    ("encoder", "efficientnet_lite"): [
+        {"frozen_stages": 2},
+        {"variant": 2, "norm": "frozen", "stages": 5, "fusion": "attention", "max_views": 0},
+    ],
     ("encoder", "resnet"): [
         {"depth": 10, "width": 8},
         {"depth": 10, "width": 8, "norm": "group"},

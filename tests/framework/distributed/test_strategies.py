@@ -261,10 +261,17 @@ def made(folder: Path, *keys: str) -> tuple[Strategy, RunComponents, Recipe, Bat
     )
 
 
-@pytest.mark.parametrize(("norm", "expected"), [("batch", True), ("group", False)])
-def test_batch_normalization_gives_a_notice_if_a_step_is_split(tmp_path: Path, norm: str, expected: bool) -> None:
-    encoder = f"model.encoder={{_delete_: true, name: resnet, depth: 10, width: 8, norm: {norm}}}"
-    strategy, _, _, one_batch = made(tmp_path, encoder)
+@pytest.mark.parametrize(
+    ("encoder", "expected"),
+    [
+        ("name: resnet, depth: 10, width: 8, norm: batch", True),
+        ("name: resnet, depth: 10, width: 8, norm: batch, frozen_stages: 4", False),
+        ("name: resnet, depth: 10, width: 8, norm: group", False),
+        ("name: efficientnet_lite, norm: frozen", False),
+    ],
+)
+def test_batch_normalization_gives_a_notice_if_a_step_is_split(tmp_path: Path, encoder: str, expected: bool) -> None:
+    strategy, _, _, one_batch = made(tmp_path, f"model.encoder={{_delete_: true, {encoder}}}")
     assert strategy.batch_norm_notice(one_batch) is None
     for cut in (BatchPlan.plan(8, None, 0, 2), BatchPlan.plan(8, 4, 0, 1)):
         notice = strategy.batch_norm_notice(cut)
