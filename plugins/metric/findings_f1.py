@@ -14,8 +14,8 @@ from framework.exam import Pair
 from framework.registry import register
 from framework.scoring.counts import count_matrix, distinct, safe_divide
 from framework.scoring.pairs import require_pairs
-from plugins.metric.findings_f1.numbers import Size, agreeing
-from plugins.metric.findings_f1.reader import APART, Measure, attributes, explain, read_all
+from framework.text.findings.numbers import Size, agreeing
+from framework.text.findings.reader import APART, Measure, attributes, explain, read_all
 
 PART = "findings_f1/"  # and an attribute or an aspect
 BLOCK = 4096  # pairs whose common findings are counted at a time
@@ -162,7 +162,7 @@ def _warn(pairs: Sequence[Pair], unread: int, predicted: int) -> None:
     if unread == reports:
         warnings.warn(
             f"findings F1 means nothing here: the lexicon reads no finding in any of {reports} references. It covers "
-            "English and Chinese ultrasound of breast, thyroid and liver (plugins/metric/findings_f1/lexicon.yaml)",
+            "English and Chinese ultrasound of breast, thyroid and liver (framework/text/findings/lexicon.yaml)",
             stacklevel=3,
         )
     elif unread * 10 > reports:

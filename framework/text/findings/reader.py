@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from plugins.metric.findings_f1.expression import Expression, Span
-from plugins.metric.findings_f1.numbers import Size, joined, numbers_of, shown
+from framework.text.findings.expression import Expression, Span
+from framework.text.findings.numbers import Size, joined, numbers_of, shown
 
 LEXICON = Path(__file__).with_name("lexicon.yaml")
 Language = Literal["en", "zh"]
