@@ -697,6 +697,16 @@ def attributes() -> tuple[str, ...]:
     return tuple(sorted({"lesion", "count", *_lexicon()["attributes"]} - APART))
 
 
+@cache
+def categories() -> dict[str, tuple[str, ...]]:
+    """The attributes whose values are numbered categories, with these values from low to high."""
+    return {
+        name: tuple(entry["values"])
+        for name, entry in _lexicon()["attributes"].items()
+        if all(value[0].isdigit() for value in entry["values"])
+    }
+
+
 def read(text: str) -> frozenset[Finding]:
     """The findings of a report as (attribute, value)."""
     return read_all(text).findings

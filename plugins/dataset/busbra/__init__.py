@@ -177,7 +177,7 @@ class Busbra:
     def _left_out(self) -> str:
         """The scanner of the test split."""
         patients = Counter(scanner for views in self._patients.values() for scanner in {v.scanner for v in views})
-        if self.device in patients:
+        if self.device is not None and self.device in patients:
             return self.device
         known = ", ".join(f"{scanner} ({count} patients)" for scanner, count in sorted(patients.items()))
         place, hint = "data.dataset.device", f"The scanners are {known}."
