@@ -362,9 +362,9 @@ def build_optimizer(recipe: Recipe, task: nn.Module) -> torch.optim.Optimizer:
     return build_plugin(recipe, "optimizer", recipe.optimizer, groups=groups)
 
 
-def build_scorer(recipe: Recipe, tokenizer: Any) -> Scorer:
+def build_scorer(recipe: Recipe, tokenizer: Any, exams: Sequence[Exam] = ()) -> Scorer:
     metrics = [build_metric(recipe, metric, tokenizer) for metric in recipe.evaluate.metrics]
-    return Scorer(metrics, tokenizer, recipe.evaluate.weights)
+    return Scorer(metrics, tokenizer, recipe.evaluate.weights, exams)
 
 
 def build_components(
@@ -383,7 +383,7 @@ def build_components(
         reports = [exam.report for exam in splits["train"]]
         tokenizer = build_tokenizer(recipe, reports, trained)
         # Checks of the recipe come before images are read.
-        scorer = build_scorer(recipe, tokenizer)
+        scorer = build_scorer(recipe, tokenizer, [exam for exams in splits.values() for exam in exams])
         if trained is None:
             require_no_mirrored_sides(recipe, reports)
             width = _require_memory(recipe, tokenizer, None)

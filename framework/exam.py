@@ -141,6 +141,7 @@ class Pair:
     reference: str
     prediction_words: tuple[str, ...]
     reference_words: tuple[str, ...]
+    attributes: Mapping[str, str] = field(default_factory=dict)  # of the exam: what a metric's `exam_attributes` names
 
 
 PAD = 0  # fills a batch; never a target

@@ -211,7 +211,9 @@ def _store(
     folder.mkdir(exist_ok=True)
     lines = []
     for exam_id, prediction, reference in rows:
-        line = {"id": exam_id, "reference": reference, "prediction": prediction}
+        line: dict[str, Any] = {"id": exam_id, "reference": reference, "prediction": prediction}
+        if attributes := components.scorer.attributes.get(exam_id):
+            line["attributes"] = attributes  # a grid scores the reports again without the exams
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     atomic_write(folder / f"{split}{suffix}.jsonl", "".join(lines))
     path = run / f"scores{suffix}.json"  # last, so that scores never lack their predictions

@@ -6,7 +6,7 @@ Shapes: E exams, R resamples of them, S sums.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NotRequired
 
 import numpy as np
 from typing_extensions import TypedDict  # pydantic takes that of Python from 3.12 on
@@ -42,6 +42,7 @@ class WrittenReport(TypedDict):
     id: str
     reference: str
     prediction: str
+    attributes: NotRequired[dict[str, str]]  # of the exam: those that a metric reads
 
 
 class WrittenReports:
@@ -75,6 +76,7 @@ class WrittenReports:
             if (self.choices, self.code) == (like.choices, like.code):
                 self.scorer = like.scorer  # which has prepared CIDEr for these references
         self._texts = [(name, reports[name]["prediction"], text) for name, text in self.references.items()]
+        self._attributes = {name: line.get("attributes", {}) for name, line in reports.items()}
         self._pairs: dict[bool, list[Pair]] = {}
         self._resamplers: dict[tuple[int, bool], Values] = {}
 
@@ -163,6 +165,7 @@ class WrittenReports:
                     true,
                     tuple(segment(written)),
                     known[number].reference_words if known else tuple(segment(true)),
+                    self._attributes[name],
                 )
                 for number, (name, written, true) in enumerate(self._texts)
             ]

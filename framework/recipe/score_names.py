@@ -14,8 +14,8 @@ from framework.runtime.errors import Problem
 
 
 def corpus_score_problem(score: str) -> Problem:
-    """The problem of a score of a whole corpus where the score of a single report is needed."""
-    found = f"'{score}' is a score of many reports: its metric has no per_exam_stats and compute for a single one"
+    """The problem of a score of a whole corpus, or of a truth about exams, where that of a single report is needed."""
+    found = f"'{score}' is a score of many reports, and its metric has none for a single one"
     return Problem("unsupported", found, hint="Delete it.")
 
 
@@ -50,7 +50,8 @@ def reward_problem(score: str, weight: float, metric: Plugin) -> Problem | None:
     higher = class_flag(metric, "higher_is_better")
     if higher is not None and (problem := weight_problem(score, weight, higher)):
         return problem
-    return corpus_score_problem(score) if class_method(metric, "per_exam_stats") is False else None
+    of_many = class_method(metric, "per_exam_stats") is False or class_method(metric, "exam_attributes") is True
+    return corpus_score_problem(score) if of_many else None
 
 
 def higher_is_better(recipe: Recipe, scores: Sequence[str], build: Callable[[Choice], Any]) -> bool | None:

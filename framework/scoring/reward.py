@@ -41,7 +41,7 @@ class Reward:
         for score, weight in weights.items():
             if problem := weight_problem(score, weight, metrics[score].higher_is_better):
                 raise UserError.of([problem.at("reward")])
-            if not hasattr(metrics[score], "per_exam_stats"):
+            if not hasattr(metrics[score], "per_exam_stats") or hasattr(metrics[score], "exam_attributes"):
                 raise UserError.of([corpus_score_problem(score).at("reward")])
         self.weights, self.metrics, self.tokenizer = dict(weights), dict(metrics), tokenizer
         self.references = {name: (text, tuple(tokenizer.segment(text))) for name, text in references.items()}

@@ -8,10 +8,11 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from framework.exam import Pair
+from framework.exam import Exam, Pair
 from framework.recipe.monitor import weight_problem
 from framework.recipe.schema import WEIGHTED_SUM
 from framework.registry import did_you_mean
+from framework.registry.source import unknown_name
 from framework.runtime.console import print0
 from framework.runtime.errors import UserError
 
@@ -27,13 +28,22 @@ class Scorer:
 
     Args:
         weights: of the scores in the weighted sum that is monitored; None or empty: there is no such sum.
+        exams: those that are scored, if a metric reads attributes of exams (`exam_attributes`).
 
     Raises:
-        UserError: no metric has a weighted score, or its weight has the wrong sign.
+        UserError: no metric has a weighted score, its weight has the wrong sign, or no exam has an attribute that a
+            metric reads.
     """
 
-    def __init__(self, metrics: Sequence[Any], tokenizer: Any, weights: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        metrics: Sequence[Any],
+        tokenizer: Any,
+        weights: Mapping[str, float] | None = None,
+        exams: Sequence[Exam] = (),
+    ) -> None:
         self.metrics, self.tokenizer, self.weights = list(metrics), tokenizer, dict(weights or {})
+        self.attributes = _attributes_of(exams, self.metrics)
         self.warned: set[str] = set()
         for name, weight in self.weights.items():
             if problem := weight_problem(name, weight, self.metric_of(name).higher_is_better):
@@ -74,7 +84,7 @@ class Scorer:
     def metric_inputs(self, rows: Rows) -> Iterator[tuple[Any, list[Pair], str]]:
         """Each metric with its pairs and the suffix of its scores' names: first words, then characters (`_char`)."""
         for segment, suffix, metrics in self.segmentations():
-            pairs = _pairs(rows, segment)
+            pairs = self._pairs(rows, segment)
             yield from ((metric, pairs, suffix) for metric in metrics)
 
     def segmentations(self) -> list[tuple[Callable[[str], list[str]], str, list[Any]]]:
@@ -88,11 +98,15 @@ class Scorer:
         """One value, or the weighted sum, without the cost of the other metrics."""
         if name == WEIGHTED_SUM and self.weights:
             return sum(weight * self.score_one(score, rows) for score, weight in self.weights.items())
-        return float(self._call(self.metric_of(name), _pairs(rows, self.tokenizer.segment))[name])
+        return float(self._call(self.metric_of(name), self._pairs(rows, self.tokenizer.segment))[name])
 
     def higher_is_better(self, name: str) -> bool:
         """Whether a higher value of a score, or of the weighted sum, is better."""
         return (name == WEIGHTED_SUM and bool(self.weights)) or bool(self.metric_of(name).higher_is_better)
+
+    def _pairs(self, rows: Rows, segment: Callable[[str], list[str]]) -> list[Pair]:
+        known = self.attributes
+        return [Pair(name, p, r, tuple(segment(p)), tuple(segment(r)), known.get(name, {})) for name, p, r in rows]
 
     def _call(self, metric: Any, pairs: Sequence[Pair]) -> dict[str, float]:
         """A metric's values; prints each of its warnings once per run."""
@@ -127,5 +141,16 @@ def add_weighted_sum(values: dict[str, Any], weights: Mapping[str, float]) -> No
         values[WEIGHTED_SUM] = sum(weight * values[name] for name, weight in weights.items())
 
 
-def _pairs(rows: Rows, segment: Callable[[str], list[str]]) -> list[Pair]:
-    return [Pair(name, p, r, tuple(segment(p)), tuple(segment(r))) for name, p, r in rows]
+def _attributes_of(exams: Sequence[Exam], metrics: Sequence[Any]) -> dict[str, dict[str, str]]:
+    """The attributes that metrics read, as texts, of each exam that has them."""
+    wanted = {name for metric in metrics for name in getattr(metric, "exam_attributes", ())}
+    if not wanted or not exams:
+        return {}
+    known = sorted({name for exam in exams for name in exam.attributes})
+    if missing := sorted(wanted.difference(known)):
+        place = "evaluate.metrics"
+        raise UserError.of([unknown_name("attribute of the exams", name, known, place=place) for name in missing])
+    return {
+        exam.id: {name: str(exam.attributes[name]) for name in wanted if exam.attributes.get(name) is not None}
+        for exam in exams
+    }

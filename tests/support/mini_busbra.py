@@ -24,15 +24,16 @@ def scan(mask, inside=60, outside=110, behind=None, seed=0):
 
 
 def draw(root, rows):
-    """A tiny archive: (id, BI-RADS, fold, valid_1, mask)."""
+    """A tiny archive: (id, BI-RADS, fold, valid_1, mask), and the device where it is not a GE."""
     (root / "Images").mkdir(parents=True)
     (root / "Masks").mkdir()
     data = [["ID", "Case", "Histology", "Pathology", "BIRADS", "Device", "Width", "Height", "Side", "BBOX"]]
     folds = [["ID", "Pathology", "kFold", "valid_1"]]
-    for number, (name, birads, fold, valid, mask) in enumerate(rows):
+    for number, (name, birads, fold, valid, mask, *device) in enumerate(rows):
         Image.fromarray(scan(mask, seed=number)).save(root / "Images" / f"bus_{name}.png")
         Image.fromarray(mask).save(root / "Masks" / f"mask_{name}.png")
-        data.append([f"bus_{name}", int(name[:4]), "cyst", "benign", birads, "GE", 260, 240, "left", "[1,2,3,4]"])
+        scanner = device[0] if device else "GE"
+        data.append([f"bus_{name}", int(name[:4]), "cyst", "benign", birads, scanner, 260, 240, "left", "[1,2,3,4]"])
         folds.append([f"bus_{name}", "benign", fold, valid])
     for file, table in (("bus_data.csv", data), ("5-fold-cv.csv", folds)):
         with (root / file).open("w", newline="") as stream:

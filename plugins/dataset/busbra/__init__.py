@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -18,7 +18,7 @@ from pydantic import PositiveInt
 from framework.data.check import first_problems
 from framework.data.image_file import FileView, inside
 from framework.exam import Exam, ExamError
-from framework.registry import register
+from framework.registry import did_you_mean, register
 from framework.runtime.errors import UserError
 from framework.runtime.files import atomic_write
 from plugins.dataset.busbra import compose
@@ -48,6 +48,11 @@ class Lesion:
     image: FileView
     mask: FileView
 
+    @property
+    def scanner(self) -> str:
+        """The device without its frequency."""
+        return self.device.partition("@")[0].strip()
+
 
 @register("dataset", "busbra")
 class Busbra:
@@ -56,8 +61,11 @@ class Busbra:
     A report states in English the experts' annotation (BI-RADS category, optionally histology) and measures of the mask
     and the image (docs/data.md).
 
-    Test patients are those of the official fold. The official validation column is by image and separates the views of
-    some patients; here all views of a patient follow the first one.
+    With `split: official`, test patients are those of the official fold. The official validation column is by image and
+    separates the views of some patients; here all views of a patient follow the first one. With `split: device`, all
+    patients of one scanner are the test split, as if they came from another hospital.
+
+    Thresholds of the measures are quantiles over training patients, or constants where the lexicon defines them.
 
     Source:
         Images and annotation: Gómez-Flores et al. 2024, Medical Physics 51(4). The measures and the reports:
@@ -65,7 +73,11 @@ class Busbra:
 
     Args:
         root: Folder of the unpacked archive, with bus_data.csv.
-        fold: Test fold, from 1.
+        split: What the test split is: an official fold, or a scanner.
+        device: With `split: device`, the scanner that is left out: GE Logiq 5, GE Logiq 7, Toshiba Aplio 300 or
+            U-Systems.
+        fold: Official fold that is the test split, from 1. With `split: device`, its patients of the other scanners are
+            the validation split.
         folds: Official partition, of 5 or 10 folds. [folds]
         histology: Adds the result of the biopsy to the impression, which no image shows for certain.
         cache: Folder for the measures, so that the 1875 images are measured once (about a minute); null:
@@ -76,6 +88,8 @@ class Busbra:
         self,
         *,
         root: str,
+        split: Literal["official", "device"] = "official",
+        device: str | None = None,
         fold: PositiveInt = 1,
         folds: Literal[5, 10] = 5,
         histology: bool = False,
@@ -84,6 +98,12 @@ class Busbra:
     ) -> None:
         if fold > folds:
             raise UserError("out-of-range", f"found {fold}", place="data.dataset.fold", expected=f"1 to {folds}")
+        if split == "official" and device is not None:
+            hint = "Set split: device, or remove it."
+            raise UserError(
+                "ignored-setting", f"split: official ignores '{device}'", place="data.dataset.device", hint=hint
+            )
+        self.split, self.device = split, device
         self.root, self.fold, self.folds, self.histology = Path(root), fold, folds, histology
         self.cache = Path(cache_dir if cache is None else cache)
 
@@ -97,18 +117,27 @@ class Busbra:
 
     @cached_property
     def _splits(self) -> dict[str, Sequence[Exam]]:
-        measures = self._measures()
-        views = defaultdict(list)
-        for lesion in self._lesions:
-            views[lesion.patient].append(lesion)
+        homes = self._homes
+        by_view = self._measures()
+        measures = {
+            patient: measuring.Measures.mean([by_view[lesion.id] for lesion in lesions])
+            for patient, lesions in self._patients.items()
+        }
+        training = [measures[patient] for patient, home in homes.items() if home == "train"]
+        if not training:
+            raise UserError("empty-split", "no patient is in the training split", place="data.dataset")
+        limits = compose.Thresholds.fit(training)
         found: dict[str, list[Exam]] = {"train": [], "val": [], "test": []}
-        for patient, lesions in views.items():
-            found[self._home(lesions[0])].append(self._exam(patient, lesions, [measures[v.id] for v in lesions]))
+        for patient, lesions in self._patients.items():
+            found[homes[patient]].append(self._exam(patient, lesions, measures[patient], limits))
         return {split: tuple(exams) for split, exams in found.items()}
 
-    def _exam(self, patient: str, lesions: list[Lesion], measures: list[measuring.Measures]) -> Exam:
+    def _exam(
+        self, patient: str, lesions: list[Lesion], measures: measuring.Measures, limits: compose.Thresholds
+    ) -> Exam:
         truth = compose.describe(
-            measuring.Measures.mean(measures),
+            measures,
+            limits,
             birads=max(lesion.birads for lesion in lesions),  # one patient has 4 and 5: the higher one counts
             pathology=lesions[0].pathology,
             histology=lesions[0].histology,
@@ -125,12 +154,40 @@ class Busbra:
             rewording=compose.compose(truth, f"{patient} again", self.histology),
         )
 
-    def _home(self, lesion: Lesion) -> str:
-        row = self._partition.get(lesion.id)
-        if row is None:
-            raise UserError(
-                "damaged-file", f"no row for {lesion.id}, which bus_data.csv lists", place=self._partition_file
-            )
+    @cached_property
+    def _patients(self) -> dict[str, list[Lesion]]:
+        found: dict[str, list[Lesion]] = defaultdict(list)
+        for lesion in self._lesions:
+            found[lesion.patient].append(lesion)
+        return found
+
+    @cached_property
+    def _homes(self) -> dict[str, str]:
+        """The split of each patient."""
+        return {patient: self._home(lesions) for patient, lesions in self._patients.items()}
+
+    def _home(self, lesions: list[Lesion]) -> str:
+        if self.split == "official":
+            return self._official(lesions[0])
+        if any(lesion.scanner == self._left_out for lesion in lesions):
+            return "test"
+        return "val" if self._row(lesions[0])["kFold"] == str(self.fold) else "train"
+
+    @cached_property
+    def _left_out(self) -> str:
+        """The scanner of the test split."""
+        patients = Counter(scanner for views in self._patients.values() for scanner in {v.scanner for v in views})
+        if self.device is not None and self.device in patients:
+            return self.device
+        known = ", ".join(f"{scanner} ({count} patients)" for scanner, count in sorted(patients.items()))
+        place, hint = "data.dataset.device", f"The scanners are {known}."
+        if self.device is None:
+            raise UserError("missing-key", "split: device leaves out one scanner", place=place, hint=hint)
+        hint = f"{did_you_mean(self.device, patients)} {hint}".strip()
+        raise UserError("unknown-name", f"unknown scanner '{self.device}'", place=place, hint=hint)
+
+    def _official(self, lesion: Lesion) -> str:
+        row = self._row(lesion)
         if row["kFold"] == str(self.fold):
             return "test"
         drawn = row[f"valid_{self.fold}"]
@@ -142,6 +199,15 @@ class Busbra:
                 expected="0 or 1",
             )
         return "train" if drawn == "1" else "val"  # 1 is training: four of five have it
+
+    def _row(self, lesion: Lesion) -> dict[str, str]:
+        """A lesion's row of the partition."""
+        row = self._partition.get(lesion.id)
+        if row is None:
+            raise UserError(
+                "damaged-file", f"no row for {lesion.id}, which bus_data.csv lists", place=self._partition_file
+            )
+        return row
 
     @property
     def _partition_file(self) -> Path:
@@ -199,8 +265,9 @@ class Busbra:
 
     @property
     def cache_key(self) -> str:
-        """Hash of sizes and times of all images and masks, and the fold."""
-        return f"busbra-{self.folds}-{self.fold}-{self._files}"
+        """Hash of sizes and times of all images and masks, the fold, and the scanner that is left out."""
+        name = "" if self.split == "official" else f"{self._left_out.lower().replace(' ', '-')}-"
+        return f"busbra-{name}{self.folds}-{self.fold}-{self._files}"
 
     @cached_property
     def _files(self) -> str:

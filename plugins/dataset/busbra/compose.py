@@ -1,34 +1,70 @@
 """Words of the BI-RADS lexicon for a lesion's measures, and a report composed of them.
 
 The archive has no reports. Every statement of a composed report is either the experts' annotation (category,
-histology) or a rule below over a measure; docs/data.md gives the literature for each rule. Thresholds were set by the
-lexicon's definitions, by the distribution of measures over all lesions, and by looking at images with their pathology.
+histology) or a rule below over a measure; docs/data.md gives the literature for each rule. A threshold either follows a
+definition of the lexicon and is a constant, or is a quantile of the training patients' measures (`Thresholds`).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 from plugins.dataset.busbra.measure import Measures
 
 ROUND = 1.2  # largest elongation that is still round
 TALL = 0.9  # height / width from which a lesion is not parallel; nor is a round one (BI-RADS)
-DENTED = 0.88  # solidity below which a contour is irregular
-LOBED = 0.92  # solidity below which it is lobulated
-TOOTHED, SCALLOPED = 1.2, 1.11  # roughness from which a margin is spiculated, or microlobulated
-IRREGULAR = 1.16  # roughness from which a shape is irregular
 BLURRED = 0.2  # share of the boundary without a step from which a margin is indistinct
 FLUID, PARTLY_FLUID = 0.65, 0.15  # share of fluid from which a lesion is anechoic, or mixed
-UNEVEN, STREAKED = 0.55, 0.3  # unevenness from which it is mixed; and from which fluid is a part, not a shade
 ISO = (0.75, 1.25)  # grey of an isoechoic lesion, as a share of the tissue's
-MARKED = 0.45  # ... below which it is markedly hypoechoic
 BEHIND = 0.3  # log2 of grey: a quarter brighter, or a fifth darker, than beside
-DEPTHS = (0.25, 0.4)  # superficial, central depth, deep: shares of the frame's height
 SIZES = ((0.25, "less than one quarter"), (0.42, "about one third"), (0.58, "about one half"))
 LARGE = "about two thirds or more"
+
+# Ranks of the thresholds among training patients: threshold -> (measure, share of the patients that are below).
+RANKS = {
+    "dented": ("solidity", 0.13),
+    "lobed": ("solidity", 0.32),
+    "toothed": ("roughness", 0.86),
+    "scalloped": ("roughness", 0.67),
+    "irregular": ("roughness", 0.79),
+    "uneven": ("unevenness", 0.96),
+    "streaked": ("unevenness", 0.62),
+    "marked": ("echo", 0.21),
+    "shallow": ("depth", 0.28),
+    "deep": ("depth", 0.77),
+}
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The thresholds without a definition in the lexicon."""
+
+    dented: float  # solidity below which a contour is irregular
+    lobed: float  # solidity below which it is lobulated
+    toothed: float  # roughness from which a margin is spiculated
+    scalloped: float  # roughness from which a margin is microlobulated
+    irregular: float  # roughness from which a shape is irregular
+    uneven: float  # unevenness from which a lesion is mixed
+    streaked: float  # unevenness from which fluid is a part, not a shade
+    marked: float  # grey, as a share of the tissue's, below which a lesion is markedly hypoechoic
+    shallow: float  # depth below which a lesion is superficial
+    deep: float  # depth from which it is deep
+
+    @classmethod
+    def fit(cls, patients: Sequence[Measures]) -> Thresholds:
+        """The quantiles of `RANKS` over these patients, of whom there is at least one."""
+        return cls(
+            **{
+                name: float(np.quantile([getattr(measures, measure) for measures in patients], rank))
+                for name, (measure, rank) in RANKS.items()
+            }
+        )
+
 
 # The first phrase of a clause is the usual one. Slots: what the attributes hold.
 WEIGHTS = (0.6, 0.25, 0.15)
@@ -75,55 +111,56 @@ IMPRESSION = ("Impression: BI-RADS category {birads}", "Assessment: BI-RADS cate
 HISTOLOGY = ("histology {histology}", "{histology} on histology")
 
 
-def attributes(measures: Measures) -> dict[str, str]:
+def attributes(measures: Measures, limits: Thresholds) -> dict[str, str]:
     """The lexicon's word for each feature of a lesion."""
     m = measures
+    shape, echogenicity = _shape(m, limits), _echogenicity(m, limits)
     return {
         "lesion": "present",
-        "shape": _shape(m),
-        "orientation": "not parallel" if m.ratio >= TALL or _shape(m) == "round" else "parallel",
-        "margin": _margin(m),
-        "echogenicity": _echogenicity(m),
-        "hypoechogenicity": _degree(m),
+        "shape": shape,
+        "orientation": "not parallel" if m.ratio >= TALL or shape == "round" else "parallel",
+        "margin": _margin(m, limits),
+        "echogenicity": echogenicity,
+        "hypoechogenicity": "none"
+        if echogenicity != "hypoechoic"
+        else "marked"
+        if m.echo < limits.marked
+        else "moderate",
         "posterior": "enhancement" if m.posterior > BEHIND else "shadow" if m.posterior < -BEHIND else "none",
-        "place": "superficial" if m.depth < DEPTHS[0] else "central depth" if m.depth < DEPTHS[1] else "deep",
+        "place": "superficial" if m.depth < limits.shallow else "central depth" if m.depth < limits.deep else "deep",
         "size": next((words for limit, words in SIZES if m.width < limit), LARGE),
     }
 
 
-def _shape(m: Measures) -> str:
-    if m.solidity < DENTED or m.roughness >= IRREGULAR:
+def _shape(m: Measures, limits: Thresholds) -> str:
+    if m.solidity < limits.dented or m.roughness >= limits.irregular:
         return "irregular"
     return "round" if m.elongation < ROUND else "oval"
 
 
-def _margin(m: Measures) -> str:
-    if m.roughness >= TOOTHED:  # the most suspicious word that fits, as the lexicon asks
+def _margin(m: Measures, limits: Thresholds) -> str:
+    if m.roughness >= limits.toothed:  # the most suspicious word that fits, as the lexicon asks
         return "spiculated"
-    if m.roughness >= SCALLOPED or m.solidity < LOBED:
+    if m.roughness >= limits.scalloped or m.solidity < limits.lobed:
         return "lobulated"
     return "indistinct" if m.blur >= BLURRED else "circumscribed"
 
 
-def _echogenicity(m: Measures) -> str:
+def _echogenicity(m: Measures, limits: Thresholds) -> str:
     # Fluid has a smooth wall and casts no shadow; an equally dark lesion without them is solid and markedly hypoechoic.
-    if m.fluid >= FLUID and m.roughness < SCALLOPED and m.posterior >= -BEHIND:
+    if m.fluid >= FLUID and m.roughness < limits.scalloped and m.posterior >= -BEHIND:
         return "anechoic"
-    if m.unevenness >= UNEVEN or (PARTLY_FLUID <= m.fluid < FLUID and m.unevenness >= STREAKED):
+    if m.unevenness >= limits.uneven or (PARTLY_FLUID <= m.fluid < FLUID and m.unevenness >= limits.streaked):
         return "mixed"
     return "hypoechoic" if m.echo < ISO[0] else "isoechoic" if m.echo <= ISO[1] else "hyperechoic"
 
 
-def _degree(m: Measures) -> str:
-    if _echogenicity(m) != "hypoechoic":
-        return "none"
-    return "marked" if m.echo < MARKED else "moderate"
-
-
-def describe(measures: Measures, birads: str, pathology: str, histology: str, device: str) -> dict[str, Any]:
+def describe(
+    measures: Measures, limits: Thresholds, *, birads: str, pathology: str, histology: str, device: str
+) -> dict[str, Any]:
     """An exam's attributes: the words above, the annotation, and the measures that led to the words."""
     return {
-        **attributes(measures),
+        **attributes(measures, limits),
         "birads": birads,
         "pathology": pathology,
         "tissue": histology,

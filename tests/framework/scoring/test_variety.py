@@ -35,6 +35,12 @@ def test_a_model_that_writes_one_report_has_collapsed(scorer: Scorer) -> None:
     assert any(line.startswith("Warning:") for line in describe_variety(found))
 
 
+def test_values_that_no_report_states_are_named_behind_whole_attributes(scorer: Scorer) -> None:
+    round_one, oval = MASS.replace("an oval", "a round"), MASS.replace(" in the left breast", "")
+    found = variety_summary(scorer, rows([oval] * 5, [round_one, round_one, MASS, oval, f"{oval} it is spiculated ."]))
+    assert found["never_stated"] == ["margin", "side", "shape round"]
+
+
 def test_a_model_that_repeats_itself_is_reported_with_the_share_of_the_references(scorer: Scorer) -> None:
     references = [f"{MASS} it is {size} mm ." for size in range(10)]
     found = variety_summary(scorer, rows([NORMAL] * 5 + references[5:], references))

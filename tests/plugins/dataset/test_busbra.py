@@ -11,10 +11,22 @@ from PIL import Image
 
 from framework.data.check import CheckResult, check
 from plugins.dataset.busbra import Busbra
-from plugins.dataset.busbra.compose import attributes, compose, describe
+from plugins.dataset.busbra.compose import RANKS, Thresholds, attributes, compose, describe
 from plugins.dataset.busbra.measure import Measures, measure
 
 ARCHIVE = ROOT.parent / "shared" / "data" / "BUSBRA"
+LIMITS = Thresholds(  # about those of the training patients of fold 1
+    dented=0.88,
+    lobed=0.92,
+    toothed=1.2,
+    scalloped=1.11,
+    irregular=1.16,
+    uneven=0.55,
+    streaked=0.3,
+    marked=0.45,
+    shallow=0.25,
+    deep=0.4,
+)
 
 
 def star(radius=40, teeth=12, depth=0.35):
@@ -23,7 +35,7 @@ def star(radius=40, teeth=12, depth=0.35):
 
 
 def words(mask, **greys):
-    return attributes(measure(scan(mask, **greys), mask))
+    return attributes(measure(scan(mask, **greys), mask), LIMITS)
 
 
 def test_a_smooth_flat_ellipse_is_measured_as_benign():
@@ -95,14 +107,14 @@ def test_a_half_fluid_lesion_is_mixed():
     mask = ellipse(60, 90)
     image = scan(mask, inside=80)
     image[mask & (COLS < 125)] = 4
-    assert attributes(measure(image, mask))["echogenicity"] == "mixed"
+    assert attributes(measure(image, mask), LIMITS)["echogenicity"] == "mixed"
 
 
 def test_burnt_in_text_is_not_enhancement():
     mask = ellipse(40, 80)
     image = scan(mask)
     image[118:126, 95:165:3] = 255
-    assert attributes(measure(image, mask))["posterior"] == "none"
+    assert attributes(measure(image, mask), LIMITS)["posterior"] == "none"
 
 
 def test_a_dark_lesion_without_a_smooth_wall_is_not_fluid():
@@ -121,7 +133,14 @@ def test_masks_without_a_lesion_are_refused():
 
 def test_a_report_states_every_finding_and_only_the_seed_changes_its_wording():
     mask = star()
-    truth = describe(measure(scan(mask, inside=40), mask), "5", "malignant", "invasive ductal carcinoma", "GE")
+    truth = describe(
+        measure(scan(mask, inside=40), mask),
+        LIMITS,
+        birads="5",
+        pathology="malignant",
+        histology="invasive ductal carcinoma",
+        device="GE",
+    )
     texts = {compose(truth, str(seed), True) for seed in range(40)}
     assert len(texts) > 20
     for text in texts:
@@ -187,6 +206,69 @@ def test_the_cache_key_follows_files_and_fold(archive):
     assert build(archive).cache_key != before
 
 
+@pytest.fixture
+def scanners(tmp_path):
+    flat = ellipse(40, 80)
+    rows = [
+        ("0001-s", 2, 1, "NaN", flat, "GE Logiq 7 @10-14MHz"),
+        ("0002-l", 2, 2, "1", flat, "GE Logiq 7 @10-14MHz"),
+        ("0002-r", 2, 2, "1", flat, "U-Systems @10-14MHz"),  # a patient of two scanners
+        ("0003-s", 4, 3, "1", star(), "GE Logiq 7 @10-14MHz"),
+        ("0004-s", 5, 1, "NaN", star(50, 6, 0.22), "U-Systems @10-14MHz"),
+        ("0005-s", 4, 4, "0", ellipse(80, 40), "GE Logiq 7 @10-14MHz"),
+    ]
+    return draw(tmp_path / "BUSBRA", rows)
+
+
+def test_a_scanner_that_is_left_out_is_in_no_other_split(scanners):
+    source = build(scanners, split="device", device="U-Systems")
+    assert {split: [exam.id for exam in exams] for split, exams in source.splits().items()} == {
+        "train": ["bus_0003", "bus_0005"],
+        "val": ["bus_0001"],
+        "test": ["bus_0002", "bus_0004"],
+    }
+    assert check(source) == CheckResult()
+    keys = {build(scanners, split="device", device=name).cache_key for name in ("U-Systems", "GE Logiq 7")}
+    assert len(keys | {build(scanners).cache_key}) == 3
+
+
+def test_an_unknown_scanner_is_answered_with_those_of_the_archive(scanners):
+    with problem("unknown-name", place="data.dataset.device") as problems:
+        build(scanners, split="device", device="u systems").splits()
+    assert "'U-Systems'" in problems[0].hint and "GE Logiq 7 (4 patients), U-Systems (2 patients)" in problems[0].hint
+    with problem("missing-key", place="data.dataset.device") as problems:
+        build(scanners, split="device").splits()
+    assert "U-Systems (2 patients)" in problems[0].hint
+
+
+def test_a_scanner_beside_the_official_split_is_refused(scanners):
+    with problem("ignored-setting", place="data.dataset.device"):
+        build(scanners, device="U-Systems")
+
+
+@pytest.mark.parametrize("settings", [{}, {"split": "device", "device": "U-Systems"}])
+def test_only_training_patients_set_thresholds(scanners, settings):
+    before = build(scanners, **settings).splits()
+    (file,) = (scanners.parent / "cache").iterdir()
+    rows = json.loads(file.read_text())
+    for split in ("val", "test"):
+        for view in (view for exam in before[split] for view in exam.views):
+            rows[view.name.removesuffix(".png")].update(roughness=2.0, depth=0.9, solidity=0.2, echo=0.01)
+    file.write_text(json.dumps(rows))
+    after = build(scanners, **settings).splits()
+    assert after["train"] == before["train"]
+    assert [exam.report for exam in after["test"]] != [exam.report for exam in before["test"]]
+
+
+def test_a_threshold_is_a_quantile_of_its_measure():
+    mask = ellipse(40, 80)
+    first = measure(scan(mask), mask)
+    patients = [dataclasses.replace(first, roughness=1 + number / 100) for number in range(101)]
+    found = Thresholds.fit(patients)
+    assert found.toothed == pytest.approx(1 + RANKS["toothed"][1])
+    assert found.dented == pytest.approx(first.solidity)
+
+
 def test_a_missing_archive_is_refused_with_the_place_of_publication(tmp_path):
     with problem("no-such-file", place="nowhere") as problems:
         build(tmp_path / "nowhere").splits()
@@ -224,7 +306,7 @@ def test_an_unknown_fold_is_refused():
 def test_the_real_archive_is_measured_as_seen_by_eye():
     def measured(name):
         image = np.array(Image.open(ARCHIVE / "Images" / f"bus_{name}.png"))
-        return attributes(measure(image, np.array(Image.open(ARCHIVE / "Masks" / f"mask_{name}.png"))))
+        return attributes(measure(image, np.array(Image.open(ARCHIVE / "Masks" / f"mask_{name}.png"))), LIMITS)
 
     cyst = measured("0848-l")
     assert (cyst["echogenicity"], cyst["posterior"], cyst["margin"]) == ("anechoic", "enhancement", "circumscribed")
@@ -236,8 +318,21 @@ def test_the_real_archive_is_measured_as_seen_by_eye():
 @pytest.mark.parametrize("folds, fold, sizes", [(5, 1, (680, 172, 212)), (10, 4, (770, 188, 106))])
 def test_the_real_partition_is_by_patient(folds, fold, sizes, tmp_path):
     source = Busbra(root=str(ARCHIVE), folds=folds, fold=fold, cache_dir=str(tmp_path))
-    homes = {}
-    for lesion in source._lesions:  # without measuring, which takes a minute
-        homes.setdefault(lesion.patient, lesion)
-    found = [source._home(first) for first in homes.values()]
+    found = list(source._homes.values())  # without measuring, which takes a minute
+    assert tuple(found.count(split) for split in ("train", "val", "test")) == sizes
+
+
+@pytest.mark.skipif(not ARCHIVE.is_dir(), reason=f"the BUS-BRA archive is not at {ARCHIVE}")
+@pytest.mark.parametrize(
+    "device, sizes",
+    [
+        ("GE Logiq 5", (452, 122, 490)),
+        ("GE Logiq 7", (466, 110, 488)),
+        ("Toshiba Aplio 300", (797, 195, 72)),
+        ("U-Systems", (841, 209, 14)),
+    ],
+)
+def test_each_real_scanner_can_be_left_out(device, sizes, tmp_path):
+    source = Busbra(root=str(ARCHIVE), split="device", device=device, cache_dir=str(tmp_path))
+    found = list(source._homes.values())
     assert tuple(found.count(split) for split in ("train", "val", "test")) == sizes

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from framework.text.findings.reader import read
 from plugins.dataset.phantom.chinese import write_chinese
 from plugins.dataset.phantom.english import write_english
 from plugins.dataset.phantom.truth import Truth, draw_truth
 from plugins.dataset.phantom.wording import mentions_calcification, mentions_posterior
-from plugins.metric.findings_f1.reader import read
 
 
 def facts_of(truth: Truth) -> set[tuple[str, str]]:

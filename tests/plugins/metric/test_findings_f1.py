@@ -15,11 +15,11 @@ import yaml
 from harness import problem
 from pairs import pair
 
+from framework.text.findings.expression import Expression, required_words
+from framework.text.findings.numbers import agreeing
+from framework.text.findings.reader import ANOTHER, LEXICON, NOTHING, Reader, _readers, explain, read, read_all
 from plugins.dataset.phantom import Phantom
 from plugins.metric.findings_f1 import FindingsF1
-from plugins.metric.findings_f1.expression import Expression, required_words
-from plugins.metric.findings_f1.numbers import agreeing
-from plugins.metric.findings_f1.reader import ANOTHER, LEXICON, NOTHING, Reader, _readers, explain, read, read_all
 
 ONE = "lesion=present count=single "
 MANY = "lesion=present count=multiple "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from itertools import chain
@@ -14,8 +15,8 @@ from framework.exam import Pair
 from framework.registry import register
 from framework.scoring.counts import count_matrix, distinct, safe_divide
 from framework.scoring.pairs import require_pairs
-from plugins.metric.findings_f1.numbers import Size, agreeing
-from plugins.metric.findings_f1.reader import APART, Measure, attributes, explain, read_all
+from framework.text.findings.numbers import Size, agreeing
+from framework.text.findings.reader import APART, Measure, attributes, explain, read_all
 
 PART = "findings_f1/"  # and an attribute or an aspect
 BLOCK = 4096  # pairs whose common findings are counted at a time
@@ -124,12 +125,16 @@ class FindingsF1:
         return explain(text)
 
     def never_stated(self, pairs: Sequence[Pair]) -> list[str]:
-        """Attributes that references state and no prediction does."""
-        predicted, reference = (
-            {a for p in texts for a, _ in read_all(p).findings}
-            for texts in zip(*((p.prediction, p.reference) for p in pairs))
-        )
-        return [name for name in attributes() if name in reference - predicted]
+        """Attributes that references state and no prediction does, then such values of other attributes.
+
+        Values that most references state come first.
+        """
+        predicted = {finding for pair in pairs for finding in read_all(pair.prediction).findings}
+        reference = Counter(finding for pair in pairs for finding in read_all(pair.reference).findings)
+        stated = {attribute for attribute, _ in predicted}
+        missing = [finding for finding, _ in reference.most_common() if finding not in predicted]
+        whole = dict.fromkeys(attribute for attribute, _ in missing if attribute not in stated)
+        return [*sorted(whole), *(f"{name} {value}" for name, value in missing if name in stated)]
 
 
 def _columns() -> tuple[str, ...]:
@@ -162,7 +167,7 @@ def _warn(pairs: Sequence[Pair], unread: int, predicted: int) -> None:
     if unread == reports:
         warnings.warn(
             f"findings F1 means nothing here: the lexicon reads no finding in any of {reports} references. It covers "
-            "English and Chinese ultrasound of breast, thyroid and liver (plugins/metric/findings_f1/lexicon.yaml)",
+            "English and Chinese ultrasound of breast, thyroid and liver (framework/text/findings/lexicon.yaml)",
             stacklevel=3,
         )
     elif unread * 10 > reports:

@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from plugins.metric.findings_f1.expression import Expression, Span
-from plugins.metric.findings_f1.numbers import Size, joined, numbers_of, shown
+from framework.text.findings.expression import Expression, Span
+from framework.text.findings.numbers import Size, joined, numbers_of, shown
 
 LEXICON = Path(__file__).with_name("lexicon.yaml")
 Language = Literal["en", "zh"]
@@ -695,6 +695,16 @@ def _readers() -> dict[str, Reader]:
 def attributes() -> tuple[str, ...]:
     """The attributes of the overall F1, in alphabetical order."""
     return tuple(sorted({"lesion", "count", *_lexicon()["attributes"]} - APART))
+
+
+@cache
+def categories() -> dict[str, tuple[str, ...]]:
+    """The attributes whose values are numbered categories, with these values from low to high."""
+    return {
+        name: tuple(entry["values"])
+        for name, entry in _lexicon()["attributes"].items()
+        if all(value[0].isdigit() for value in entry["values"])
+    }
 
 
 def read(text: str) -> frozenset[Finding]:

@@ -1,0 +1,1 @@
+"""Reads findings from reports, in English and Chinese, by a lexicon."""
