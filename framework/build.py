@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -299,6 +300,7 @@ def _report_values(recipe: Recipe, tokenizer: Any, training: Sequence[Exam]) -> 
     values["max_length"] = recipe.evaluate.max_length
     if training:
         values["make_reward"] = partial(build_reward, recipe, tokenizer, training)
+        values["training_reports"] = [exam.report for exam in training]
     return values
 
 
@@ -347,6 +349,12 @@ def build_task(
     if not trained:
         freeze_parts(recipe, task)
     return task
+
+
+def loss_targets(task: ReportTask, reports: Sequence[str]) -> dict[str, np.ndarray]:
+    """What losses with a function `targets` compute from the texts of reports, [n, ...], by loss."""
+    functions = {name: getattr(loss, "targets", None) for name, loss in task.losses.items()}
+    return {name: function(reports) for name, function in functions.items() if function is not None}
 
 
 def freeze_parts(recipe: Recipe, task: ReportTask) -> None:
@@ -412,6 +420,7 @@ def build_components(
     augment = None
     if trained is None:
         task = build_task(recipe, tokenizer, count, space, training=splits["train"], trained=False)
+        exams["train"].targets = on_main(accelerator, lambda: loss_targets(task, texts["train"]))
         if recipe.data.cache_features:
             _cache_features(recipe, accelerator, task, exams, cache)
         _require_all_views_fit(task, exams)

@@ -5,7 +5,7 @@ Shapes: B batch, V views, C channels, H W image, N patches, D width, T tokens, W
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -78,26 +78,31 @@ class Batch:
     report_BT: Tensor  # long: BOS, words, EOS, then PAD
     topic_B: Tensor | None = None  # long
     topic_weights_BK: Tensor | None = None  # float, how much of each topic a report has; rows sum to 1
+    targets: Mapping[str, Tensor] = field(default_factory=dict)  # loss -> its targets, [B, ...]
+
+    def map(self, change: Callable[[Any], Any]) -> Batch:
+        """A copy whose tensors are what `change` returns for them."""
+
+        def changed(value: Any) -> Any:
+            return None if value is None else change(value)
+
+        rest = {name: changed(value) for name, value in vars(self).items() if name not in ("exam_ids", "targets")}
+        return Batch(self.exam_ids, **rest, targets={loss: change(value) for loss, value in self.targets.items()})
 
     def to(self, device: Any, *, images: bool = True) -> Batch:
         """A copy with its tensors on the device; the images only if `images` is true, as float from 0 to 1.
 
         They are scaled there: as bytes, they take a quarter of the time to copy and no work of the loader.
         """
-        moved = {
-            name: value.to(device, non_blocking=True)
-            if hasattr(value, "to") and (images or name != "image_BVCHW")
-            else value
-            for name, value in vars(self).items()
-        }
-        batch = Batch(**moved)
+        stays = None if images else self.image_BVCHW
+        batch = self.map(lambda tensor: tensor if tensor is stays else tensor.to(device, non_blocking=True))
         if images and not batch.image_BVCHW.is_floating_point():
             batch.image_BVCHW = scaled(batch.image_BVCHW)
         return batch
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory, from which copies to a GPU do not wait; DataLoader calls it."""
-        return Batch(**{name: v.pin_memory() if hasattr(v, "pin_memory") else v for name, v in vars(self).items()})
+        return self.map(lambda tensor: tensor.pin_memory())
 
 
 class Features(NamedTuple):

@@ -7,9 +7,9 @@ import functools
 import hashlib
 import multiprocessing
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class Sample:
     tokens: list[int]
     topic: int | None
     topic_weights: np.ndarray | None = None  # [K]
+    targets: Mapping[str, np.ndarray] = field(default_factory=dict)  # by loss
 
 
 class ExamSet(Dataset[Sample]):
@@ -42,6 +43,9 @@ class ExamSet(Dataset[Sample]):
         cache: of the images.
         topics: of each exam, [n]; None where no distiller has found any.
         topic_weights: how much of each topic a report has, [n, K].
+
+    Attributes:
+        targets: of each exam, by loss, [n, ...]; only training exams have them.
         maps: feature maps that samples have in place of the images.
     """
 
@@ -52,10 +56,11 @@ class ExamSet(Dataset[Sample]):
         tokens: Sequence[list[int]],
         topics: np.ndarray | None,
         topic_weights: np.ndarray | None = None,
-        maps: ImageCache | None = None,
     ) -> None:
         self.exams, self.cache, self.tokens = list(exams), cache, list(tokens)
-        self.topics, self.topic_weights, self.maps = topics, topic_weights, maps
+        self.topics, self.topic_weights = topics, topic_weights
+        self.targets: Mapping[str, np.ndarray] = {}
+        self.maps: ImageCache | None = None
 
     def __len__(self) -> int:
         return len(self.exams)
@@ -64,8 +69,9 @@ class ExamSet(Dataset[Sample]):
         exam = self.exams[index]
         topic = None if self.topics is None else int(self.topics[index])
         weights = None if self.topic_weights is None else self.topic_weights[index]
+        targets = {name: rows[index] for name, rows in self.targets.items()}
         images = self.cache if self.maps is None else self.maps
-        return Sample(exam.id, images.images(exam.id), self.tokens[index], topic, weights)
+        return Sample(exam.id, images.images(exam.id), self.tokens[index], topic, weights, targets)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -90,6 +96,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         report_BT,
         None if topics[0] is None else torch.tensor(topics),
         torch.from_numpy(np.stack(weights)).float() if weights else None,
+        {name: torch.from_numpy(np.stack([sample.targets[name] for sample in samples])) for name in samples[0].targets},
     )
 
 
@@ -265,9 +272,7 @@ def _load_in_worker(exams: ExamSet, numbers: Sequence[int]) -> Batch | _CopiedBa
     except UserError as error:
         return error
     try:
-        for value in vars(batch).values():
-            if isinstance(value, Tensor):
-                value.share_memory_()
+        batch.map(Tensor.share_memory_)
     except RuntimeError as error:
         return _CopiedBatch(batch, first_line(error))
     return batch
@@ -281,14 +286,13 @@ class _CopiedBatch:
     reason: str  # why it does not pass through shared memory
 
     def __reduce__(self) -> tuple[Any, ...]:
-        fields = {name: v.numpy() if isinstance(v, Tensor) else v for name, v in vars(self.batch).items()}
-        return _receive_copied, (fields, self.reason)
+        return _receive_copied, (self.batch.map(Tensor.numpy), self.reason)
 
 
-def _receive_copied(fields: dict[str, Any], reason: str) -> Batch:
+def _receive_copied(arrays: Any, reason: str) -> Batch:
     _notice_of_copies(reason.rpartition(": ")[2])
-    tensors: dict[str, Any] = {n: torch.from_numpy(v) for n, v in fields.items() if isinstance(v, np.ndarray)}
-    return Batch(**{**fields, **tensors})
+    batch: Batch = arrays.map(torch.from_numpy)
+    return batch
 
 
 @functools.cache  # printed once
@@ -340,4 +344,4 @@ def hardest_sample(exams: ExamSet) -> Sample:
     tokens = max(exams.tokens, key=len)
     first = exams[0]
     image_VCHW = first.image_VCHW[:1].repeat(views, axis=0)
-    return Sample(first.exam_id, image_VCHW, tokens, first.topic, first.topic_weights)
+    return replace(first, image_VCHW=image_VCHW, tokens=tokens)

@@ -16,6 +16,7 @@ from framework.build import (
     build_topics,
     build_weighting,
     freeze_parts,
+    loss_targets,
 )
 from framework.exam import BOS, EOS, UNK, Batch
 from framework.plan.inputs import PlanInputs, Tokens, Views
@@ -146,6 +147,7 @@ def estimate_activations(
             report_BT=torch.tensor([[BOS, *[UNK] * (tokens.longest - 2), EOS]] * micro_batch_size),
             topic_B=torch.zeros(micro_batch_size, dtype=torch.long) if topics else None,
             topic_weights_BK=torch.full((micro_batch_size, topics), 1 / topics) if topics else None,
+            targets={n: torch.from_numpy(rows) for n, rows in loss_targets(task, [""] * micro_batch_size).items()},
         )
         known = saved_bytes(fake, batch, HALF.get(precision))
     except Exception as error:  # a plugin may do anything that fake tensors do not support
@@ -158,7 +160,7 @@ def saved_bytes(task: nn.Module, batch: Batch, half: torch.dtype | None) -> int:
 
     Parameters, buffers and the batch do not count, because they exist anyway; half-precision copies of weights do.
     """
-    inputs = [value for value in vars(batch).values() if isinstance(value, Tensor)]
+    inputs = [value for value in (*vars(batch).values(), *batch.targets.values()) if isinstance(value, Tensor)]
     existing = {_storage(tensor) for tensor in [*task.parameters(), *task.buffers(), *inputs]}
     saved: dict[int, Tensor] = {}  # holds the tensors, so that no storage's address is reused
 

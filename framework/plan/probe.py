@@ -6,6 +6,7 @@ import itertools
 import math
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from framework.build import build_optimizer, build_plugin, build_task, freeze_parts
+from framework.build import build_optimizer, build_plugin, build_task, freeze_parts, loss_targets
 from framework.data.loading import Sample, collate
 from framework.distributed.launch import describe_launch, start_accelerator
 from framework.distributed.prepare import prepare
@@ -77,7 +78,7 @@ def probe(recipe: Recipe, plan: Plan) -> Probe:
     settings, words = recipe.evaluate, round(plan.tokens.mean) - 1  # BOS is not generated
     size = settings.batch_size
     exams = inputs.splits["val"][:size]
-    batch = collate([_sample(exam, [EOS], None, None, recipe) for exam in exams]).to(accelerator.device)
+    batch = collate([_sample(exam, [EOS], None, None, {}, recipe) for exam in exams]).to(accelerator.device)
     with strategy.full_params_model() as full:
         seconds = {
             num_beams: _time_reports(accelerator, full, batch, recipe, num_beams, words) / len(exams)
@@ -112,6 +113,7 @@ def time_steps(strategy: Strategy, recipe: Recipe, plan: Plan, inputs: PlanInput
     augment = batch_augment(plugin, recipe.train.seed, epoch=0)
     weights_L = weights_at(recipe, 0, plan.steps.total)
     exams = inputs.splits["train"]
+    targets = loss_targets(strategy.task, [exam.report for exam in exams])
     topics = itertools.cycle(range(plan.topics)) if plan.topics else itertools.repeat(None)
     micro_batches = itertools.cycle(batch_plan.epoch(len(exams), recipe.train.seed, 0))
     probe_start, times = time.monotonic(), []
@@ -120,7 +122,14 @@ def time_steps(strategy: Strategy, recipe: Recipe, plan: Plan, inputs: PlanInput
     for _ in bar:
         samples = [
             [
-                _sample(exams[place], inputs.tokens[place], next(topics), plan.topics, recipe)
+                _sample(
+                    exams[place],
+                    inputs.tokens[place],
+                    next(topics),
+                    plan.topics,
+                    {loss: rows[place] for loss, rows in targets.items()},
+                    recipe,
+                )
                 for place in next(micro_batches)
             ]
             for _ in range(batch_plan.accumulation)
@@ -135,11 +144,18 @@ def time_steps(strategy: Strategy, recipe: Recipe, plan: Plan, inputs: PlanInput
     return times[min(WARM_UP, len(times) - 1) :]
 
 
-def _sample(exam: Exam, tokens: list[int], topic: int | None, topics: int | None, recipe: Recipe) -> Sample:
+def _sample(
+    exam: Exam,
+    tokens: list[int],
+    topic: int | None,
+    topics: int | None,
+    targets: Mapping[str, np.ndarray],
+    recipe: Recipe,
+) -> Sample:
     shape = (len(exam.views), recipe.data.channels, recipe.data.image_size, recipe.data.image_size)
     image_VCHW = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     weights = None if topic is None or topics is None else np.eye(topics, dtype=np.float32)[topic]
-    return Sample(exam.id, image_VCHW, tokens, topic, weights)
+    return Sample(exam.id, image_VCHW, tokens, topic, weights, targets)
 
 
 class _NoEos:

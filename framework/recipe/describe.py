@@ -38,6 +38,7 @@ INJECTED = {
     "word_vectors_WD": "vector of each token in the report space",
     "cache_dir": "folder of caches, from data.cache_dir",
     "make_reward": "builds the reward from weights of scores (its key reward)",
+    "training_reports": "the reports of the training exams",
     "language": "language of the tokenizer, en or zh",
     "groups": "parameter groups by learning rate and weight decay",
     "steps": "number of steps of the run",

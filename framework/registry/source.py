@@ -36,7 +36,7 @@ KINDS = _kinds(
     (
         "loss",
         "one term of the loss",
-        "vocabulary_size vocabulary feature_width topic_count word_vectors_WD max_length make_reward",
+        "vocabulary_size vocabulary feature_width topic_count word_vectors_WD max_length make_reward training_reports",
     ),
     ("metric", "scores generated reports", "language"),
     ("optimizer", "updates the parameters", "groups"),

@@ -25,6 +25,15 @@ WORDS, WIDTH, TOPICS, EXAMS = 12, 6, 3, 6
 # One word for each id, of different lengths, as some losses split words into subwords.
 VOCABULARY = ("<pad>", "<bos>", "<eos>", "<unk>", "oval", "mass", "left", "hypoechoic", "is", "seen", "no", ".")
 LENGTHS = (5, 2, 7, 4, 3, 1)  # words of each report
+# For losses that compute targets from texts.
+TEXTS = (
+    "an oval hypoechoic mass is seen in the left breast.",
+    "a round anechoic cyst is seen in the right breast.",
+    "no mass is seen.",
+    "",
+    "an oval anechoic mass with calcification is seen in the left breast.",
+    "irregular hypoechoic masses are seen in both breasts.",
+)
 NEEDS = tuple(GIVERS)  # what a loss may need
 CUTS = ((slice(0, 1), slice(1, 4), slice(4, 6)), (slice(0, 3), slice(3, 6)))
 
@@ -34,7 +43,7 @@ def check_loss(make: Make) -> None:
 
     Args:
         make: The class, or a function that builds one; receives `vocabulary_size`, `vocabulary`, `feature_width`,
-            `topic_count`, `word_vectors_WD`, `max_length` and `make_reward`.
+            `topic_count`, `word_vectors_WD`, `max_length`, `make_reward` and `training_reports`.
 
     Raises:
         ContractError: the first part of the contract that it breaks.
@@ -50,6 +59,7 @@ def check_loss(make: Make) -> None:
             word_vectors_WD=drawn(WORDS, 5, seed=3),
             max_length=max(LENGTHS),
             make_reward=_make_reward,
+            training_reports=list(TEXTS),
         )
 
     def use(loss: Any, place: Callable[[Tensor], Tensor]) -> list[Tensor]:
@@ -58,6 +68,7 @@ def check_loss(make: Make) -> None:
 
     loss = seeded(1, build).eval()
     _declared(loss)
+    _targets_of(loss)
     _scalars(loss)
     check_seeds(build, use)
     with torch.no_grad():
@@ -146,7 +157,29 @@ def _batch(loss: Any, place: Callable[[Tensor], Tensor] = lambda t: t) -> Batch:
     image = torch.rand(EXAMS, 1, 1, 8, 8, generator=torch.Generator().manual_seed(6))
     mask = torch.ones(EXAMS, 1, dtype=torch.bool)
     tensors = [None if tensor is None else place(tensor) for tensor in (image, mask, report, topics, weights)]
-    return Batch([f"exam-{row}" for row in range(EXAMS)], *tensors)  # type: ignore[arg-type]
+    batch = Batch([f"exam-{row}" for row in range(EXAMS)], *tensors)  # type: ignore[arg-type]
+    if getattr(loss, "targets", None) is not None:
+        batch.targets = {loss.registered[1]: place(torch.from_numpy(loss.targets(TEXTS)))}
+    return batch
+
+
+def _targets_of(loss: Any) -> None:
+    """Targets are one row for each report, computed from this report alone."""
+    if getattr(loss, "targets", None) is None:
+        return
+    rule = "targets(reports) gives an array with one row for each report"
+    with runs(rule, expected=f"{EXAMS} rows", fix="an empty report needs a row as well"):
+        rows, some = loss.targets(TEXTS), loss.targets(TEXTS[1:4])
+    found = getattr(rows, "shape", type(rows).__name__)
+    require(
+        isinstance(rows, np.ndarray) and len(rows) == EXAMS,
+        rule,
+        found=found,
+        expected=f"a numpy array of {EXAMS} rows",
+        fix="return np.stack([...]) over the reports",
+    )
+    fix = "fit on training_reports in __init__, and nothing in targets"
+    same([torch.from_numpy(some)], [torch.from_numpy(rows[1:4])], "targets of a report depend on it alone", fix)
 
 
 def _outputs(loss: Any, place: Callable[[Tensor], Tensor] = lambda t: t) -> Outputs:
@@ -196,6 +229,7 @@ def _cut(batch: Batch, outputs: Outputs, exams: slice, *, trim: bool) -> tuple[B
         batch.report_BT[exams, :end],
         None if batch.topic_B is None else batch.topic_B[exams],
         None if batch.topic_weights_BK is None else batch.topic_weights_BK[exams],
+        {name: rows[exams] for name, rows in batch.targets.items()},
     )
     features = Features(*(value[exams] if isinstance(value, Tensor) else value for value in outputs.features))
     logits: Any = outputs.logits_BTW
@@ -290,8 +324,9 @@ def _padding(loss: Any) -> None:
 def _left_alone(loss: Any) -> None:
     batch, outputs = _batch(loss), _outputs(loss)
     loss.count(batch), _total(loss, batch, outputs)
-    tensors = [*vars(batch).values(), *outputs.features, outputs.logits_BTW]
-    fresh = [*vars(_batch(loss)).values(), *_outputs(loss).features, _outputs(loss).logits_BTW]
+    other = _batch(loss)
+    tensors = [*vars(batch).values(), *batch.targets.values(), *outputs.features, outputs.logits_BTW]
+    fresh = [*vars(other).values(), *other.targets.values(), *_outputs(loss).features, _outputs(loss).logits_BTW]
     pairs = [(one, two) for one, two in zip(tensors, fresh) if isinstance(one, Tensor)]
     same(
         [one for one, _ in pairs],

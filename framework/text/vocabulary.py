@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from framework.exam import BOS, EOS, SPECIAL_TOKENS
 from framework.runtime.errors import UserError
+
+# Marks of a continued word (WordPiece), or of a word's start (BPE, unigram).
+PART_OF_WORD = re.compile(r"##\w|[Ġ▁]")
+
+
+def require_whole_words(vocabulary: Sequence[str], place: str) -> None:
+    """Raises UserError if a vocabulary has subwords, which a report space does not know.
+
+    Args:
+        place: the key of the loss that compares reports by words.
+    """
+    if part := next((word for word in vocabulary if PART_OF_WORD.match(word)), None):
+        raise UserError(
+            "does-not-fit", f"the tokenizer's vocabulary has subwords, such as '{part}'", place=place,
+            expected="whole words", hint="Set data.tokenizer: words, or remove this loss.",
+        )  # fmt: skip
 
 
 def add_special_tokens(words: Sequence[int], max_length: int | None) -> list[int]:

@@ -130,7 +130,7 @@ class EfficientNetLite(nn.Module):
         freeze_stages(self.backbone, sum(self.depths[:frozen_stages]))
 
     def forward(self, image_BVCHW: Tensor, view_mask_BV: Tensor) -> Features:
-        return encode_views(self._maps, image_BVCHW, view_mask_BV, self.position_VD, self.pooling)
+        return encode_views(self.maps, image_BVCHW, view_mask_BV, self.position_VD, self.pooling)
 
     def stages(self) -> list[list[nn.Parameter]]:
         """Parameters from the image to the features: the stem, then each stage."""
@@ -147,7 +147,7 @@ class EfficientNetLite(nn.Module):
                     part.eval()
         return self
 
-    def _maps(self, image_MCHW: Tensor) -> Tensor:
+    def maps(self, image_MCHW: Tensor) -> Tensor:
         return self.backbone(((image_MCHW - MEAN) / STD).contiguous(memory_format=torch.channels_last))
 
 

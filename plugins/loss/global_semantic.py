@@ -11,7 +11,6 @@ batch, D dimensions of the space (for subwords: width of the encoder's input).
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -24,11 +23,10 @@ from framework.models.external_weights import ExternalWeights
 from framework.registry import register
 from framework.runtime.errors import UserError
 from framework.text.sentence_encoder import SentenceEncoder
+from framework.text.vocabulary import require_whole_words
 
 log = logging.getLogger(__name__)
 SPECIAL_IDS = (PAD, BOS, EOS, UNK)  # tokens that are not words
-# Marks of a continued word (WordPiece), or of a word's start (BPE, unigram).
-PART_OF_WORD = re.compile(r"##\w|[Ġ▁]")
 
 
 @register("loss", "global_semantic")
@@ -71,12 +69,7 @@ class GlobalSemantic(nn.Module):
         super().__init__()
         self.sentences: Sentences | None = None
         self.external_weights: ExternalWeights | None = None
-        if part := next((word for word in vocabulary if PART_OF_WORD.match(word)), None):
-            raise UserError(
-                "does-not-fit", f"the tokenizer's vocabulary has subwords, such as '{part}'",
-                place="losses.global_semantic", expected="whole words",
-                hint="Set data.tokenizer: words, or remove this loss.",
-            )  # fmt: skip
+        require_whole_words(vocabulary, "losses.global_semantic")
         if space == "sentence_encoder":
             if not encoder:
                 raise UserError(

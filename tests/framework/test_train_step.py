@@ -322,7 +322,7 @@ def test_counts_are_computed_on_the_device_before_the_images_arrive(
 ) -> None:
     task = ReportTask(Encoder(), Decoder(), {"exams": Sums(False), "my/metrics": WithMetrics()})
     batch = batch_of([[4, 5, 0], [6, 0, 0]])
-    there = Batch(**{name: There(part) if isinstance(part, Tensor) else part for name, part in vars(batch).items()})
+    there = batch.map(There)
     with Elsewhere():
         assert task.counts(there).device == PLACE, "though a loss makes its number on the CPU"
         with pytest.raises(TwoDevicesError, match="'stack'"):

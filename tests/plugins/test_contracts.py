@@ -52,7 +52,7 @@ def thyroids(folder: Path) -> dict[str, Any]:
 
 
 def reading(folder: Path) -> dict[str, Any]:
-    """Keys of `global_semantic` with a sentence encoder of its own."""
+    """Keys of a loss with a sentence encoder of its own."""
     return {"space": "sentence_encoder", "encoder": str(save_tiny_bert(folder / "encoder"))}
 
 
@@ -146,8 +146,14 @@ SMALL: dict[tuple[str, str], list[dict[str, Any] | Callable[[Path], dict[str, An
     ("executor", "ray"): [{}],
     ("executor", "slurm"): [{"cluster": "local"}],
     ("loss", "contrastive"): [{"width": 8}, {"width": 8, "mask_same": False}],
+    ("loss", "findings"): [
+        {"min_count": 1},
+        {"min_count": 1, "balance": 0.0},
+        {"min_count": 2, "balance": 1.0, "pooling": "queries"},
+    ],
     ("loss", "global_semantic"): [{}, reading],
     ("loss", "next_token"): [{}, {"label_smoothing": 0.1}],
+    ("loss", "report_vector"): [{}, {"dimensions": 3, "hidden": 8}, reading],
     ("loss", "self_critical"): [{}, {"reward": {"bleu_4": 1.0, "rouge_l": 0.5}}],
     ("loss", "topic"): [{"dropout": 0.5}, {"target": "soft"}, {"focal": 2.0}, {"target": "soft", "focal": 0.5}],
     ("metric", "agreement"): [{"attributes": ["lesion", "shape", "margin"]}],

@@ -11,7 +11,6 @@ from harness import ROOT
 from mini_busbra import draw, ellipse
 from mini_ddti import write_archive
 from tiny_models import of_bytes, save_llama, save_swin
-from torch import Tensor
 
 from framework.build import build_components, build_model, build_optimizer, build_tokenizer
 from framework.data.loading import BatchPlan, collate
@@ -92,7 +91,7 @@ def test_a_shipped_recipe_builds_and_one_step_lowers_its_loss(name: str, tmp_pat
 def check_other_device(task: ReportTask, batch: Batch) -> None:
     """Runs on a simulated device, on which a tensor left on the CPU raises."""
     send(task)
-    there = Batch(**{name: There(part) if isinstance(part, Tensor) else part for name, part in vars(batch).items()})
+    there = batch.map(There)
     with torch.no_grad(), Elsewhere():
         assert task.train().counts(there).device == task(there).objective_L.device == PLACE
         features = task.eval().features(there)

@@ -80,13 +80,28 @@ BATCHES = [[0, 1], [2, 3], [1, 2]]
 def exam_set(folder: Path) -> ExamSet:
     exams = [exam(number, number, 10 * number) for number in range(4)]
     cache, _ = make_cache(exams, folder)
-    return ExamSet(exams, cache, [[1, 2]] * 4, np.arange(4), np.eye(4))
+    found = ExamSet(exams, cache, [[1, 2]] * 4, np.arange(4), np.eye(4))
+    found.targets = {"findings": np.arange(8, dtype=np.int8).reshape(4, 2), "vectors": np.eye(4, dtype=np.float32)}
+    return found
+
+
+def tensors_of(batch: Batch) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    batch.map(found.append)
+    return found
 
 
 def same(one: Batch, other: Batch) -> bool:
-    assert one.exam_ids == other.exam_ids
-    tensors = zip(list(vars(one).values())[1:], list(vars(other).values())[1:], strict=True)
-    return all(torch.equal(mine, its) for mine, its in tensors)
+    assert one.exam_ids == other.exam_ids and one.targets.keys() == other.targets.keys()
+    return all(torch.equal(mine, its) for mine, its in zip(tensors_of(one), tensors_of(other), strict=True))
+
+
+def test_targets_are_those_of_the_exams_of_a_batch(tmp_path: Path) -> None:
+    exams = exam_set(tmp_path)
+    batch = collate([exams[2], exams[0]]).to("cpu")
+    assert batch.targets["findings"].tolist() == [[4, 5], [0, 1]] and batch.targets["findings"].dtype == torch.int8
+    assert batch.targets["vectors"].argmax(1).tolist() == [2, 0]
+    assert len(tensors_of(batch)) == 7
 
 
 @pytest.mark.parametrize("has_room", [True, False])

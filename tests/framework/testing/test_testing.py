@@ -281,6 +281,20 @@ class WantsTopics(Loss):
         return batch.topic_B.new_tensor(len(batch.topic_B))
 
 
+@breaks("loss", "targets(reports) gives an array with one row")
+class TargetsOfDistinctReports(Loss):
+    registered = ("loss", "mine")
+
+    def targets(self, reports):
+        return np.array(sorted({len(report) for report in reports if report}))
+
+
+@breaks("loss", "targets of a report depend on it alone")
+class TargetsAmongTheOthers(TargetsOfDistinctReports):
+    def targets(self, reports):
+        return np.array([len(report) for report in reports]) / max(map(len, reports))
+
+
 @breaks("loss", "sums of 3 parts add up")
 class Mean(Loss):
     def forward(self, batch, outputs):
