@@ -86,6 +86,8 @@ class EfficientNetLite(nn.Module):
             state dict, saved by torch.save; null trains from scratch.
         norm: `batch` normalizes a trained stage by its batch; `frozen` by the running statistics of `weights` or
             `init_from`, so that results do not depend on batch and processes.
+        stretch_contrast: Maps the 1st and 99th percentile of each image, without black pixels, to black and white, so
+            that the gain of a scanner has no effect.
         stages: Number of stages, the last of which gives the patches: at 1/8 of the image size for 3, 1/16 for 4 and 5,
             1/32 for 6 and 7. [stages]
         frozen_stages: Number of frozen stages, together with the stem; 0 trains all. [stages]
@@ -102,6 +104,7 @@ class EfficientNetLite(nn.Module):
         variant: Literal[0, 1, 2] = 0,
         weights: str | None = None,
         norm: Literal["batch", "frozen"] = "batch",
+        stretch_contrast: bool = False,
         stages: Literal[3, 4, 5, 6, 7] = 7,
         frozen_stages: NonNegativeInt = 0,
         fusion: Literal["concatenate", "attention"] = "concatenate",
@@ -116,7 +119,7 @@ class EfficientNetLite(nn.Module):
                 expected=f"at most {stages}, the stages of this encoder",
             )
         chosen = VARIANTS[variant]
-        self.norm = norm
+        self.norm, self.stretch_contrast = norm, stretch_contrast
         self.depths = chosen.depths[:stages]
         self.backbone = Network(chosen, channels)
         if weights is not None:
@@ -148,7 +151,17 @@ class EfficientNetLite(nn.Module):
         return self
 
     def _maps(self, image_MCHW: Tensor) -> Tensor:
+        if self.stretch_contrast:
+            image_MCHW = _stretch_contrast(image_MCHW)
         return self.backbone(((image_MCHW - MEAN) / STD).contiguous(memory_format=torch.channels_last))
+
+
+def _stretch_contrast(image_MCHW: Tensor) -> Tensor:
+    """Images of which 1 % of the pixels that are not black are 0, and 1 % are 1; black ones are padding."""
+    flat = image_MCHW.flatten(1)
+    quantiles = flat.where(flat > 0, torch.nan).nanquantile(flat.new_tensor([0.01, 0.99]), dim=1)
+    low, high = quantiles.nan_to_num()[:, :, None, None, None]
+    return ((image_MCHW - low) / (high - low).clamp(min=1 / 255)).clamp(0, 1)
 
 
 class Network(nn.Module):

@@ -134,7 +134,7 @@ SMALL: dict[tuple[str, str], list[dict[str, Any] | Callable[[Path], dict[str, An
     ],
     ("encoder", "efficientnet_lite"): [
         {"frozen_stages": 2},
-        {"variant": 2, "norm": "frozen", "stages": 5, "fusion": "attention", "max_views": 0},
+        {"variant": 2, "norm": "frozen", "stretch_contrast": True, "stages": 5, "fusion": "attention", "max_views": 0},
     ],
     ("encoder", "resnet"): [
         {"depth": 10, "width": 8},
