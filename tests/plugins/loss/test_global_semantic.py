@@ -7,12 +7,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from harness import problem
+from harness import ROOT, problem
 from tiny_bert import save_tiny_bert
 from torch import Tensor, nn
 
+from framework.distributed.prepare import prepare
 from framework.exam import BOS, EOS, PAD, UNK, Batch, Features, Outputs
 from framework.models.external_weights import model_metadata, require_same_weights, unsaved_names
+from framework.recipe import load_recipe
 from framework.task import ReportTask
 from framework.testing import check
 from plugins.loss.global_semantic import GlobalSemantic
@@ -212,6 +214,14 @@ def test_own_words_are_read_in_a_second_pass_at_the_places_of_words():
     assert spy.was_training and total.requires_grad is False
     expected = lsa_loss()(given, outputs(spy(None, second_BT)))
     assert torch.allclose(total, expected)
+
+
+@pytest.mark.parametrize("strategy", ["zero3", "fsdp"])
+def test_own_words_are_refused_where_the_decoder_is_sharded(strategy):
+    recipe = load_recipe(ROOT / "recipes" / "smoke.yaml", [f"distributed.strategy={strategy}"])
+    task = ReportTask(nn.Identity(), Spy(), {"global_semantic": lsa_loss(own_words=0.5)})
+    with problem("unsupported", place="losses.global_semantic"):
+        prepare(None, recipe, task, None, None)
 
 
 def test_the_choice_is_the_cross_entropy_of_the_own_reference_among_those_of_the_batch():
