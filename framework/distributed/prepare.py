@@ -12,6 +12,7 @@ from framework.data.loading import BatchPlan
 from framework.distributed.resolve import strategy_of
 from framework.distributed.strategy import Strategy
 from framework.recipe import Recipe
+from framework.runtime.errors import UserError
 from framework.task import ReportTask
 
 
@@ -22,8 +23,19 @@ def prepare(
     batch_plan: BatchPlan,
     build_optimizer: Callable[[nn.Module], Any],
 ) -> Strategy:
-    """Returns the task under the recipe's strategy, ready to train."""
+    """Returns the task under the recipe's strategy, ready to train.
+
+    Raises:
+        UserError: a loss calls the decoder, of which the strategy shards the weights. `validate` finds it if the class
+            of the loss says so; here its keys count as well.
+    """
     name = strategy_of(recipe)
+    calling = [loss for loss, module in task.losses.items() if "decoder" in getattr(module, "needs", ())]
+    if calling and name in ("zero3", "fsdp"):
+        raise UserError(
+            "unsupported", f"calls the decoder, which needs whole weights; {name} shards them",
+            place=f"losses.{calling[0]}", hint="Set distributed.strategy to ddp, zero1 or zero2.",
+        )  # fmt: skip
     if name == "fsdp":
         from framework.distributed.fsdp import FullyShardedDataParallel
 

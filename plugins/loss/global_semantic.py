@@ -2,10 +2,11 @@
 
 After arXiv 2406.00644. Its published code (KMVE_RG/modules/MyTrainer.py) decodes text, compares sentence embeddings and
 wraps the similarity in a new tensor, so that no gradient reaches the model. Here the expectation under the decoder's
-softmax goes through a differentiable map, and nothing is sampled.
+softmax goes through a differentiable map. Words are sampled only as inputs of the decoder, by the key `own_words`.
 
-Shapes: B batch, T tokens, W words in the vocabulary, P subwords of a word, L subwords of a report, M subwords of a
-batch, D dimensions of the space (for subwords: width of the encoder's input).
+Shapes: B exams of this micro-batch, N exams of the micro-batches of all processes, T tokens, W words in the vocabulary,
+P subwords of a word, L subwords of a report, M subwords of a batch, D dimensions of the space (for subwords: width of
+the encoder's input).
 """
 
 from __future__ import annotations
@@ -16,16 +17,22 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveFloat
 from torch import Tensor, nn
+from torch.distributions import Categorical
 
+from framework.distributed.gather_exams import gather_exams
 from framework.exam import BOS, EOS, PAD, UNK, Batch, Outputs
 from framework.models.external_weights import ExternalWeights
+from framework.models.sampling import evaluating
 from framework.registry import register
+from framework.registry.types import Fraction
 from framework.runtime.errors import UserError
 from framework.text.sentence_encoder import SentenceEncoder
 from framework.text.vocabulary import require_whole_words
 
 log = logging.getLogger(__name__)
+SAME = 1e-6  # distance of two references that are no alternatives to each other
 SPECIAL_IDS = (PAD, BOS, EOS, UNK)  # tokens that are not words
 
 
@@ -47,16 +54,29 @@ class GlobalSemantic(nn.Module):
     `evaluate` need its files, `predict` does not. It runs in fp32, twice per step: for 16 phantom reports
     all-MiniLM-L6-v2 takes 2.1 s of CPU time.
 
+    `own_words` compares what the decoder expects after words of its own, as in generation: its distribution after the
+    reference's words is computed once more, without dropout and gradient; a share of the input words is drawn from it;
+    and a second pass of the decoder reads them. Drawn words are inputs only, since decoders take tokens: the gradient
+    is that of the second pass. Each step takes two more passes of the decoder. Needs full weights: no zero3, no fsdp.
+
+    `temperature` replaces the distance by a choice: the cross-entropy of the exam's own reference among those of all
+    exams of one micro-batch of all processes, by cosines divided by the temperature. So the value depends on
+    `train.micro_batch_size`, as that of `contrastive`. References with the same vector are no alternatives.
+
     Source:
         The global semantic comparison of Li et al. 2024, arXiv 2406.00644, made differentiable here. Sentence
-        embeddings: Reimers and Gurevych 2019, arXiv 1908.10084, section 3.
+        embeddings: Reimers and Gurevych 2019, arXiv 1908.10084, section 3. Own words: scheduled sampling in two passes,
+        Mihaylova and Martins 2019, arXiv 1906.07651. Choice: InfoNCE, van den Oord et al. 2018, arXiv 1807.03748,
+        equation 4.
 
     Args:
         space: where reports are compared.
         encoder: the sentence encoder: a folder, package:NAME/FOLDER of an installed package, or a hub name.
+        own_words: share of the decoder's input words that it draws itself; 0: teacher forcing. [share]
+        temperature: of the choice among references, such as 0.1; null: the distance to the own reference.
     """
 
-    needs = ("logits",)
+    needs: tuple[str, ...] = ("logits",)
 
     def __init__(
         self,
@@ -65,8 +85,14 @@ class GlobalSemantic(nn.Module):
         word_vectors_WD: Tensor,
         space: Literal["lsa", "sentence_encoder"] = "lsa",
         encoder: str | None = None,
+        own_words: Fraction = 0.0,
+        temperature: PositiveFloat | None = None,
     ) -> None:
         super().__init__()
+        self.own_words, self.temperature = own_words, temperature
+        if own_words:
+            self.needs, self.draws = ("decoder",), True
+        self.mixes_exams = temperature is not None
         self.sentences: Sentences | None = None
         self.external_weights: ExternalWeights | None = None
         require_whole_words(vocabulary, "losses.global_semantic")
@@ -101,8 +127,8 @@ class GlobalSemantic(nn.Module):
         return self._comparable(batch).sum().float()
 
     def forward(self, batch: Batch, outputs: Outputs) -> Tensor:
-        """1 - cosine, from 0 to 2, summed over the counted exams: 0-dim float32."""
-        logits_BTW = outputs.logits_BTW
+        """1 - cosine, from 0 to 2, or the nats of the choice, summed over the counted exams: 0-dim float32."""
+        logits_BTW = self._after_own_words(batch, outputs) if self.own_words else outputs.logits_BTW
         # In half precision a cosine near 1 would lose its gradient.
         with torch.autocast(device_type=logits_BTW.device.type, enabled=False):
             share_BTW = logits_BTW.float().softmax(dim=-1)
@@ -113,9 +139,35 @@ class GlobalSemantic(nn.Module):
                 reference_BD = self._reference(batch)
             else:
                 expected_BD, reference_BD = self.sentences(share_BTW, batch.report_BT[:, 1:])
-            distance_B = 1 - F.cosine_similarity(expected_BD, reference_BD, dim=-1)
+            if self.temperature is None:
+                term_B = 1 - F.cosine_similarity(expected_BD, reference_BD, dim=-1)
+            else:
+                term_B = self._choice(expected_BD, reference_BD, self._comparable(batch), self.temperature)
             # A product rather than a selection: the graph reaches the decoder on every rank, also with no exam counted.
-            return (distance_B * self._comparable(batch)).sum()
+            return (term_B * self._comparable(batch)).sum()
+
+    def _after_own_words(self, batch: Batch, outputs: Outputs) -> Tensor:
+        """Logits [B, T, W] after inputs of which the decoder drew a share of the words itself."""
+        decoder, word_BT = outputs.decoder, batch.report_BT[:, :-1]
+        with torch.no_grad(), evaluating(decoder):
+            logits_BTW = decoder(outputs.features, word_BT)[:, :-1].float()
+        logits_BTW[..., [PAD, BOS, EOS]] = float("-inf")  # the report keeps its length
+        drawn_BT = Categorical(logits=logits_BTW, validate_args=False).sample()
+        after_bos_BT = word_BT[:, 1:]
+        taken_BT = torch.rand(after_bos_BT.shape, device=word_BT.device) < self.own_words
+        taken_BT &= (after_bos_BT != PAD) & (after_bos_BT != EOS)
+        return decoder(outputs.features, torch.cat([word_BT[:, :1], drawn_BT.where(taken_BT, after_bos_BT)], dim=1))
+
+    @staticmethod
+    def _choice(expected_BD: Tensor, reference_BD: Tensor, comparable_B: Tensor, temperature: float) -> Tensor:
+        """Cross-entropy [B] of each exam's reference among those of all exams."""
+        rows_NE, first = gather_exams(torch.cat([F.normalize(reference_BD, dim=-1), comparable_B[:, None]], dim=1))
+        reference_ND, comparable_N = rows_NE[:, :-1], rows_NE[:, -1] > 0
+        own_B = first + torch.arange(len(expected_BD), device=expected_BD.device)
+        barred_BN = (reference_ND[own_B] @ reference_ND.T > 1 - SAME) | ~comparable_N
+        barred_BN = barred_BN.scatter(1, own_B[:, None], False)
+        logits_BN = (F.normalize(expected_BD, dim=-1) @ reference_ND.T / temperature).masked_fill(barred_BN, -torch.inf)
+        return F.cross_entropy(logits_BN, own_B, reduction="none")
 
     def _reference(self, batch: Batch) -> Tensor:
         """Vectors of the reference reports in the report space, float32 [B, D]."""

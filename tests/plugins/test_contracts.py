@@ -151,7 +151,7 @@ SMALL: dict[tuple[str, str], list[dict[str, Any] | Callable[[Path], dict[str, An
         {"min_count": 1, "balance": 0.0},
         {"min_count": 2, "balance": 1.0, "pooling": "queries"},
     ],
-    ("loss", "global_semantic"): [{}, reading],
+    ("loss", "global_semantic"): [{}, reading, {"own_words": 0.5}, {"temperature": 0.1}],
     ("loss", "next_token"): [{}, {"label_smoothing": 0.1}],
     ("loss", "report_vector"): [{}, {"dimensions": 3, "hidden": 8}, reading],
     ("loss", "self_critical"): [{}, {"reward": {"bleu_4": 1.0, "rouge_l": 0.5}}],

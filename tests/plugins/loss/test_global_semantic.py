@@ -7,12 +7,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from harness import problem
+from harness import ROOT, problem
 from tiny_bert import save_tiny_bert
 from torch import Tensor, nn
 
+from framework.distributed.prepare import prepare
 from framework.exam import BOS, EOS, PAD, UNK, Batch, Features, Outputs
 from framework.models.external_weights import model_metadata, require_same_weights, unsaved_names
+from framework.recipe import load_recipe
 from framework.task import ReportTask
 from framework.testing import check
 from plugins.loss.global_semantic import GlobalSemantic
@@ -182,6 +184,58 @@ def test_an_encoder_with_cls_pooling_meets_the_contract(tmp_path):
         return build(encoder, vocabulary)
 
     check("loss", make)
+
+
+class Spy(nn.Module):
+    """A decoder that is certain of the token after its input in the vocabulary, and keeps its inputs."""
+
+    def forward(self, features: Features, tokens_BT: Tensor) -> Tensor:
+        self.inputs, self.was_training = [*getattr(self, "inputs", []), tokens_BT], self.training
+        return 100.0 * nn.functional.one_hot((tokens_BT + 1).clamp(max=len(VOCABULARY) - 1), len(VOCABULARY)).float()
+
+
+def lsa_loss(**keys) -> GlobalSemantic:
+    vectors = torch.randn(len(VOCABULARY), 5, generator=torch.Generator().manual_seed(1))
+    return GlobalSemantic(vocabulary=VOCABULARY, word_vectors_WD=vectors, **keys)
+
+
+def test_own_words_are_read_in_a_second_pass_at_the_places_of_words():
+    loss, spy, given = lsa_loss(own_words=1.0), Spy().train(), batch("left mass seen .", "no")
+    unread = Outputs(outputs(drawn(given)).features, None, spy)
+    total = loss(given, unread)
+    first_BT, second_BT = spy.inputs
+    assert torch.equal(first_BT, given.report_BT[:, :-1])
+    words = [
+        VOCABULARY.index(word) for word in ("right", "left", "cyst")
+    ]  # what follows each of them in the vocabulary
+    assert second_BT[0].tolist()[2:] == words and second_BT[0, 0] == BOS
+    assert second_BT[1, 2:].tolist() == [EOS, PAD, PAD], "a report keeps its length"
+    assert second_BT[0, 1] not in (PAD, BOS, EOS)
+    assert spy.was_training and total.requires_grad is False
+    expected = lsa_loss()(given, outputs(spy(None, second_BT)))
+    assert torch.allclose(total, expected)
+
+
+@pytest.mark.parametrize("strategy", ["zero3", "fsdp"])
+def test_own_words_are_refused_where_the_decoder_is_sharded(strategy):
+    recipe = load_recipe(ROOT / "recipes" / "smoke.yaml", [f"distributed.strategy={strategy}"])
+    task = ReportTask(nn.Identity(), Spy(), {"global_semantic": lsa_loss(own_words=0.5)})
+    with problem("unsupported", place="losses.global_semantic"):
+        prepare(None, recipe, task, None, None)
+
+
+def test_the_choice_is_the_cross_entropy_of_the_own_reference_among_those_of_the_batch():
+    loss = lsa_loss(temperature=0.5)
+    given = batch("left mass", "right cyst", "mass left", "unheard")  # the third has the bag of words of the first
+    logits = drawn(given)
+    total = loss(given, outputs(logits))
+    written = (given.report_BT[:, 1:] != PAD).float()
+    expected_BD = torch.einsum("btw,bt->bw", logits.softmax(-1), written) @ loss.word_vectors_WD
+    cosine = nn.functional.normalize(expected_BD, dim=-1) @ nn.functional.normalize(loss._reference(given), dim=-1).T
+    others = ([0, 1], [1, 0, 2], [2, 1])
+    terms = [-torch.log_softmax(cosine[row, own] / 0.5, dim=-1)[0] for row, own in enumerate(others)]
+    assert torch.allclose(total, torch.stack(terms).sum(), atol=1e-5) and loss.count(given) == 3
+    assert loss.mixes_exams and not lsa_loss().mixes_exams
 
 
 @pytest.mark.parametrize(
