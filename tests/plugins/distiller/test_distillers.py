@@ -133,6 +133,15 @@ def test_plain_kmeans_gives_the_recorded_topics():
     np.testing.assert_allclose(weights[:2], known, atol=2e-5)
 
 
+def test_training_reports_are_assigned_by_their_known_positions_as_other_reports_are():
+    texts = corpus(40, seed=1)[0]
+    distiller = kmeans()
+    distiller.fit(texts)
+    for one, other in zip(distiller.assign(texts), distiller.assign(texts + ["cyst"])):
+        assert np.array_equal(one, other[:-1])
+    assert np.array_equal(distiller._points, distiller.positions(texts))
+
+
 def test_centroids_of_spherical_kmeans_are_the_directions_of_their_reports():
     """Where Dhillon and Modha's iteration rests; plain k-means rests where centroids are means, which are shorter."""
     draw = random.Random(3)
