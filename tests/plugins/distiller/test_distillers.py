@@ -137,7 +137,7 @@ def test_training_reports_are_assigned_by_their_known_positions_as_other_reports
     texts = corpus(40, seed=1)[0]
     distiller = kmeans()
     distiller.fit(texts)
-    for one, other in zip(distiller.assign(texts), distiller.assign(texts + ["cyst"])):
+    for one, other in zip(distiller.assign(texts), distiller.assign([*texts, "cyst"])):
         assert np.array_equal(one, other[:-1])
     assert np.array_equal(distiller._points, distiller.positions(texts))
 
