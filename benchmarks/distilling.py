@@ -44,7 +44,7 @@ def main() -> None:
     parse.add_argument("--lda", type=int, default=10_000)
     parse.add_argument("--auto", type=int, default=10_000)
     parse.add_argument("--growth", action="store_true")
-    options = start(parse, quick={"reports": 300, "lda": 100, "auto": 0})
+    options = start(parse, quick={"reports": 300, "lda": 100, "auto": 100})
     rows: list[Any] = []
     growth: dict[str, float] = {}
     spawn = multiprocessing.get_context("spawn")

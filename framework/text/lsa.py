@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, repeat
 
 import numpy as np
 from scipy import sparse
@@ -26,7 +26,7 @@ NOISE = 1e-5  # directions with a smaller fraction of the largest singular value
 def count_words(word_lists: Sequence[Sequence[str]], index: Mapping[str, int]) -> sparse.csr_matrix:
     """How often each word of `index` occurs in each report, float64 [n, W]; other words are left out."""
     total = sum(map(len, word_lists))
-    columns = np.fromiter((index.get(word, -1) for word in chain.from_iterable(word_lists)), np.int64, total)
+    columns = np.fromiter(map(index.get, chain.from_iterable(word_lists), repeat(-1)), np.int64, total)
     known = columns >= 0
     # The number of known words before each word; a report has those from its first word to that of the next.
     before = np.concatenate([[0], np.cumsum(known)])

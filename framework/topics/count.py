@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from framework.runtime.errors import UserError
-from framework.topics.quality import silhouettes_of
+from framework.topics.quality import SAMPLE, silhouettes_of
 
 log = logging.getLogger(__name__)
 AUTO = "auto"
@@ -38,6 +38,7 @@ class TopicChoice:
     score: list[float]  # the mean of both
     error: list[float]  # the standard error of the score
     coarse: int | None = None  # the number with the best score, if a finer solution was preferred to it
+    sampled: int | None = None  # distinct reports that were drawn for the search, if it did not use all
 
 
 def check_auto_range(name: str, topics: int | str, auto_range: tuple[int, int] | None) -> None:
@@ -101,6 +102,8 @@ def choose_topic_count(
     reports; both over distinct reports, since copies inflate them. The smallest number whose mean score is within one
     standard error of the best is the coarse choice. Resamples overlap, so this error is smaller than that of new data.
 
+    Of more than `SAMPLE` distinct reports, `SAMPLE` drawn by the seed are searched, with all of their copies.
+
     Two topics, with a lesion and without, score best on most reports and teach nothing else. So a larger number is
     chosen if the score has another peak there: the highest peak, above the lowest score between both by more than their
     standard errors, whose stability is at least 70 % of that of the coarse choice.
@@ -124,9 +127,15 @@ def choose_topic_count(
 
     _, first, of_report = np.unique(points, axis=0, return_index=True, return_inverse=True)
     of_report = of_report.reshape(-1)
+    different, searched = len(first), np.arange(len(points))
+    sampled = SAMPLE if len(first) > SAMPLE else None
+    if sampled:
+        chosen = np.sort(np.random.default_rng([seed, len(first)]).choice(len(first), sampled, replace=False))
+        searched = np.flatnonzero(np.isin(of_report, chosen))
+        first, of_report = np.searchsorted(searched, first[chosen]), np.searchsorted(chosen, of_report[searched])
     drawn = int(FRACTION * len(first))
-    counts = _counts(name, len(points), len(first), drawn - 1, auto_range)
-    labels_of_all = clusterer(np.arange(len(points)), seed)
+    counts = _counts(name, len(points), different, drawn - 1, auto_range)
+    labels_of_all = clusterer(searched, seed)
     full = {count: labels_of_all(count) for count in counts}
     silhouettes, stabilities = np.zeros((2, len(counts), RESAMPLES))
     for resample in range(RESAMPLES):
@@ -134,8 +143,8 @@ def choose_topic_count(
         kept = np.sort(draw.choice(len(first), drawn, replace=False))
         places = np.flatnonzero(np.isin(of_report, kept))
         once = np.searchsorted(places, first[kept])  # index of each distinct report among `places`
-        labels_of = clusterer(places, seed + 1 + resample)
-        silhouette_of = silhouettes_of(points[first[kept]], seed)
+        labels_of = clusterer(searched[places], seed + 1 + resample)
+        silhouette_of = silhouettes_of(points[searched[first[kept]]], seed)
         for row, count in enumerate(counts):
             labels = labels_of(count)[once]
             silhouettes[row, resample] = silhouette_of(labels) or 0.0
@@ -153,8 +162,10 @@ def choose_topic_count(
         score.tolist(),
         error.tolist(),
         coarse=None if row == coarse else counts[coarse],
+        sampled=sampled,
     )
-    log.info("distiller %s: %d topics, of %d to %d tried", name, choice.chosen, counts[0], counts[-1])
+    on = f" on {sampled} of {different} distinct reports" if sampled else ""
+    log.info("distiller %s: %d topics, of %d to %d tried%s", name, choice.chosen, counts[0], counts[-1], on)
     if trade := trade_of(choice):
         log.info("distiller %s: %s", name, trade)
     return choice

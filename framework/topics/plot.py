@@ -175,7 +175,8 @@ def _draw_choice(axes: Axes, choice: TopicChoice) -> None:
     axes.axhline(bar, linestyle=":", color="gray", label="one standard error below the best score")
     axes.axvline(choice.chosen, linestyle="--", color="gray")
     axes.set_xticks(choice.counts)
-    axes.set_xlabel("numbers of topics tried, on resamples of the distinct training reports")
+    searched = "the" if choice.sampled is None else f"{choice.sampled:,} of the"
+    axes.set_xlabel(f"numbers of topics tried, on resamples of {searched} distinct training reports")
     reason = "the smallest number whose score reaches the dotted line"
     if choice.coarse is not None:
         reason = f"a finer peak, nearly as stable as {choice.coarse} topics"

@@ -94,7 +94,7 @@ class FaissKMeans:
         Weights are the softmax of the negative squared distance divided by its mean in training. A report without a
         known word is at the origin and gets the centroid nearest to it (topic 0 if all centroids have length 1).
         """
-        return self._clusters.assign(self.positions(texts))
+        return self._clusters.assign(self._points if list(texts) == self._texts else self.positions(texts))
 
     def positions(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of reports, float32 [n, D]."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -16,7 +17,7 @@ from framework.registry import register
 from framework.scoring.counts import count_matrix, distinct, safe_divide
 from framework.scoring.pairs import require_pairs
 from framework.text.findings.numbers import Size, agreeing
-from framework.text.findings.reader import APART, Measure, attributes, explain, read_all
+from framework.text.findings.reader import APART, Measure, Reading, attributes, explain, read_all
 
 PART = "findings_f1/"  # and an attribute or an aspect
 BLOCK = 4096  # pairs whose common findings are counted at a time
@@ -67,7 +68,7 @@ class FindingsF1:
         require_pairs("findings F1", pairs)
         texts, of = distinct([*(pair.prediction for pair in pairs), *(pair.reference for pair in pairs)])
         prediction_of, reference_of = np.split(of, 2)
-        readings = [read_all(text) for text in texts]
+        readings = _read_each(texts)
         columns: dict[Any, int] = {}
         stated = count_matrix((chain(own.findings, own.aspects) for own in readings), columns, grow=True)
         place = {name: number for number, name in enumerate(_columns())}
@@ -108,8 +109,8 @@ class FindingsF1:
         references, place_of = distinct(pair.reference for pair in pairs)
         times_M = np.bincount(place_of).astype(np.float64)
         vocabulary: dict[Hashable, int] = {}
-        stated = count_matrix((read_all(text).findings for text in references), vocabulary, grow=True).T @ times_M
-        found = [read_all(text).findings for text in texts]
+        stated = count_matrix((own.findings for own in _read_each(references)), vocabulary, grow=True).T @ times_M
+        found = [own.findings for own in _read_each(texts)]
         both_N = count_matrix(found, vocabulary, grow=False) @ stated
         predicted_N = np.array([len(each) * len(pairs) for each in found], dtype=np.float64)
         values = {
@@ -140,6 +141,17 @@ class FindingsF1:
 def _columns() -> tuple[str, ...]:
     """Attributes, which the overall values count, then aspects, which they do not."""
     return (*attributes(), *sorted(APART))
+
+
+def _read_each(texts: Iterable[str]) -> list[Reading]:
+    """What each text states. Readings are many objects without cycles: collecting garbage would take a third of it."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return [read_all(text) for text in texts]
+    finally:
+        if collects:
+            gc.enable()
 
 
 @lru_cache(maxsize=16384)

@@ -13,6 +13,8 @@ from typing import Any
 
 MOST = 64  # words of an expression; more would cost as much as the expression
 
+DIGITS = frozenset("0123456789")
+
 Words = frozenset[str]
 Span = tuple[int, int]
 
@@ -23,6 +25,7 @@ class Expression:
     Attributes:
         text: the expression.
         words: one of these is in every text with a match; empty if the expression has no such words.
+        reads_digits: whether a match can depend on which digit a digit is.
     """
 
     def __init__(self, text: str) -> None:
@@ -32,6 +35,7 @@ class Expression:
         # A look ahead saves trying every branch at places where none can begin.
         self.pattern = re.compile(f"(?=[{re.escape(''.join(sorted(first)))}])(?:{text})" if first else text)
         self.words = tuple(sorted(required_words(text)))
+        self.reads_digits = reads_digits(text)
 
     def may_match(self, text: str) -> bool:
         """False only if no place of the text matches."""
@@ -47,6 +51,10 @@ class Expression:
         """Start and end of each match."""
         return tuple([match.span() for match in self.pattern.finditer(text)]) if self.may_match(text) else ()
 
+    def places(self, text: str) -> list[tuple[Span, str | None]]:
+        """Start and end of each match, and its last group."""
+        return [(match.span(), match.lastgroup) for match in self.finditer(text)]
+
     def found_in(self, text: str) -> bool:
         return self.may_match(text) and self.pattern.search(text) is not None
 
@@ -56,6 +64,28 @@ class Expression:
 
     def replace(self, text: str, by: str) -> str:
         return self.pattern.sub(by, text) if self.may_match(text) else text
+
+
+def reads_digits(text: str) -> bool:
+    """False only if every digit in place of another one leaves the matches of an expression where they are."""
+    return _tells_digits_apart(parser.parse(text))
+
+
+def _tells_digits_apart(tree: Any) -> bool:
+    if isinstance(tree, tuple) and len(tree) == 2:
+        code, argument = tree
+        if code is op.LITERAL or code is op.NOT_LITERAL:
+            return chr(argument) in DIGITS
+        if code is op.IN:
+            named = {chr(value) for each, value in argument if each is op.LITERAL}
+            ranges = [value for each, value in argument if each is op.RANGE]
+            named |= {digit for digit in DIGITS for first, last in ranges if first <= ord(digit) <= last}
+            return 0 < len(named & DIGITS) < len(DIGITS)
+        if code is op.GROUPREF:
+            return True
+    if isinstance(tree, (tuple, list, parser.SubPattern)):
+        return any(map(_tells_digits_apart, tree))
+    return False
 
 
 def required_words(text: str) -> Words:

@@ -50,6 +50,8 @@ OF_EACH = re.compile("[各均都]|分别")  # "at 2 o'clock left and 6 o'clock r
 HALF_WIDTH = {code: code - 0xFEE0 for code in (*range(0xFF10, 0xFF1A), *range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))}
 HALF_WIDTH |= str.maketrans("．＊－—–‐‑―／＞＜＋％", ".*------/><+%")
 
+DIGIT = re.compile("[0-9]")
+
 CJK = re.compile(r"[\u3400-\u9fff]")
 LATIN_WORD = re.compile(r"[a-zA-Z][a-zA-Z-]+")
 # "Rt. lobe", "L. breast": a point behind such a letter ends no sentence.
@@ -57,7 +59,10 @@ SHORT_SIDE = (
     r"(?<!\b[lr]t\.(?=\s?(?:breast|lobe|thyroid|axilla)\b))(?<!\b[lr]\.(?=\s?(?:breast|lobe|thyroid|axilla)\b))"
 )
 # A point or comma within a number is no end of anything.
-SENTENCES = {"en": re.compile(rf"[!?;\n]|\.(?!\d){SHORT_SIDE}"), "zh": re.compile(r"[。；！？;!?\n]|\.(?!\d)")}
+SENTENCES = {
+    "en": re.compile(rf"[!?;\n.](?:(?<!\.)|(?!\d){SHORT_SIDE})"),
+    "zh": re.compile(r"[。；！？;!?\n.](?:(?<!\.)|(?!\d))"),
+}
 CLAUSES = {"en": re.compile(r",(?!\d)|(?<=ectomy):"), "zh": re.compile(r"，|,(?!\d)|(?<=[后查年月周])[：:]")}
 ALTERNATIVE = re.compile(r"^(?:[\w-]+ ){0,2}(?:and/or|or|nor)\b")
 LISTED_WORDS = 5  # "no nodule, thick-walled cyst, or calcification": as long as an item of such a list may be
@@ -96,8 +101,7 @@ class Place(NamedTuple):
     elsewhere: bool
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(NamedTuple):
     """Properties of a clause without its context."""
 
     lesions: tuple[Span, ...]
@@ -294,8 +298,13 @@ class Reader:
             by_denial = _grouped(entry["values"], f"not_{language}", f"{attribute}/not_{language}")
             values = {f"v{number}": value for number, value in enumerate(entry["values"])}
             self._rules.append(Rule(attribute, entry["scope"], stated, by_denial, values))
+        of_rules = [each for rule in self._rules for each in (rule.stated, rule.by_denial)]
+        every = [*vars(self).values(), *self._topics.values(), *of_rules]
+        self._reads_digits = [each for each in every if isinstance(each, Expression) and each.reads_digits]
         # Reports repeat their clauses and sentences far more often than themselves.
         self._look = lru_cache(maxsize=REMEMBERED)(self._look_at)
+        self._zeroed = lru_cache(maxsize=REMEMBERED)(self._with_zeros)
+        self._look_of_words = lru_cache(maxsize=REMEMBERED)(self._look_at_words)
         self._place = lru_cache(maxsize=REMEMBERED)(self._place_of)
         self._sentence = lru_cache(maxsize=REMEMBERED)(self._sentence_of)
         self._stated = lru_cache(maxsize=REMEMBERED)(self._stated_of)
@@ -450,11 +459,30 @@ class Reader:
         return reaches
 
     def _look_at(self, clause: str) -> Look:
-        denied, qualities = self._denied(clause)
+        look = self._look_of_words(self._zeroed(clause))
         numbers = [Match((name, value), "lesion", True, False, *span) for name, value, *span in numbers_of(clause)]
+        if not numbers:
+            return look
+        others = (match for match in numbers if match.finding[0] != "size")
+        sizes = (match for match in numbers if match.finding[0] == "size")
+        return look._replace(matches=(*look.matches, *others), sizes=tuple(sizes))
+
+    def _with_zeros(self, clause: str) -> str:
+        """The clause with zeros for digits, so that clauses which differ in a diameter are read once.
+
+        The clause itself if an expression does not match both alike, as those of categories.
+        """
+        zeroed = DIGIT.sub("0", clause)
+        for each in self._reads_digits:
+            if (each.may_match(clause) or each.may_match(zeroed)) and each.places(clause) != each.places(zeroed):
+                return clause
+        return zeroed
+
+    def _look_at_words(self, clause: str) -> Look:
+        """Properties of a clause without its numbers."""
+        denied, qualities = self._denied(clause)
         removed = self._removed.spans(clause)
         lesions = _outside(removed, self._topics["lesion"].spans(clause))
-        matches = (*self._matches(clause), *(match for match in numbers if match.finding[0] != "size"))
         return Look(
             lesions=lesions,
             affirmed=_outside(denied, lesions),
@@ -470,8 +498,8 @@ class Reader:
             denied=denied,
             denied_qualities=qualities,
             open_denial=any(end > len(clause) for _, end in denied),
-            matches=matches,
-            sizes=tuple(match for match in numbers if match.finding[0] == "size"),
+            matches=tuple(self._matches(clause)),
+            sizes=(),
         )
 
     def _matches(self, clause: str) -> Iterator[Match]:
@@ -522,7 +550,7 @@ class Reader:
 
         A lesion of another organ is left out.
         """
-        places = [self._place(part) for part in parts]
+        places = [self._place(self._zeroed(part)) for part in parts]
         of_nodes, region = [], False
         for place in places:
             region = not place.organ and (region or place.node_region)

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from harness import problem
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
+from framework.topics import count as topic_count
 from framework.topics.count import TopicChoice, _finer, choice_rows, choose_topic_count, trade_of
 
 
@@ -69,6 +72,25 @@ def test_copies_change_neither_the_curve_nor_the_choice():
 
     one = choose_topic_count("mine", points, known(labels), (2, 4), 3)
     assert one == choose_topic_count("mine", copied, known(of_copied), (2, 4), 3)
+
+
+def test_of_many_reports_a_sample_is_searched_with_its_copies(monkeypatch, caplog):
+    points = np.repeat(blobs(3), 2, axis=0)
+    given = []
+
+    def noted(places, seed):
+        given.append(places)
+        return clusterer(points)(places, seed)
+
+    monkeypatch.setattr(topic_count, "SAMPLE", 40)
+    with caplog.at_level("INFO"):
+        choice = choose_topic_count("mine", points, noted, (2, 4), 3)
+    searched, *resamples = given
+    assert len(searched) == 80 and len(np.unique(points[searched], axis=0)) == 40, "each report with its copy"
+    assert all(np.isin(places, searched).all() for places in resamples)
+    assert choice.sampled == 40 and "on 40 of 60 distinct reports" in caplog.text
+    alone = choose_topic_count("mine", points[searched], clusterer(points[searched]), (2, 4), 3)
+    assert replace(choice, sampled=None) == alone
 
 
 def test_a_wide_range_is_tried_in_geometric_steps():

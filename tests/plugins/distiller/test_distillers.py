@@ -10,6 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from framework.topics import kmeans as topic_kmeans
 from framework.topics.kmeans import squared_distances
+from plugins.distiller import lda as lda_module
 from plugins.distiller.faiss_kmeans import FaissKMeans
 from plugins.distiller.lda import LDA
 from plugins.distiller.nmf import Nmf
@@ -132,6 +133,15 @@ def test_plain_kmeans_gives_the_recorded_topics():
     np.testing.assert_allclose(weights[:2], known, atol=2e-5)
 
 
+def test_training_reports_are_assigned_by_their_known_positions_as_other_reports_are():
+    texts = corpus(40, seed=1)[0]
+    distiller = kmeans()
+    distiller.fit(texts)
+    for one, other in zip(distiller.assign(texts), distiller.assign([*texts, "cyst"])):
+        assert np.array_equal(one, other[:-1])
+    assert np.array_equal(distiller._points, distiller.positions(texts))
+
+
 def test_centroids_of_spherical_kmeans_are_the_directions_of_their_reports():
     """Where Dhillon and Modha's iteration rests; plain k-means rests where centroids are means, which are shorter."""
     draw = random.Random(3)
@@ -241,20 +251,33 @@ def test_kmeans_uses_the_device_of_the_run(monkeypatch, cpu, gpus):
     assert set(asked) == {gpus}
 
 
-def test_lda_keeps_the_most_probable_restart(monkeypatch):
-    texts, _ = corpus(60, seed=1)
-    distiller = lda(restarts=4, passes=4)
-    fit, bounds = LatentDirichletAllocation.fit, []
+def noted_fits(monkeypatch) -> list[LatentDirichletAllocation]:
+    """Every model that is fitted from here on."""
+    fit, models = LatentDirichletAllocation.fit, []
 
     def noted(model, counts):
-        fit(model, counts)
-        bounds.append(model.score(counts))
+        models.append(fit(model, counts))
         return model
 
     monkeypatch.setattr(LatentDirichletAllocation, "fit", noted)
-    distiller.fit(texts)
+    return models
+
+
+def test_lda_keeps_the_most_probable_restart(monkeypatch):
+    models = noted_fits(monkeypatch)
+    distiller = lda(restarts=4, passes=4)
+    distiller.fit(corpus(60, seed=1)[0])
+    bounds = [model.score(distiller._counts) for model in models]
     assert len(set(bounds)) == 4, "four different starts"
     assert distiller._model.score(distiller._counts) == max(bounds)
+
+
+def test_lda_computes_mixtures_as_scikit_learn_does_by_default(monkeypatch):
+    distiller = lda()
+    distiller.fit(corpus(60, seed=1)[0])
+    plain = LatentDirichletAllocation()
+    for name in ("max_doc_update_iter", "mean_change_tol"):
+        assert getattr(distiller._model, name) == getattr(plain, name)
 
 
 def test_lda_refuses_reports_without_words():
@@ -262,11 +285,31 @@ def test_lda_refuses_reports_without_words():
         lda(topics=2).fit(["a b c", "d e f", "g h i", "j k l"])
 
 
+def few_kinds() -> list[str]:
+    """Reports for which 15 topics are too many."""
+    kinds = ("gland even", "cyst left wall", "mass right edge")
+    texts = [text for kind in kinds for text in [kind, f"{kind} also"] * 20]
+    return texts + [f"{a} {b}" for a in "pqrs" for b in "tuvw"]
+
+
+def test_lda_finds_the_number_of_topics_of_many_reports_on_a_sample(monkeypatch):
+    monkeypatch.setattr(lda_module, "SAMPLE", 60)
+    fit, fits = LatentDirichletAllocation.fit, []
+
+    def noted(model, counts):
+        fits.append((model.n_components, counts.shape[0]))
+        return fit(model, counts)
+
+    monkeypatch.setattr(LatentDirichletAllocation, "fit", noted)
+    distiller = lda(topics=15, restarts=2)
+    distiller.fit(few_kinds())
+    assert fits[:2] == [(15, 60)] * 2 and fits[-2:] == [(distiller.topic_count, len(few_kinds()))] * 2
+    assert [topics for topics, _ in fits] == sorted((topics for topics, _ in fits), reverse=True)
+    assert len(np.unique(distiller.assign(few_kinds())[0])) == distiller.topic_count
+
+
 def test_lda_with_empty_topics_fits_again_with_fewer_and_warns(caplog):
-    texts = [
-        text for kind in ("gland even", "cyst left wall", "mass right edge") for text in [kind, f"{kind} also"] * 20
-    ]
-    texts += [f"{a} {b}" for a in "pqrs" for b in "tuvw"]
+    texts = few_kinds()
     distiller = lda(topics=15, restarts=1)
     distiller.fit(texts)
     assert 1 <= distiller.topic_count < 15

@@ -1,6 +1,8 @@
 """What the lexicon reads, sentence by sentence, labelled by hand; and the scores made of it."""
 
+import gc
 import itertools
+import random
 import re
 import time
 import warnings
@@ -15,9 +17,21 @@ import yaml
 from harness import problem
 from pairs import pair
 
-from framework.text.findings.expression import Expression, required_words
+from framework.text.findings.expression import Expression, reads_digits, required_words
 from framework.text.findings.numbers import agreeing
-from framework.text.findings.reader import ANOTHER, LEXICON, NOTHING, Reader, _readers, explain, read, read_all
+from framework.text.findings.reader import (
+    ANOTHER,
+    LEXICON,
+    NOTHING,
+    SENTENCES,
+    SHORT_SIDE,
+    Reader,
+    _language,
+    _readers,
+    explain,
+    read,
+    read_all,
+)
 from plugins.dataset.phantom import Phantom
 from plugins.metric.findings_f1 import FindingsF1
 
@@ -540,6 +554,57 @@ def test_expressions_of_the_lexicon_match_as_without_their_words():
                 assert [(match.span(), match.lastgroup) for match in expression.finditer(text)] == expected
                 assert expression.begins(text) == (plain.match(text) is not None)
                 assert expression.replace(text, "#") == plain.sub("#", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "reads"),
+    [
+        (r"\d+ mm", False),
+        (r"a{0,20}[0-9]?", False),
+        (r"[^\d]x", False),
+        ("3", True),
+        ("[2-9]", True),
+        ("[^3]", True),
+        ("x(?<!1)", True),
+        (r"(?:a|b(?=c2))", True),
+        (r"(\d)\1", True),
+    ],
+)
+def test_an_expression_reads_digits_if_a_match_depends_on_which_they_are(text: str, reads: bool) -> None:
+    assert reads_digits(text) is reads
+
+
+def test_clauses_that_differ_in_digits_are_read_as_without_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(0)
+    files = sorted(Path(__file__).parent.glob("findings_*.yaml"))
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines() if re.search(r"\d", line)]
+    lexicon = yaml.safe_load(LEXICON.read_text(encoding="utf-8"))
+    with_zeros = {"en": Reader("en", lexicon), "zh": Reader("zh", lexicon)}
+    monkeypatch.setattr(Reader, "_with_zeros", lambda self, clause: clause)
+    plain = {"en": Reader("en", lexicon), "zh": Reader("zh", lexicon)}
+    for text in lines + [re.sub(r"\d", lambda _: str(draw.randrange(10)), line) for line in lines]:
+        language = _language(text)
+        assert with_zeros[language].explain(text) == plain[language].explain(text)
+        assert with_zeros[language].read(text) == plain[language].read(text)
+
+
+def test_a_point_ends_a_sentence_as_by_the_plain_expressions() -> None:
+    plain = {"en": rf"[!?;\n]|\.(?!\d){SHORT_SIDE}", "zh": r"[。；！？;!?\n]|\.(?!\d)"}
+    texts = [
+        "Rt. lobe is 1.2 cm. L. breast?! a.b",
+        "左叶1.2cm. 右叶；见结节。",
+        "...",
+        ".5\n.",
+        *(t for t, _ in ENGLISH + CHINESE),
+    ]
+    for language, expression in plain.items():
+        assert [SENTENCES[language].split(t.lower()) for t in texts] == [re.split(expression, t.lower()) for t in texts]
+
+
+def test_scoring_leaves_the_collection_of_garbage_as_it_was() -> None:
+    assert gc.isenabled()
+    FindingsF1()([pair(0, "a cyst in the left breast", "a cyst in the right breast")])
+    assert gc.isenabled()
 
 
 def test_a_sentence_is_remembered_in_its_context():
