@@ -154,7 +154,7 @@ MISTAKES = [
     ("distiller: {name: lda, seed: 3}", "distiller: Additional properties are not allowed ('seed' was unexpected)"),
     ("distiller: {topic: 3}", "distiller: Additional properties are not allowed ('topic' was unexpected)"),
     ("distiller: {topics: 0}", "distiller.topics: 0 is less than or equal to the minimum of 0"),
-    ("model: {encoder: {name: resnt}}", "model.encoder.name: 'resnt' is not one of ['backbone', 'resnet', 'tiny_cnn']"),
+    ("model: {encoder: {name: resnt}}", "model.encoder.name: 'resnt' is not one of ['backbone', "),
     ("model: {encoder: {name: resnet, depth: 11}}", "model.encoder.depth: 11 is not one of [10, 18, 34, 50, 101, 152]"),
     ("model: {encoder: {name: 3}}", "model.encoder.name: 3 is not one of "),
     ("model: {encoder: {name: tiny_cnn, depth: 10}}", "model.encoder: Additional properties are not allowed ('depth'"),
@@ -167,7 +167,7 @@ MISTAKES = [
     ("optimizer: {lr: 0}", "optimizer.lr: 0 is less than or equal to the minimum of 0"),
     ("optimizer: {name: adamw, groups: 1}", "optimizer: Additional properties are not allowed ('groups' was unex"),
     ("evaluate: {metrics: bleu}", "evaluate.metrics: 'bleu' is not of type 'array'"),
-    ("evaluate: {metrics: [bleu, blue]}", "evaluate.metrics.1: 'blue' is not one of ['bertscore', 'bleu', "),
+    ("evaluate: {metrics: [bleu, blue]}", "evaluate.metrics.1: 'blue' is not one of ['agreement', "),
     ("evaluate: {metrics: [bleu, bleu]}", "evaluate.metrics: ['bleu', 'bleu'] has non-unique elements"),
     ("evaluate: {metrics: [{}]}", "evaluate.metrics.0: 'name' is a required property"),
     ("evaluate: {metrics: []}", "evaluate.metrics: [] should be non-empty"),
@@ -242,9 +242,8 @@ def test_a_plugin_of_an_outside_file_is_known_by_its_own_keys(tmp_path: Path) ->
         "model.encoder: Additional properties are not allowed ('depth' was unexpected)",
     ]
     assert errors("losses: {acme/far: {}}", schema) == ["losses.acme/far: 'reach' is a required property"]
-    assert errors("model: {encoder: acme/spiral}") == [
-        "model.encoder: 'acme/spiral' is not one of ['backbone', 'resnet', 'tiny_cnn']"
-    ]
+    (found,) = errors("model: {encoder: acme/spiral}")
+    assert found.startswith("model.encoder: 'acme/spiral' is not one of ['backbone', ")
 
 
 def test_every_field_of_the_recipe_has_a_docstring() -> None:

@@ -217,7 +217,7 @@ def test_the_snippet_of_a_grid_file_loads(plugin, tmp_path):
 def test_the_snippet_of_a_recipe_loads(plugin, tmp_path):
     from framework.recipe import load_recipe, save
 
-    text = snippet(plugin).replace("???", "x")
+    text = snippet(plugin).replace("attributes: ???", "attributes: [shape]").replace("???", "x")
     if plugin.kind == "metric":
         text += f"\n  monitor: val/{class_texts(plugin, 'names')[0]}"
     (tmp_path / "r.yaml").write_text(f"_base_: {ROOT}/recipes/smoke.yaml\n{text}\n")

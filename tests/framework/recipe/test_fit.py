@@ -59,7 +59,7 @@ def test_parts_that_fit_are_accepted(problems):
 def test_an_error_of_a_decoder_names_the_encoders_that_fit(problems):
     (found,) = problems("model.encoder=only_pooled")
     assert (found.code, found.place.split(": ")[-1]) == ("missing-input", "model.decoder")
-    assert found.hint == "Choose encoder 'backbone' or 'only_patches' or 'resnet' or 'tiny_cnn'."
+    assert found.hint == "Choose encoder 'backbone' or 'efficientnet_lite' or 'only_patches' or 'resnet' or 'tiny_cnn'."
 
 
 def test_a_loss_needs_the_encoders_outputs_unless_it_has_no_weight(problems):
