@@ -141,7 +141,8 @@ class Data(Section):
     cache_dir: str = ".cache/sonoscribe"
     """Folder of preprocessed images and topics, which later runs reuse."""
     cache_features: bool = False
-    """Computes the feature maps of a frozen encoder once, in cache_dir, and trains from them; not with augment."""
+    """Computes the feature maps of the frozen part of the encoder once, in cache_dir, and trains from them; not with
+    augment."""
     on_broken: Literal["stop", "skip"] = "stop"
     """What to do with an unreadable exam: stop the run, or skip the exam with a warning."""
 
