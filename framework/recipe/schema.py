@@ -232,6 +232,9 @@ class Evaluate(Section):
     """Beam width of the final evaluation on val and test; 1: greedy."""
     val_num_beams: Annotated[int, Field(ge=1, le=1000)] = 1
     """Beam width of validation during training; 1: greedy."""
+    augmented_copies: Annotated[int, Field(ge=0, le=100)] = 0
+    """Copies of the images, changed by data.augment, over which the final evaluation and `predict` average the
+    probabilities of words, together with the images as they are; 0: none."""
     length_penalty: float = 1.0
     """Exponent of the length by which a report's log-probability is divided; above 1 favors long reports."""
     no_repeat_ngram_size: NonNegativeInt = 0
