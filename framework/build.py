@@ -417,21 +417,23 @@ def build_components(
     exams = {name: _exam_set(recipe, rows, cache, tokenizer, topics, name) for name, rows in splits.items()}
     require_a_batch(recipe, len(exams["train"]))
     count = topics.count if topics else None
-    augment = None
+    augment = build_augment(recipe) if trained is None or recipe.evaluate.augmented_copies else None
     if trained is None:
         task = build_task(recipe, tokenizer, count, space, training=splits["train"], trained=False)
         exams["train"].targets = on_main(accelerator, lambda: loss_targets(task, texts["train"]))
         if recipe.data.cache_features:
             _cache_features(recipe, accelerator, task, exams, cache)
         _require_all_views_fit(task, exams)
-        if recipe.data.augment is not None:
-            augment = build_plugin(recipe, "augment", recipe.data.augment)
-    else:  # without losses and augmentation, whose plugins are not needed
+    else:  # without losses, whose plugins are not needed
         task = build_task(recipe, tokenizer, None, None, trained=True, model=trained)
     left_out = len({error.exam_id for error in errors})
     monitored, seed = recipe.evaluate.monitored, recipe.train.seed
     comparisons = Comparisons(exams["train"], exams["val"], scorer, monitored, seed)
     return RunComponents(exams, tokenizer, topics, task, augment, scorer, comparisons, left_out)
+
+
+def build_augment(recipe: Recipe) -> Any | None:
+    return None if recipe.data.augment is None else build_plugin(recipe, "augment", recipe.data.augment)
 
 
 def _cache_features(

@@ -19,7 +19,7 @@ from framework.data.leakage import require_unseen
 from framework.data.loading import ExamSet, build_loader, lost_workers_reported
 from framework.distributed.collectives import gather, on_main
 from framework.distributed.launch import start_accelerator
-from framework.evaluation.model_selection import BEST, ModelSelection, load_models
+from framework.evaluation.model_selection import BEST, ModelSelection, load_models, with_augmented_copies
 from framework.models.generation import generate
 from framework.recipe import Recipe, recipe_hash, result_tree
 from framework.recipe.explain import differences
@@ -127,6 +127,7 @@ def evaluate_split(
         written_by: the models that generate the reports, if there is a label.
     """
     exams, num_beams = components.exams[split], recipe.evaluate.num_beams
+    task = with_augmented_copies(task, components.augment, recipe)
     rows = generate_reports(
         accelerator, task, components.tokenizer, exams, recipe, num_beams, before_batch=before_batch
     )

@@ -13,10 +13,11 @@ from torch import Tensor
 from framework.build import build_metric, build_task, build_tokenizer, run_recipe
 from framework.checkpoint.export import open_weights, put_weights, read_weights
 from framework.checkpoint.format import CheckpointError, checkpoints_of, ranked, read_train_state, verify_checkpoint
-from framework.models.ensemble import Ensemble
+from framework.models.ensemble import AugmentedCopies, Ensemble
 from framework.recipe import Choice, Recipe, load_saved_recipe
 from framework.recipe.score_names import higher_is_better
 from framework.runtime.errors import UserError
+from framework.train_step import batch_augment
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,17 @@ def average(models: Sequence[Path]) -> dict[str, Tensor]:
                 total = sum((other.get_tensor(name).double() for other in others), value.double())
                 first[name] = (total / len(models)).to(value.dtype)
     return first
+
+
+def with_augmented_copies(task: Any, augment: Any, recipe: Recipe) -> Any:
+    """The task, or one that also reads `evaluate.augmented_copies` of the images.
+
+    Args:
+        augment: the augment plugin.
+    """
+    copies = range(1, recipe.evaluate.augmented_copies + 1)
+    augments = [batch_augment(augment, recipe.train.seed, copy) for copy in copies]
+    return AugmentedCopies(task, augments).eval() if augments else task
 
 
 def _images_of(recipe: Recipe) -> str:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from framework.build import build_task, build_tokenizer, run_recipe
+from framework.build import build_augment, build_task, build_tokenizer, run_recipe
 from framework.checkpoint.export import load_weights, verify_model
 from framework.data.image_cache import fit
 from framework.data.image_file import FileView, is_blank
-from framework.evaluation.model_selection import BEST, ModelSelection, load_models
+from framework.evaluation.model_selection import BEST, ModelSelection, load_models, with_augmented_copies
 from framework.exam import Batch
 from framework.models.generation import generate
 from framework.recipe import load_saved_recipe
@@ -47,7 +47,8 @@ class Predictor:
         else:
             task, _ = load_models(folder, self.recipe, self.tokenizer, selection)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.task = task.to(self.device).eval()
+        augment = build_augment(self.recipe) if self.recipe.evaluate.augmented_copies else None
+        self.task = with_augmented_copies(task.to(self.device).eval(), augment, self.recipe)
         self.num_beams = num_beams or self.recipe.evaluate.num_beams
 
     def report(self, images: Sequence[View]) -> str:

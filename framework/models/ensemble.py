@@ -6,8 +6,8 @@ Shapes: B exams, N patches, D width, R rows of the search, W words in the vocabu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,3 +63,24 @@ class Ensemble(nn.Module):
             logprobs.append(next_token_logprobs(logits_RW))
             after.append(cache)
         return torch.stack(logprobs).logsumexp(0) - math.log(len(logprobs)), after
+
+
+class AugmentedCopies(Ensemble):
+    """Generates by the mean of one model's probabilities over the images as they are and over augmented copies.
+
+    Args:
+        task: a task or an ensemble.
+        augments: of each copy, changes a batch and returns it.
+
+    Source:
+        Krizhevsky, Sutskever and Hinton 2012, NeurIPS, section 4.1, with the words of a report in place of one class.
+    """
+
+    def __init__(self, task: nn.Module, augments: Sequence[Callable[[Batch], Batch]]) -> None:
+        super().__init__([task] * (1 + len(augments)))
+        self.augments = augments
+
+    def features(self, batch: Batch) -> EnsembleFeatures:
+        copies = [batch, *(augment(replace(batch)) for augment in self.augments)]
+        features = tuple(self.members[0].features(copy) for copy in copies)
+        return EnsembleFeatures(features, features[0].patches_BND, features[0].pooled_BD)

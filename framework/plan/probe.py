@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from framework.build import build_optimizer, build_plugin, build_task, freeze_parts, loss_targets
+from framework.build import build_augment, build_optimizer, build_task, freeze_parts, loss_targets
 from framework.data.loading import Sample, collate
 from framework.distributed.launch import describe_launch, start_accelerator
 from framework.distributed.prepare import prepare
@@ -109,7 +109,7 @@ def probe(recipe: Recipe, plan: Plan) -> Probe:
 def time_steps(strategy: Strategy, recipe: Recipe, plan: Plan, inputs: PlanInputs) -> list[float]:
     """Seconds of real steps on the first training exams in their order, with random pixels."""
     batch_plan = batch_plan_of(recipe, plan.steps.processes)
-    plugin = None if recipe.data.augment is None else build_plugin(recipe, "augment", recipe.data.augment)
+    plugin = build_augment(recipe)
     augment = batch_augment(plugin, recipe.train.seed, epoch=0)
     weights_L = weights_at(recipe, 0, plan.steps.total)
     exams = inputs.splits["train"]

@@ -290,6 +290,11 @@ def _check_combinations(check: Check, recipe: Recipe) -> None:
     _check_parts(check, recipe)
     if recipe.data.augment is not None:
         check.found += mirrored_sides_problems(check.plugins, recipe.data.augment.keys)
+    elif recipe.evaluate.augmented_copies:
+        check.note(
+            ("evaluate", "augmented_copies"), "ignored-setting", "data.augment is null",
+            hint="Set data.augment, or evaluate.augmented_copies=0.",
+        )  # fmt: skip
     if recipe.data.cache_features:
         _check_cached_features(check, recipe)
     known = keys_in(recipe)

@@ -141,7 +141,8 @@ class Data(Section):
     cache_dir: str = ".cache/sonoscribe"
     """Folder of preprocessed images and topics, which later runs reuse."""
     cache_features: bool = False
-    """Computes the feature maps of a frozen encoder once, in cache_dir, and trains from them; not with augment."""
+    """Computes the feature maps of the frozen part of the encoder once, in cache_dir, and trains from them; not with
+    augment."""
     on_broken: Literal["stop", "skip"] = "stop"
     """What to do with an unreadable exam: stop the run, or skip the exam with a warning."""
 
@@ -231,6 +232,9 @@ class Evaluate(Section):
     """Beam width of the final evaluation on val and test; 1: greedy."""
     val_num_beams: Annotated[int, Field(ge=1, le=1000)] = 1
     """Beam width of validation during training; 1: greedy."""
+    augmented_copies: Annotated[int, Field(ge=0, le=100)] = 0
+    """Copies of the images, changed by data.augment, over which the final evaluation and `predict` average the
+    probabilities of words, together with the images as they are; 0: none."""
     length_penalty: float = 1.0
     """Exponent of the length by which a report's log-probability is divided; above 1 favors long reports."""
     no_repeat_ngram_size: NonNegativeInt = 0

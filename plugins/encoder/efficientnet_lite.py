@@ -127,10 +127,11 @@ class EfficientNetLite(nn.Module):
         self.width = chosen.widths[stages - 1]
         self.position_VD = view_positions(max_views, self.width)
         self.pooling = view_pooling(fusion, self.width)
-        freeze_stages(self.backbone, sum(self.depths[:frozen_stages]))
+        self.frozen_blocks = sum(self.depths[:frozen_stages])
+        freeze_stages(self.backbone, self.frozen_blocks)
 
     def forward(self, image_BVCHW: Tensor, view_mask_BV: Tensor) -> Features:
-        return encode_views(self.maps, image_BVCHW, view_mask_BV, self.position_VD, self.pooling)
+        return encode_views(self._patches, image_BVCHW, view_mask_BV, self.position_VD, self.pooling)
 
     def stages(self) -> list[list[nn.Parameter]]:
         """Parameters from the image to the features: the stem, then each stage."""
@@ -148,7 +149,13 @@ class EfficientNetLite(nn.Module):
         return self
 
     def maps(self, image_MCHW: Tensor) -> Tensor:
-        return self.backbone(((image_MCHW - MEAN) / STD).contiguous(memory_format=torch.channels_last))
+        """The maps of the stem and the frozen stages, which do not change in training."""
+        standard = ((image_MCHW - MEAN) / STD).contiguous(memory_format=torch.channels_last)
+        return self.backbone.run_blocks(self.backbone.stem(standard), slice(0, self.frozen_blocks))
+
+    def _patches(self, image_MCHW: Tensor) -> Tensor:
+        trained = slice(self.frozen_blocks, None)
+        return self.backbone.run_blocks(self.maps(image_MCHW).contiguous(memory_format=torch.channels_last), trained)
 
 
 class Network(nn.Module):
@@ -167,8 +174,13 @@ class Network(nn.Module):
                 before = width
 
     def forward(self, image_MCHW: Tensor) -> Tensor:
-        map_MDhw = F.relu6(self._bn0(self._conv_stem(image_MCHW)))
-        for block in self._blocks:
+        return self.run_blocks(self.stem(image_MCHW), slice(None))
+
+    def stem(self, image_MCHW: Tensor) -> Tensor:
+        return F.relu6(self._bn0(self._conv_stem(image_MCHW)))
+
+    def run_blocks(self, map_MDhw: Tensor, blocks: slice) -> Tensor:
+        for block in self._blocks[blocks]:
             map_MDhw = block(map_MDhw)
         return map_MDhw
 

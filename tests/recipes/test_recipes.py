@@ -36,9 +36,11 @@ def small(name: str, folder: Path) -> list[str]:
     if name == "swin_llm_lora":
         llama = save_llama(folder / "llama", of_bytes(["The left breast.", "An oval mass."]))
         return [*keys, *FEW, f"model.encoder.weights={save_swin(folder / 'swin')}", f"model.decoder.weights={llama}"]
-    if name == "ddti":
+    if name.endswith("_pretrained"):
+        keys.append("losses.findings.min_count=1")
+    if name.startswith("ddti"):
         return [*keys, f"data.dataset.root={write_archive(folder / 'DDTI')}"]
-    if name != "busbra":
+    if not name.startswith("busbra"):
         return [*keys, *FEW]
     shapes = [ellipse(40, 80), ellipse(80, 40), ellipse(60, 60)]
     rows = [

@@ -11,6 +11,7 @@ from harness import ROOT, launch, problem, records
 from torch import Tensor
 
 from framework.build import RunComponents, build_components
+from framework.data.loading import collate
 from framework.data.map_cache import build_map_cache
 from framework.distributed.launch import start_accelerator
 from framework.recipe import RecipeError, load_recipe
@@ -40,6 +41,22 @@ def test_a_run_from_cached_features_equals_one_from_images(tmp_path: Path) -> No
     assert losses[0] and losses[0] == pytest.approx(losses[1], rel=1e-5)
     reports = [(run / "predictions" / "test.jsonl").read_text() for run in runs]
     assert reports[0] == reports[1]
+
+
+def test_the_stages_after_the_frozen_ones_train_from_cached_maps(tmp_path: Path) -> None:
+    """Of efficientnet_lite, whose `maps` end after the frozen stages."""
+    parts = "{_delete_: true, name: efficientnet_lite, norm: frozen, stages: 4, frozen_stages: 3}"
+    outputs = []
+    for cached in ("false", "true"):
+        components = built(tmp_path, f"model.encoder={parts}", f"data.cache_features={cached}")
+        batch = collate([components.exams["train"][number] for number in range(3)]).to("cpu")
+        features = components.task.train().features(batch)
+        features.pooled_BD.sum().backward()
+        last = components.task.encoder.backbone._blocks[-1]._project_conv.weight
+        outputs.append((batch.image_BVCHW.shape[2], features.pooled_BD.detach(), last.grad))
+    (channels, plain, gradient), (width, cached_maps, cached_gradient) = outputs
+    assert (channels, width) == (1, 40)
+    assert torch.allclose(plain, cached_maps, atol=1e-5) and torch.allclose(gradient, cached_gradient, atol=1e-5)
 
 
 def test_maps_are_computed_once_for_the_same_weights_whatever_trains_after_them(tmp_path: Path) -> None:

@@ -230,6 +230,17 @@ def test_scores_of_another_selection_are_stored_separately(run: Path, capsys: py
     )
 
 
+def test_augmented_copies_change_reports_in_evaluation_and_prediction_alike(tmp_path: Path, image: Path) -> None:
+    folder = make_run(
+        tmp_path / "runs" / "a", "data.augment={name: jitter, degrees: 90}", "evaluate.augmented_copies=3"
+    )
+    assert predict(folder, [str(image)]) == predict(folder, [str(image)])
+    own = evaluate_run(folder, "test")
+    plain = evaluate_run(folder, "test", overrides=["evaluate.augmented_copies=0"], name="plain")
+    rows = [read_lines(folder / "predictions" / name) for name in ("test.jsonl", "test-plain.jsonl")]
+    assert rows[0] != rows[1] and own["fixed_report"] == plain["fixed_report"]
+
+
 def test_a_model_that_was_trained_on_patients_of_the_split_is_not_scored_on_it(
     run: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
