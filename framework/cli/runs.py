@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from framework.cli.options import (
     Average,
     Ensemble,
+    Json,
     Overrides,
     RecipeArgument,
     RunArgument,
@@ -20,7 +22,7 @@ from framework.cli.options import (
     trust_code_of,
 )
 from framework.registry.trust import trust as trust_files
-from framework.runtime.console import print_table
+from framework.runtime.console import print_json, print_table
 from framework.runtime.errors import UserError
 
 
@@ -107,10 +109,7 @@ def evaluate(
 ) -> None:
     """Score a run's best model on a split. Scores of an average or ensemble of models, or with overrides of the
     recipe, such as other exams, get a separate file."""
-    for each in (run, *(others or [])):
-        must_exist(each, "run folder")
-        if trust:
-            trust_code_of(each)
+    _require_runs(run, others, trust)
     from framework.data.check import require_split
 
     require_split(split)  # before the slow import
@@ -122,21 +121,79 @@ def evaluate(
 
 def predict(
     run: RunArgument,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="The views of one exam.")],
+    images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="The views of one exam.")] = None,
+    exams: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|FOLDER",
+            help="Many exams: JSON Lines of {id, images}, a file of the data set `manifest`, a folder with a folder of "
+            "images for each exam, or a folder of images, each an exam.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON Lines of the reports of --exams; exams in it are not predicted again."),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            metavar="FOLDER",
+            help="Folder to which the paths in --exams FILE are relative; default: the file's.",
+        ),
+    ] = None,
     num_beams: Annotated[int | None, typer.Option(min=1, help="Beam width; default: the recipe's.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Number of --exams at a time; default: the recipe's.")
+    ] = None,
     average: Average = None,
     ensemble: Ensemble = None,
     others: With = None,
     trust: Trust = False,
+    as_json: Json = False,
 ) -> None:
-    """Generate the report of one exam. For research only; not a medical device."""
+    """Generate the report of one exam, or of many. For research only; not a medical device."""
+    _require_one_way(images, exams, {"--out": out, "--images": folder, "--batch-size": batch_size}, as_json)
+    _require_runs(run, others, trust)
+    for image in images or []:
+        must_exist(image, "image")
+    from framework.evaluation.model_selection import ModelSelection
+
+    selection = ModelSelection(average or 1, ensemble or 1, tuple(others or []))
+    if exams is not None and out is not None:
+        must_exist(exams, "file or folder of exams")
+        must_exist(folder or exams, "folder of images")
+        must_exist(out.absolute().parent, "folder")
+        from framework.evaluation.predict_exams import list_exams, predict_exams
+
+        predict_exams(run, list_exams(exams, folder), out, num_beams, selection, batch_size)
+        return
+    from framework.evaluation.predict import predict as write_report
+
+    report = write_report(run, images or [], num_beams, selection)
+    if as_json:
+        print_json({"images": [str(image) for image in images or []], "report": report})
+    else:
+        print(report)
+
+
+def _require_one_way(
+    images: list[Path] | None, exams: Path | None, of_many: Mapping[str, object], as_json: bool
+) -> None:
+    """Raises UserError unless the options of `predict` are those of one exam, or those of many."""
+    if bool(images) == (exams is not None):
+        expected = "IMAGE... for one exam, or --exams for many"
+        raise UserError("conflicting-settings", "both" if images else "neither", place="predict", expected=expected)
+    if exams is not None and of_many["--out"] is None:
+        raise UserError("missing-key", "no file for the reports", place="--out", expected="--out FILE")
+    if exams is not None and as_json:
+        raise UserError("ignored-setting", "the reports of --exams are JSON Lines", place="--json")
+    for option in (name for name, value in of_many.items() if images and value is not None):
+        raise UserError("ignored-setting", "it is an option of --exams", place=option)
+
+
+def _require_runs(run: Path, others: list[Path] | None, trust: bool) -> None:
     for each in (run, *(others or [])):
         must_exist(each, "run folder")
         if trust:
             trust_code_of(each)
-    for image in images:
-        must_exist(image, "image")
-    from framework.evaluation.model_selection import ModelSelection
-    from framework.evaluation.predict import predict as write_report
-
-    print(write_report(run, images, num_beams, ModelSelection(average or 1, ensemble or 1, tuple(others or []))))
