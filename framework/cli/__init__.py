@@ -52,6 +52,7 @@ VERBS = (
 )
 for _verb in VERBS:
     app.command()(_verb)
+app.command("runs")(runs.list_runs)
 # Its flags are those of accelerate's launcher.
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(runs.launch)
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: check one, or export one.")
@@ -104,7 +105,7 @@ def with_verb(args: Sequence[str]) -> list[str]:
     Raises:
         UserError: the first word looks like a misspelled verb.
     """
-    verbs = [*(verb.__name__ for verb in VERBS), "launch", "data", "grid"]
+    verbs = [*(verb.__name__ for verb in VERBS), "runs", "launch", "data", "grid"]
     args = [arg for arg in args if not arg.startswith("--local_rank=")]  # also in the environment
     if not args or args[0] in verbs or args[0].startswith("-"):
         return list(args)

@@ -1,10 +1,11 @@
-"""The verbs that run something: train, distill, evaluate, predict."""
+"""The verbs that run something: train, distill, evaluate, predict; and `runs`, which lists runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +25,9 @@ from framework.cli.options import (
 from framework.registry.trust import trust as trust_files
 from framework.runtime.console import print_json, print_table
 from framework.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from framework.run.listing import ListedRun
 
 
 def train(recipe: RecipeArgument, overrides: Overrides = None, trust: Trust = False) -> None:
@@ -175,6 +179,29 @@ def predict(
         print_json({"images": [str(image) for image in images or []], "report": report})
     else:
         print(report)
+
+
+def list_runs(
+    root: Annotated[Path, typer.Argument(metavar="[ROOT]", help="Where to look; default: runs.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """List runs, the newest first: when they started, epochs, best validation score, and whether they are finished."""
+    must_exist(root, "folder of runs")
+    from framework.run.listing import list_runs as runs_below
+
+    found = runs_below(root)
+    if as_json:
+        print_json([{**asdict(run), "started": run.started.isoformat(timespec="seconds")} for run in found])
+    elif found:
+        print_table(("run", "started", "epochs", "best on validation", "state"), [_row(run) for run in found])
+    else:
+        print(f"no runs in {root}")
+
+
+def _row(run: ListedRun) -> list[str]:
+    best = "-" if run.best is None else f"{run.monitor or 'monitor'} {run.best:.3f}"
+    epochs = f"{run.epoch}/{'?' if run.epochs is None else run.epochs}"
+    return [run.run, f"{run.started:%Y-%m-%d %H:%M}", epochs, best, run.state]
 
 
 def _require_one_way(

@@ -39,7 +39,7 @@ def test_quick_verbs_import_nothing_slow():
     code = """
 import sys
 from framework.cli import main
-for words in ("ls", "describe encoder/resnet", "validate breast train.epochs=1", "explain smoke train"):
+for words in ("ls", "describe encoder/resnet", "validate breast train.epochs=1", "explain smoke train", "runs recipes"):
     try:
         main(words.split())
     except SystemExit as ended:
