@@ -33,7 +33,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # brackets in help texts are not markup
-    help="Report generation for ultrasound: launch.py RECIPE [key=value ...] trains, or one of the verbs below.",
+    subcommand_metavar="RECIPE [KEY=VALUE]... | VERB ...",
+    help="Report generation for ultrasound. A recipe alone is trained; the verbs do everything else.",
 )
 VERBS = (
     runs.train,
@@ -99,6 +100,16 @@ def rank() -> int:
     return int(word) if several() and word.isdecimal() else 0
 
 
+def door() -> str:
+    """What the user typed before the verb, for usage and help."""
+    installed = {"sonoscribe": "sonoscribe", "__main__.py": "python -m framework.cli"}
+    if (program := Path(sys.argv[0]).name) in installed:
+        return installed[program]
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # only `accelerate launch` exports it
+        return "accelerate launch launch.py"
+    return "torchrun launch.py" if "TORCHELASTIC_RUN_ID" in os.environ else "python launch.py"
+
+
 def with_verb(args: Sequence[str]) -> list[str]:
     """Puts `train` before arguments that begin with a recipe, and removes what DeepSpeed's launcher adds.
 
@@ -149,7 +160,7 @@ def _hooks() -> Iterator[None]:
 
 def _run(args: Sequence[str]) -> None:
     try:
-        app(args=with_verb(args), prog_name="sonoscribe" if Path(sys.argv[0]).name == "sonoscribe" else "launch.py")
+        app(args=with_verb(args), prog_name=door())
     except (ValueError, OSError) as error:
         errors.write_outcome(errors.USER_ERROR, error)
         if os.environ.get(TRACEBACK):

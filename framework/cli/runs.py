@@ -46,14 +46,14 @@ def launch(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="[FLAG]... RECIPE [KEY=VALUE]...",
+            metavar="FLAG|RECIPE|KEY=VALUE",
             help="Flags of accelerate launch, such as --num_processes 2; then a recipe, or a verb with its arguments. "
             "Without flags: one process for each GPU.",
         ),
     ],
 ) -> None:
-    """Start several processes. `launch --num_processes 2 breast` is `accelerate launch launch.py`, but without its list
-    of defaults and its tracebacks, and with the exit codes of the command."""
+    """Start several processes. `launch --num_processes 2 breast` runs the launcher of accelerate without its list of
+    defaults and its tracebacks, and with the exit codes of the command."""
     from framework.cli import with_verb
     from framework.distributed.launcher import parse_launch, run_launcher
 
@@ -125,7 +125,7 @@ def evaluate(
 
 def predict(
     run: RunArgument,
-    images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="The views of one exam.")] = None,
+    images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGE", help="The views of one exam.")] = None,
     exams: Annotated[
         Path | None,
         typer.Option(
@@ -182,7 +182,7 @@ def predict(
 
 
 def list_runs(
-    root: Annotated[Path, typer.Argument(metavar="[ROOT]", help="Where to look; default: runs.")] = Path("runs"),
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Where to look; default: runs.")] = Path("runs"),
     as_json: Json = False,
 ) -> None:
     """List runs, the newest first: when they started, epochs, best validation score, and whether they are finished."""

@@ -57,6 +57,26 @@ def test_version_lists_sonoscribe_and_its_libraries(run):
 
 
 @pytest.mark.parametrize(
+    ("program", "variables", "door"),
+    [
+        ("launch.py", {}, "python launch.py"),
+        ("there/launch.py", {"ACCELERATE_MIXED_PRECISION": "no"}, "accelerate launch launch.py"),
+        ("launch.py", {"TORCHELASTIC_RUN_ID": "none"}, "torchrun launch.py"),
+        ("bin/sonoscribe", {}, "sonoscribe"),
+        ("framework/cli/__main__.py", {"ACCELERATE_MIXED_PRECISION": "no"}, "python -m framework.cli"),
+    ],
+)
+def test_help_begins_with_what_the_user_typed(run, monkeypatch, program, variables, door):
+    for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", [program])
+    assert run("--help")[1].startswith(f"Usage: {door} [OPTIONS] RECIPE")
+    assert run("predict", "--help")[1].startswith(f"Usage: {door} predict ")
+
+
+@pytest.mark.parametrize(
     ("words", "with_verb"),
     [
         (["breast", "a=1"], ["train", "breast", "a=1"]),
