@@ -34,6 +34,7 @@ from framework.runtime.errors import Stopped
 from framework.runtime.memory import is_out_of_memory
 from framework.runtime.signals import FAILED, SAVE
 from framework.runtime.step_parts import step_part
+from framework.scoring.examples import print_examples
 from framework.scoring.table import print_scores
 from framework.scoring.variety import variety
 from framework.task import ReportTask
@@ -247,6 +248,7 @@ class Trainer:
                 values = {f"final/{split}/{name}": value for name, value in scores["model"].items()}
                 self.tracker.scalars(state.step, values)
         print_scores("test", scores, self.components.scorer.segmentation)
+        on_main(accelerator, lambda: print_examples(self.training_run.folder / "predictions" / "test.jsonl"))
         from framework.pages.run_page import write_page  # matplotlib is slow to import
 
         page = on_main(accelerator, lambda: write_page(self.training_run.folder, self.components))
