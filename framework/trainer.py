@@ -26,6 +26,7 @@ from framework.exam import Batch
 from framework.recipe import Recipe
 from framework.run.checkpoints import RunCheckpoints
 from framework.run.lifecycle import TrainingRun, open_run_for_training, print_sizes, record_settings, write_cost
+from framework.run.model_card import write_model_card
 from framework.run.step_profile import StepProfile
 from framework.run.throughput import Throughput
 from framework.run.tracking import NonFiniteSteps, Tracker
@@ -252,6 +253,7 @@ class Trainer:
         from framework.pages.run_page import write_page  # matplotlib is slow to import
 
         page = on_main(accelerator, lambda: write_page(self.training_run.folder, self.components))
+        on_main(accelerator, lambda: write_model_card(self.training_run.folder, self.components.exams))
         write_cost(self.training_run, self.strategy)
         folder = self.training_run.folder
         print0(f"\nrun     {folder}\nopen    {page}\n        tensorboard --logdir {folder}")

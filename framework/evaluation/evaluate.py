@@ -25,6 +25,7 @@ from framework.recipe import Recipe, recipe_hash, result_tree
 from framework.recipe.explain import differences
 from framework.recipe.source import is_within
 from framework.registry import find
+from framework.run.model_card import write_model_card
 from framework.run.tracking import write_json
 from framework.runtime.console import print0, progress_bar
 from framework.runtime.errors import Problem, UserError
@@ -309,5 +310,6 @@ def evaluate_run(
         from framework.pages.run_page import write_page  # matplotlib is slow to import
 
         write_page(run, components)
+        write_model_card(run, components.exams)
     accelerator.end_training()
     return scores
