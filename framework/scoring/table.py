@@ -101,7 +101,7 @@ def describe_reports(scores: Scores) -> list[str]:
     lines = describe_variety(scores[VARIETY]) if VARIETY in scores else []
     exams = int(scores["model"]["exams"])
     repeated = exams - int(scores.get("model_on_unseen_reports", {"exams": 0})["exams"])
-    if VARIETY in scores and repeated:
+    if VARIETY in scores and CONSTANTS in scores and repeated:  # there are training reports to compare with
         lines.append(f"{repeated} of the {exams} references occur word for word in training.")
     return lines
 
