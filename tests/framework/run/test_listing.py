@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from harness import ROOT
 
+import sonoscribe
 from framework import trainer
 from framework.cli import main
-from framework.recipe import load_recipe
 from framework.run.listing import FAILURE, LOCK, list_runs
 from framework.runtime.errors import Stopped
 
@@ -72,11 +72,11 @@ def test_a_run_that_ends_by_an_error_has_failed_until_it_resumes(
     with monkeypatch.context() as patched:
         patched.setattr(trainer.Trainer, "epoch", fails)
         with pytest.raises(type(error)):
-            trainer.train(load_recipe("smoke", words))
+            sonoscribe.train("smoke", words)
     (found,) = list_runs(tmp_path)
     assert (found.state, found.reason) == (state, "no such" if state == "failed" else None)
     if state == "failed":
-        trainer.train(load_recipe("smoke", [*words, "resume=auto"]))
+        sonoscribe.train("smoke", [*words, "resume=auto"])
         assert list_runs(tmp_path)[0].state == "finished" and not (tmp_path / "smoke" / "a" / FAILURE).exists()
 
 
