@@ -16,12 +16,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from framework.data.check import SPLITS, check_splits
+from framework.data.check import SPLITS, DatasetError, check_splits
 from framework.data.image_cache import ImageCache, build_image_cache
 from framework.data.loading import ExamSet, collate, hardest_sample
 from framework.data.map_cache import build_map_cache, frozen_digest
 from framework.distributed.collectives import gather, main_process_first, on_main
-from framework.exam import Exam, ExamSource
+from framework.exam import Exam, ExamError, ExamSource
 from framework.models.external_weights import read_metadata, require_external_weights
 from framework.models.pretrained import skip_weight_loading
 from framework.models.sampling import evaluating
@@ -47,12 +47,31 @@ from framework.task import ReportTask, Uncertainty
 from framework.text.lsa import LSA_DIMENSIONS, ReportSpace
 from framework.topics.distill import Topics, distill
 
+OTHER = "other"  # the split of `OtherExams`, beside those that the model was trained on
 EXAM_BYTES = 1_000  # of an exam without pixels, at least
 
 
 @dataclass(frozen=True)
+class OtherExams:
+    """Exams that a trained model is scored on, of another data set than it was trained on.
+
+    Attributes:
+        recipe: the model's recipe, with the other data set.
+        split: the split that is scored; the data set needs no other.
+    """
+
+    recipe: Recipe
+    split: str
+
+
+@dataclass(frozen=True)
 class RunComponents:
-    """The objects of a run, ready to train or evaluate."""
+    """The objects of a run, ready to train or evaluate.
+
+    Attributes:
+        exams: by split; only the scored ones of `OtherExams`.
+        comparisons: baselines from the exams that the model was trained on; None if those are not here.
+    """
 
     exams: dict[str, ExamSet]
     tokenizer: Any
@@ -60,7 +79,7 @@ class RunComponents:
     task: ReportTask
     augment: Any | None
     scorer: Scorer
-    comparisons: Comparisons
+    comparisons: Comparisons | None
     left_out: int  # exams with a broken view, under data.on_broken: skip
 
 
@@ -125,8 +144,11 @@ def build_dataset(recipe: Recipe) -> ExamSource:
     return build_plugin(recipe, "dataset", recipe.data.dataset, cache_dir=recipe.data.cache_dir)
 
 
-def load_exams(source: ExamSource) -> dict[str, list[Exam]]:
+def load_exams(source: ExamSource, needed: Sequence[str] = SPLITS) -> dict[str, list[Exam]]:
     """The exams of each split. Prints a warning for splits that are never used.
+
+    Args:
+        needed: the splits to load.
 
     Raises:
         UserError: all problems at once: empty splits, duplicate ids, patients in two splits; or too many exams.
@@ -136,13 +158,13 @@ def load_exams(source: ExamSource) -> dict[str, list[Exam]]:
         if len(exams) > most:
             found = f"split {name} has {len(exams):,} exams, more than the memory of this machine can list"
             raise UserError("out-of-range", found, place="data.dataset", expected=f"at most {most:,}")
-    splits = {name: list(exams) for name, exams in sequences.items()}
-    checked = check_splits(splits)
+    splits = {name: list(exams) for name, exams in sequences.items() if name in needed or needed == SPLITS}
+    checked = check_splits(splits, needed)
     if checked.errors:
         raise UserError.of(checked.errors)
     for warning in checked.warnings:
         print0(f"warning: {warning}")
-    return {name: splits[name] for name in SPLITS}
+    return {name: splits[name] for name in needed}
 
 
 def load_reports(source: ExamSource) -> dict[str, list[str]]:
@@ -151,7 +173,9 @@ def load_reports(source: ExamSource) -> dict[str, list[str]]:
     A data set may list them by a method `reports()`, as `manifest` does; otherwise it lists its exams.
     """
     if hasattr(source, "reports"):
-        return {name: list(reports) for name, reports in source.reports().items()}
+        found = {name: list(reports) for name, reports in source.reports().items()}
+        _require_exams(found, "the split has no exams")
+        return found
     return {name: [exam.report for exam in exams] for name, exams in load_exams(source).items()}
 
 
@@ -376,27 +400,93 @@ def build_scorer(recipe: Recipe, tokenizer: Any, exams: Sequence[Exam] = ()) -> 
 
 
 def build_components(
-    recipe: Recipe, accelerator: Accelerator, *, run: Path | None, trained: Path | None = None
+    recipe: Recipe,
+    accelerator: Accelerator,
+    *,
+    run: Path | None,
+    trained: Path | None = None,
+    other: OtherExams | None = None,
 ) -> RunComponents:
     """Builds the objects of a run. One process decodes images and finds topics; the others read its caches.
 
     Args:
         run: where topics.json is written; None skips it.
         trained: folder of the exported model whose weights will be loaded; None for a model that will be trained.
+        other: exams of another data set that a trained model is scored on, in place of those of the recipe.
     """
     with main_process_first(accelerator):
-        source = build_dataset(recipe)
-        splits = load_exams(source)
-        require_a_batch(recipe, len(splits["train"]))  # before images are decoded; checked again below
-        reports = [exam.report for exam in splits["train"]]
+        sources = _list_exams(recipe, other)
+        listed = {name: exams for _, splits in sources for name, exams in splits.items()}
+        reports = [exam.report for exam in listed.get("train", ())]
+        if trained is None:
+            require_a_batch(recipe, len(reports))  # before images are decoded; checked again below
         tokenizer = build_tokenizer(recipe, reports, trained)
-        # Checks of the recipe come before images are read.
-        scorer = build_scorer(recipe, tokenizer, [exam for exams in splits.values() for exam in exams])
+        # Checks of the recipe come before images are read. Ids of two data sets may be equal; the last one is scored.
+        scorer = build_scorer(recipe, tokenizer, [exam for exams in sources[-1][1].values() for exam in exams])
         if trained is None:
             require_no_mirrored_sides(recipe, reports)
             width = _require_memory(recipe, tokenizer, None)
-            _try_losses(recipe, tokenizer, splits["train"], width)
-        cache, errors = build_image_cache(
+            _try_losses(recipe, tokenizer, listed["train"], width)
+        caches, errors = _read_images(recipe, sources)
+        splits = {name: [exam for exam in exams if exam.id in caches[name].rows] for name, exams in listed.items()}
+        _require_exams(splits, "every exam has a broken image and is left out")
+        texts = {name: [exam.report for exam in exams] for name, exams in splits.items()}
+        topics, space = None, None
+        if "train" in splits:
+            topics, space = build_topics(recipe, tokenizer, texts, run if accelerator.is_main_process else None)
+    _require_same_exams(accelerator, splits)
+    # All processes use the topics of the main process, because different machines may find different ones.
+    topics, space = on_main(accelerator, lambda: (topics, space))
+    for error in errors:
+        print0(f"left out: {error}")
+    exams = {name: _exam_set(recipe, rows, caches[name], tokenizer, topics, name) for name, rows in splits.items()}
+    comparisons = None
+    augment = build_augment(recipe) if trained is None or recipe.evaluate.augmented_copies else None
+    if trained is None:
+        require_a_batch(recipe, len(exams["train"]))
+        count = topics.count if topics else None
+        task = build_task(recipe, tokenizer, count, space, training=splits["train"], trained=False)
+        exams["train"].targets = on_main(accelerator, lambda: loss_targets(task, texts["train"]))
+        if recipe.data.cache_features:
+            _cache_features(recipe, accelerator, task, exams, caches["train"])
+        _require_all_views_fit(task, exams)
+    else:  # without losses, whose plugins are not needed
+        task = build_task(recipe, tokenizer, None, None, trained=True, model=trained)
+    left_out = len({error.exam_id for error in errors})
+    if "train" in exams:
+        monitored, seed = recipe.evaluate.monitored, recipe.train.seed
+        comparisons = Comparisons(exams["train"], exams["val"], scorer, monitored, seed)
+    scored = exams if other is None else {other.split: exams[OTHER]}
+    return RunComponents(scored, tokenizer, topics, task, augment, scorer, comparisons, left_out)
+
+
+def _list_exams(recipe: Recipe, other: OtherExams | None) -> list[tuple[ExamSource, dict[str, list[Exam]]]]:
+    """The data set of the recipe, and after it that of `other`, whose exams are the split `OTHER`.
+
+    With `other`, the first one may be missing: a model is also scored where its training exams are not.
+    """
+    found: list[tuple[ExamSource, dict[str, list[Exam]]]] = []
+    try:
+        own = build_dataset(recipe)
+        found.append((own, load_exams(own)))
+    except UserError as error:
+        if other is None or error.code != "no-such-file" or isinstance(error, DatasetError):
+            raise
+        print0(f"notice: the model's training exams are not here, so there are no baselines: {error.problems[0].found}")
+    if other is not None:
+        source = build_dataset(other.recipe)
+        found.append((source, {OTHER: load_exams(source, (other.split,))[other.split]}))
+    return found
+
+
+def _read_images(
+    recipe: Recipe, sources: Sequence[tuple[ExamSource, Mapping[str, Sequence[Exam]]]]
+) -> tuple[dict[str, ImageCache], list[ExamError]]:
+    """The cached images of each split, and the errors of exams that are left out."""
+    caches: dict[str, ImageCache] = {}
+    errors: list[ExamError] = []
+    for source, splits in sources:
+        cache, broken = build_image_cache(
             [exam for exams in splits.values() for exam in exams],
             source_key=source.cache_key,
             size=recipe.data.image_size,
@@ -405,31 +495,9 @@ def build_components(
             folder=Path(recipe.data.cache_dir),
             on_broken=recipe.data.on_broken,
         )
-        splits = {name: [exam for exam in exams if exam.id in cache.rows] for name, exams in splits.items()}
-        _require_exams(splits)
-        texts = {name: [exam.report for exam in exams] for name, exams in splits.items()}
-        topics, space = build_topics(recipe, tokenizer, texts, run if accelerator.is_main_process else None)
-    _require_same_exams(accelerator, splits)
-    # All processes use the topics of the main process, because different machines may find different ones.
-    topics, space = on_main(accelerator, lambda: (topics, space))
-    for error in errors:
-        print0(f"left out: {error}")
-    exams = {name: _exam_set(recipe, rows, cache, tokenizer, topics, name) for name, rows in splits.items()}
-    require_a_batch(recipe, len(exams["train"]))
-    count = topics.count if topics else None
-    augment = build_augment(recipe) if trained is None or recipe.evaluate.augmented_copies else None
-    if trained is None:
-        task = build_task(recipe, tokenizer, count, space, training=splits["train"], trained=False)
-        exams["train"].targets = on_main(accelerator, lambda: loss_targets(task, texts["train"]))
-        if recipe.data.cache_features:
-            _cache_features(recipe, accelerator, task, exams, cache)
-        _require_all_views_fit(task, exams)
-    else:  # without losses, whose plugins are not needed
-        task = build_task(recipe, tokenizer, None, None, trained=True, model=trained)
-    left_out = len({error.exam_id for error in errors})
-    monitored, seed = recipe.evaluate.monitored, recipe.train.seed
-    comparisons = Comparisons(exams["train"], exams["val"], scorer, monitored, seed)
-    return RunComponents(exams, tokenizer, topics, task, augment, scorer, comparisons, left_out)
+        caches |= dict.fromkeys(splits, cache)
+        errors += broken
+    return caches, errors
 
 
 def build_augment(recipe: Recipe) -> Any | None:
@@ -476,13 +544,10 @@ def _identity(maps_MDhw: torch.Tensor) -> torch.Tensor:
     return maps_MDhw
 
 
-def _require_exams(splits: Mapping[str, Sequence[Exam]]) -> None:
-    """Raises UserError if a split has lost all its exams to broken images."""
-    empty = [name for name, exams in splits.items() if not exams]
-    if empty:
-        raise UserError.of(
-            Problem("empty-split", "every exam has a broken image and is left out", f"split {name}") for name in empty
-        )
+def _require_exams(splits: Mapping[str, Sequence[Any]], found: str) -> None:
+    """Raises UserError, with what was found, if a split is empty."""
+    if empty := [name for name, exams in splits.items() if not exams]:
+        raise UserError.of(Problem("empty-split", found, f"split {name}") for name in empty)
 
 
 def require_no_mirrored_sides(recipe: Recipe, training_reports: Sequence[str]) -> None:

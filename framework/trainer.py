@@ -26,6 +26,7 @@ from framework.exam import Batch
 from framework.recipe import Recipe
 from framework.run.checkpoints import RunCheckpoints
 from framework.run.lifecycle import TrainingRun, open_run_for_training, print_sizes, record_settings, write_cost
+from framework.run.model_card import write_model_card
 from framework.run.step_profile import StepProfile
 from framework.run.throughput import Throughput
 from framework.run.tracking import NonFiniteSteps, Tracker
@@ -34,6 +35,7 @@ from framework.runtime.errors import Stopped
 from framework.runtime.memory import is_out_of_memory
 from framework.runtime.signals import FAILED, SAVE
 from framework.runtime.step_parts import step_part
+from framework.scoring.examples import print_examples
 from framework.scoring.table import print_scores
 from framework.scoring.variety import variety
 from framework.task import ReportTask
@@ -247,9 +249,11 @@ class Trainer:
                 values = {f"final/{split}/{name}": value for name, value in scores["model"].items()}
                 self.tracker.scalars(state.step, values)
         print_scores("test", scores, self.components.scorer.segmentation)
+        on_main(accelerator, lambda: print_examples(self.training_run.folder / "predictions" / "test.jsonl"))
         from framework.pages.run_page import write_page  # matplotlib is slow to import
 
         page = on_main(accelerator, lambda: write_page(self.training_run.folder, self.components))
+        on_main(accelerator, lambda: write_model_card(self.training_run.folder, self.components.exams))
         write_cost(self.training_run, self.strategy)
         folder = self.training_run.folder
         print0(f"\nrun     {folder}\nopen    {page}\n        tensorboard --logdir {folder}")

@@ -24,6 +24,7 @@ from framework.runtime.files import digest, read_bounded, sync_folder
 
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
+CARD = "README.md"  # for people, and written again when scores change, so no manifest has it
 NEEDED = {WEIGHTS, "recipe.yaml", "tokenizer.json"}
 READ = (".json", ".yaml", ".safetensors", ".py")  # files of a model that are read, and so must be in its manifest
 COPY = "Copy the run's model/ again."
@@ -36,11 +37,16 @@ class ModelError(UserError):
 
 @dataclass(frozen=True)
 class ModelTexts:
-    """The files beside the weights: tokenizer, recipe with its plugin files, and metadata of parts and patients."""
+    """The files beside the weights: tokenizer, recipe with its plugin files, and metadata of parts and patients.
+
+    Attributes:
+        card: makes the text for people from the SHA-256 of the weights.
+    """
 
     tokenizer: Any
     recipe: PortableRecipe
     metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    card: Callable[[str], str] | None = None
 
 
 def write_model(folder: Path, weights: Mapping[str, Tensor], texts: ModelTexts) -> dict[str, list[Any]]:
@@ -58,16 +64,20 @@ def write_model(folder: Path, weights: Mapping[str, Tensor], texts: ModelTexts) 
     texts.recipe.write(folder)
     for part, metadata in texts.metadata.items():
         (folder / f"{part}.json").write_text(json.dumps(metadata, ensure_ascii=False), encoding="utf-8")
-    return write_manifest(folder)
+    manifest = write_manifest(folder)
+    if texts.card is not None:
+        (folder / CARD).write_text(texts.card(manifest[WEIGHTS][1]), encoding="utf-8")
+    return manifest
 
 
 def write_manifest(folder: Path, hashed: Mapping[str, list[Any]] = {}) -> dict[str, list[Any]]:
-    """Writes sizes and hashes of all files of a folder to its manifest, and returns them.
+    """Writes sizes and hashes of all files of a folder but cards to its manifest, and returns them.
 
     Args:
         hashed: entries that are known already.
     """
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != CARD]
+    files = [path for path in files if path != folder / MANIFEST]
     names = {path.relative_to(folder).as_posix(): path for path in files}
     manifest = {name: hashed.get(name) or [path.stat().st_size, digest(path)] for name, path in names.items()}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")

@@ -33,7 +33,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # brackets in help texts are not markup
-    help="Report generation for ultrasound: launch.py RECIPE [key=value ...] trains, or one of the verbs below.",
+    subcommand_metavar="RECIPE [KEY=VALUE]... | VERB ...",
+    help="Report generation for ultrasound. A recipe alone is trained; the verbs do everything else.",
 )
 VERBS = (
     runs.train,
@@ -52,6 +53,7 @@ VERBS = (
 )
 for _verb in VERBS:
     app.command()(_verb)
+app.command("runs")(runs.list_runs)
 # Its flags are those of accelerate's launcher.
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(runs.launch)
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: check one, or export one.")
@@ -98,13 +100,23 @@ def rank() -> int:
     return int(word) if several() and word.isdecimal() else 0
 
 
+def door() -> str:
+    """What the user typed before the verb, for usage and help."""
+    installed = {"sonoscribe": "sonoscribe", "__main__.py": "python -m framework.cli"}
+    if (program := Path(sys.argv[0]).name) in installed:
+        return installed[program]
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # only `accelerate launch` exports it
+        return "accelerate launch launch.py"
+    return "torchrun launch.py" if "TORCHELASTIC_RUN_ID" in os.environ else "python launch.py"
+
+
 def with_verb(args: Sequence[str]) -> list[str]:
     """Puts `train` before arguments that begin with a recipe, and removes what DeepSpeed's launcher adds.
 
     Raises:
         UserError: the first word looks like a misspelled verb.
     """
-    verbs = [*(verb.__name__ for verb in VERBS), "launch", "data", "grid"]
+    verbs = [*(verb.__name__ for verb in VERBS), "runs", "launch", "data", "grid"]
     args = [arg for arg in args if not arg.startswith("--local_rank=")]  # also in the environment
     if not args or args[0] in verbs or args[0].startswith("-"):
         return list(args)
@@ -148,7 +160,7 @@ def _hooks() -> Iterator[None]:
 
 def _run(args: Sequence[str]) -> None:
     try:
-        app(args=with_verb(args), prog_name="sonoscribe" if Path(sys.argv[0]).name == "sonoscribe" else "launch.py")
+        app(args=with_verb(args), prog_name=door())
     except (ValueError, OSError) as error:
         errors.write_outcome(errors.USER_ERROR, error)
         if os.environ.get(TRACEBACK):

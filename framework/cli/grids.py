@@ -25,7 +25,7 @@ GridArgument = Annotated[str, typer.Argument(metavar="GRID", help="A grid file, 
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...",
+        metavar="KEY=VALUE",
         help="Overrides of the recipe in every cell. They make other cells, so repeat them with each command.",
     ),
 ]

@@ -20,7 +20,7 @@ RECIPE_HELP = "A recipe file, or the name of a shipped recipe."
 OVERRIDES_HELP = "key=value sets, +key=value adds, ~key removes; data=NAME takes the file NAME of recipes/data."
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=OVERRIDES_HELP)]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help=OVERRIDES_HELP)]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 Files = Annotated[
     list[Path] | None,

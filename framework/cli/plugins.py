@@ -133,7 +133,7 @@ def _explain(plugin: Plugin, text: str, as_json: bool) -> None:
 def new(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="Such as loss.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="The name in recipes.")],
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to write; default: here.")] = Path(),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; default: here.")] = Path(),
     shipped: Annotated[
         bool, typer.Option("--shipped", help="FOLDER is the repository: write into plugins/ and tests/.")
     ] = False,

@@ -26,7 +26,7 @@ def cp(
 
 
 def validate(
-    words: Annotated[list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help=RECIPE_HELP)],
+    words: Annotated[list[str], typer.Argument(metavar="RECIPE|KEY=VALUE", help=RECIPE_HELP)],
 ) -> None:
     """Check recipes without running them: report all mistakes with file, line and column."""
     from framework.recipe import RecipeError, recipe_hash
@@ -100,7 +100,7 @@ def explain(
 def diff(
     recipe: RecipeArgument,
     other: Annotated[str, typer.Argument(metavar="OTHER", help="The recipe to compare with.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of OTHER.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides of OTHER.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compare two recipes, defaults included: each value that differs, and where it is set."""

@@ -1,15 +1,18 @@
-"""The verbs that run something: train, distill, evaluate, predict."""
+"""The verbs that run something: train, distill, evaluate, predict; and `runs`, which lists runs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from framework.cli.options import (
     Average,
     Ensemble,
+    Json,
     Overrides,
     RecipeArgument,
     RunArgument,
@@ -20,8 +23,11 @@ from framework.cli.options import (
     trust_code_of,
 )
 from framework.registry.trust import trust as trust_files
-from framework.runtime.console import print_table
+from framework.runtime.console import print_json, print_table
 from framework.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from framework.run.listing import ListedRun
 
 
 def train(recipe: RecipeArgument, overrides: Overrides = None, trust: Trust = False) -> None:
@@ -40,14 +46,14 @@ def launch(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="[FLAG]... RECIPE [KEY=VALUE]...",
+            metavar="FLAG|RECIPE|KEY=VALUE",
             help="Flags of accelerate launch, such as --num_processes 2; then a recipe, or a verb with its arguments. "
             "Without flags: one process for each GPU.",
         ),
     ],
 ) -> None:
-    """Start several processes. `launch --num_processes 2 breast` is `accelerate launch launch.py`, but without its list
-    of defaults and its tracebacks, and with the exit codes of the command."""
+    """Start several processes. `launch --num_processes 2 breast` runs the launcher of accelerate without its list of
+    defaults and its tracebacks, and with the exit codes of the command."""
     from framework.cli import with_verb
     from framework.distributed.launcher import parse_launch, run_launcher
 
@@ -107,10 +113,7 @@ def evaluate(
 ) -> None:
     """Score a run's best model on a split. Scores of an average or ensemble of models, or with overrides of the
     recipe, such as other exams, get a separate file."""
-    for each in (run, *(others or [])):
-        must_exist(each, "run folder")
-        if trust:
-            trust_code_of(each)
+    _require_runs(run, others, trust)
     from framework.data.check import require_split
 
     require_split(split)  # before the slow import
@@ -122,21 +125,102 @@ def evaluate(
 
 def predict(
     run: RunArgument,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="The views of one exam.")],
+    images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGE", help="The views of one exam.")] = None,
+    exams: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|FOLDER",
+            help="Many exams: JSON Lines of {id, images}, a file of the data set `manifest`, a folder with a folder of "
+            "images for each exam, or a folder of images, each an exam.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON Lines of the reports of --exams; exams in it are not predicted again."),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            metavar="FOLDER",
+            help="Folder to which the paths in --exams FILE are relative; default: the file's.",
+        ),
+    ] = None,
     num_beams: Annotated[int | None, typer.Option(min=1, help="Beam width; default: the recipe's.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Number of --exams at a time; default: the recipe's.")
+    ] = None,
     average: Average = None,
     ensemble: Ensemble = None,
     others: With = None,
     trust: Trust = False,
+    as_json: Json = False,
 ) -> None:
-    """Generate the report of one exam. For research only; not a medical device."""
+    """Generate the report of one exam, or of many. For research only; not a medical device."""
+    _require_one_way(images, exams, {"--out": out, "--images": folder, "--batch-size": batch_size}, as_json)
+    _require_runs(run, others, trust)
+    for image in images or []:
+        must_exist(image, "image")
+    from framework.evaluation.model_selection import ModelSelection
+
+    selection = ModelSelection(average or 1, ensemble or 1, tuple(others or []))
+    if exams is not None and out is not None:
+        must_exist(exams, "file or folder of exams")
+        must_exist(folder or exams, "folder of images")
+        must_exist(out.absolute().parent, "folder")
+        from framework.evaluation.predict_exams import list_exams, predict_exams
+
+        predict_exams(run, list_exams(exams, folder), out, num_beams, selection, batch_size)
+        return
+    from framework.evaluation.predict import predict as write_report
+
+    report = write_report(run, images or [], num_beams, selection)
+    if as_json:
+        print_json({"images": [str(image) for image in images or []], "report": report})
+    else:
+        print(report)
+
+
+def list_runs(
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Where to look; default: runs.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """List runs, the newest first: when they started, epochs, best validation score, and whether they are finished."""
+    must_exist(root, "folder of runs")
+    from framework.run.listing import list_runs as runs_below
+
+    found = runs_below(root)
+    if as_json:
+        print_json([{**asdict(run), "started": run.started.isoformat(timespec="seconds")} for run in found])
+    elif found:
+        print_table(("run", "started", "epochs", "best on validation", "state"), [_row(run) for run in found])
+    else:
+        print(f"no runs in {root}")
+
+
+def _row(run: ListedRun) -> list[str]:
+    best = "-" if run.best is None else f"{run.monitor or 'monitor'} {run.best:.3f}"
+    epochs = f"{run.epoch}/{'?' if run.epochs is None else run.epochs}"
+    return [run.run, f"{run.started:%Y-%m-%d %H:%M}", epochs, best, run.state]
+
+
+def _require_one_way(
+    images: list[Path] | None, exams: Path | None, of_many: Mapping[str, object], as_json: bool
+) -> None:
+    """Raises UserError unless the options of `predict` are those of one exam, or those of many."""
+    if bool(images) == (exams is not None):
+        expected = "IMAGE... for one exam, or --exams for many"
+        raise UserError("conflicting-settings", "both" if images else "neither", place="predict", expected=expected)
+    if exams is not None and of_many["--out"] is None:
+        raise UserError("missing-key", "no file for the reports", place="--out", expected="--out FILE")
+    if exams is not None and as_json:
+        raise UserError("ignored-setting", "the reports of --exams are JSON Lines", place="--json")
+    for option in (name for name, value in of_many.items() if images and value is not None):
+        raise UserError("ignored-setting", "it is an option of --exams", place=option)
+
+
+def _require_runs(run: Path, others: list[Path] | None, trust: bool) -> None:
     for each in (run, *(others or [])):
         must_exist(each, "run folder")
         if trust:
             trust_code_of(each)
-    for image in images:
-        must_exist(image, "image")
-    from framework.evaluation.model_selection import ModelSelection
-    from framework.evaluation.predict import predict as write_report
-
-    print(write_report(run, images, num_beams, ModelSelection(average or 1, ensemble or 1, tuple(others or []))))

@@ -102,12 +102,15 @@ def check(source: ExamSource, progress: Callable[[int, int], None] | None = None
     return result
 
 
-def check_splits(splits: Mapping[str, Sequence[Exam]]) -> CheckResult:
+def check_splits(splits: Mapping[str, Sequence[Exam]], needed: Sequence[str] = SPLITS) -> CheckResult:
     """Checks for empty and unused splits, and the used ones for duplicate ids, patients in two and damaged texts; loads
     no view.
+
+    Args:
+        needed: splits that must have exams.
     """
     result = CheckResult()
-    for name in SPLITS:
+    for name in needed:
         if not splits.get(name):
             result.errors.append(Problem("empty-split", "the split has no exams", f"split {name}"))
     for name, exams in splits.items():

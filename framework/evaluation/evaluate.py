@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from framework.build import RunComponents, build_components, run_recipe
+from framework.build import OtherExams, RunComponents, build_components, run_recipe
 from framework.checkpoint.export import verify_model
 from framework.data.check import require_split
 from framework.data.leakage import require_unseen
@@ -25,6 +25,7 @@ from framework.recipe import Recipe, recipe_hash, result_tree
 from framework.recipe.explain import differences
 from framework.recipe.source import is_within
 from framework.registry import find
+from framework.run.model_card import write_model_card
 from framework.run.tracking import write_json
 from framework.runtime.console import print0, progress_bar
 from framework.runtime.errors import Problem, UserError
@@ -147,10 +148,11 @@ def evaluate_split(
         scores |= {name: row for name, row in zip((LOW, HIGH, NO_INTERVAL), ends) if row}
         statistics = PatientStatistics(scorer, [exam.id for exam in exams.exams], patients)
         statistics.add(rows)
-        if unseen := unseen_rows(rows, components.exams["train"]):
+        comparisons = components.comparisons
+        if comparisons is not None and (unseen := unseen_rows(rows, comparisons.train)):
             different = variety([row[1] for row in unseen])
             scores["model_on_unseen_reports"] = {"exams": len(unseen), **different, **scorer.score(unseen)}
-        others = components.comparisons.of(exams)
+        others = {} if comparisons is None else comparisons.of(exams)
         for name in progress_bar(others, total=len(others), text="scores"):
             scores[name] = {"exams": len(rows), **variety(others[name].predictions)}
             for predictions, own in others[name].groups():
@@ -159,12 +161,13 @@ def evaluate_split(
                 scores[name] |= {key: value for key, value in found.items() if own is None or key.split("/")[0] in own}
                 if name in BASELINES:
                     statistics.add(these, own)
-        scores[CONSTANTS] = {
-            name: {"report": constant.report, "tried": constant.tried}
-            for name, constant in others["fixed_report"].constants.items()
-        }
         scores[VARIETY] = variety_summary(scorer, rows)
-        scores[VERSUS] = _versus_strongest(scorer, statistics, rows, scores, others, bootstrap)
+        if others:
+            scores[CONSTANTS] = {
+                name: {"report": constant.report, "tried": constant.tried}
+                for name, constant in others["fixed_report"].constants.items()
+            }
+            scores[VERSUS] = _versus_strongest(scorer, statistics, rows, scores, others, bootstrap)
         _store(run, split, scores, rows, components, label, written_by)
         return scores
 
@@ -254,9 +257,13 @@ def _paths_from(run: Path, recipe: Recipe) -> list[str]:
         is_path = isinstance(value, str) and ("/" in value or key in PATH_KEYS)
         if not is_path or Path(value).is_absolute() or Path(value).exists():
             continue
-        if above := next((path for path in run.resolve().parents if (path / value).exists()), None):
-            print0(f"notice: data.dataset.{key}={value} is read from {above}")
-            found.append(f"data.dataset.{key}={json.dumps(str(above / value), ensure_ascii=False)}")
+        above = next((path for path in run.resolve().parents if (path / value).exists()), None)
+        if above is None:
+            places = f"{Path.cwd()}, {run.resolve().parent} and the folders above it"
+            print0(f"notice: data.dataset.{key}={value} is not here; searched in {places}")
+            continue
+        print0(f"notice: data.dataset.{key}={value} is read from {above}")
+        found.append(f"data.dataset.{key}={json.dumps(str(above / value), ensure_ascii=False)}")
     return found
 
 
@@ -284,16 +291,24 @@ def evaluate_run(
     trained_by = run_recipe(run)
     recipe = run_recipe(run, overrides)
     _require_same_model(trained_by, recipe)
+    has_others = recipe.data.dataset != trained_by.data.dataset
     recipe = run_recipe(run, [*overrides, *_paths_from(run, recipe)])
+    other, with_own = None, recipe
+    if has_others:  # baselines are made of the exams that the model was trained on
+        own = run_recipe(run, _paths_from(run, trained_by)).data.dataset
+        other = OtherExams(recipe, split)
+        with_own = recipe.model_copy(update={"data": recipe.data.model_copy(update={"dataset": own})})
     accelerator = start_accelerator(recipe, training=False)
     topics = run / TOPICS_FILE
     # The topics that the run was trained on are kept; a model that was copied to another folder gets them now.
     writes_topics = not overrides and not topics.is_file()
-    components = build_components(recipe, accelerator, run=run if writes_topics else None, trained=run / "model")
+    components = build_components(
+        with_own, accelerator, run=run if writes_topics else None, trained=run / "model", other=other
+    )
     scored = {split: components.exams[split]}
     require_unseen("evaluate", run / "model", trained_by, recipe, scored)
-    for other in selection.others:
-        require_unseen(f"--with {other}", other / "model", run_recipe(other), recipe, scored)
+    for each in selection.others:
+        require_unseen(f"--with {each}", each / "model", run_recipe(each), recipe, scored)
     if differing := topic_changes(topics, components.topics):
         print0(f"notice: {topics}: {differing}; the file is kept. Only the score topic_oracle depends on topics")
     task, descriptions = load_models(run, recipe, components.tokenizer, selection, components.task)
@@ -310,5 +325,6 @@ def evaluate_run(
         from framework.pages.run_page import write_page  # matplotlib is slow to import
 
         write_page(run, components)
+        write_model_card(run, components.exams)
     accelerator.end_training()
     return scores

@@ -13,9 +13,10 @@ from framework.build import build_augment, build_task, build_tokenizer, run_reci
 from framework.checkpoint.export import load_weights, verify_model
 from framework.data.image_cache import fit
 from framework.data.image_file import FileView, is_blank
+from framework.data.loading import Sample, collate
 from framework.evaluation.model_selection import BEST, ModelSelection, load_models, with_augmented_copies
-from framework.exam import Batch
 from framework.models.generation import generate
+from framework.models.views import require_view_count
 from framework.recipe import load_saved_recipe
 from framework.runtime.errors import UserError
 
@@ -60,21 +61,28 @@ class Predictor:
         Raises:
             UserError: there is no image, or one cannot be used.
         """
+        (report,) = self.generate([self.load(images)])
+        return report
+
+    def load(self, images: Sequence[View]) -> np.ndarray:
+        """The views of an exam as the model takes them, uint8 [V, C, H, W]. Raises as `report`."""
         if isinstance(images, (str, os.PathLike, np.ndarray)) or not len(images):
             raise UserError("wrong-type", f"found {type(images).__name__}", expected="a list of at least one image")
-        data = self.recipe.data
-        views = np.stack([fit(_pixels(image), data.image_size, data.channels, data.autocontrast) for image in images])
-        image_BVCHW = torch.from_numpy(views)[None]
-        view_mask_BV = torch.ones(image_BVCHW.shape[:2], dtype=torch.bool)
-        batch = Batch(["exam"], image_BVCHW, view_mask_BV, report_BT=torch.empty(1, 0, dtype=torch.long))
+        data, encoder = self.recipe.data, getattr(self.task, "encoder", None)
+        require_view_count("the exam", len(images), getattr(encoder, "position_VD", None))
+        return np.stack([fit(_pixels(image), data.image_size, data.channels, data.autocontrast) for image in images])
+
+    def generate(self, exams: Sequence[np.ndarray]) -> list[str]:
+        """The reports of exams from `load`, in one batch."""
+        batch = collate([Sample("exam", image_VCHW, [], None) for image_VCHW in exams])
         with torch.no_grad():
-            (token_ids,) = generate(
+            reports = generate(
                 self.task.decoder,
                 self.task.features(batch.to(self.device)),
                 num_beams=self.num_beams,
                 **self.recipe.evaluate.search,
             )
-        return str(self.tokenizer.decode(token_ids))
+        return [str(self.tokenizer.decode(token_ids)) for token_ids in reports]
 
 
 def predict(run: Path, images: Sequence[View], num_beams: int | None = None, selection: ModelSelection = BEST) -> str:

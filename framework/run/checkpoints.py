@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from framework.distributed.strategy import Strategy
 from framework.models.external_weights import model_metadata, require_same_weights
 from framework.recipe import result_tree
 from framework.run.lifecycle import TrainingRun
+from framework.run.model_card import model_card
 from framework.runtime.console import print0
 
 
@@ -79,7 +81,9 @@ class RunCheckpoints:
             scaler={} if scaler is None else dict(scaler.state_dict()),
         )
         metadata = {**model_metadata(self.strategy.task), PATIENTS_FILE: self.patients}
-        texts = ModelTexts(self.run.components.tokenizer, self.run.saved_recipe, metadata)
+        exams = {split: len(each) for split, each in self.run.components.exams.items()}
+        card = partial(model_card, self.run.recipe, exams, self.patients["datasets"])
+        texts = ModelTexts(self.run.components.tokenizer, self.run.saved_recipe, metadata, card)
         self.writer.save(Snapshot(train_state, state, self.strategy.export_weights(state), texts))
 
     @property

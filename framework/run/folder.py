@@ -30,6 +30,7 @@ from framework.recipe import Recipe, recipe_hash
 from framework.recipe.explain import Difference, differences
 from framework.recipe.saved import keys_in
 from framework.recipe.source import is_within
+from framework.run.listing import FAILURE, LOCK
 from framework.runtime.console import print0
 from framework.runtime.errors import Problem, Stopped, UserError
 from framework.runtime.files import digest, read_object
@@ -71,6 +72,7 @@ def open_run(recipe: Recipe) -> OpenedRun:
     if restarts() and stop.exists():
         raise Stopped(f"{stop} exists: not restarted")
     stop.unlink(missing_ok=True)
+    (folder / FAILURE).unlink(missing_ok=True)
     checkpoints = folder / "checkpoints"
     clear_unfinished(checkpoints)
     checkpoint = _verified(named, checkpoints)
@@ -317,7 +319,7 @@ def lock_released() -> Iterator[None]:
 
 
 def _lock(folder: Path) -> None:
-    file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     deadline = time.monotonic() + (ORPHANS_S if restarts() or WATCHER in os.environ else 0)
     while True:
         try:

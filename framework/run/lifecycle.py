@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,9 +26,11 @@ from framework.recipe import PortableRecipe, Recipe, load_saved_recipe, portable
 from framework.registry.trust import trust, unmarked
 from framework.run.folder import OpenedRun, lock_released, open_run, remove_refused_run, topics_to_keep
 from framework.run.init_from import Source, find_initial_weights, initial_weights
+from framework.run.listing import FAILURE
 from framework.run.throughput import peak_memory_gib
 from framework.run.tracking import COST, write_environment, write_json
 from framework.runtime.console import print0
+from framework.runtime.errors import Stopped, first_line
 from framework.runtime.files import atomic_write
 from framework.runtime.signals import StopSignals
 from framework.topics.distill import topic_changes
@@ -98,8 +101,11 @@ def open_run_for_training(recipe: Recipe) -> Iterator[TrainingRun]:
             on_main(accelerator, lambda: _require_same_data(run, kept))
             launch |= initial_weights(accelerator, recipe, run.components, opened, run.source)
             yield run
-        except ValueError:
-            if accelerator.is_main_process and not run.started:
+        except Exception as error:
+            if accelerator.is_main_process and run.started and not isinstance(error, Stopped):
+                with contextlib.suppress(OSError):  # of a full disk, which may be the reason
+                    write_json(run.folder / FAILURE, {"reason": first_line(error)})
+            elif accelerator.is_main_process and not run.started and isinstance(error, ValueError):
                 remove_refused_run(opened)
             raise
     accelerator.end_training()

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from framework.distributed.collectives import gather
 from framework.models.device import DeferredNumber
+from framework.run.listing import ENVIRONMENT
 from framework.runtime.console import print0
 from framework.runtime.errors import UserError
 from framework.runtime.files import atomic_write, named_in_errors, read_lines
@@ -172,7 +173,7 @@ def _starts(row: dict[str, Any], prefixes: tuple[str, ...]) -> bool:
 def write_environment(run: Path, launch: dict[str, Any]) -> None:
     """Writes versions, git state and launch of a run to environment.json."""
     write_json(
-        run / "environment.json",
+        run / ENVIRONMENT,
         {
             "command": sys.argv,
             "python": platform.python_version(),

@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+LINE = 100  # columns
+CUT = " ..."  # ends a text that was cut
+GAP = 2  # columns between those of a table
 VALUE_WIDTH = 24  # a column of cells up to this width holds values, which are never wrapped; wider ones hold prose
 
 T = TypeVar("T")
@@ -61,22 +64,26 @@ def print_table(
     console = Console(width=None if is_terminal else 100_000)
 
     def columns() -> Table:
-        frame = box.SIMPLE_HEAD if is_terminal else None
-        return Table(box=frame, title=title if is_terminal else None, title_justify="left", padding=(0, 2, 0, 0))
+        if not is_terminal:
+            return Table(box=None, padding=(0, GAP, 0, 0))
+        inner: dict[str, Any] = {"show_edge": False, "pad_edge": False, "padding": (0, GAP - 1, 0, 0)}
+        return Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", **inner)
 
-    table = columns()
+    table, needed = columns(), -GAP
     for index, name in enumerate(header):
-        widths = [Text(row[index]).cell_len for row in [header, *rows]]
-        is_value = max(widths) <= VALUE_WIDTH
+        widest = max(Text(row[index]).cell_len for row in [header, *rows])
+        is_value = widest <= VALUE_WIDTH
+        needed += min(widest, VALUE_WIDTH) + GAP
         table.add_column(
             Text(name),
             justify="right" if numeric and index else "left",
             no_wrap=is_value,
             min_width=None if is_value else VALUE_WIDTH,
+            overflow="fold",  # a long path is broken, not cut
         )
     for row in rows:
         table.add_row(*map(Text, row))  # Text: a cell such as [a, b] is not markup
-    if console.measure(table, options=console.options.update(width=100_000)).minimum > console.width:
+    if needed > console.width:
         table = columns()
         table.show_header = False
         table.add_column(no_wrap=True)
@@ -87,6 +94,22 @@ def print_table(
     with console.capture() as captured:
         console.print(table)
     print0("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))
+
+
+def wrapped(text: str, indent: str, most: int) -> str:
+    """Text in at most `most` lines of `LINE` columns, of which the others are indented like the first one.
+
+    Args:
+        indent: the beginning of the first line.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    # A character of Chinese takes two columns.
+    lines = [line.plain.rstrip() for line in Text(text).wrap(Console(), LINE - len(indent))]
+    if len(lines) > most:
+        lines = [*lines[: most - 1], f"{lines[most - 1][: -len(CUT)]}{CUT}"]
+    return "\n".join(f"{' ' * len(indent) if number else indent}{line}" for number, line in enumerate(lines or [""]))
 
 
 def print_json(value: Any) -> None:

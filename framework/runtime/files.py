@@ -176,8 +176,8 @@ def file_lock(path: Path, result: str) -> Iterator[None]:
 def is_locked(path: Path) -> bool:
     """Whether a process may hold the lock on the file `path`; True where this cannot be found out."""
     try:
-        with path.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return True
     return False

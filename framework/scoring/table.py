@@ -18,16 +18,16 @@ VERSUS = "versus_strongest_baseline"  # score -> strongest baseline, paired diff
 NOT_SCORES = ("exams", "different_reports", "most_frequent_share")  # of a row
 BASELINES = ("random_report", "fixed_report", "frequent_reports", "nearest_image")  # reports without the model
 LABELS = {  # in the order of the table
-    "random_report": "baseline: random training report",
+    "random_report": "baseline: random report",
     "fixed_report": "baseline: best single report",
-    "frequent_reports": "baseline: frequent reports, drawn",
-    "nearest_image": "baseline: nearest image's report",
+    "frequent_reports": "baseline: frequent reports",
+    "nearest_image": "baseline: nearest image",
     "model": "the model",
     LOW: "its 95 % interval",
     "model_on_unseen_reports": "the model, new reports",
-    "topic_oracle": "oracle: best report of the topic",
-    "retrieval_oracle": "oracle: nearest training report",
-    "rewording": "oracle: reference, other words",
+    "topic_oracle": "oracle: best of the topic",
+    "retrieval_oracle": "oracle: nearest report",
+    "rewording": "oracle: other words",
 }
 SHORT = {name: label.partition(": ")[2] for name, label in LABELS.items()}
 PRINTED = ("bleu_4", "rouge_l", "cider", "findings_f1")  # in a terminal of 100 columns; the page has all scores
@@ -101,7 +101,7 @@ def describe_reports(scores: Scores) -> list[str]:
     lines = describe_variety(scores[VARIETY]) if VARIETY in scores else []
     exams = int(scores["model"]["exams"])
     repeated = exams - int(scores.get("model_on_unseen_reports", {"exams": 0})["exams"])
-    if VARIETY in scores and repeated:
+    if VARIETY in scores and CONSTANTS in scores and repeated:  # there are training reports to compare with
         lines.append(f"{repeated} of the {exams} references occur word for word in training.")
     return lines
 
@@ -110,7 +110,12 @@ def print_scores(split: str, scores: Scores, segmentation: str) -> None:
     """Prints the table from the main process, what the model writes, and what it is better than."""
     print0(f"\nScores on {split} ({segmentation})")
     printed = [name for name in table_columns(scores) if name in PRINTED] or table_columns(scores)[:4]
-    print_table(*score_table(scores, printed), numeric=True)
+    (label, _, different, *names), rows = score_table(scores, printed)
+    # Without the brackets of intervals, and the number of exams in no column of its own: 100 columns hold no more.
+    narrow = [
+        [row[0], f"{row[2]} of {row[1]}" if row[1] else "", *(value.strip("[]") for value in row[3:])] for row in rows
+    ]
+    print_table([label, different, *names], narrow, numeric=True)
     if text := legend(scores):
         print0(text)
     if lines := [*describe_reports(scores), *verdict(scores)]:

@@ -44,7 +44,7 @@ class Manifest:
     one exam per line in a `.jsonl` file. An exam is `{"uid": 7, "finding": "...", "image_path": ["7_1.jpeg",
     "7_2.jpeg"]}`, or in R2Gen's format `{"id": ..., "report": ..., "image_path": [...]}`, or with the keys named below.
     A single view may be a string. `labels` becomes an attribute; other keys are ignored. `validation`, `validate`,
-    `valid` and `dev` are read as `val`.
+    `valid` and `dev` are read as `val`. A file that a trained model is scored on may have that split alone.
 
     Source:
         The data format of Li et al. 2024, arXiv 2406.00644, and of R2Gen: Chen et al. 2020, arXiv 2010.16056.
@@ -180,7 +180,7 @@ class Manifest:
                 raise UserError("conflicting-settings", f"the splits {name} and {split} are the same", place=self.file)
             named[split] = entries
         lacking = [split for split in SPLITS if split not in named]
-        if lacking:
+        if lacking and (len(lacking) == len(SPLITS) or not set(named) <= set(SPLITS)):  # a name may be misspelled
             raise UserError(
                 "missing-key",
                 f"no split {', '.join(lacking)}; found {', '.join(found) or 'nothing'}",
@@ -188,14 +188,9 @@ class Manifest:
                 expected=", ".join(SPLITS),
             )
         for split in SPLITS:
-            if not isinstance(named[split], list) or not named[split]:
-                empty = named[split] == []
-                raise UserError(
-                    "empty-split" if empty else "wrong-type",
-                    f"split {split} is {'empty' if empty else f'a {_kind(named[split])}'}",
-                    place=self.file,
-                    expected="a list of exams",
-                )
+            if not isinstance(named.setdefault(split, []), list):
+                found = f"split {split} is a {_kind(named[split])}"
+                raise UserError("wrong-type", found, place=self.file, expected="a list of exams")
         return named
 
     def _parse(self, text: str, line: int) -> Any:

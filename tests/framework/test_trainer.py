@@ -30,6 +30,7 @@ def test_a_run_writes_all_its_files(smoke_run: Path) -> None:
         "recipe.yaml",
         "patients.json",
         "manifest.json",
+        "README.md",
     }
 
 

@@ -39,7 +39,7 @@ def test_quick_verbs_import_nothing_slow():
     code = """
 import sys
 from framework.cli import main
-for words in ("ls", "describe encoder/resnet", "validate breast train.epochs=1", "explain smoke train"):
+for words in ("ls", "describe encoder/resnet", "validate breast train.epochs=1", "explain smoke train", "runs recipes"):
     try:
         main(words.split())
     except SystemExit as ended:
@@ -54,6 +54,26 @@ for words in ("ls", "describe encoder/resnet", "validate breast train.epochs=1",
 def test_version_lists_sonoscribe_and_its_libraries(run):
     code, out, _ = run("--version")
     assert code == 0 and {"sonoscribe", "torch", "accelerate"} <= {line.split()[0] for line in out.splitlines()}
+
+
+@pytest.mark.parametrize(
+    ("program", "variables", "door"),
+    [
+        ("launch.py", {}, "python launch.py"),
+        ("there/launch.py", {"ACCELERATE_MIXED_PRECISION": "no"}, "accelerate launch launch.py"),
+        ("launch.py", {"TORCHELASTIC_RUN_ID": "none"}, "torchrun launch.py"),
+        ("bin/sonoscribe", {}, "sonoscribe"),
+        ("framework/cli/__main__.py", {"ACCELERATE_MIXED_PRECISION": "no"}, "python -m framework.cli"),
+    ],
+)
+def test_help_begins_with_what_the_user_typed(run, monkeypatch, program, variables, door):
+    for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", [program])
+    assert run("--help")[1].startswith(f"Usage: {door} [OPTIONS] RECIPE")
+    assert run("predict", "--help")[1].startswith(f"Usage: {door} predict ")
 
 
 @pytest.mark.parametrize(

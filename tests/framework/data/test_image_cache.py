@@ -137,7 +137,7 @@ def test_the_remains_of_a_killed_process_are_removed(tmp_path: Path) -> None:
 
 def test_a_split_without_a_readable_exam_is_refused(tmp_path: Path) -> None:
     with problem("empty-split", place="split test"):
-        _require_exams({"train": [exam(1, 9)], "val": [exam(2, 9)], "test": []})
+        _require_exams({"train": [exam(1, 9)], "val": [exam(2, 9)], "test": []}, "left out")
 
 
 UNGUARDED = """

@@ -15,12 +15,16 @@ import pytest
 from harness import ROOT, launch, problem
 from PIL import Image
 
+from framework import build
+from framework.build import build_dataset
 from framework.checkpoint.export import verify_model
+from framework.data.export import write_manifest
 from framework.evaluation import evaluate as evaluation
 from framework.evaluation.evaluate import _paths_from, _require_same_model, evaluate_run, evaluate_split, shard_indices
 from framework.evaluation.predict import predict
-from framework.exam import Pair
-from framework.recipe import load_recipe
+from framework.exam import ExamSource, Pair
+from framework.recipe import Recipe, load_recipe
+from framework.runtime.errors import UserError
 from framework.scoring.baselines import Comparison
 from framework.scoring.dependencies import LastResult
 from framework.scoring.scorer import Scorer
@@ -99,10 +103,10 @@ def test_a_metrics_model_reads_the_reports_of_a_split_once(tmp_path: Path, monke
     rows = [(exam.id, "m" * (number + 1), exam.report) for number, exam in enumerate(exams.exams)]
     names = (*BASELINES, "rewording")
     monkeypatch.setattr(evaluation, "generate_reports", lambda *_, **keys: rows)
-    comparisons = SimpleNamespace(of=lambda _: {name: Comparison([name] * 6) for name in names})
+    train = SimpleNamespace(exams=[SimpleNamespace(report="x" * 4)])
+    comparisons = SimpleNamespace(train=train, of=lambda _: {name: Comparison([name] * 6) for name in names})
     metric = Slow()
     tokenizer = SimpleNamespace(segment=str.split, language="en", segmentation="words")
-    train = SimpleNamespace(exams=[SimpleNamespace(report="x" * 4)])
     parts = SimpleNamespace(
         exams={"train": train, "val": train, "test": exams},
         tokenizer=tokenizer,
@@ -123,7 +127,7 @@ def test_a_metrics_model_reads_the_reports_of_a_split_once(tmp_path: Path, monke
         before_scoring=lambda: read_before.append(metric.reads.total()),
     )
     assert read_before == [0]
-    assert list(scores) == ["model", LOW, HIGH, *names, CONSTANTS, VARIETY, VERSUS]
+    assert list(scores) == ["model", LOW, HIGH, *names, VARIETY, CONSTANTS, VERSUS]
     assert scores[LOW]["slow"] < scores["model"]["slow"] == 21 / 24 < scores[HIGH]["slow"]
     assert {metric.reads[prediction] for _, prediction, _ in rows} == {1}
     assert {metric.reads[name] for name in names} == {6}
@@ -195,6 +199,65 @@ def test_scores_with_overrides_have_files_of_their_own(smoke_run: Path, tmp_path
         "test" in json.loads((run / "scores-others.json").read_text())
         and (run / "predictions" / "test-others.jsonl").is_file()
     )
+
+
+OTHER_SET = "data.dataset={{_delete_: true, name: manifest, file: {}, images: {}}}"
+
+
+@pytest.fixture
+def other_set(smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Path) -> tuple[Path, Path]:
+    """A run, and a manifest whose exams have the ids of the run's exams and other reports, except in test."""
+    monkeypatch.chdir(work)  # its image cache
+    run = shutil.copytree(smoke_run, tmp_path / "run")
+    file = write_manifest(build_dataset(load_recipe("smoke")), tmp_path / "other")
+    splits = json.loads(file.read_text())
+    for entry in [*splits["train"], *splits["val"]]:
+        entry["finding"] = "A report of the other hospital."
+    file.write_text(json.dumps(splits))
+    return Path(run), file
+
+
+def test_baselines_on_another_data_set_are_made_of_the_training_reports_of_the_model(
+    other_set: tuple[Path, Path],
+) -> None:
+    run, file = other_set
+    scores = evaluate_run(run, "test", overrides=[OTHER_SET.format(file, file.parent)], name="others")
+    own = json.loads((run / "scores.json").read_text())["test"]
+    assert scores[CONSTANTS] == own[CONSTANTS] and scores["random_report"] == own["random_report"]
+    assert scores["model"] == own["model"] and scores["topic_oracle"] == own["topic_oracle"]
+    assert "rewording" not in scores and "rewording" in own, "of the other data set, which has none"
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_another_data_set_needs_only_the_split_that_is_scored(other_set: tuple[Path, Path], split: str) -> None:
+    run, file = other_set
+    file.write_text(json.dumps({split: [{**entry, "split": split} for entry in json.loads(file.read_text())["test"]]}))
+    scores = evaluate_run(run, split, overrides=[OTHER_SET.format(file, file.parent)], name="others")
+    assert scores["model"]["exams"] == 16 and set(BASELINES) < set(scores)
+    lacking = next(each for each in ("val", "test") if each != split)
+    with problem("empty-split", place=f"split {lacking}"):
+        evaluate_run(run, lacking, overrides=[OTHER_SET.format(file, file.parent)], name="others")
+
+
+def test_a_model_is_scored_without_baselines_where_its_training_exams_are_not(
+    other_set: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, file = other_set
+    build_any = build.build_dataset
+
+    def without_phantom(recipe: Recipe) -> ExamSource:
+        if recipe.data.dataset.name == "phantom":
+            raise UserError("no-such-file", "no such folder")
+        return build_any(recipe)
+
+    monkeypatch.setattr(build, "build_dataset", without_phantom)
+    scores = evaluate_run(run, "test", overrides=[OTHER_SET.format(file, file.parent)], name="others")
+    own = json.loads((run / "scores.json").read_text())["test"]
+    assert list(scores) == ["model", LOW, HIGH, VARIETY] and scores["model"] == own["model"]
+    printed = capsys.readouterr().out
+    assert "there are no baselines: no such folder" in printed and "word for word" not in printed
+    with problem("no-such-file"):
+        evaluate_run(run, "test")
 
 
 def test_a_run_works_elsewhere_without_the_plugin_files_that_it_was_trained_with(

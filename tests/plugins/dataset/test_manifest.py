@@ -143,7 +143,8 @@ def test_ids_and_patients_in_two_splits_are_refused(listed):
         ('[{"uid": 1}]', "missing-key", "exams.json"),
         ('{"train": [1], "vall": [1], "test": [1]}', "missing-key", "exams.json"),
         ('{"train": [1], "val": [1], "valid": [1], "test": [1]}', "conflicting-settings", "exams.json"),
-        ('{"train": [1], "val": [], "test": [1]}', "empty-split", "exams.json"),
+        ('{"train": [1], "val": 3, "test": [1]}', "wrong-type", "exams.json"),
+        ('{"exams": [1]}', "missing-key", "exams.json"),
         ('{"train": [1], "train": [2], "val": [1], "test": [1]}', "duplicate-key", "exams.json"),
         ('{"train": [3], "val": [[]], "test": [null]}', "wrong-type", "exam number 1 of val"),
     ],
@@ -152,6 +153,19 @@ def test_a_malformed_file_is_refused(tmp_path, text, code, place):
     (tmp_path / "exams.json").write_text(text)
     with problem(code, place=place):
         Manifest(file=str(tmp_path / "exams.json"), images=str(tmp_path)).splits()
+
+
+@pytest.mark.parametrize("val", [None, []])
+def test_a_split_may_be_missing_where_it_is_not_needed(listed, val):
+    found, save = listed
+    del found["val"]
+    found |= {} if val is None else {"val": val}
+    source = save()
+    assert list(load_exams(source, ("test",))) == ["test"]
+    for load in (load_exams, load_reports):
+        with problem("empty-split", place="split val") as problems:
+            load(source)
+        assert len(problems) == 1
 
 
 def test_a_missing_file_and_another_encoding_are_refused(tmp_path):
