@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
 from PIL import Image
+
+from framework.exam import Exam
 
 # A header can claim any size. 100 million pixels are 25 times the largest ultrasound frame, and 300 MB decoded.
 MAX_PIXELS = 100_000_000
@@ -32,6 +36,11 @@ UPRIGHT = {
 SUBFILE_TYPE = 254  # TIFF tag: bit 0 marks a reduced copy of another page, bit 2 a mask
 
 
+def is_absolute(name: str) -> bool:
+    """Whether a path is absolute on any system: with / or \\ at its start, or a drive."""
+    return name.startswith("/") or bool(PureWindowsPath(name).anchor)
+
+
 def inside(root: str | os.PathLike[str], relative: str) -> Path:
     """`root / relative`, which may not exist.
 
@@ -40,10 +49,9 @@ def inside(root: str | os.PathLike[str], relative: str) -> Path:
     """
     if not relative or "\0" in relative:
         raise ValueError(f"not a file name: {relative!r}")
-    parts = PureWindowsPath(relative)  # knows / and \ as separators, and drives, on any system
-    if relative.startswith("/") or parts.anchor:
+    if is_absolute(relative):
         raise ValueError(f"'{relative}' is an absolute path, expected a path relative to {root}")
-    if ".." in parts.parts:
+    if ".." in PureWindowsPath(relative).parts:
         raise ValueError(f"'{relative}' leaves its folder {root} by '..'")
     try:
         path, base = (Path(root) / relative).resolve(), Path(root).resolve()
@@ -126,6 +134,17 @@ def _pages(image: Image.Image) -> int:
         pages += not image.tag_v2.get(SUBFILE_TYPE, 0) & 0b101  # type: ignore[attr-defined]
     image.seek(0)
     return pages
+
+
+def files_key(content: bytes, splits: Mapping[str, Sequence[Exam]]) -> str:
+    """Hash of a file that lists exams, and of name, size and time of every image of `splits`, whose views are files."""
+    seen = hashlib.sha256(content)
+    for exam in (exam for exams in splits.values() for exam in exams):
+        for view in exam.views:
+            assert isinstance(view, FileView)
+            stat = Path(view.path).stat()
+            seen.update(f"{exam.id} {view.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return seen.hexdigest()[:20]
 
 
 def is_blank(image: np.ndarray) -> bool:
