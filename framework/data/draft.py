@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ SHORTEST_REPORT = 8  # characters on average
 LONGEST_ID = 64
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 BASE = f"{SHIPPED}base/sgf.yaml"
+SEEDS = 100
+MOST_HASHES = 1_000_000
 TOPICS = 18  # of the base
 BATCH = 16  # of the base
 STEPS = 4  # of an epoch, at least
@@ -61,7 +64,8 @@ class _Images:
     root: Path
     prefix: str | None = None
     columns: list[str] = field(default_factory=list)
-    files: int = 0
+    cells: int = 0
+    files: int = 0  # cells whose file exists
 
 
 def draft_recipe(source: Path) -> Draft:
@@ -70,12 +74,12 @@ def draft_recipe(source: Path) -> Draft:
     Raises:
         UserError: there is no table, or none with columns of images and reports.
     """
-    file, table, images = _find_table(source)
+    file, table, images, others = _find_table(source)
     texts = {name: [text_of(_first(row.cells[name])) for row in table.rows] for name in table.columns if name}
     assumed = [("table", f"{file}{f' ({table.form})' if table.form else ''}, {len(table.rows)} rows")]
     not_found: list[str] = []
     where = f"{images.root}{f', in place of {images.prefix}' if images.prefix else ''}"
-    assumed.append(("images", f"{_columns(images.columns)}: {images.files} files in {where}"))
+    assumed.append(("images", f"{_columns(images.columns)}: {images.files} of {images.cells} paths exist in {where}"))
     free = {name: values for name, values in texts.items() if name not in images.columns}
     report = _report(free, file)
     reports = free.pop(report)
@@ -97,9 +101,12 @@ def draft_recipe(source: Path) -> Draft:
     patient = _patient(free, exams)
     patients = exams
     if patient is not None:
-        patients = [_id(value) or own for value, own in zip(free.pop(patient), exams)]
+        named = free.pop(patient)
+        patients = [_id(value) or own for value, own in zip(named, exams)]
         columns["patient"] = patient
         assumed.append(("patient", f"column {patient}: {len(set(patients))} patients of {len(set(exams))} exams"))
+        if nobody := named.count(None):
+            not_found.append(f"the patient of {nobody} rows: each of their exams counts as another patient")
     else:
         not_found.append("a column of patients: each exam counts as a patient, so one person may be in two splits")
     dataset: dict[str, Any] = {"name": "table", "file": os.path.abspath(file), "columns": columns}  # noqa: PTH100 - keeps links
@@ -119,13 +126,15 @@ def draft_recipe(source: Path) -> Draft:
         seed, train = _seed(patients, exams)
         dataset |= {"shares": SHARES, "split_seed": seed}
         assumed.append(("splits", f"made by {'patient' if patient else 'exam'}, {SHARES}".replace("'", "")))
+    if others:
+        not_found.append(f"a use for {', '.join(map(str, others))}")
     if free:
         not_found.append(f"a use for {_columns(list(free))}")
     return Draft(_text(file, dataset, train), assumed, not_found)
 
 
-def _find_table(source: Path) -> tuple[Path, Table, _Images]:
-    """The table with the most images, and where these are."""
+def _find_table(source: Path) -> tuple[Path, Table, _Images, list[Path]]:
+    """The table with the most images, where these are, and the other tables."""
     if not source.exists():
         raise UserError("no-such-file", "no such file or folder", place=source)
     folders = [source, *_folders(source)] if source.is_dir() else [source.parent, *_folders(source.parent)]
@@ -162,7 +171,7 @@ def _find_table(source: Path) -> tuple[Path, Table, _Images]:
             errors.append(UserError("no-such-file", found, place=file, expected=expected))
     if best is None:
         raise UserError.of(problem for error in errors for problem in error.problems)
-    return best
+    return *best, [file for file in files if file != best[0]]
 
 
 def _find_images(table: Table, roots: Sequence[Path]) -> _Images:
@@ -183,6 +192,7 @@ def _find_images(table: Table, roots: Sequence[Path]) -> _Images:
             count = sum(_exists(folder, name, prefix) for name in found)
             if 2 * count > len(found):
                 now.columns.append(column)
+                now.cells += len(found)
                 now.files += count
         if now.files > best.files:
             best = now
@@ -259,13 +269,18 @@ def _patient(texts: dict[str, list[str | None]], exams: Sequence[str]) -> str | 
 
 
 def _seed(patients: Sequence[str], exams: Sequence[str]) -> tuple[int, int]:
-    """The first seed by which no split is empty, and the number of training exams."""
+    """The seed whose numbers of exams are nearest to the shares, and its number of training exams."""
     pairs = set(zip(exams, patients))
-    for seed in range(100):
-        splits = [split_of(patient, SHARES, seed) for _, patient in pairs]
-        if set(splits) == set(SPLITS):
-            return seed, splits.count("train")
-    return 0, 0
+
+    def off(counts: Counter[str]) -> float:
+        return sum(abs(counts[name] - share * len(pairs)) for name, share in SHARES.items())
+
+    counts = [
+        Counter(split_of(patient, SHARES, seed) for _, patient in pairs)
+        for seed in range(max(1, min(SEEDS, MOST_HASHES // len(pairs))))
+    ]
+    seed = min(range(len(counts)), key=lambda each: off(counts[each]))
+    return seed, counts[seed]["train"]
 
 
 def _text(file: Path, dataset: dict[str, Any], train: int) -> str:

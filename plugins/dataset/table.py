@@ -183,8 +183,8 @@ class ExamTable:
             way = "take another split_seed or other shares" if self.shares else f"see {KEY}.splits"
             found = f"split {', '.join(empty)} has no exams ({counts})"
             raise UserError("empty-split", found, place=self.file, hint=f"Add exams, or {way}.")
-        left = "".join(f"; left out: {count} rows of {value}" for value, count in left_out.items())
-        empty_rows = f"; {table.empty} empty rows" if table.empty else ""
+        left = "".join(f"; left out: {count} row{'s' * (count != 1)} of {value}" for value, count in left_out.items())
+        empty_rows = f"; {table.empty} empty row{'s' * (table.empty != 1)}" if table.empty else ""
         by = (
             f"by {'patient' if 'patient' in self.columns else 'exam'}, seed {self.split_seed}"
             if self.shares

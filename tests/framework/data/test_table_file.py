@@ -20,6 +20,9 @@ GERMAN = "Nr;Befund\n1;Drüse homogen, keine Läsion.\n2;Herd außen, Größe 8 
         *((text, "utf-16", "utf-16") for text in (CHINESE, GERMAN)),
         *((GERMAN, encoding, encoding) for encoding in ("utf-16-le", "utf-16-be")),
         (GERMAN.replace("8", "\x81"), "latin-1", "latin-1"),
+        ("Nr;Größe\n1;Größe 8 mm.\n", "cp1252", "cp1252"),
+        ("Nr;Échographie\n1;Sein gauche: nodule hypoéchogène, à 3 h.\n", "cp1252", "cp1252"),
+        ("Nr,text\n1,left breast 左\n", "gb18030", "gb18030"),
     ],
 )
 def test_encoding_and_separator_are_found(tmp_path, text, encoding, expected):
