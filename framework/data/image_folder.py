@@ -12,16 +12,23 @@ from framework.data.image_file import FileView, inside, is_absolute
 from framework.registry import did_you_mean
 from framework.runtime.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 PATTERN = re.compile(r"[*?\[]")
 MOST_NAMES = 2000  # the nearest of more names takes seconds for each error
 
 
 class ImageFolder:
-    """Finds images by names that count from the folder, with / or \\ between their parts."""
+    """Finds images by names that count from the folder, with / or \\ between their parts.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    Args:
+        window: values of 16-bit grey and floating-point files that become black and white, see `FileView`.
+    """
+
+    def __init__(self, root: Path, window: tuple[float, float] | None = None) -> None:
+        if window is not None and window[0] >= window[1]:
+            found = f"found {window[0]:g} to {window[1]:g}"
+            raise UserError("out-of-range", found, place="data.dataset.window", expected="[low, high]")
+        self.root, self.window = root, window
         self._names: dict[Path, list[str]] = {}
 
     def views(self, name: str) -> list[FileView]:
@@ -51,7 +58,7 @@ class ImageFolder:
         file, name = self._path(name)
         if not _is_file(file):
             raise UserError("no-such-file", f"no image {name} in {self.root}", hint=self._hint(name))
-        return FileView(str(file), name)
+        return FileView(str(file), name, self.window)
 
     def _path(self, name: str) -> tuple[Path, str]:
         """The file of a name, which may not exist, and the name as this system writes it."""

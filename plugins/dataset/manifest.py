@@ -47,6 +47,8 @@ class Manifest:
         images_key: Key of the images; null for `image_path`, `images` or `image`.
         patient_key: Key of the patient, who appears in only one split; an exam without a value is another patient.
         split_key: Key of the split in a flat list.
+        window: Values of 16-bit and floating-point images that become black and white, such as [0, 4095]; null: 0 and
+            the largest value of 8, 10, 12, 14 or 16 bits, by the file.
         get_from: Source of these exams, printed if they are missing.
     """
 
@@ -60,10 +62,11 @@ class Manifest:
         images_key: str | None = None,
         patient_key: str = "patient",
         split_key: str = "split",
+        window: tuple[float, float] | None = None,
         get_from: str | None = None,
     ) -> None:
         self.file, self.images = Path(file), Path(images)
-        self.folder = ImageFolder(self.images)
+        self.folder = ImageFolder(self.images, window)
         self.id_keys = (id_key,) if id_key else ("uid", "id")
         self.report_keys = (report_key,) if report_key else ("finding", "findings", "report")
         self.images_keys = (images_key,) if images_key else ("image_path", "images", "image")

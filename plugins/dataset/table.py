@@ -65,6 +65,8 @@ class ExamTable:
         encoding: Encoding of a text file, such as gb18030; null: found among UTF-8, UTF-16, GB18030 and Latin-1.
         separator: Separator of a text file; null: found.
         sheet: Sheet of a workbook; null for the first.
+        window: Values of 16-bit and floating-point images that become black and white, such as [0, 4095]; null: 0 and
+            the largest value of 8, 10, 12, 14 or 16 bits, by the file.
         get_from: Source of these exams, printed if they are missing.
     """
 
@@ -81,10 +83,11 @@ class ExamTable:
         encoding: str | None = None,
         separator: Literal["comma", "semicolon", "tab", "bar"] | None = None,
         sheet: str | None = None,
+        window: tuple[float, float] | None = None,
         get_from: str | None = None,
     ) -> None:
         self.file = Path(file)
-        self.folder = ImageFolder(self.file.parent if images is None else Path(images))
+        self.folder = ImageFolder(self.file.parent if images is None else Path(images), window)
         self.prefix = None if prefix is None else _slashed(prefix).rstrip("/") + "/"
         self.form = {"encoding": encoding, "separator": separator, "sheet": sheet}
         self.meaning: Mapping[str, str | None] = {**{name: name for name in SPLITS}, **(splits or {})}

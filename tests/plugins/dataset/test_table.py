@@ -179,6 +179,7 @@ def test_a_split_without_exams_is_refused(listed):
         ({"columns": {**COLUMNS, "report": ["findings", "id"]}}, "wrong-type", "columns.report"),
         ({"shares": SHARES}, "conflicting-settings", "shares"),
         ({"columns": {"image": "file", "report": "findings"}}, "missing-key", "shares"),
+        ({"window": (5, 5)}, "out-of-range", "window"),
         ({"columns": {"image": "a", "report": "b"}, "shares": {"train": 0.7, "val": 0.2}}, "out-of-range", "shares"),
         ({"columns": {"image": "a", "report": "b"}, "shares": {"train": 1.0, "val": 0.0}}, "out-of-range", "shares"),
         (
@@ -230,8 +231,9 @@ def test_cache_key_follows_table_and_images(listed, tmp_path):
     assert save().cache_key == before
     picture(tmp_path / "images" / "1.png")
     changed = save().cache_key
+    windowed = save(window=(0, 4095)).cache_key
     rows[0][4] = "Other."
-    assert len({before, changed, save().cache_key}) == 3
+    assert len({before, changed, windowed, save().cache_key}) == 4
 
 
 @pytest.mark.parametrize(
