@@ -14,14 +14,14 @@ import yaml
 
 from framework.data.cells import id_of, text_of
 from framework.data.check import SPLITS, nearest_split
-from framework.data.image_folder import SUFFIXES, ImageFolder
+from framework.data.image_folder import PATTERN, SUFFIXES, ImageFolder
 from framework.data.patient_split import split_of
 from framework.data.table_file import Table, read_table
 from framework.recipe.source import SHIPPED
 from framework.registry.types import TABLES
 from framework.runtime.errors import UserError
 
-SAMPLE = 200  # rows in which images are looked for
+SAMPLE = 100  # rows in which images are looked for
 DEPTH = 3  # of folders below the one given
 MOST_FOLDERS = 200
 SHORTEST_REPORT = 8  # characters on average
@@ -175,21 +175,18 @@ def _find_table(source: Path) -> tuple[Path, Table, _Images, list[Path]]:
 
 
 def _find_images(table: Table, roots: Sequence[Path]) -> _Images:
+    """The columns whose cells are names of images, and the folder and prefix with which most of these exist."""
     best = _Images(roots[0])
-    names = {
-        column: [name for row in table.rows[:SAMPLE] if (name := text_of(_first(row.cells[column]))) is not None]
-        for column in table.columns
-        if column
-    }
-    names = {column: found for column, found in names.items() if any("." in name for name in found)}
+    names = {name: _image_names(table, name) for name in table.columns if name}
+    names = {column: found for column, found in names.items() if found}
     folders = [ImageFolder(root) for root in roots]
     prefixes = list(dict.fromkeys(each for found in names.values() for each in _prefixes(found)))
     # Of equal ones the first: without a prefix, or else from the table's own folder.
-    tries = [(folder, None) for folder in folders] + [(folder, prefix) for folder in folders for prefix in prefixes]
+    tries = [(folder, "") for folder in folders] + [(folder, prefix) for folder in folders for prefix in prefixes]
     for folder, prefix in tries:
-        now = _Images(folder.root, prefix)
+        now = _Images(folder.root, prefix.rstrip("/") or None)
         for column, found in names.items():
-            count = sum(_exists(folder, name, prefix) for name in found)
+            count = sum(folder.has(name.removeprefix(prefix)) for name in found)
             if 2 * count > len(found):
                 now.columns.append(column)
                 now.cells += len(found)
@@ -199,23 +196,22 @@ def _find_images(table: Table, roots: Sequence[Path]) -> _Images:
     return best
 
 
+def _image_names(table: Table, column: str) -> list[str]:
+    """The cells of a column, in the first rows, if most are names or patterns of images."""
+    cells = [text_of(_first(row.cells[column])) for row in table.rows[:SAMPLE]]
+    names = [name.replace("\\", "/") for name in cells if name is not None]
+    like = [name for name in names if name.lower().endswith(SUFFIXES) or PATTERN.search(name)]
+    return names if 2 * len(like) > len(names) else []
+
+
 def _prefixes(names: Sequence[str]) -> Iterator[str]:
     """The folders in which all paths of a column are, the innermost first: parts of another machine's."""
-    parts = [re.split(r"[\\/]", name)[:-1] for name in names]
+    parts = [name.split("/")[:-1] for name in names]
     shared = [len(set(level)) == 1 for level in zip(*parts)]
     common = parts[0][: [*shared, False].index(False)] if parts else []
     for length in range(len(common), 0, -1):
         if any(common[:length]):
-            yield names[0][: len("/".join(common[:length]))]
-
-
-def _exists(folder: ImageFolder, name: str, prefix: str | None) -> bool:
-    if prefix is not None:
-        name = name[len(prefix) :].lstrip("\\/")
-    try:
-        return bool(folder.views(name))
-    except UserError:
-        return False
+            yield "/".join(common[:length]) + "/"
 
 
 def _report(texts: dict[str, list[str | None]], file: Path) -> str:

@@ -60,6 +60,15 @@ class ImageFolder:
             raise UserError("no-such-file", f"no image {name} in {self.root}", hint=self._hint(name))
         return FileView(str(file), name, self.window)
 
+    def has(self, name: str) -> bool:
+        """Whether there is an image of this name, or one that matches it if it is a pattern."""
+        try:
+            if _is_file(inside(self.root, name)):
+                return True
+            return bool(PATTERN.search(name)) and any(self.root.glob(name))
+        except (ValueError, OSError):
+            return False
+
     def _path(self, name: str) -> tuple[Path, str]:
         """The file of a name, which may not exist, and the name as this system writes it."""
         try:
@@ -79,11 +88,11 @@ class ImageFolder:
             return ""
         for start in range(0 if is_absolute(name) else 1, len(parts)):
             tail = "/".join(parts[start:])
-            if self._has(tail):
+            if self.has(tail):
                 return f"{tail} is there: paths count from {self.root}."
         name = "/".join(parts)
         for form in ("NFC", "NFD"):
-            if (other := unicodedata.normalize(form, name)) != name and self._has(other):  # type: ignore[arg-type]
+            if (other := unicodedata.normalize(form, name)) != name and self.has(other):  # type: ignore[arg-type]
                 return f"A file of this name in the Unicode form {form} is there: rename it, or write the name like it."
         within = [folder for folder in self._folders if _is_file(folder / name)]
         if len(within) == 1:
@@ -94,12 +103,6 @@ class ImageFolder:
         if same:
             return f"Did you mean '{same[0]}'?"
         return did_you_mean(last, names).strip() if len(names) <= MOST_NAMES else ""
-
-    def _has(self, name: str) -> bool:
-        try:
-            return _is_file(inside(self.root, name))
-        except (ValueError, OSError):
-            return False
 
     @cached_property
     def _folders(self) -> list[Path]:

@@ -41,7 +41,7 @@ def test_columns_are_found_by_content_and_by_name(tmp_path):
     save(tmp_path / "Befunde.csv", [*rows, ["NaN"] * 5], encoding="cp1252")
     draft, dataset = drafted(tmp_path)
     assert dataset["columns"] == {"image": "Bild", "report": "Befund", "exam": "Nr", "patient": "Patient"}
-    assert dataset["prefix"] == "D:\\Export" and "images" not in dataset
+    assert dataset["prefix"] == "D:/Export" and "images" not in dataset
     assert dataset["file"] == str(tmp_path / "Befunde.csv") and sum(dataset["shares"].values()) == pytest.approx(1)
     assert any("Ort" in each for each in draft.not_found)
 
