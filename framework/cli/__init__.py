@@ -56,7 +56,8 @@ for _verb in VERBS:
 app.command("runs")(runs.list_runs)
 # Its flags are those of accelerate's launcher.
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(runs.launch)
-data_app = typer.Typer(no_args_is_help=True, help="Data sets: check one, or export one.")
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: begin with your own, check or export one.")
+data_app.command()(data.init)
 data_app.command()(data.check)
 data_app.command()(data.make)
 app.add_typer(data_app, name="data")

@@ -1,4 +1,4 @@
-"""The verbs of data sets: `data check`, `data make`."""
+"""The verbs of data sets: `data init`, `data check`, `data make`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,34 @@ from typing import Annotated
 import typer
 
 from framework.cli.options import Overrides, RecipeArgument, load
+from framework.runtime.errors import UserError
+
+
+def init(
+    source: Annotated[Path, typer.Argument(metavar="FOLDER|TABLE", help="A table of exams, or a folder with one.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The recipe; by default named as the table, here.")
+    ] = None,
+) -> None:
+    """Write a recipe for your own table and images, and show what it assumes."""
+    from framework.data.draft import draft_recipe
+    from framework.runtime.files import atomic_write
+
+    out = out or Path(f"{source.resolve().stem}.yaml")
+    if out.exists():
+        raise UserError("file-exists", "this file exists", place=out, hint="Name another file by --out, or move it.")
+    draft = draft_recipe(source)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(out, draft.recipe)
+    print(f"{out} assumes")
+    for what, how in draft.assumed:
+        print(f"  {what:8} {how}")
+    for what in draft.not_found:
+        print(f"  not found: {what}")
+    from framework.build import build_dataset
+
+    build_dataset(load(str(out), None)).splits()  # prints the numbers of exams
+    print(f"Next: launch.py data check {out}; launch.py {out}")
 
 
 def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:

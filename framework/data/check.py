@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from framework.exam import ExamSource
 
 SPLITS = ("train", "val", "test")
+# Other names of the splits.
+SPLIT_ALIASES = {
+    "training": "train",
+    "validation": "val",
+    "validate": "val",
+    "valid": "val",
+    "dev": "val",
+    "testing": "test",
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,12 @@ def require_split(split: str) -> None:
         raise UserError(
             "unknown-name", f"no split '{split}'", place="--split", expected=f"one of {', '.join(SPLITS)}", hint=hint
         )
+
+
+def nearest_split(name: str) -> str | None:
+    """The split that a name means, or None: `Train` and `dev` are other spellings."""
+    name = name.strip().lower()
+    return SPLIT_ALIASES.get(name, name if name in SPLITS else None)
 
 
 class DatasetError(UserError):

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
 from PIL import Image
 
+from framework.exam import Exam
+
 # A header can claim any size. 100 million pixels are 25 times the largest ultrasound frame, and 300 MB decoded.
 MAX_PIXELS = 100_000_000
 # Only these formats of PIL: some others run external programs (EPS), and none of them is used for scans.
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
 # Scanners store 10, 12 or 14 bits in files of 16. The least of these depths that holds the largest value is the window.
 DEPTHS = (8, 10, 12, 14, 16)
 ORIENTATION = 0x0112  # EXIF tag: how to turn the pixels as stored into the picture as viewers show it
@@ -32,6 +36,11 @@ UPRIGHT = {
 SUBFILE_TYPE = 254  # TIFF tag: bit 0 marks a reduced copy of another page, bit 2 a mask
 
 
+def is_absolute(name: str) -> bool:
+    """Whether a path is absolute on any system: with / or \\ at its start, or a drive."""
+    return name.startswith("/") or bool(PureWindowsPath(name).anchor)
+
+
 def inside(root: str | os.PathLike[str], relative: str) -> Path:
     """`root / relative`, which may not exist.
 
@@ -40,10 +49,9 @@ def inside(root: str | os.PathLike[str], relative: str) -> Path:
     """
     if not relative or "\0" in relative:
         raise ValueError(f"not a file name: {relative!r}")
-    parts = PureWindowsPath(relative)  # knows / and \ as separators, and drives, on any system
-    if relative.startswith("/") or parts.anchor:
+    if is_absolute(relative):
         raise ValueError(f"'{relative}' is an absolute path, expected a path relative to {root}")
-    if ".." in parts.parts:
+    if ".." in PureWindowsPath(relative).parts:
         raise ValueError(f"'{relative}' leaves its folder {root} by '..'")
     try:
         path, base = (Path(root) / relative).resolve(), Path(root).resolve()
@@ -56,21 +64,25 @@ def inside(root: str | os.PathLike[str], relative: str) -> Path:
 
 @dataclass(frozen=True)
 class FileView:
-    """A view in a PNG, JPEG, BMP or TIFF file."""
+    """A view in a PNG, JPEG, BMP, TIFF, WebP or GIF file.
+
+    `window` are the values of 16-bit grey and floating-point files that become black and white.
+    """
 
     path: str
     name: str
+    window: tuple[float, float] | None = None
 
     def load(self) -> np.ndarray:
         """The image as viewers show it, uint8 [H, W], or [H, W, 3] for colour.
 
-        16-bit grey is scaled by the window 0 to 2^n - 1, with n the least of 8, 10, 12, 14 and 16 bits that holds the
-        largest value of the file. The EXIF orientation is applied.
+        16-bit grey without a window is scaled from 0 to 2^n - 1, with n the least of 8, 10, 12, 14 and 16 bits that
+        holds the largest value of the file. The EXIF orientation is applied; what is transparent is black.
 
         Raises:
             FileNotFoundError: the file does not exist.
-            OSError: the file is not an image, is truncated, has several pages, is 16-bit colour of a low range, or
-                claims more than `MAX_PIXELS` pixels. With an errno if the system could not read it.
+            OSError: the file is not an image, is truncated, has several pages, is 16-bit colour of a low range,
+                needs a window, or claims more than `MAX_PIXELS` pixels. With an errno if the system could not read it.
         """
         try:
             if not stat.S_ISREG(Path(self.path).stat().st_mode):
@@ -86,7 +98,7 @@ class FileView:
                         raise OSError(
                             f"{self.path}: holds {pages} pages; save each as a file and list it as a view of the exam"
                         )
-                    return _grey_or_colour(image, self.path)
+                    return _grey_or_colour(image, self.path, self.window)
         except FileNotFoundError:
             raise FileNotFoundError(f"{self.path}: no such file") from None
         except Image.DecompressionBombError:
@@ -111,12 +123,12 @@ class _OfSystemError(OSError):
 
 
 def _pages(image: Image.Image) -> int:
-    """The pages of a TIFF file or frames of a PNG file, without reduced copies and masks of a page.
+    """The pages of a TIFF file or frames of a PNG, GIF or WebP file, without reduced copies and masks of a page.
 
     Further pictures in a JPEG file (MPO) are depth maps and previews of the first one.
     """
     frames = getattr(image, "n_frames", 1)
-    if frames == 1 or image.format == "PNG":
+    if frames == 1 or image.format in ("PNG", "GIF", "WEBP"):
         return frames
     if image.format != "TIFF":
         return 1
@@ -128,12 +140,25 @@ def _pages(image: Image.Image) -> int:
     return pages
 
 
+def files_key(content: bytes, splits: Mapping[str, Sequence[Exam]]) -> str:
+    """Hash of a file that lists exams, and of name, size, time and window of every image of `splits`, whose
+    views are files."""
+    seen = hashlib.sha256(content)
+    for exam in (exam for exams in splits.values() for exam in exams):
+        for view in exam.views:
+            assert isinstance(view, FileView)
+            stat = Path(view.path).stat()
+            window = "" if view.window is None else f" {view.window}"
+            seen.update(f"{exam.id} {view.name} {stat.st_size} {stat.st_mtime_ns}{window}\n".encode())
+    return seen.hexdigest()[:20]
+
+
 def is_blank(image: np.ndarray) -> bool:
     """Whether an image [H, W] or [H, W, C] has no picture: no pixel differs from the first one."""
     return not image.size or bool((image == image[:1, :1]).all())
 
 
-def _grey_or_colour(image: Image.Image, path: str) -> np.ndarray:
+def _grey_or_colour(image: Image.Image, path: str, window: tuple[float, float] | None) -> np.ndarray:
     is_deep_colour = image.mode in {"RGB", "RGBA", "LA"} and any(
         ";16" in str(tile[3]) for tile in getattr(image, "tile", ())
     )
@@ -142,17 +167,31 @@ def _grey_or_colour(image: Image.Image, path: str) -> np.ndarray:
     turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1)) if image.format != "TIFF" else None
     if turn is not None:
         image = image.transpose(turn)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        deep = np.asarray(image).astype(np.int64)
-        if deep.min() < 0 or deep.max() > 65535:
-            raise OSError(f"{path}: grey values {deep.min()} to {deep.max()}, beyond 16 bits; save it with 8 or 16")
-        depth = next(depth for depth in DEPTHS if deep.max() < 2**depth)
-        return (deep * 255 // (2**depth - 1)).astype(np.uint8)
-    if image.mode == "F":
-        raise OSError(f"{path}: holds floating-point values; save it with 8-bit grey or colour")
-    found = np.array(image.convert("L" if image.mode in {"1", "L", "LA", "La"} else "RGB"))
+    if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
+        return _scaled(np.asarray(image), path, window)
+    to = "L" if image.mode in {"1", "L", "LA", "La"} else "RGB"
+    if image.has_transparency_data:  # a viewer hides what is transparent, such as an erased name
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    found = np.array(image.convert(to))
     if is_deep_colour and 0 < found.max() < 128:  # PIL keeps the upper 8 of 16 bits only
         raise OSError(
             f"{path}: 16-bit colour with values up to about {int(found.max()) * 257} of 65535; save it with 8 bits"
         )
     return found
+
+
+def _scaled(deep: np.ndarray, path: str, window: tuple[float, float] | None) -> np.ndarray:
+    """16-bit and floating-point grey as uint8."""
+    if window is not None:
+        if not np.isfinite(deep).all():
+            raise OSError(f"{path}: holds NaN or infinite values")
+        low, high = window
+        return (np.clip((deep.astype(np.float64) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    if deep.dtype.kind == "f":
+        raise OSError(f"{path}: holds floating-point values {deep.min():g} to {deep.max():g}; set data.dataset.window")
+    deep = deep.astype(np.int64)
+    if deep.min() < 0 or deep.max() > 65535:
+        raise OSError(f"{path}: grey values {deep.min()} to {deep.max()}, beyond 16 bits; set data.dataset.window")
+    depth = next(depth for depth in DEPTHS if deep.max() < 2**depth)
+    return (deep * 255 // (2**depth - 1)).astype(np.uint8)

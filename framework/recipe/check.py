@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -60,7 +61,7 @@ CODE_OF = {
     **dict.fromkeys(("finite_number", "too_short", "too_long"), "out-of-range"),
     "literal_error": "unknown-name",
     "string_pattern_mismatch": "wrong-format",
-    "json_file": "wrong-format",
+    "file_form": "wrong-format",
 }  # of any other error: wrong-type
 FIRST_CODES = ("out-of-range", "wrong-type", "wrong-format", "unknown-name")  # of a union, the first that occurs
 
@@ -124,6 +125,8 @@ def explain(error: ValidationError, tree: Any, base: Key, known: Callable[[Key],
             yield (*base, *place, item["loc"][-1]), Problem("missing-key", "is missing")
         elif item["type"] == "extra_forbidden":
             yield (*base, *place), unknown_key((*base, *place), known(place[:-1]))
+        elif item["type"] == "literal_error" and item["loc"][-1] == "[key]":
+            yield (*base, *place), unknown_key((*base, *place), re.findall(r"'([^']+)'", item["ctx"]["expected"]))
         else:
             limits = {k: f"{v:g}" if isinstance(v, float) else v for k, v in item.get("ctx", {}).items()}
             text = EXPECTED[item["type"]].format(**limits) if item["type"] in EXPECTED else item["msg"]

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from framework.registry.source import KINDS, NEEDS_TOPICS, Plugin, PluginError, short, unknown_name
-from framework.registry.types import Fraction, JsonFile
+from framework.registry.types import Fraction, JsonFile, TableFile
 
 # Keys of the recipe itself in the same block as a plugin's keys.
 RESERVED = {"loss": frozenset({"weight"}), "optimizer": frozenset({"lr", "encoder_lr", "group_lrs", "layer_decay"})}
@@ -43,6 +43,7 @@ PLAIN: dict[str, Any] = {
     "NonNegativeFloat": NonNegativeFloat,
     "Fraction": Fraction,
     "JsonFile": JsonFile,
+    "TableFile": TableFile,
 }
 GENERIC: dict[str, Any] = {"list": list, "dict": dict, "tuple": tuple, "Literal": Literal, "Optional": Optional}
 REQUIRED = object()

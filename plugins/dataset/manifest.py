@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from framework.data.check import SPLITS, DatasetError
-from framework.data.image_file import FileView, inside
+from framework.data.cells import present
+from framework.data.check import SPLIT_ALIASES, SPLITS, DatasetError
+from framework.data.image_file import FileView, files_key
+from framework.data.image_folder import ImageFolder, searched
 from framework.exam import Exam, ExamError
 from framework.registry import did_you_mean, register
 from framework.registry.types import JsonFile
@@ -19,16 +19,6 @@ from framework.runtime.errors import UserError
 from framework.runtime.files import read_bounded
 
 LARGEST = 1_000_000_000  # bytes of the file of exams
-# Other names of the splits.
-SPLIT_ALIASES = {
-    "training": "train",
-    "validation": "val",
-    "validate": "val",
-    "valid": "val",
-    "dev": "val",
-    "testing": "test",
-}
-
 LAYOUT = """\
   a JSON file    {"train": [...], "val": [...], "test": [...]} of exams such as
                  {"uid": 7, "finding": "...", "image_path": ["7_1.jpeg", "7_2.jpeg"]}
@@ -57,6 +47,8 @@ class Manifest:
         images_key: Key of the images; null for `image_path`, `images` or `image`.
         patient_key: Key of the patient, who appears in only one split; an exam without a value is another patient.
         split_key: Key of the split in a flat list.
+        window: Values of 16-bit and floating-point images that become black and white, such as [0, 4095]; null: 0 and
+            the largest value of 8, 10, 12, 14 or 16 bits, by the file.
         get_from: Source of these exams, printed if they are missing.
     """
 
@@ -70,9 +62,11 @@ class Manifest:
         images_key: str | None = None,
         patient_key: str = "patient",
         split_key: str = "split",
+        window: tuple[float, float] | None = None,
         get_from: str | None = None,
     ) -> None:
         self.file, self.images = Path(file), Path(images)
+        self.folder = ImageFolder(self.images, window)
         self.id_keys = (id_key,) if id_key else ("uid", "id")
         self.report_keys = (report_key,) if report_key else ("finding", "findings", "report")
         self.images_keys = (images_key,) if images_key else ("image_path", "images", "image")
@@ -99,14 +93,7 @@ class Manifest:
     @property
     def cache_key(self) -> str:
         """Hash of the file, and of name, size and time of every image."""
-        seen = hashlib.sha256(read_bounded(self.file, LARGEST))
-        for exams in self._splits.values():
-            for exam in exams:
-                for view in exam.views:
-                    assert isinstance(view, FileView)
-                    stat = Path(view.path).stat()
-                    seen.update(f"{exam.id} {view.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        return f"manifest-{seen.hexdigest()[:20]}"
+        return f"manifest-{files_key(read_bounded(self.file, LARGEST), self._splits)}"
 
     @cached_property
     def _splits(self) -> dict[str, Sequence[Exam]]:
@@ -117,7 +104,7 @@ class Manifest:
         if images and not self.images.is_dir():
             raise UserError(
                 "no-such-file",
-                f"no such folder of images (data.dataset.images){_searched(self.images)}",
+                f"no such folder of images (data.dataset.images){searched(self.images)}",
                 place=self.images,
                 hint=self.layout,
             )
@@ -151,7 +138,7 @@ class Manifest:
         except FileNotFoundError:
             raise UserError(
                 "no-such-file",
-                f"no such manifest (data.dataset.file){_searched(self.file)}",
+                f"no such manifest (data.dataset.file){searched(self.file)}",
                 place=self.file,
                 hint=self.layout,
             ) from None
@@ -225,7 +212,7 @@ class Manifest:
         """An exam, without views unless `images`; appends to `problems`. Raises `ExamError` if it has no id."""
         if not isinstance(entry, dict):
             raise ExamError(name, "wrong-type", f"is a {_kind(entry)}, expected {{uid, finding, image_path}}")
-        entry = {key: _present(value) for key, value in entry.items()}
+        entry = {key: present(value) for key, value in entry.items()}
         id_key = next((key for key in self.id_keys if entry.get(key) is not None), None)
         found = None if id_key is None else entry[id_key]
         if isinstance(found, bool) or not isinstance(found, (str, int)):
@@ -270,18 +257,11 @@ class Manifest:
         views = []
         for path in paths:
             try:
-                file = inside(self.images, path)
-                if not file.is_file():
-                    raise ValueError(f"no image {path} in {self.images}")
-            except (ValueError, OSError) as error:
-                problems.append(ExamError(exam_id, "no-such-file", f"{error} ({split})"))
-                continue
-            views.append(FileView(str(file), path))
+                views.append(self.folder.view(path))
+            except UserError as error:
+                (found,) = error.problems
+                problems.append(ExamError(exam_id, found.code, f"{found.found} ({split})", hint=found.hint))
         return tuple(views)
-
-
-def _searched(path: Path) -> str:
-    return "" if path.is_absolute() else f", searched in {Path.cwd()}"
 
 
 def _check_unique(
@@ -297,15 +277,6 @@ def _check_unique(
         )
     home.setdefault(exam.id, split)
     patients.setdefault(exam.patient, split)
-
-
-def _present(value: Any) -> Any:
-    """A value as pandas means it: NaN and empty text are a missing value (None), and 17.0 in a column with missing
-    values is 17.
-    """
-    if isinstance(value, float):
-        return None if math.isnan(value) else int(value) if value.is_integer() else value
-    return None if isinstance(value, str) and not value.strip() else value
 
 
 class _DuplicateKeyError(ValueError):

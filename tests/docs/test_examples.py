@@ -21,7 +21,7 @@ import pytest
 import typer
 import yaml
 from accelerate.commands.launch import launch_command_parser
-from harness import ROOT
+from harness import ROOT, launch
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
@@ -90,6 +90,19 @@ def picture(path: Path, seed: int) -> None:
     Image.fromarray(grey_HW).save(path)
 
 
+def write_clinic(folder: Path) -> None:
+    """The folder that docs/data.md shows: a table from Excel, in Latin-1, and images."""
+    rows = ["Untersuchung;Patient;Ort;Datei;Befund"]
+    for number in range(1, 21):
+        for view in (1, 2):
+            picture(folder / "Bilder" / f"{number}_{view}.png", 2 * number + view)
+            text = f"Ovale, glatt begrenzte Läsion, {number} mm." if view == 1 else ""
+            rows.append(
+                f"{1000 + number}.0;{16 + (number + 1) // 2}.0;Köln;D:\\Export\\Bilder\\{number}_{view}.png;{text}"
+            )
+    (folder / "Befunde.csv").write_text("\n".join([*rows, "NaN;;;;", ""]), encoding="cp1252")
+
+
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory: what commands read is there, and what they write stays in it."""
@@ -101,6 +114,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         finding = f"A mass of {number} mm, {number % 7} cysts."
         exams.setdefault(split, []).append({"uid": number, "finding": finding, "image_path": f"{number}.png"})
     (tmp_path / "data" / "annotation.json").write_text(json.dumps(exams), encoding="utf-8")
+    write_clinic(tmp_path / "clinic")
     (tmp_path / "first" / "model").mkdir(parents=True)
     (tmp_path / "first" / "model" / "model.safetensors").touch()
     monkeypatch.chdir(tmp_path)
@@ -177,7 +191,7 @@ def check(command: Block) -> None:
     params = understood(words)
     if command.page == NO_RECIPE_HERE:
         return
-    if words[0] in RUN and not SLOW_OPTIONS & set(words):
+    if (words[0] in RUN or words[:2] == ["data", "init"]) and not SLOW_OPTIONS & set(words):
         call([*words, "--dry-run"] if words[:2] == ["grid", "run"] and "--dry-run" not in words else words)
     elif "recipe" in params:
         # The folder of a run that an earlier command of the page makes: here any folder with a model.
@@ -200,6 +214,18 @@ def test_the_program_that_checks_a_plugin_runs(clone: Path) -> None:
     shown, checked = (block for block in HERE if block.page == "docs/plugins.md" and block.language == "python")
     assert read("docs/examples/short_reports.py").endswith(f"\n\n{shown.text}\n"), "shown is not the file that trains"
     exec(compile(checked.text, str(checked), "exec"), {})
+
+
+@pytest.mark.long
+def test_the_example_of_a_clinic_trains_in_two_commands(clone: Path) -> None:
+    shown = [block.text for block in HERE if block.page == "docs/data.md" and "data init" in block.text]
+    first, second = (command.text for command in commands(Block("docs/data.md", 1, "bash", shown[0])))
+    launch(*launched(shlex.split(first)), cwd=clone)
+    drafted = (clone / "clinic.yaml").read_text(encoding="utf-8").replace(str(clone), "/home/me")
+    recipes = [block.text for block in HERE if block.page == "docs/data.md" and block.language == "yaml"]
+    assert yaml.safe_load(drafted) in map(yaml.safe_load, recipes)
+    done = launch(*launched(shlex.split(second)), "train.epochs=1", cwd=clone)
+    assert "epoch 1/1" in done.stdout
 
 
 @pytest.mark.parametrize("block", [block for block in HERE if block.language == "yaml"], ids=str)

@@ -237,7 +237,10 @@ def test_the_snippet_of_a_grid_file_loads(plugin, tmp_path):
 def test_the_snippet_of_a_recipe_loads(plugin, tmp_path):
     from framework.recipe import load_recipe, save
 
-    text = snippet(plugin).replace("attributes: ???", "attributes: [shape]").replace("???", "x")
+    text = snippet(plugin)
+    for key, value in {"attributes": "[shape]", "columns": "{image: a, report: b}", "file": "x.jsonl"}.items():
+        text = text.replace(f" {key}: ???", f" {key}: {value}")
+    text = text.replace("???", "x")
     if plugin.kind == "metric":
         text += f"\n  monitor: val/{class_texts(plugin, 'names')[0]}"
     (tmp_path / "r.yaml").write_text(f"_base_: {ROOT}/recipes/smoke.yaml\n{text}\n")
@@ -314,6 +317,24 @@ def test_data_check_fails_on_a_broken_image(run, tmp_path):
     manifest = f"data.dataset={{name: manifest, file: {out}/manifest.json, images: {out}}}"
     code, out_text, _ = run("data", "check", "smoke", manifest)
     assert code == 2 and "1 problem, 0 warnings" in out_text
+
+
+def test_data_init_writes_a_recipe_that_validates_and_shows_the_splits(run, tmp_path):
+    made = tmp_path / "made"
+    run("data", "make", "smoke", str(made), "data.dataset.exams=24")
+    lines = [exam for exams in json.loads((made / "manifest.json").read_text("utf-8")).values() for exam in exams]
+    rows = [[exam["uid"], exam["finding"].replace(";", ","), path] for exam in lines for path in exam["image_path"]]
+    (made / "exams.csv").write_text("\n".join(map(";".join, [["exam", "report", "image"], *rows])), "utf-8")
+    recipe = tmp_path / "new" / "recipe.yaml"
+    code, out, err = run("data", "init", str(made), "--out", str(recipe))
+    assert code == 0, err
+    assert "column report" in out and "splits by exam" in out and "not found: a column of patients" in out
+    assert run("validate", str(recipe))[0] == 0 and run("data", "check", str(recipe))[0] == 0
+    code, _, err = run("data", "init", str(made), "--out", str(recipe))
+    assert code == 2 and "[file-exists]" in err
+    (made / "exams.csv").write_text((made / "exams.csv").read_text("utf-8") + f"\nx;;{rows[0][2]}", "utf-8")
+    code, _, err = run("data", "init", str(made), "--out", str(tmp_path / "other.yaml"))
+    assert code == 2 and f"line {len(rows) + 2}" in err and (tmp_path / "other.yaml").is_file()
 
 
 def test_launch_needs_no_installation():

@@ -50,6 +50,50 @@ def test_grey_beyond_sixteen_bits_is_refused_with_its_range(tmp_path):
         FileView(str(tmp_path / "a.tiff"), "a").load()
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_a_window_scales_deep_and_floating_point_images_and_leaves_others(tmp_path, dtype):
+    Image.fromarray(np.array([[0, 100], [2100, 4100]], dtype=dtype)).save(tmp_path / "a.tiff")
+    assert FileView(str(tmp_path / "a.tiff"), "a", (100, 4100)).load().tolist() == [[0, 0], [127, 255]]
+    Image.new("L", (2, 2), 200).save(tmp_path / "b.png")
+    assert (FileView(str(tmp_path / "b.png"), "b", (100, 4100)).load() == 200).all()
+
+
+def test_floating_point_images_need_a_window_and_finite_values(tmp_path):
+    Image.fromarray(np.array([[0.5, -2.0]], dtype=np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(OSError, match=r"-2 to 0\.5; set data\.dataset\.window"):
+        FileView(str(tmp_path / "a.tiff"), "a").load()
+    Image.fromarray(np.array([[0.5, np.nan]], dtype=np.float32)).save(tmp_path / "b.tiff")
+    with pytest.raises(OSError, match="NaN"):
+        FileView(str(tmp_path / "b.tiff"), "b", (0, 1)).load()
+
+
+@pytest.mark.parametrize("mode, suffix", [("RGBA", ".png"), ("LA", ".png"), ("RGBA", ".webp"), ("RGBA", ".tiff")])
+def test_what_is_transparent_is_black(tmp_path, mode, suffix):
+    image = Image.new("RGBA", (2, 1), (200, 200, 200, 255))
+    image.putpixel((0, 0), (200, 200, 200, 0))  # an erased name keeps its colour
+    image.convert(mode).save(
+        tmp_path / f"a{suffix}", **({"lossless": True, "exact": True} if suffix == ".webp" else {})
+    )
+    found = FileView(str(tmp_path / f"a{suffix}"), "a").load()
+    assert (found[0, 0] == 0).all() and (found[0, 1] == 200).all()
+
+
+def test_a_transparent_colour_of_a_palette_is_black(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([200, 100, 50, 10, 20, 30])
+    image.putpixel((1, 0), 1)
+    for suffix in (".png", ".gif"):
+        image.save(tmp_path / f"a{suffix}", transparency=0)
+        assert FileView(str(tmp_path / f"a{suffix}"), "a").load().tolist() == [[[0, 0, 0], [10, 20, 30]]]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".tiff"])
+def test_cmyk_is_read_as_viewers_show_it(tmp_path, suffix):
+    Image.new("RGB", (16, 16), (200, 100, 50)).convert("CMYK").save(tmp_path / f"a{suffix}")
+    found = FileView(str(tmp_path / f"a{suffix}"), "a").load()
+    assert np.abs(found[8, 8].astype(int) - [200, 100, 50]).max() <= 3
+
+
 def deep_colour(path, value):
     """A PNG of 2 x 2 pixels with 16 bits per colour, which PIL reads but does not write."""
 
@@ -90,7 +134,7 @@ def test_images_are_turned_as_viewers_show_them(tmp_path, suffix, mode, orientat
 
 def test_files_of_several_pages_are_refused(tmp_path):
     pages = [Image.new("L", (6, 4), value) for value in (10, 20, 30)]
-    for name in ("a.tiff", "a.png"):
+    for name in ("a.tiff", "a.png", "a.gif", "a.webp"):
         pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
         with pytest.raises(OSError, match="3 pages"):
             FileView(str(tmp_path / name), "a").load()
