@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,44 @@ from framework.checkpoint.export import load_weights, verify_model
 from framework.data.image_cache import fit
 from framework.data.image_file import FileView, is_blank
 from framework.evaluation.model_selection import BEST, ModelSelection, load_models
+from framework.evaluation.words import words_of_reports
 from framework.exam import Batch
 from framework.models.generation import generate
 from framework.recipe import load_saved_recipe
 from framework.runtime.errors import UserError
+from framework.text.words import Word
 
 View = str | os.PathLike[str] | np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedReport:
+    """The report of an exam. It prints as its text, equals it, and shows itself in a notebook as a card: the views, and
+    for each word where the model looked.
+
+    Attributes:
+        warnings: reasons not to take the report as it is.
+        views: the images as the model saw them, uint8 [V, C, H, W].
+    """
+
+    text: str
+    words: tuple[Word, ...]
+    warnings: tuple[str, ...]
+    views: np.ndarray
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __eq__(self, other: object) -> bool:
+        return str(other) == self.text if isinstance(other, (str, GeneratedReport)) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def _repr_html_(self) -> str:
+        from framework.pages.exam_card import exam_card, exam_frame, word_rows
+
+        return exam_frame(exam_card("exam", self.views, self.text, word_rows(self.words), warnings=self.warnings))
 
 
 class Predictor:
@@ -50,7 +83,7 @@ class Predictor:
         self.task = task.to(self.device).eval()
         self.num_beams = num_beams or self.recipe.evaluate.num_beams
 
-    def report(self, images: Sequence[View]) -> str:
+    def report(self, images: Sequence[View]) -> GeneratedReport:
         """The report of one exam.
 
         Args:
@@ -59,26 +92,61 @@ class Predictor:
         Raises:
             UserError: there is no image, or one cannot be used.
         """
+        return self._reports([self._views(images)])[0]
+
+    def reports(self, exams: Sequence[Sequence[View]]) -> list[GeneratedReport]:
+        """The reports of many exams, `evaluate.batch_size` at a time.
+
+        Raises:
+            UserError: an exam has no image, or one cannot be used; the place tells which exam, counted from 0.
+        """
+        size = self.recipe.evaluate.batch_size
+        found = []
+        for start in range(0, len(exams), size):
+            batch = []
+            for number, images in enumerate(exams[start : start + size], start):
+                try:
+                    batch.append(self._views(images))
+                except UserError as error:
+                    raise UserError.of(each.at(f"exams[{number}]") for each in error.problems) from error
+            found += self._reports(batch)
+        return found
+
+    def _views(self, images: Sequence[View]) -> np.ndarray:
         if isinstance(images, (str, os.PathLike, np.ndarray)) or not len(images):
             raise UserError("wrong-type", f"found {type(images).__name__}", expected="a list of at least one image")
         data = self.recipe.data
-        views = np.stack([fit(_pixels(image), data.image_size, data.channels, data.autocontrast) for image in images])
-        image_BVCHW = torch.from_numpy(views)[None]
-        view_mask_BV = torch.ones(image_BVCHW.shape[:2], dtype=torch.bool)
-        batch = Batch(["exam"], image_BVCHW, view_mask_BV, report_BT=torch.empty(1, 0, dtype=torch.long))
-        with torch.no_grad():
-            (token_ids,) = generate(
-                self.task.decoder,
-                self.task.features(batch.to(self.device)),
-                num_beams=self.num_beams,
-                **self.recipe.evaluate.search,
+        return np.stack([fit(_pixels(image), data.image_size, data.channels, data.autocontrast) for image in images])
+
+    @torch.no_grad()
+    def _reports(self, exams: Sequence[np.ndarray]) -> list[GeneratedReport]:
+        """The reports of exams whose views are uint8 [V, C, H, W]."""
+        counts = [len(views) for views in exams]
+        image_BVCHW = torch.zeros(len(exams), max(counts), *exams[0].shape[1:], dtype=torch.uint8)
+        view_mask_BV = torch.zeros(image_BVCHW.shape[:2], dtype=torch.bool)
+        for row, views in enumerate(exams):
+            image_BVCHW[row, : len(views)] = torch.from_numpy(views)
+            view_mask_BV[row, : len(views)] = True
+        names = [str(row) for row in range(len(exams))]
+        batch = Batch(names, image_BVCHW, view_mask_BV, report_BT=torch.empty(len(exams), 0, dtype=torch.long))
+        features = self.task.features(batch.to(self.device))
+        settings = self.recipe.evaluate
+        token_ids = generate(self.task.decoder, features, num_beams=self.num_beams, **settings.search)
+        words = words_of_reports(self.task, features, token_ids, self.tokenizer, counts)
+        return [
+            GeneratedReport(
+                self.tokenizer.decode(ids),
+                tuple(own),
+                (f"cut at {len(ids)} tokens (evaluate.max_length)",) if len(ids) == settings.max_length else (),
+                views,
             )
-        return str(self.tokenizer.decode(token_ids))
+            for ids, own, views in zip(token_ids, words, exams, strict=True)
+        ]
 
 
 def predict(run: Path, images: Sequence[View], num_beams: int | None = None, selection: ModelSelection = BEST) -> str:
     """The report of one exam by the models of a run, see `Predictor`."""
-    return Predictor(run, num_beams, selection).report(images)
+    return Predictor(run, num_beams, selection).report(images).text
 
 
 def _pixels(image: View) -> np.ndarray:
