@@ -6,7 +6,8 @@ Shapes: B batch, N patches, D width, T tokens, W words in the vocabulary, H head
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -70,24 +71,31 @@ class BaseTransformerDecoder(nn.Module):
 
     def forward(self, features: Features, tokens_BT: Tensor) -> Tensor:
         """Logits [B, T, W]; those at t are of the token that follows `tokens_BT[:, : t + 1]`."""
-        return self.lm_head(self.norm(self._decode(features, tokens_BT)))
-
-    def attention(self, features: Features, tokens_BT: Tensor) -> Tensor:
-        """Where the decoder looks for each logit of `forward`, [B, T, N]: the mean of cross-attention over all layers
-        and heads.
-        """
-        weights: list[Tensor] = []
-        self._decode(features, tokens_BT, weights)
-        return torch.stack(weights).mean((0, 2))
-
-    def _decode(self, features: Features, tokens_BT: Tensor, weights: list[Tensor] | None = None) -> Tensor:
-        """The hidden states after the last layer, [B, T, D]; with `weights`, adds those of each cross-attention."""
         cache = self.init_cache(features)
         x_BTD, cond, _ = self.embed(tokens_BT, cache)
         memory = {name: cache[name].value for name in ("memory", "memory_mask")}
         for layer in self.layers:
-            x_BTD = layer(x_BTD, *cond, is_causal=True, weights=weights, **memory)
-        return x_BTD
+            x_BTD = layer(x_BTD, *cond, is_causal=True, **memory)
+        return self.lm_head(self.norm(x_BTD))
+
+    def attention(self, features: Features, tokens_BT: Tensor) -> Tensor:
+        """Where the decoder looks for each logit of `forward`, [B, T, N].
+
+        The mean of cross-attention over all layers and heads, passed on to the patches by attention rollout: in an
+        encoder layer, each position is half itself and half what it attends to in the mean over heads.
+
+        Source:
+            Abnar and Zuidema 2020, arXiv 2005.00928, section 3 (rollout).
+        """
+        with (
+            recorded_weights([layer.self_attn for layer in self.encoder_layers]) as encoder,
+            recorded_weights([layer.cross_attn for layer in self.layers]) as cross,
+        ):
+            self(features, tokens_BT)
+        weights_BTN = torch.stack(cross).mean((0, 2))
+        for weights_BHNN in reversed(encoder):
+            weights_BTN = 0.5 * weights_BTN + 0.5 * (weights_BTN @ weights_BHNN.mean(1))
+        return weights_BTN
 
     def init_cache(self, features: Features) -> dict[str, Any]:
         """The cache before the first token."""
@@ -158,11 +166,6 @@ class MultiHeadAttention(nn.Module):
         queries_BHTd = self._split_heads(self.q_proj(x_BTD))
         return queries_BHTd @ keys_BHNd.transpose(-2, -1) / math.sqrt(queries_BHTd.shape[-1])
 
-    def weights(self, x_BTD: Tensor, keys_BHNd: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention weights in float32, [B, H, T, N]."""
-        scores_BHTN = self.scores(x_BTD, keys_BHNd).float()
-        return (scores_BHTN if mask is None else scores_BHTN.masked_fill(~mask, float("-inf"))).softmax(-1)
-
     def merge_heads(self, x_BHTd: Tensor) -> Tensor:
         """The output projection of all heads, [B, T, D]."""
         return self.out_proj(x_BHTd.transpose(1, 2).flatten(2))
@@ -183,6 +186,23 @@ class MultiHeadAttention(nn.Module):
                 is_causal=is_causal,
             )
         return self.merge_heads(attended_BHTd)
+
+
+@contextmanager
+def recorded_weights(attentions: Iterable[MultiHeadAttention]) -> Iterator[list[Tensor]]:
+    """Inside, each call of these modules adds its attention weights in float32, [B, H, T, N]; their results stay."""
+    found: list[Tensor] = []
+
+    def record(module: MultiHeadAttention, inputs: tuple[Any, ...], _: Tensor) -> None:
+        x_BTD, (keys_BHNd, _values), mask, *_ = inputs
+        found.append(module.scores(x_BTD, keys_BHNd).float().masked_fill(~mask, float("-inf")).softmax(-1))
+
+    hooks = [module.register_forward_hook(record) for module in attentions]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _attend_by_matmul(queries_BHTd: Tensor, keys_BHNd: Tensor, values_BHNd: Tensor, mask: Tensor | None) -> Tensor:
@@ -228,7 +248,6 @@ class TransformerLayer(nn.Module):
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
         cache: LayerCache | None = None,
-        weights: list[Tensor] | None = None,
     ) -> Tensor:
         """The hidden states after this layer, [B, T, D].
 
@@ -237,7 +256,6 @@ class TransformerLayer(nn.Module):
             mask: True where self-attention reads.
             memory: what a decoder layer attends to, [B, N, D].
             cache: keys and values of the tokens before, to which those of `x_BTD` are added.
-            weights: gets the weights of cross-attention, [B, H, T, N]; None does not compute them.
         """
         normed_BTD = self.self_attn_norm(x_BTD, *cond)
         key_values = self.self_attn.keys_values(normed_BTD)
@@ -250,10 +268,7 @@ class TransformerLayer(nn.Module):
                 cross = self.cross_attn.keys_values(memory)
                 if cache is not None:
                     cross = cache.store(cross)
-            normed_BTD = self.cross_attn_norm(x_BTD, *cond)
-            if weights is not None:
-                weights.append(self.cross_attn.weights(normed_BTD, cross[0], memory_mask))
-            x_BTD = x_BTD + self.dropout(self.cross_attn(normed_BTD, cross, memory_mask))
+            x_BTD = x_BTD + self.dropout(self.cross_attn(self.cross_attn_norm(x_BTD, *cond), cross, memory_mask))
         return x_BTD + self.dropout(self.feedforward(self.feedforward_norm(x_BTD, *cond)))
 
 

@@ -75,15 +75,22 @@ def test_the_whole_transformer_equals_torchs_layers_in_logits_and_gradients() ->
 
 
 @torch.no_grad()
-def test_attention_is_the_mean_of_torchs_weights_over_layers_and_heads() -> None:
+def test_attention_is_torchs_weights_passed_through_the_encoder_by_rollout() -> None:
     torch.manual_seed(0)
     ours = Transformer(
-        vocabulary_size=11, feature_width=6, max_length=20, layers=2, encoder_layers=0, width=WIDTH, heads=HEADS,
+        vocabulary_size=11, feature_width=6, max_length=20, layers=2, encoder_layers=2, width=WIDTH, heads=HEADS,
         feedforward=INNER,
     ).eval()  # fmt: skip
     mask = torch.tensor([[True] * 5, [True, True, False, True, False]])
     features, tokens = Features(torch.randn(2, 5, 6), mask, torch.zeros(2, 6)), torch.randint(0, 11, (2, 7))
-    memory = ours.encoder_norm(ours.input_proj(features.patches_BND))
+    memory, rollout = ours.input_proj(features.patches_BND), torch.eye(5)
+    for layer in torchs(nn.TransformerEncoderLayer, ours.encoder_layers):
+        normed = layer.eval().norm1(memory)  # type: ignore[operator]
+        _, weights = layer.self_attn(normed, normed, normed, key_padding_mask=~mask)  # type: ignore[operator]
+        rollout = (weights + torch.eye(5)) / 2 @ rollout
+        memory = memory + layer._sa_block(normed, None, ~mask)  # type: ignore[operator]
+        memory = memory + layer._ff_block(layer.norm2(memory))  # type: ignore[operator]
+    memory = ours.encoder_norm(memory)
     x = ours.embed_tokens(tokens) * math.sqrt(WIDTH) + sinusoidal_positions(7, WIDTH)
     causal = nn.Transformer.generate_square_subsequent_mask(7)
     expected = []
@@ -94,19 +101,22 @@ def test_attention_is_the_mean_of_torchs_weights_over_layers_and_heads() -> None
         expected.append(weights)
         x = x + layer._mha_block(layer.norm2(x), memory, None, ~mask)  # type: ignore[operator]
         x = x + layer._ff_block(layer.norm3(x))  # type: ignore[operator]
-    torch.testing.assert_close(ours.attention(features, tokens), torch.stack(expected).mean(0))
+    torch.testing.assert_close(ours.attention(features, tokens), torch.stack(expected).mean(0) @ rollout)
 
 
 def test_weights_are_computed_only_for_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = Transformer(vocabulary_size=11, feature_width=6, max_length=20, layers=1, width=WIDTH, heads=HEADS).eval()
+    ours = Transformer(
+        vocabulary_size=11, feature_width=6, max_length=20, layers=1, encoder_layers=1, width=WIDTH, heads=HEADS
+    ).eval()
     features = Features(torch.randn(1, 5, 6), torch.ones(1, 5, dtype=torch.bool), torch.zeros(1, 6))
-    asked: list[int] = []
-    monkeypatch.setattr(MultiHeadAttention, "weights", lambda *_: asked.append(1) or torch.ones(1, HEADS, 2, 5))
+    asked: list[MultiHeadAttention] = []
+    scores = MultiHeadAttention.scores
+    monkeypatch.setattr(MultiHeadAttention, "scores", lambda self, *rest: asked.append(self) or scores(self, *rest))
+    ours.attention(features, torch.tensor([[1, 4]]))
+    assert len(asked) == 2
     ours(features, torch.tensor([[1, 4]]))
     ours.step(torch.tensor([1]), ours.init_cache(features))
-    assert asked == []
-    ours.attention(features, torch.tensor([[1, 4]]))
-    assert asked == [1]
+    assert len(asked) == 2
 
 
 def test_positions_are_the_published_sinusoidal_positions() -> None:
