@@ -189,12 +189,12 @@ class MultiHeadAttention(nn.Module):
 
 
 @contextmanager
-def recorded_weights(attentions: Iterable[MultiHeadAttention]) -> Iterator[list[Tensor]]:
+def recorded_weights(attentions: Iterable[Any]) -> Iterator[list[Tensor]]:
     """Inside, each call of these modules adds its attention weights in float32, [B, H, T, N]; their results stay."""
     found: list[Tensor] = []
 
-    def record(module: MultiHeadAttention, inputs: tuple[Any, ...], _: Tensor) -> None:
-        x_BTD, (keys_BHNd, _values), mask, *_ = inputs
+    def record(module: MultiHeadAttention, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x_BTD, (keys_BHNd, _), mask = inputs[:3]
         found.append(module.scores(x_BTD, keys_BHNd).float().masked_fill(~mask, float("-inf")).softmax(-1))
 
     hooks = [module.register_forward_hook(record) for module in attentions]
