@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ class Predictor:
         Raises:
             UserError: there is no image, or one cannot be used.
         """
-        return self._reports([self._views(images)])[0]
+        return self._reports([self.views(images)])[0]
 
     def reports(self, exams: Sequence[Sequence[View]]) -> list[GeneratedReport]:
         """The reports of many exams, `evaluate.batch_size` at a time.
@@ -106,33 +107,36 @@ class Predictor:
             batch = []
             for number, images in enumerate(exams[start : start + size], start):
                 try:
-                    batch.append(self._views(images))
+                    batch.append(self.views(images))
                 except UserError as error:
                     raise UserError.of(each.at(f"exams[{number}]") for each in error.problems) from error
             found += self._reports(batch)
         return found
 
-    def _views(self, images: Sequence[View]) -> np.ndarray:
+    def views(self, images: Sequence[View]) -> np.ndarray:
+        """The images of an exam as the model sees them, uint8 [V, C, H, W]; raises as `report` does."""
         if isinstance(images, (str, os.PathLike, np.ndarray)) or not len(images):
             raise UserError("wrong-type", f"found {type(images).__name__}", expected="a list of at least one image")
         data = self.recipe.data
         return np.stack([fit(_pixels(image), data.image_size, data.channels, data.autocontrast) for image in images])
 
     @torch.no_grad()
-    def _reports(self, exams: Sequence[np.ndarray]) -> list[GeneratedReport]:
-        """The reports of exams whose views are uint8 [V, C, H, W]."""
-        counts = [len(views) for views in exams]
-        image_BVCHW = torch.zeros(len(exams), max(counts), *exams[0].shape[1:], dtype=torch.uint8)
+    def features(self, exams: Sequence[np.ndarray]) -> Any:
+        """The encoder's features of exams whose `views` are given."""
+        longest = max(map(len, exams))
+        image_BVCHW = torch.zeros(len(exams), longest, *exams[0].shape[1:], dtype=torch.uint8)
         view_mask_BV = torch.zeros(image_BVCHW.shape[:2], dtype=torch.bool)
         for row, views in enumerate(exams):
             image_BVCHW[row, : len(views)] = torch.from_numpy(views)
             view_mask_BV[row, : len(views)] = True
         names = [str(row) for row in range(len(exams))]
         batch = Batch(names, image_BVCHW, view_mask_BV, report_BT=torch.empty(len(exams), 0, dtype=torch.long))
-        features = self.task.features(batch.to(self.device))
-        settings = self.recipe.evaluate
+        return self.task.features(batch.to(self.device))
+
+    def _reports(self, exams: Sequence[np.ndarray]) -> list[GeneratedReport]:
+        features, settings = self.features(exams), self.recipe.evaluate
         token_ids = generate(self.task.decoder, features, num_beams=self.num_beams, **settings.search)
-        words = words_of_reports(self.task, features, token_ids, self.tokenizer, counts)
+        words = words_of_reports(self.task, features, token_ids, self.tokenizer, [len(views) for views in exams])
         return [
             GeneratedReport(
                 self.tokenizer.decode(ids),
