@@ -20,13 +20,15 @@ from framework.pages.render import render
 from framework.text.words import Word
 
 SHOWN = 12  # test exams on the page of a run
+STRONG = 3  # times the weight of equal weights
 
 
 def word_rows(words: Sequence[Word]) -> dict[str, Any]:
     """What a card needs of a report's words, as JSON holds it.
 
     Returns:
-        words: text, start, confidence and `heat`: the word's map in 8 bits, 255 at its highest cell, in base64.
+        words: text, start, confidence and `heat`: the word's map in 8 bits, in base64. 0 is the weight of a cell if all
+            are equal or less, 255 the highest of the map, or `STRONG` times that of equal weights if it is less.
         grid: [V, h, w] of the maps; null without maps.
     """
     maps = [word.attention for word in words if word.attention is not None]
@@ -79,9 +81,11 @@ def exam_frame(card: dict[str, Any]) -> str:
 
 
 def _heat(attention_Vhw: np.ndarray) -> str:
-    highest = attention_Vhw.max()
-    scaled = np.rint(255 * attention_Vhw / highest) if highest > 0 else np.zeros(attention_Vhw.shape)
-    return base64.b64encode(scaled.astype(np.uint8).tobytes()).decode()
+    """Attention above that of equal weights, so that a word which looks everywhere shows little."""
+    equal = attention_Vhw.mean()
+    highest = max(attention_Vhw.max(), STRONG * equal)
+    scaled = (attention_Vhw - equal) / (highest - equal) if highest > equal else np.zeros(attention_Vhw.shape)
+    return base64.b64encode(np.rint(255 * scaled.clip(0, 1)).astype(np.uint8).tobytes()).decode()
 
 
 def _png(image_CHW: np.ndarray) -> str:

@@ -50,9 +50,9 @@ for (const report of document.querySelectorAll(".report")) {
         layer.getContext("2d").putImageData(picture, 0, 0);
         layer.hidden = false;
       });
-      const peak = heat.indexOf(255), place = peak % cells;
+      const peak = heat.indexOf(Math.max(...heat)), place = peak % cells;
       const view = maps > 1 ? `view ${Math.floor(peak / cells) + 1}, ` : "";
-      if (peak >= 0) text += ` · ${view}row ${Math.floor(place / columns) + 1}/${rows}, column ${place % columns + 1}/${columns}`;
+      if (heat[peak] > 0) text += ` · ${view}row ${Math.floor(place / columns) + 1}/${rows}, column ${place % columns + 1}/${columns}`;
     }
     said.textContent = text;
   };

@@ -62,14 +62,19 @@ def test_the_page_shows_scores_curves_topics_and_exams(tmp_path: Path) -> None:
 def test_a_report_is_shown_word_by_word_if_its_words_are_known(tmp_path: Path) -> None:
     run, components = a_run(tmp_path)
     (run / "words").mkdir()
-    words = [Word("plai", 0, 0.25, np.array([[[0.0, 0.5], [0.25, 0.25]]])), Word("n", 4, 1.0, None)]
+    words = [
+        Word("plai", 0, 0.25, np.array([[[0.0, 0.75], [0.25, 0.0]], [[0.5, 0.25], [0.25, 0.0]]])),
+        Word("n", 4, 1.0, None),
+    ]
     rows = [{"id": i, "report": report, **word_rows(words)} for i, report in (("plain", "plain"), ("b", "of before"))]
     (run / "words" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
     page = page_of(run, components)
     check_offline(page)
     first, second = page.all("span", "word")  # of the first exam: the second has another report by now
-    assert [at["data-grid"] for at in page.all("div", "report")] == ["1 2 2"]
-    assert base64.b64decode(first["data-heat"] or "") == bytes([0, 255, 128, 128]) and "data-heat" not in second
+    assert [at["data-grid"] for at in page.all("div", "report")] == ["2 2 2"]
+    assert (
+        base64.b64decode(first["data-heat"] or "") == bytes([0, 255, 0, 0, 128, 0, 0, 0]) and "data-heat" not in second
+    )
     assert first["style"] == "--sure:0.25"
 
 
