@@ -134,12 +134,12 @@ def evaluate_split(
         written_by: the models that generate the reports, if there is a label.
     """
     exams, num_beams = components.exams[split], recipe.evaluate.num_beams
-    shown = {exam.id for exam in exams.exams[:SHOWN]}
+    shown = {exam.id: place for place, exam in enumerate(exams.exams[:SHOWN])}
     words: list[dict[str, Any]] = []
 
     def keep_words(batch: Batch, features: Any, reports: list[list[int]]) -> None:
         """Of the exams on the run's page, which lie in the first batches."""
-        if shown.isdisjoint(batch.exam_ids):
+        if shown.keys().isdisjoint(batch.exam_ids):
             return
         view_counts = batch.view_mask_BV.sum(1).tolist()
         found = words_of_reports(task, features, reports, components.tokenizer, view_counts)
@@ -157,7 +157,7 @@ def evaluate_split(
         before_batch=before_batch,
         after_batch=keep_words,
     )
-    words = gather(accelerator, words)
+    words = sorted(gather(accelerator, words), key=lambda row: shown[row["id"]])
 
     if before_scoring is not None:
         before_scoring()
