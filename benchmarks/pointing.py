@@ -3,8 +3,8 @@
 For data whose views have lesion masks (`phantom`, `busbra`). The decoder reads the references, so every exam with a
 lesion counts, whatever the model would write; the word is the first that names a lesion. Beside the attention stand:
 
-- mean map: the mean attention of all such exams with as many views, which knows where lesions usually lie but has not
-  seen this one,
+- mean map: the mean attention of all such exams with as many views, this one among them, which knows where lesions
+  usually lie,
 - chance: equal weights of all patches of all views.
 
 Rows: the view of the highest cell shows a lesion; the middle of the highest cell is inside the lesion; the share of the
