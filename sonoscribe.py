@@ -4,6 +4,7 @@
 
     model = sonoscribe.load("runs/breast/20260101-120000-ab12cd34")
     print(model.report(["left.png", "right.png"]))
+    reports = model.reports([["a.png"], ["b.png", "c.png"]])
 
     run = sonoscribe.train("breast", ["train.epochs=3"])
 
@@ -36,7 +37,8 @@ __all__ = ["load", "register", "train"]
 
 
 def load(folder: str | Path, *, trust: bool = False) -> Predictor:
-    """Loads the model of a run, on the GPU if there is one. Its `report(images)` returns the report of one exam.
+    """Loads the model of a run, on the GPU if there is one. Its `report(images)` returns the report of one exam, and
+    `reports(exams)` those of many, with the confidence of each word and where the model looked.
 
     Args:
         folder: of a run (runs/RECIPE/NAME), or of an exported model (runs/RECIPE/NAME/model).

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from harness import ROOT, problem
+from html_page import Page, check_offline
 from PIL import Image
 
 import sonoscribe
@@ -30,6 +31,45 @@ def test_a_loaded_model_gives_the_report_of_predict(smoke_run: Path, tmp_path: P
     assert sonoscribe.load(smoke_run / "model").report([image]) == expected
 
 
+def test_many_exams_give_the_reports_of_each_alone(smoke_run: Path) -> None:
+    model = sonoscribe.load(smoke_run)
+    draw = np.random.default_rng(0)
+    exams = [list(draw.integers(0, 255, (views, 48, 64), dtype=np.uint8)) for views in (1, 2, 2)]
+    model.recipe.evaluate.__dict__["batch_size"] = 2  # two batches
+    reports = model.reports(exams)
+    assert reports == [model.report(exam) for exam in exams]
+    assert [len(report.views) for report in reports] == [1, 2, 2]
+    assert model.reports([]) == []
+
+
+def test_each_word_has_its_confidence_and_where_the_model_looked(smoke_run: Path) -> None:
+    exam = list(np.random.default_rng(0).integers(0, 255, (2, 48, 64), dtype=np.uint8))
+    report = sonoscribe.load(smoke_run).report(exam)
+    assert report.words and f"{report}" == report.text and len({report, report.text}) == 1
+    for word in report.words:
+        assert report.text[word.start :].startswith(word.text) and 0 < word.confidence <= 1
+        assert word.attention is not None and word.attention.shape == (2, *word.attention.shape[1:])
+        assert word.attention.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_report_that_was_cut_says_so(smoke_run: Path) -> None:
+    model = sonoscribe.load(smoke_run)
+    model.recipe.evaluate.__dict__["max_length"] = 3
+    report = model.report([np.random.default_rng(0).integers(0, 255, (48, 64), dtype=np.uint8)])
+    assert len(report.warnings) == 1 and "evaluate.max_length" in report.warnings[0]
+
+
+def test_a_report_shows_itself_in_a_notebook_as_an_offline_card(smoke_run: Path) -> None:
+    report = sonoscribe.load(smoke_run).report([np.random.default_rng(0).integers(0, 255, (48, 64), dtype=np.uint8)])
+    (frame,) = Page(report._repr_html_()).all("iframe")
+    card = Page(frame["srcdoc"] or "")
+    check_offline(card)
+    words = card.all("span", "word")
+    assert len(words) == len(report.words) and all(word["data-heat"] for word in words)
+    assert [word["tabindex"] for word in words] == ["0", *["-1"] * (len(words) - 1)]
+    assert len(card.all("img")) == 1
+
+
 def test_unusable_images_are_refused(smoke_run: Path, tmp_path: Path) -> None:
     model = sonoscribe.load(smoke_run)
     (tmp_path / "broken.png").write_bytes(b"no image")
@@ -43,6 +83,9 @@ def test_unusable_images_are_refused(smoke_run: Path, tmp_path: Path) -> None:
     for images in ([], "view.png", np.zeros((8, 8), np.uint8)):
         with problem("wrong-type"):
             model.report(images)  # type: ignore[arg-type]
+    good = [np.random.default_rng(0).integers(0, 255, (48, 64), dtype=np.uint8)]
+    with problem("broken-image", "exams[1]"):
+        model.reports([good, [tmp_path / "broken.png"]])
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

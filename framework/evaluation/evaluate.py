@@ -20,7 +20,10 @@ from framework.data.loading import ExamSet, build_loader, lost_workers_reported
 from framework.distributed.collectives import gather, on_main
 from framework.distributed.launch import start_accelerator
 from framework.evaluation.model_selection import BEST, ModelSelection, load_models, with_augmented_copies
+from framework.evaluation.words import words_of_reports
+from framework.exam import Batch
 from framework.models.generation import generate
+from framework.pages.exam_card import SHOWN, word_rows
 from framework.recipe import Recipe, recipe_hash, result_tree
 from framework.recipe.explain import differences
 from framework.recipe.source import is_within
@@ -65,12 +68,14 @@ def generate_reports(
     num_beams: int,
     bar: bool = True,
     before_batch: Callable[[], None] | None = None,
+    after_batch: Callable[[Batch, Any, list[list[int]]], None] | None = None,
 ) -> Rows:
     """Rows (exam id, prediction, reference) of all exams, in their order, the same on every process.
 
     Args:
         task: a task with unsharded weights in eval mode, or an ensemble of such tasks.
         before_batch: called before each batch, equally often on every process, even if a process has no batch left.
+        after_batch: called with each batch of this process, its features, and the token ids of its reports.
     """
     settings = recipe.evaluate
     shards = shard_indices(len(exams), accelerator.num_processes)
@@ -89,6 +94,8 @@ def generate_reports(
             with accelerator.autocast(), torch.no_grad():
                 features = task.features(batch.to(accelerator.device))
                 reports = generate(task.decoder, features, num_beams=num_beams, **settings.search)
+                if after_batch is not None:
+                    after_batch(batch, features, reports)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -129,9 +136,30 @@ def evaluate_split(
     """
     exams, num_beams = components.exams[split], recipe.evaluate.num_beams
     task = with_augmented_copies(task, components.augment, recipe)
+    shown = {exam.id: place for place, exam in enumerate(exams.exams[:SHOWN])}
+    words: list[dict[str, Any]] = []
+
+    def keep_words(batch: Batch, features: Any, reports: list[list[int]]) -> None:
+        """Of the exams on the run's page, which lie in the first batches."""
+        if shown.keys().isdisjoint(batch.exam_ids):
+            return
+        view_counts = batch.view_mask_BV.sum(1).tolist()
+        found = words_of_reports(task, features, reports, components.tokenizer, view_counts)
+        for exam_id, ids, own in zip(batch.exam_ids, reports, found, strict=True):
+            if exam_id in shown:
+                words.append({"id": exam_id, "report": components.tokenizer.decode(ids), **word_rows(own)})
+
     rows = generate_reports(
-        accelerator, task, components.tokenizer, exams, recipe, num_beams, before_batch=before_batch
+        accelerator,
+        task,
+        components.tokenizer,
+        exams,
+        recipe,
+        num_beams,
+        before_batch=before_batch,
+        after_batch=keep_words,
     )
+    words = sorted(gather(accelerator, words), key=lambda row: shown[row["id"]])
 
     if before_scoring is not None:
         before_scoring()
@@ -168,7 +196,7 @@ def evaluate_split(
                 for name, constant in others["fixed_report"].constants.items()
             }
             scores[VERSUS] = _versus_strongest(scorer, statistics, rows, scores, others, bootstrap)
-        _store(run, split, scores, rows, components, label, written_by)
+        _store(run, split, scores, rows, words, components, label, written_by)
         return scores
 
     return on_main(accelerator, scored)
@@ -207,12 +235,15 @@ def _store(
     split: str,
     scores: Scores,
     rows: Rows,
+    words: Sequence[dict[str, Any]],
     components: RunComponents,
     label: str,
     written_by: Sequence[str],
 ) -> None:
     folder, suffix = run / "predictions", f"-{label}" if label else ""
     folder.mkdir(exist_ok=True)
+    (run / "words").mkdir(exist_ok=True)
+    atomic_write(run / "words" / f"{split}{suffix}.jsonl", "".join(f"{json.dumps(row)}\n" for row in words))
     lines = []
     for exam_id, prediction, reference in rows:
         line: dict[str, Any] = {"id": exam_id, "reference": reference, "prediction": prediction}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +17,44 @@ from framework.data.image_cache import fit
 from framework.data.image_file import FileView, is_blank
 from framework.data.loading import Sample, collate
 from framework.evaluation.model_selection import BEST, ModelSelection, load_models, with_augmented_copies
+from framework.evaluation.words import words_of_reports
 from framework.models.generation import generate
 from framework.models.views import require_view_count
 from framework.recipe import load_saved_recipe
 from framework.runtime.errors import UserError
+from framework.text.words import Word
 
 View = str | os.PathLike[str] | np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedReport:
+    """The report of an exam. It prints as its text, equals it, and shows itself in a notebook as a card: the views, and
+    for each word where the model looked.
+
+    Attributes:
+        warnings: reasons not to take the report as it is.
+        views: the images as the model saw them, uint8 [V, C, H, W].
+    """
+
+    text: str
+    words: tuple[Word, ...]
+    warnings: tuple[str, ...]
+    views: np.ndarray
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __eq__(self, other: object) -> bool:
+        return str(other) == self.text if isinstance(other, (str, GeneratedReport)) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def _repr_html_(self) -> str:
+        from framework.pages.exam_card import exam_card, exam_frame, word_rows
+
+        return exam_frame(exam_card("exam", self.views, self.text, word_rows(self.words), warnings=self.warnings))
 
 
 class Predictor:
@@ -52,7 +86,7 @@ class Predictor:
         self.task = with_augmented_copies(task.to(self.device).eval(), augment, self.recipe)
         self.num_beams = num_beams or self.recipe.evaluate.num_beams
 
-    def report(self, images: Sequence[View]) -> str:
+    def report(self, images: Sequence[View]) -> GeneratedReport:
         """The report of one exam.
 
         Args:
@@ -61,8 +95,25 @@ class Predictor:
         Raises:
             UserError: there is no image, or one cannot be used.
         """
-        (report,) = self.generate([self.load(images)])
-        return report
+        return self.generate([self.load(images)])[0]
+
+    def reports(self, exams: Sequence[Sequence[View]]) -> list[GeneratedReport]:
+        """The reports of many exams, `evaluate.batch_size` at a time.
+
+        Raises:
+            UserError: an exam has no image, or one cannot be used; the place tells which exam, counted from 0.
+        """
+        size = self.recipe.evaluate.batch_size
+        found = []
+        for start in range(0, len(exams), size):
+            batch = []
+            for number, images in enumerate(exams[start : start + size], start):
+                try:
+                    batch.append(self.load(images))
+                except UserError as error:
+                    raise UserError.of(each.at(f"exams[{number}]") for each in error.problems) from error
+            found += self.generate(batch)
+        return found
 
     def load(self, images: Sequence[View]) -> np.ndarray:
         """The views of an exam as the model takes them, uint8 [V, C, H, W]. Raises as `report`."""
@@ -72,22 +123,32 @@ class Predictor:
         require_view_count("the exam", len(images), getattr(encoder, "position_VD", None))
         return np.stack([fit(_pixels(image), data.image_size, data.channels, data.autocontrast) for image in images])
 
-    def generate(self, exams: Sequence[np.ndarray]) -> list[str]:
-        """The reports of exams from `load`, in one batch."""
+    @torch.no_grad()
+    def features(self, exams: Sequence[np.ndarray]) -> Any:
+        """The encoder's features of exams from `load`."""
         batch = collate([Sample("exam", image_VCHW, [], None) for image_VCHW in exams])
-        with torch.no_grad():
-            reports = generate(
-                self.task.decoder,
-                self.task.features(batch.to(self.device)),
-                num_beams=self.num_beams,
-                **self.recipe.evaluate.search,
+        return self.task.features(batch.to(self.device))
+
+    @torch.no_grad()
+    def generate(self, exams: Sequence[np.ndarray]) -> list[GeneratedReport]:
+        """The reports of exams from `load`, in one batch."""
+        features, settings = self.features(exams), self.recipe.evaluate
+        token_ids = generate(self.task.decoder, features, num_beams=self.num_beams, **settings.search)
+        words = words_of_reports(self.task, features, token_ids, self.tokenizer, [len(views) for views in exams])
+        return [
+            GeneratedReport(
+                self.tokenizer.decode(ids),
+                tuple(own),
+                (f"cut at {len(ids)} tokens (evaluate.max_length)",) if len(ids) == settings.max_length else (),
+                views,
             )
-        return [str(self.tokenizer.decode(token_ids)) for token_ids in reports]
+            for ids, own, views in zip(token_ids, words, exams, strict=True)
+        ]
 
 
 def predict(run: Path, images: Sequence[View], num_beams: int | None = None, selection: ModelSelection = BEST) -> str:
     """The report of one exam by the models of a run, see `Predictor`."""
-    return Predictor(run, num_beams, selection).report(images)
+    return Predictor(run, num_beams, selection).report(images).text
 
 
 def _pixels(image: View) -> np.ndarray:

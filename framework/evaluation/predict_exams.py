@@ -203,7 +203,7 @@ def _predicted(predictor: Predictor, exams: Sequence[ListedExam], errors: list[P
             raise
         hint = f"Set --batch-size {max(1, len(images) // 2)}, or a smaller --num-beams."
         raise UserError("out-of-memory", f"{len(images)} exams at a time", place="--batch-size", hint=hint) from error
-    found |= {exam_id: {"id": exam_id, "report": report} for exam_id, report in zip(images, reports, strict=True)}
+    found |= {exam_id: {"id": exam_id, "report": report.text} for exam_id, report in zip(images, reports, strict=True)}
     return [found[exam.id] for exam in exams]
 
 

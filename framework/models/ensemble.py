@@ -6,7 +6,7 @@ Shapes: B exams, N patches, D width, R rows of the search, W words in the vocabu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,8 +29,9 @@ class EnsembleFeatures:
 class Ensemble(nn.Module):
     """Generates by the mean of its members' next-token probabilities.
 
-    Stands in for a task and for its decoder: `features`, `decoder`, and `init_cache` and `step` on a list of the
-    members' caches. Each member leaves out the tokens that no report contains before the mean is taken.
+    Stands in for a task and for its decoder: `features`, `decoder`, `forward`, `attention`, and `init_cache` and `step`
+    on a list of the members' caches. Each member leaves out the tokens that no report contains before the mean is
+    taken.
 
     Args:
         members: tasks with the same vocabulary.
@@ -52,8 +53,26 @@ class Ensemble(nn.Module):
         features = tuple(member.features(batch) for member in self.members)
         return EnsembleFeatures(features, features[0].patches_BND, features[0].pooled_BD)
 
+    @property
+    def encoder(self) -> Any:
+        """That of the first member, which tells how patches lie in the views."""
+        return self.members[0].encoder
+
+    def forward(self, features: EnsembleFeatures, tokens_BT: Tensor) -> Tensor:
+        """Logarithms of the mean probabilities of the next tokens, [B, T, W]."""
+        return _log_mean([next_token_logprobs(member.decoder(own, tokens_BT)) for member, own in self._pairs(features)])
+
+    def attention(self, features: EnsembleFeatures, tokens_BT: Tensor) -> Tensor | None:
+        """The mean of the members' attention, [B, T, N]; None if a member has none, or other patches."""
+        weights = [attention_of(member.decoder, own, tokens_BT) for member, own in self._pairs(features)]
+        shapes = {None if each is None else each.shape for each in weights}
+        return None if None in shapes or len(shapes) > 1 else torch.stack(weights).mean(0)  # type: ignore[arg-type]
+
+    def _pairs(self, features: EnsembleFeatures) -> Iterable[tuple[Any, Features]]:
+        return zip(self.members, features.members, strict=True)
+
     def init_cache(self, features: EnsembleFeatures) -> list[Any]:
-        return [member.decoder.init_cache(own) for member, own in zip(self.members, features.members, strict=True)]
+        return [member.decoder.init_cache(own) for member, own in self._pairs(features)]
 
     def step(self, tokens_R: Tensor, caches: list[Any]) -> tuple[Tensor, list[Any]]:
         """Logarithms of the mean probabilities [R, W], and the members' caches after these tokens."""
@@ -62,7 +81,7 @@ class Ensemble(nn.Module):
             logits_RW, cache = member.decoder.step(tokens_R, cache)
             logprobs.append(next_token_logprobs(logits_RW))
             after.append(cache)
-        return torch.stack(logprobs).logsumexp(0) - math.log(len(logprobs)), after
+        return _log_mean(logprobs), after
 
 
 class AugmentedCopies(Ensemble):
@@ -84,3 +103,13 @@ class AugmentedCopies(Ensemble):
         copies = [batch, *(augment(replace(batch)) for augment in self.augments)]
         features = tuple(self.members[0].features(copy) for copy in copies)
         return EnsembleFeatures(features, features[0].patches_BND, features[0].pooled_BD)
+
+
+def attention_of(decoder: Any, features: Any, tokens_BT: Tensor) -> Tensor | None:
+    """Where a decoder looks for each logit, [B, T, N]; None if it does not offer it."""
+    found: Tensor | None = decoder.attention(features, tokens_BT) if hasattr(decoder, "attention") else None
+    return found
+
+
+def _log_mean(logprobs: list[Tensor]) -> Tensor:
+    return torch.stack(logprobs).logsumexp(0) - math.log(len(logprobs))

@@ -6,7 +6,8 @@ Shapes: B batch, N patches, D width, T tokens, W words in the vocabulary, H head
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -76,6 +77,25 @@ class BaseTransformerDecoder(nn.Module):
         for layer in self.layers:
             x_BTD = layer(x_BTD, *cond, is_causal=True, **memory)
         return self.lm_head(self.norm(x_BTD))
+
+    def attention(self, features: Features, tokens_BT: Tensor) -> Tensor:
+        """Where the decoder looks for each logit of `forward`, [B, T, N].
+
+        The mean of cross-attention over all layers and heads, passed on to the patches by attention rollout: in an
+        encoder layer, each position is half itself and half what it attends to in the mean over heads.
+
+        Source:
+            Abnar and Zuidema 2020, arXiv 2005.00928, section 3 (rollout).
+        """
+        with (
+            recorded_weights([layer.self_attn for layer in self.encoder_layers]) as encoder,
+            recorded_weights([layer.cross_attn for layer in self.layers]) as cross,
+        ):
+            self(features, tokens_BT)
+        weights_BTN = torch.stack(cross).mean((0, 2))
+        for weights_BHNN in reversed(encoder):
+            weights_BTN = 0.5 * weights_BTN + 0.5 * (weights_BTN @ weights_BHNN.mean(1))
+        return weights_BTN
 
     def init_cache(self, features: Features) -> dict[str, Any]:
         """The cache before the first token."""
@@ -166,6 +186,23 @@ class MultiHeadAttention(nn.Module):
                 is_causal=is_causal,
             )
         return self.merge_heads(attended_BHTd)
+
+
+@contextmanager
+def recorded_weights(attentions: Iterable[Any]) -> Iterator[list[Tensor]]:
+    """Inside, each call of these modules adds its attention weights in float32, [B, H, T, N]; their results stay."""
+    found: list[Tensor] = []
+
+    def record(module: MultiHeadAttention, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x_BTD, (keys_BHNd, _), mask = inputs[:3]
+        found.append(module.scores(x_BTD, keys_BHNd).float().masked_fill(~mask, float("-inf")).softmax(-1))
+
+    hooks = [module.register_forward_hook(record) for module in attentions]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _attend_by_matmul(queries_BHTd: Tensor, keys_BHNd: Tensor, values_BHNd: Tensor, mask: Tensor | None) -> Tensor:

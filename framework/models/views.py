@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +65,19 @@ def require_view_count(exam: str, views: int, position_VD: Tensor | None) -> Non
 def view_positions(max_views: int, width: int) -> nn.Parameter | None:
     """Learned view embeddings, initialized small; None if `max_views` is 0."""
     return nn.Parameter(torch.randn(max_views, width) * 0.02) if max_views else None
+
+
+def view_maps(weights_BTN: Tensor, views: int, encoder: Any) -> Tensor | None:
+    """Weights of patches as maps [B, T, V, h, w]: one for each view, or V = 1 map for all if the encoder pools views.
+
+    Patches lie as `encode_views` returns them, view by view and row by row. Images are square, so a map has as many
+    rows as columns; None for other numbers of patches.
+    """
+    if getattr(encoder, "pooling", None) is not None:
+        views = 1
+    per_view, rest = divmod(weights_BTN.shape[-1], views)
+    side = math.isqrt(per_view)
+    return None if rest or side * side != per_view else weights_BTN.unflatten(-1, (views, side, side))
 
 
 class ViewAttention(nn.Module):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
-
+from framework.pages.exam_card import SHOWN, data_uri, exam_card
 from framework.pages.plot import Figure, Key, Plot
 from framework.pages.records import read_records
 from framework.pages.render import render
@@ -33,7 +29,6 @@ from framework.scoring.table import (
 if TYPE_CHECKING:
     from framework.build import RunComponents
 
-SHOWN = 12  # test exams on the page
 NOT_LOSSES = (
     "lr",
     "gradient_norm",
@@ -73,8 +68,8 @@ def _render(run: Path, scores: dict[str, Any], components: RunComponents) -> str
         splits=[_scores(split, scores[split]) for split in ("test", "val") if split in scores],
         attributes=_attributes(scores["test"]) if "test" in scores else None,
         curves=[_panel(title, lines) for title, lines in curves.items()],
-        topics=_data_uri((run / "topics.png").read_bytes()) if (run / "topics.png").is_file() else None,
-        exams=_exams(run / "predictions" / "test.jsonl", components),
+        topics=data_uri((run / "topics.png").read_bytes()) if (run / "topics.png").is_file() else None,
+        exams=_exams(run, components),
     )
 
 
@@ -150,21 +145,21 @@ def _panel(title: str, lines: dict[str, list[tuple[int, float]]]) -> Figure:
     return Figure(title, plot.svg(f"{title} by step: {', '.join(lines)}"), keys=keys if len(keys) > 1 else ())
 
 
-def _exams(path: Path, components: RunComponents) -> list[dict[str, str]]:
+def _exams(run: Path, components: RunComponents) -> list[dict[str, Any]]:
+    path, words_path = run / "predictions" / "test.jsonl", run / "words" / "test.jsonl"
     if not path.is_file():
         return []
     cache = components.exams["test"].cache
-    with reading(path, "Delete it; `launch.py evaluate RUN` writes it again."):
+    hint = "Delete it; `launch.py evaluate RUN` writes it again."
+    words: dict[tuple[str, str], Any] = {}
+    if words_path.is_file():  # runs of versions before 0.6 have none
+        with reading(words_path, hint):
+            words = {(row["id"], row["report"]): row for row in map(json.loads, read_lines(words_path))}
+    with reading(path, hint):
         rows = [json.loads(line) for line in read_lines(path)[:SHOWN]]
-        return [{**row, "image": _side_by_side(cache.images(row["id"]))} for row in rows]
-
-
-def _side_by_side(views_VCHW: np.ndarray) -> str:
-    views_HWC = np.concatenate(list(views_VCHW.transpose(0, 2, 3, 1)), axis=1)
-    buffer = io.BytesIO()
-    Image.fromarray(views_HWC.squeeze(-1) if views_HWC.shape[-1] == 1 else views_HWC).save(buffer, format="png")
-    return _data_uri(buffer.getvalue())
-
-
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        cards = []
+        for row in rows:
+            exam_id, report = row["id"], row["prediction"]
+            own = words.get((exam_id, report))
+            cards.append(exam_card(exam_id, cache.images(exam_id), report, own, row["reference"]))
+        return cards

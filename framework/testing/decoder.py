@@ -48,6 +48,8 @@ def check_decoder(make: Make) -> None:
         _alone(decoder)
         if "patches" in needs:
             _masked(decoder)
+        if hasattr(decoder, "attention"):
+            _attention(decoder)
         _cache(decoder)
     _gradients(decoder)
     check_module(build, use)
@@ -133,6 +135,28 @@ def _masked(decoder: Any) -> None:
         "masked patches have no effect",
         "attend only where patch_mask_BN is True, and average over those patches",
     )
+
+
+def _attention(decoder: Any) -> None:
+    """The weights of the patches, for a decoder that offers them; None if they are not known."""
+    features, shape = _features(decoder), (3, LONGEST, 5)
+    before = decoder(features, _tokens())
+    rule = "attention returns the weight of each patch for each logit, [B, T, N]"
+    with runs(rule, expected=f"attention(Features, tokens_BT) -> {shape}", fix="attend as forward does"):
+        weights = decoder.attention(features, _tokens())
+    if weights is None:
+        return
+    require(tuple(weights.shape) == shape, rule, found=tuple(weights.shape), expected=shape, fix="return [B, T, N]")
+    rule, fix = "weights are at least 0 and sum to 1 over the patches of an exam", "take them after the softmax"
+    require((weights >= 0).all(), rule, found=float(weights.min()), expected="no negative weight", fix=fix)
+    same([weights.sum(-1)], [torch.ones(shape[:2])], rule, fix)
+    same([weights[1, :, 3:]], [torch.zeros(LONGEST, 2)], "masked patches have weight 0", "mask before the softmax")
+    changed = _tokens()
+    changed[:, 4:] = 3 + (changed[:, 4:] - 2) % (WORDS - 3)
+    rule, fix = "a weight does not depend on later tokens", "use causal attention"
+    same([decoder.attention(features, changed)[:, :4]], [weights[:, :4]], rule, fix)
+    rule, fix = "attention changes nothing", "restore every setting that it needs"
+    same([decoder(features, _tokens())], [before], rule, fix)
 
 
 def _cache(decoder: Any) -> None:

@@ -172,6 +172,34 @@ class HfCausal(nn.Module):
         logits = self._run(torch.cat([prefix_BPH, words_BTH], dim=1), mask, None, tokens_BT.shape[1])
         return self._select_vocabulary(logits[:, -tokens_BT.shape[1] :])
 
+    def attention(self, features: Features, tokens_BT: Tensor) -> Tensor | None:
+        """Where the decoder looks for each logit of `forward`, [B, T, N]: the mean of self-attention over layers and
+        heads, of which the patches' part is scaled to a sum of 1. Queries pass theirs on to the patches.
+
+        Words that no layer lets read the patches have zeros. None for a model that does not return its attention.
+        """
+        prefix_BPH, mask_BP = self._prefix(features)
+        mask_BS = torch.cat([mask_BP, mask_BP.new_ones(tokens_BT.shape)], dim=1)
+        embedded_BSH = torch.cat([prefix_BPH, self._embed(tokens_BT)], dim=1)
+        before = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")  # the others compute no weights
+        try:
+            layers = self._outputs(embedded_BSH, mask_BS, None, 1, output_attentions=True).attentions
+        finally:
+            self.model.set_attn_implementation(before)
+        if not layers:
+            return None
+        weights_BSS = torch.stack([layer_BHSS.float().mean(1) for layer_BHSS in layers]).mean(0)
+        patch_count = prefix_BPH.shape[1] - len(self.prompt_T)
+        weights_BTN = weights_BSS[:, -tokens_BT.shape[1] :, :patch_count]
+        if self.pool is None:  # back from left padding
+            place_BN = _left_padded(features.patch_mask_BN).argsort(1)
+            weights_BTN = weights_BTN.gather(2, place_BN[:, None].expand_as(weights_BTN))
+        else:
+            patches_BNH = self.input_proj(features.patches_BND)
+            weights_BTN = weights_BTN @ self.pool.weights(patches_BNH, features.patch_mask_BN)
+        return weights_BTN / weights_BTN.sum(-1, keepdim=True).clamp(min=torch.finfo(weights_BTN.dtype).tiny)
+
     def init_cache(self, features: Features) -> dict[str, Any]:
         """The cache before the first token: attention mask, keys and values of the prefix."""
         prefix_BPH, mask_BP = self._prefix(features)
@@ -203,8 +231,7 @@ class HfCausal(nn.Module):
             prefix = self.pool(patches_BNH, mask_BN)
             mask = mask_BN.new_ones(prefix.shape[:2])
         else:
-            # Left padding: missing patches then do not move the others away from the report.
-            order_BN = mask_BN.to(torch.uint8).argsort(dim=1, stable=True)
+            order_BN = _left_padded(mask_BN)
             prefix = patches_BNH.gather(1, order_BN[..., None].expand_as(patches_BNH))
             mask = mask_BN.gather(1, order_BN)
         if len(self.prompt_T):
@@ -219,6 +246,11 @@ class HfCausal(nn.Module):
 
     def _run(self, embedded_BSH: Tensor, mask_BS: Tensor, past: DynamicCache | None, last: int) -> Tensor:
         """Logits of the language model at the `last` positions, or at all."""
+        return self._outputs(embedded_BSH, mask_BS, past, last).logits
+
+    def _outputs(
+        self, embedded_BSH: Tensor, mask_BS: Tensor, past: DynamicCache | None, last: int, **options: bool
+    ) -> Any:
         position_BS = (mask_BS.long().cumsum(1) - 1).clamp(min=0)[:, -embedded_BSH.shape[1] :]
         return self.model(
             inputs_embeds=embedded_BSH,
@@ -227,7 +259,8 @@ class HfCausal(nn.Module):
             past_key_values=past,
             use_cache=past is not None,
             **({"logits_to_keep": last} if self._has_logits_to_keep else {}),
-        ).logits
+            **options,
+        )
 
     def _require_room(self, positions: int) -> None:
         """Fails at the first batch rather than at the first long report."""
@@ -322,9 +355,18 @@ class _QueryPooling(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, patches_BNH: Tensor, mask_BN: Tensor) -> Tensor:
-        query_BQH = self.query_QH.expand(len(patches_BNH), -1, -1).to(patches_BNH.dtype)
+        query_BQH = self._queries(patches_BNH)
         attended, _ = self.attention(query_BQH, patches_BNH, patches_BNH, key_padding_mask=~mask_BN, need_weights=False)
         return self.norm(query_BQH + attended)
+
+    def weights(self, patches_BNH: Tensor, mask_BN: Tensor) -> Tensor:
+        """What each query reads of each patch, [B, Q, N]: the mean over heads."""
+        query_BQH = self._queries(patches_BNH)
+        weights_BQN: Tensor = self.attention(query_BQH, patches_BNH, patches_BNH, key_padding_mask=~mask_BN)[1]
+        return weights_BQN.float()
+
+    def _queries(self, patches_BNH: Tensor) -> Tensor:
+        return self.query_QH.expand(len(patches_BNH), -1, -1).to(patches_BNH.dtype)
 
 
 class _KeyValues(CacheLeaf):
@@ -341,6 +383,13 @@ class _KeyValues(CacheLeaf):
 
     def move(self, moves: Moves, num_beams: int) -> None:
         self.value.batch_select_indices(moves.rows(num_beams))
+
+
+def _left_padded(mask_BN: Tensor) -> Tensor:
+    """The order of the patches in the prefix, [B, N]: missing ones first, where they do not move the others away from
+    the report.
+    """
+    return mask_BN.to(torch.uint8).argsort(dim=1, stable=True)
 
 
 def _new(config: Any) -> Any:

@@ -71,6 +71,12 @@ class LstmAttention(nn.Module):
         """Logits [B, T, W]; those at t are of the token that follows `tokens_BT[:, : t + 1]`."""
         return self._run(tokens_BT, self.init_cache(features))[0]
 
+    def attention(self, features: Features, tokens_BT: Tensor) -> Tensor:
+        """Where the decoder looks for each logit of `forward`, [B, T, N]: the weights of equation 5."""
+        weights: list[Tensor] = []
+        self._run(tokens_BT, self.init_cache(features), weights)
+        return torch.cat(weights, 1)
+
     def init_cache(self, features: Features) -> dict[str, Any]:
         """The cache before the first token."""
         mask_BN1 = features.patch_mask_BN[..., None]
@@ -88,12 +94,16 @@ class LstmAttention(nn.Module):
         logits_B1W, cache = self._run(tokens_B[:, None], cache)
         return logits_B1W[:, 0], cache
 
-    def _run(self, tokens_BT: Tensor, cache: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def _run(
+        self, tokens_BT: Tensor, cache: dict[str, Any], weights: list[Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
         words_BTE = self.embed_tokens(tokens_BT)
         h_BH, c_BH = cache["h"], cache["c"]
         contexts, hidden = [], []
         for word_BE in words_BTE.unbind(1):
-            context_BD = self._attend(h_BH, cache)
+            context_BD, weights_BKN = self._attend(h_BH, cache)
+            if weights is not None:
+                weights.append(weights_BKN)
             h_BH, c_BH = self.lstm(torch.cat([word_BE, context_BD], dim=-1), (h_BH, c_BH))
             contexts.append(context_BD)
             hidden.append(h_BH)
@@ -101,11 +111,12 @@ class LstmAttention(nn.Module):
         deep_BTE = words_BTE + self.hidden_proj(torch.stack(hidden, 1)) + self.context_proj(torch.stack(contexts, 1))
         return self.lm_head(self.dropout(deep_BTE)), {**cache, "h": h_BH, "c": c_BH}
 
-    def _attend(self, h_RH: Tensor, cache: dict[str, Any]) -> Tensor:
-        """The gated context vector, [R, D]."""
+    def _attend(self, h_RH: Tensor, cache: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The gated context vector, [R, D], and the weights of the patches, [B, K, N]."""
         patches_BND, patch_keys_BNA, mask_BN = (cache[name].value for name in ("patches", "patch_keys", "mask"))
         hidden_BKA = self.attend_hidden(h_RH).unflatten(0, (len(mask_BN), -1))
         energy_BKNA = torch.tanh(patch_keys_BNA[:, None] + hidden_BKA[:, :, None])
         scores_BKN = self.attend_score(energy_BKNA)[..., 0].masked_fill(~mask_BN[:, None], float("-inf"))
-        context_RD = (scores_BKN.softmax(-1) @ patches_BND).flatten(0, 1)
-        return torch.sigmoid(self.f_beta(h_RH)) * context_RD
+        weights_BKN = scores_BKN.softmax(-1)
+        context_RD = (weights_BKN @ patches_BND).flatten(0, 1)
+        return torch.sigmoid(self.f_beta(h_RH)) * context_RD, weights_BKN

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from pydantic import PositiveInt
 
 from framework.data.check import first_problems
@@ -35,6 +36,17 @@ It is published at https://zenodo.org/records/8231412 (Gomez-Flores, Gregorio-Ca
 Unpack it and set data.dataset.root to the folder of bus_data.csv."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaskedView(FileView):
+    """An image of the archive with the outline of its lesion."""
+
+    mask: FileView
+
+    def lesion_mask(self) -> np.ndarray:
+        """Lesion mask, bool [H, W]."""
+        return self.mask.load() > 127
+
+
 @dataclass(frozen=True)
 class Lesion:
     """One image of the archive and its annotation."""
@@ -45,8 +57,7 @@ class Lesion:
     pathology: str
     histology: str
     device: str
-    image: FileView
-    mask: FileView
+    image: MaskedView
 
     @property
     def scanner(self) -> str:
@@ -259,8 +270,11 @@ class Busbra:
             pathology=row["Pathology"],
             histology=row["Histology"],
             device=row["Device"],
-            image=FileView(str(inside(self.root / "Images", image)), image),
-            mask=FileView(str(inside(self.root / "Masks", mask)), mask),
+            image=MaskedView(
+                str(inside(self.root / "Images", image)),
+                image,
+                mask=FileView(str(inside(self.root / "Masks", mask)), mask),
+            ),
         )
 
     @property
@@ -274,7 +288,7 @@ class Busbra:
         seen = hashlib.sha256(f"{measuring.VERSION}".encode())
         problems = []
         for lesion in self._lesions:
-            for view in (lesion.image, lesion.mask):
+            for view in (lesion.image, lesion.image.mask):
                 try:
                     stat = Path(view.path).stat()
                 except OSError as error:
@@ -301,7 +315,7 @@ class Busbra:
             try:
                 image = lesion.image.load()
                 grey = image if image.ndim == 2 else image.mean(2).astype("uint8")
-                found[lesion.id] = measuring.measure(grey, lesion.mask.load() > 127)
+                found[lesion.id] = measuring.measure(grey, lesion.image.lesion_mask())
             except (OSError, ValueError) as error:
                 problems.append(ExamError(lesion.id, "broken-image", str(error)))
         if problems:

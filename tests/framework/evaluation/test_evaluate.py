@@ -23,6 +23,7 @@ from framework.evaluation import evaluate as evaluation
 from framework.evaluation.evaluate import _paths_from, _require_same_model, evaluate_run, evaluate_split, shard_indices
 from framework.evaluation.predict import predict
 from framework.exam import ExamSource, Pair
+from framework.pages.exam_card import SHOWN
 from framework.recipe import Recipe, load_recipe
 from framework.runtime.errors import UserError
 from framework.scoring.baselines import Comparison
@@ -293,3 +294,14 @@ def test_a_run_works_elsewhere_without_the_plugin_files_that_it_was_trained_with
     (run / "model" / "plugins" / "added.py").touch()
     with problem("damaged-file", "added.py"):
         verify_model(run / "model")
+
+
+def test_a_run_stores_the_words_of_the_exams_on_its_page(smoke_run: Path) -> None:
+    reports, words = (
+        [json.loads(line) for line in (smoke_run / folder / "test.jsonl").read_text("utf-8").splitlines()]
+        for folder in ("predictions", "words")
+    )
+    assert [(row["id"], row["report"]) for row in words] == [(row["id"], row["prediction"]) for row in reports[:SHOWN]]
+    for row in words:
+        assert all(row["report"].startswith(word["text"], word["start"]) for word in row["words"])
+        assert row["grid"] and all(word["heat"] and 0 < word["confidence"] <= 1 for word in row["words"])

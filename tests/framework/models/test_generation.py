@@ -12,7 +12,7 @@ from plain_search import search_without_cache
 from framework.exam import BOS, EOS, Features
 from framework.models import generation, transformer_decoder
 from framework.models.ensemble import Ensemble, EnsembleFeatures
-from framework.models.generation import NEVER, forbid_repeats, generate
+from framework.models.generation import NEVER, forbid_repeats, generate, next_token_logprobs
 from framework.models.transformer_decoder import MultiHeadAttention
 from plugins.decoder.lstm_attention import LstmAttention
 from plugins.decoder.transformer import Transformer
@@ -146,6 +146,24 @@ def test_an_ensemble_generates_by_the_mean_of_probabilities(num_beams: int, no_r
                 assert report == search_without_cache(mean, ones[0], **options)
         differs |= found != generate(decoders[0], features[0], **options)
     assert differs, "an ensemble that is its first member would pass"
+
+
+@torch.no_grad()
+def test_an_ensemble_has_the_mean_of_probabilities_and_attention() -> None:
+    decoders, features = [make_decoder(0), make_recurrent(1)], [make_features(2, 3), make_features(2, 4)]
+    ensemble, both = Ensemble([Member(each) for each in decoders]), ensemble_features(*features)
+    tokens = torch.tensor([[BOS, 5, 6], [BOS, 7, 8]])
+    probabilities = [next_token_logprobs(d(f, tokens)).exp() for d, f in zip(decoders, features)]
+    torch.testing.assert_close(ensemble(both, tokens).exp(), sum(probabilities) / 2)
+    weights = [d.attention(f, tokens) for d, f in zip(decoders, features)]
+    torch.testing.assert_close(ensemble.attention(both, tokens), sum(weights) / 2)
+
+
+@torch.no_grad()
+def test_an_ensemble_of_other_patches_has_no_attention() -> None:
+    ensemble, one = Ensemble([Member(make_decoder(0)), Member(make_decoder(1))]), make_features(2, 3)
+    fewer = Features(one.patches_BND[:, :-1], one.patch_mask_BN[:, :-1], one.pooled_BD)
+    assert ensemble.attention(ensemble_features(one, fewer), torch.tensor([[BOS], [BOS]])) is None
 
 
 def test_no_ngram_repeats() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness import problem
 from html_page import Page, check_offline
 
+from framework.pages.exam_card import word_rows
 from framework.pages.run_page import read_curves, write_page
+from framework.text.words import Word
 
 EVIL = "<script>alert('x')<img src=x onerror=alert(1)> & \"q\" $x$ {{ 7 * 7 }} 乳腺"
 
@@ -50,9 +54,36 @@ def test_the_page_shows_scores_curves_topics_and_exams(tmp_path: Path) -> None:
         assert text in page.text
     first = page.text.index("0.500 [0.450, 0.550]")
     assert first < page.text.index("Scores on test")  # the summary comes first
-    assert len(page.all("article", "exam")) == 2 and len(page.all("img")) == 3
-    assert len(page.all("p", "same")) == 1 and len(page.all("p", "other")) == 1
+    assert len(page.all("article", "exam")) == 2 and len(page.all("img")) == 5  # two views each, and the topics
+    assert len(page.all("span", "same")) == 1
     assert [at["aria-label"] for at in page.all("svg") if at.get("role")] == ["train by step: loss, plain"]
+
+
+def test_a_report_is_shown_word_by_word_if_its_words_are_known(tmp_path: Path) -> None:
+    run, components = a_run(tmp_path)
+    (run / "words").mkdir()
+    words = [
+        Word("plai", 0, 0.25, np.array([[[0.0, 0.75], [0.25, 0.0]], [[0.5, 0.25], [0.25, 0.0]]])),
+        Word("n", 4, 1.0, None),
+    ]
+    rows = [{"id": i, "report": report, **word_rows(words)} for i, report in (("plain", "plain"), ("b", "of before"))]
+    (run / "words" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    page = page_of(run, components)
+    check_offline(page)
+    first, second = page.all("span", "word")  # of the first exam: the second has another report by now
+    assert [at["data-grid"] for at in page.all("div", "report")] == ["2 2 2"]
+    assert (
+        base64.b64decode(first["data-heat"] or "") == bytes([0, 255, 0, 0, 128, 0, 0, 0]) and "data-heat" not in second
+    )
+    assert first["style"] == "--sure:0.25"
+
+
+def test_damaged_words_name_their_file(tmp_path: Path) -> None:
+    run, components = a_run(tmp_path)
+    (run / "words").mkdir()
+    (run / "words" / "test.jsonl").write_text('{"id": "plain"}\n', "utf-8")
+    with problem("damaged-file", place=str(run / "words" / "test.jsonl")):
+        write_page(run, components)
 
 
 @pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85"])

@@ -232,6 +232,47 @@ class SeesPadding(Decoder):
         return super().init_cache(features._replace(patch_mask_BN=torch.ones_like(features.patch_mask_BN)))
 
 
+class Attends(Decoder):
+    """A decoder that offers equal weights of all patches."""
+
+    def attention(self, features, tokens):
+        weights = features.patch_mask_BN[:, None].float().expand(-1, tokens.shape[1], -1)
+        return weights / weights.sum(-1, keepdim=True)
+
+
+@breaks("decoder", "attention returns the weight of each patch for each logit")
+class AttendsByExam(Attends):
+    def attention(self, features, tokens):
+        return super().attention(features, tokens)[:, 0]
+
+
+@breaks("decoder", "weights are at least 0 and sum to 1")
+class AttendsByScores(Attends):
+    def attention(self, features, tokens):
+        return super().attention(features, tokens).log()
+
+
+@breaks("decoder", "masked patches have weight 0")
+class AttendsToPadding(Attends):
+    def attention(self, features, tokens):
+        return torch.ones_like(super().attention(features, tokens)) / features.patches_BND.shape[1]
+
+
+@breaks("decoder", "a weight does not depend on later tokens")
+class AttendsToTheFuture(Attends):
+    def attention(self, features, tokens):
+        scores = torch.rand(3, 1, 5, generator=torch.Generator().manual_seed(int(tokens[0, -1]))) + 0.1
+        weights = super().attention(features, tokens) * scores
+        return weights / weights.sum(-1, keepdim=True)
+
+
+@breaks("decoder", "attention changes nothing")
+class AttentionTrains(Attends):
+    def attention(self, features, tokens):
+        self.lm_head.bias.data += 1
+        return super().attention(features, tokens)
+
+
 @breaks("decoder", "step with a cache equals forward")
 class CacheForgets(Decoder):
     def step(self, tokens, cache):

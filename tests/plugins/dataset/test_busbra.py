@@ -336,3 +336,13 @@ def test_each_real_scanner_can_be_left_out(device, sizes, tmp_path):
     source = Busbra(root=str(ARCHIVE), split="device", device=device, cache_dir=str(tmp_path))
     found = list(source._homes.values())
     assert tuple(found.count(split) for split in ("train", "val", "test")) == sizes
+
+
+def test_a_view_has_the_mask_of_its_lesion(tmp_path):
+    flat = ellipse(40, 80)
+    root = draw(
+        tmp_path / "BUSBRA", [("0001-l", 2, 1, "NaN", flat), ("0002-l", 2, 2, "0", flat), ("0003-s", 3, 2, "1", flat)]
+    )
+    for exams in Busbra(root=str(root), cache_dir=str(tmp_path)).splits().values():
+        for exam in exams:
+            assert [np.array_equal(view.lesion_mask(), flat) for view in exam.views] == [True]

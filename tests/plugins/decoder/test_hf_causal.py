@@ -122,6 +122,39 @@ def test_cached_greedy_generation_equals_generation_without_cache(queries: int) 
         assert found == [word for word in words[1:] if word != EOS]
 
 
+@torch.no_grad()
+def test_attention_is_the_patches_part_of_the_models_own() -> None:
+    decoder = make(architecture="gpt2", config=GPT2).eval()
+    mask = [[True] * 4, [True, False, True, False]]
+    features, tokens = exams(mask), torch.tensor([[BOS, 4, 6], [BOS, 9, 5]])
+    found = decoder.attention(features, tokens)
+    assert found is not None and decoder.model.config._attn_implementation == "sdpa"
+    for exam, here in enumerate(mask):
+        patches = decoder.input_proj(features.patches_BND[exam, torch.tensor(here)])
+        words = decoder.model.get_input_embeddings()(tokens[exam])
+        decoder.model.set_attn_implementation("eager")
+        layers = decoder.model(inputs_embeds=torch.cat([patches, words])[None], output_attentions=True).attentions
+        decoder.model.set_attn_implementation("sdpa")
+        own = torch.stack(layers).mean((0, 2))[0, -3:, : sum(here)]
+        torch.testing.assert_close(found[exam][:, torch.tensor(here)], own / own.sum(-1, keepdim=True))
+
+
+@torch.no_grad()
+def test_queries_pass_attention_on_to_the_patches() -> None:
+    decoder = make(architecture="gpt2", config=GPT2, queries=1).eval()
+    features, tokens = exams([[True] * 4, [True, True, False, False]]), torch.tensor([[BOS, 4, 6], [BOS, 9, 5]])
+    found, pool = decoder.attention(features, tokens), decoder.pool
+    assert found is not None and pool is not None
+    own = pool.weights(decoder.input_proj(features.patches_BND), features.patch_mask_BN)
+    torch.testing.assert_close(found, own.expand(-1, 3, -1))  # one query has all
+
+
+def test_a_model_that_does_not_return_its_attention_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = make(architecture="gpt2", config=GPT2).eval()
+    monkeypatch.setattr(decoder.model, "set_attn_implementation", lambda _: None)  # stays with sdpa, which has none
+    assert decoder.attention(exams([[True] * 4]), torch.tensor([[BOS, 4]])) is None
+
+
 def test_another_vocabulary_gets_new_embeddings(llama: str) -> None:
     decoder = make(13, weights=llama, vocabulary=[*VOCABULARY, "cyst", "lymph"]).eval()
     model = decoder.model
