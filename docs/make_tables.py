@@ -43,8 +43,8 @@ def two_grids(name: str) -> str:
 
 
 def one_grid(name: str) -> str:
-    """The table of a grid; the page has one legend for all of them."""
-    return as_markdown(result_of(name)).partition("\n\n")[0] + "\n"
+    """The warnings and the table of a grid; the page has one legend for all of them."""
+    return as_markdown(result_of(name)).partition("\n\n- ")[0] + "\n"
 
 
 def filled(text: str) -> str:
