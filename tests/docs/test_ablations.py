@@ -16,9 +16,7 @@ from framework.grid.page import PageData, draw_page
 
 RESULTS = ROOT / "docs" / "results"
 PAGE = (RESULTS / "ablations.md").read_text(encoding="utf-8")
-GRIDS = sorted(
-    set(shipped_grids()) - {"smoke", "exams", "busbra_devices"}
-)  # of a tiny model; without results yet
+GRIDS = sorted(set(shipped_grids()) - {"smoke", "exams", "busbra_devices"})  # of a tiny model; without results yet
 
 
 def read(name: str, file: str) -> list[dict[str, str]]:

@@ -38,6 +38,14 @@ def listed(folder: Path) -> dict[str, Any]:
     return {"file": str(folder / "exams.json"), "images": str(folder)}
 
 
+def tabled(folder: Path) -> dict[str, Any]:
+    """Keys of `table`: the exams of `listed`."""
+    splits = json.loads(Path(listed(folder)["file"]).read_text(encoding="utf-8"))
+    rows = [f"{exam['image_path'][0]},{exam['finding']},{s}" for s, exams in splits.items() for exam in exams]
+    (folder / "exams.csv").write_text("\n".join(["image,report,split", *rows]), encoding="utf-8")
+    return {"file": str(folder / "exams.csv"), "columns": {"image": "image", "report": "report", "split": "split"}}
+
+
 def archive(folder: Path) -> dict[str, Any]:
     """Keys of `busbra`: three patients."""
     flat, tall = ellipse(40, 80), ellipse(80, 40)
@@ -100,6 +108,7 @@ SMALL: dict[tuple[str, str], list[dict[str, Any] | Callable[[Path], dict[str, An
     ("dataset", "ddti"): [thyroids],
     ("dataset", "manifest"): [listed],
     ("dataset", "phantom"): [{"exams": 3, "val_exams": 2, "test_exams": 2, "size": 48}],
+    ("dataset", "table"): [tabled],
     ("decoder", "cross_modal_memory"): [
         {"layers": 2, "encoder_layers": 1, "width": 16, "heads": 4, "feedforward": 24, "slots": 20, "top_k": 5},
         {"layers": 1, "encoder_layers": 0, "width": 16, "heads": 2, "feedforward": 24, "slots": 6, "top_k": 6},

@@ -113,10 +113,10 @@ def test_a_metrics_model_reads_the_reports_of_a_split_once(tmp_path: Path, monke
         tokenizer=tokenizer,
         scorer=Scorer([metric], tokenizer),
         comparisons=comparisons,
+        augment=None,
     )
-    recipe = SimpleNamespace(
-        train=SimpleNamespace(seed=1), evaluate=SimpleNamespace(num_beams=1, bootstrap_samples=50, monitored="slow")
-    )
+    settings = SimpleNamespace(num_beams=1, bootstrap_samples=50, monitored="slow", augmented_copies=0)
+    recipe = SimpleNamespace(train=SimpleNamespace(seed=1), evaluate=settings)
     read_before: list[int] = []
     scores = evaluate_split(
         SimpleNamespace(num_processes=1),
