@@ -36,7 +36,7 @@ def small(name: str, folder: Path) -> list[str]:
     if name == "swin_llm_lora":
         llama = save_llama(folder / "llama", of_bytes(["The left breast.", "An oval mass."]))
         return [*keys, *FEW, f"model.encoder.weights={save_swin(folder / 'swin')}", f"model.decoder.weights={llama}"]
-    if name.endswith("_pretrained"):
+    if name.endswith(("_pretrained", "_finetuned")):
         keys.append("losses.findings.min_count=1")
     if name.startswith("ddti"):
         return [*keys, f"data.dataset.root={write_archive(folder / 'DDTI')}"]

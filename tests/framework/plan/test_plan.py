@@ -57,7 +57,7 @@ def test_planned_parameters_equal_those_of_the_built_task(name: str, cache: Path
         keys.append("distiller.topics=3")
     if name.startswith("busbra"):  # its metrics read attributes that other data sets do not have
         keys.append("evaluate.metrics=[findings_f1]")
-    if name.endswith("_pretrained"):
+    if name.endswith(("_pretrained", "_finetuned")):
         keys += ["losses.findings.min_count=1", "data.augment=null"]
     if name == "swin_llm_lora":
         llama = save_llama(tmp_path / "llama", of_bytes(["An oval mass."]))
