@@ -47,7 +47,7 @@ class ImageFolder:
         if not found:
             raise UserError("no-such-file", f"no image matches {name} in {self.root}")
         names = [path.relative_to(self.root).as_posix() for path in found]
-        return [self.view(each) for each in sorted(names, key=_by_number)]
+        return [self.view(each) for each in sorted(names, key=by_number)]
 
     def view(self, name: str) -> FileView:
         """The image of this name.
@@ -123,7 +123,7 @@ def searched(path: Path) -> str:
     return "" if path.is_absolute() else f", searched in {Path.cwd()}"
 
 
-def _by_number(name: str) -> list[tuple[int, str]]:
+def by_number(name: str) -> list[tuple[int, str]]:
     """Sorts `17_2.png` before `17_10.png`."""
     parts = re.split(r"(\d+)", name)
     return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(parts)]

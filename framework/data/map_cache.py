@@ -62,15 +62,15 @@ def _write(path: Path, images: np.ndarray, maps: Callable[[Tensor], Tensor], dev
     remove_parts(path)
     part = path.with_suffix(f".{os.getpid()}.part")
 
-    def encoded(start: int) -> np.ndarray:
-        image_MCHW = torch.from_numpy(np.array(images[start : start + BATCH])).to(device)
+    def encoded(start: int, end: int) -> np.ndarray:
+        image_MCHW = torch.from_numpy(np.array(images[start:end])).to(device)
         return maps(scaled(image_MCHW)).float().cpu().numpy()
 
     try:
-        stored = open_reserved(part, (len(images), *encoded(0).shape[1:]), np.float32, "feature maps")
+        stored = open_reserved(part, (len(images), *encoded(0, 1).shape[1:]), np.float32, "feature maps")
         starts = range(0, len(images), BATCH)
         for start in progress_bar(starts, total=len(starts), text="feature maps"):
-            stored[start : start + BATCH] = encoded(start)
+            stored[start : start + BATCH] = encoded(start, start + BATCH)
         stored.flush()
         del stored
         part.replace(path)

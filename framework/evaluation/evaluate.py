@@ -165,41 +165,47 @@ def evaluate_split(
         before_scoring()
 
     def scored() -> Scores:
-        scores: Scores = {}
-        scorer = components.scorer
-        patients = {exam.id: exam.patient for exam in exams.exams}
-        bootstrap: Any = {"seed": recipe.train.seed, "bootstrap_samples": recipe.evaluate.bootstrap_samples}
-        values, seconds = scorer.timed_score(rows)
-        scores["model"] = {"exams": len(rows), **variety([row[1] for row in rows]), **values}
-        # Now, while metrics cache the statistics of these reports.
-        ends: tuple[dict[str, Any], ...] = intervals(scorer, rows, patients, values, seconds, **bootstrap)
-        scores |= {name: row for name, row in zip((LOW, HIGH, NO_INTERVAL), ends) if row}
-        statistics = PatientStatistics(scorer, [exam.id for exam in exams.exams], patients)
-        statistics.add(rows)
-        comparisons = components.comparisons
-        if comparisons is not None and (unseen := unseen_rows(rows, comparisons.train)):
-            different = variety([row[1] for row in unseen])
-            scores["model_on_unseen_reports"] = {"exams": len(unseen), **different, **scorer.score(unseen)}
-        others = {} if comparisons is None else comparisons.of(exams)
-        for name in progress_bar(others, total=len(others), text="scores"):
-            scores[name] = {"exams": len(rows), **variety(others[name].predictions)}
-            for predictions, own in others[name].groups():
-                these = rows_of(exams.exams, predictions)
-                found = scorer.score(these, own)
-                scores[name] |= {key: value for key, value in found.items() if own is None or key.split("/")[0] in own}
-                if name in BASELINES:
-                    statistics.add(these, own)
-        scores[VARIETY] = variety_summary(scorer, rows)
-        if others:
-            scores[CONSTANTS] = {
-                name: {"report": constant.report, "tried": constant.tried}
-                for name, constant in others["fixed_report"].constants.items()
-            }
-            scores[VERSUS] = _versus_strongest(scorer, statistics, rows, scores, others, bootstrap)
+        scores = _score(components, recipe, exams, rows)
         _store(run, split, scores, rows, words, components, label, written_by)
         return scores
 
     return on_main(accelerator, scored)
+
+
+def _score(components: RunComponents, recipe: Recipe, exams: ExamSet, rows: Rows) -> Scores:
+    """The scores of the model's reports and of every baseline and oracle. Called on the main process."""
+    scores: Scores = {}
+    scorer = components.scorer
+    patients = {exam.id: exam.patient for exam in exams.exams}
+    bootstrap: Any = {"seed": recipe.train.seed, "bootstrap_samples": recipe.evaluate.bootstrap_samples}
+    values, seconds = scorer.timed_score(rows)
+    scores["model"] = {"exams": len(rows), **variety([row[1] for row in rows]), **values}
+    # Now, while metrics cache the statistics of these reports.
+    ends: tuple[dict[str, Any], ...] = intervals(scorer, rows, patients, values, seconds, **bootstrap)
+    scores |= {name: row for name, row in zip((LOW, HIGH, NO_INTERVAL), ends) if row}
+    statistics = PatientStatistics(scorer, [exam.id for exam in exams.exams], patients)
+    statistics.add(rows)
+    comparisons = components.comparisons
+    if comparisons is not None and (unseen := unseen_rows(rows, comparisons.train)):
+        different = variety([row[1] for row in unseen])
+        scores["model_on_unseen_reports"] = {"exams": len(unseen), **different, **scorer.score(unseen)}
+    others = {} if comparisons is None else comparisons.of(exams)
+    for name in progress_bar(others, total=len(others), text="scores"):
+        scores[name] = {"exams": len(rows), **variety(others[name].predictions)}
+        for predictions, own in others[name].groups():
+            these = rows_of(exams.exams, predictions)
+            found = scorer.score(these, own)
+            scores[name] |= {key: value for key, value in found.items() if own is None or key.split("/")[0] in own}
+            if name in BASELINES:
+                statistics.add(these, own)
+    scores[VARIETY] = variety_summary(scorer, rows)
+    if others:
+        scores[CONSTANTS] = {
+            name: {"report": constant.report, "tried": constant.tried}
+            for name, constant in others["fixed_report"].constants.items()
+        }
+        scores[VERSUS] = _versus_strongest(scorer, statistics, rows, scores, others, bootstrap)
+    return scores
 
 
 def _versus_strongest(

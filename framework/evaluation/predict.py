@@ -95,7 +95,7 @@ class Predictor:
         Raises:
             UserError: there is no image, or one cannot be used.
         """
-        return self.generate([self.load(images)])[0]
+        return self._reports([self.load(images)])[0]
 
     def reports(self, exams: Sequence[Sequence[View]]) -> list[GeneratedReport]:
         """The reports of many exams, `evaluate.batch_size` at a time.
@@ -112,7 +112,7 @@ class Predictor:
                     batch.append(self.load(images))
                 except UserError as error:
                     raise UserError.of(each.at(f"exams[{number}]") for each in error.problems) from error
-            found += self.generate(batch)
+            found += self._reports(batch)
         return found
 
     def load(self, images: Sequence[View]) -> np.ndarray:
@@ -129,17 +129,23 @@ class Predictor:
         batch = collate([Sample("exam", image_VCHW, [], None) for image_VCHW in exams])
         return self.task.features(batch.to(self.device))
 
-    @torch.no_grad()
-    def generate(self, exams: Sequence[np.ndarray]) -> list[GeneratedReport]:
-        """The reports of exams from `load`, in one batch."""
-        features, settings = self.features(exams), self.recipe.evaluate
-        token_ids = generate(self.task.decoder, features, num_beams=self.num_beams, **settings.search)
+    def generate(self, exams: Sequence[np.ndarray]) -> list[str]:
+        """The texts of the reports of exams from `load`, in one batch."""
+        return [self.tokenizer.decode(ids) for ids in self._search(self.features(exams))]
+
+    def _search(self, features: Any) -> list[list[int]]:
+        return generate(self.task.decoder, features, num_beams=self.num_beams, **self.recipe.evaluate.search)
+
+    def _reports(self, exams: Sequence[np.ndarray]) -> list[GeneratedReport]:
+        """The reports of exams from `load`, in one batch, with their words."""
+        features, most = self.features(exams), self.recipe.evaluate.max_length
+        token_ids = self._search(features)
         words = words_of_reports(self.task, features, token_ids, self.tokenizer, [len(views) for views in exams])
         return [
             GeneratedReport(
                 self.tokenizer.decode(ids),
                 tuple(own),
-                (f"cut at {len(ids)} tokens (evaluate.max_length)",) if len(ids) == settings.max_length else (),
+                (f"cut at {len(ids)} tokens (evaluate.max_length)",) if len(ids) == most else (),
                 views,
             )
             for ids, own, views in zip(token_ids, words, exams, strict=True)
@@ -148,7 +154,8 @@ class Predictor:
 
 def predict(run: Path, images: Sequence[View], num_beams: int | None = None, selection: ModelSelection = BEST) -> str:
     """The report of one exam by the models of a run, see `Predictor`."""
-    return Predictor(run, num_beams, selection).report(images).text
+    predictor = Predictor(run, num_beams, selection)
+    return predictor.generate([predictor.load(images)])[0]
 
 
 def _pixels(image: View) -> np.ndarray:

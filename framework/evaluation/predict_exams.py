@@ -5,9 +5,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, TextIO
 
 from framework.checkpoint.export import MANIFEST, WEIGHTS
 from framework.data.image_file import inside
+from framework.data.image_folder import SUFFIXES, by_number
 from framework.evaluation.model_selection import BEST, ModelSelection
 from framework.evaluation.predict import Predictor
 from framework.exam import ExamError
@@ -23,7 +23,6 @@ from framework.runtime.errors import Problem, UserError
 from framework.runtime.files import atomic_write, digest, named_in_errors, read_bounded, read_lines
 from framework.runtime.memory import is_out_of_memory
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 IDS, IMAGES = ("uid", "id"), ("image_path", "images", "image")  # keys of an exam, as the data set `manifest` reads them
 EXPECTED = '{"id": "7", "images": ["7_1.png", "7_2.png"]}'
 LARGEST = 1_000_000_000  # bytes of the file of exams
@@ -69,14 +68,14 @@ def list_exams(path: Path, images: Path | None = None) -> list[ListedExam]:
 
 
 def _from_folder(path: Path) -> list[ListedExam]:
-    entries = sorted((entry for entry in path.iterdir() if not entry.name.startswith(".")), key=_natural)
+    entries = _in_order(entry for entry in path.iterdir() if not entry.name.startswith("."))
     loose = [entry.name for entry in entries if _is_image(entry)]
     folders = [entry for entry in entries if entry.is_dir()]
     if not folders:
         return [ListedExam(name, path, (name,)) for name in loose]
     if loose:
         print0(f"notice: {path}: {len(loose)} images beside the folders belong to no exam, such as {loose[0]}")
-    inner = {folder: sorted(filter(_is_image, folder.iterdir()), key=_natural) for folder in folders}
+    inner = {folder: _in_order(filter(_is_image, folder.iterdir())) for folder in folders}
     return [ListedExam(folder.name, folder, tuple(each.name for each in images)) for folder, images in inner.items()]
 
 
@@ -84,9 +83,8 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Orders names by their numbers: view_2 is before view_10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+def _in_order(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: by_number(path.name))
 
 
 def _from_file(path: Path, folder: Path) -> Iterator[ListedExam]:
@@ -203,7 +201,7 @@ def _predicted(predictor: Predictor, exams: Sequence[ListedExam], errors: list[P
             raise
         hint = f"Set --batch-size {max(1, len(images) // 2)}, or a smaller --num-beams."
         raise UserError("out-of-memory", f"{len(images)} exams at a time", place="--batch-size", hint=hint) from error
-    found |= {exam_id: {"id": exam_id, "report": report.text} for exam_id, report in zip(images, reports, strict=True)}
+    found |= {exam_id: {"id": exam_id, "report": report} for exam_id, report in zip(images, reports, strict=True)}
     return [found[exam.id] for exam in exams]
 
 

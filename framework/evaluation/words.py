@@ -21,7 +21,7 @@ from framework.text.words import Word, pieces_of, whole_words
 def words_of_reports(
     task: Any, features: Any, reports: Sequence[Sequence[int]], tokenizer: Any, view_counts: Sequence[int]
 ) -> list[list[Word]]:
-    """The words of each report, by one pass of the decoder over the finished reports.
+    """The words of each report, by two passes of the decoder over it: one for confidence and one for attention.
 
     Args:
         task: that generated the reports, in eval mode.

@@ -20,6 +20,7 @@ from framework.grid.results import CellResult
 from framework.grid.state_file import parse_state, read_state
 from framework.recipe import Recipe, save
 from framework.recipe.schema import Run
+from framework.run.listing import ENVIRONMENT
 from framework.run.tracking import COST, RECORDS, write_json
 from framework.runtime.errors import UserError
 from framework.runtime.files import atomic_write
@@ -240,7 +241,7 @@ class CellFolder:
 
     def progress(self) -> CellProgress | None:
         """Step and remaining time; None before the first step."""
-        environment = _read(Environment, self.run / "environment.json") or {}
+        environment = _read(Environment, self.run / ENVIRONMENT) or {}
         steps = environment.get("launch", {}).get("steps")
         records = self.run / RECORDS
         if steps is None or not records.is_file():
