@@ -153,7 +153,8 @@ class Trainer:
         # Random numbers depend on seed, step and process alone, so that a resumed run draws the same.
         set_seed(step_seed(recipe.train.seed, state.step, self.accelerator.process_index))
         weights_L = weights_at(recipe, state.step, self.steps)
-        augment = batch_augment(self.components.augment, recipe.train.seed, state.epoch)
+        copies = self.strategy.task.compares_copies
+        augment = batch_augment(self.components.augment, recipe.train.seed, state.epoch, copies=copies)
         try:
             with self.throughput.counted(micro_batches):
                 output = train_step(self.strategy, micro_batches, weights_L, augment)

@@ -22,6 +22,7 @@ from framework.recipe.source import Found, Key, RecipeError, dotted, is_within, 
 from framework.registry import KINDS, Plugin, PluginError, catalogue, did_you_mean, find, replaced, short
 from framework.registry.signature import (
     BY_DECODER,
+    COPIES,
     RESERVED,
     class_flag,
     class_texts,
@@ -380,6 +381,11 @@ def _check_losses(check: Check, recipe: Recipe) -> None:
                 ("train", "weighting"), "conflicting-settings",
                 f"'uncertainty' needs terms that are never negative, and losses.{name} can be",
                 hint="Set train.weighting=fixed.",
+            )  # fmt: skip
+        if COPIES in (class_texts(plugin, "needs") or ()) and recipe.data.augment is None:
+            check.note(
+                key, "missing-input", "compares two augmentations of the images, and data.augment is null",
+                hint="Set data.augment.",
             )  # fmt: skip
         if "make_reward" not in injected_params(plugin):
             continue
