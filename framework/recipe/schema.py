@@ -223,7 +223,8 @@ class Evaluate(Section):
     """Generation, scores, and the choice of the best checkpoint."""
 
     metrics: tuple[Choice, ...]
-    """Metrics, in the order of the tables."""
+    """Metrics, in the order of the tables. An empty list generates no reports: the scores are the means of the loss
+    terms, by the names of the losses."""
     monitor: Monitor = "val/bleu_4"
     """Score that selects the best checkpoint: val/<score>, or several with their weights in a sum."""
     every_epochs: PositiveInt = 1
