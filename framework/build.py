@@ -361,7 +361,17 @@ def build_task(
 
     Args:
         trained, model: see `build_model`.
+
+    Raises:
+        UserError: the decoder of the exported model was not trained.
     """
+    if model is not None and recipe.has_random_decoder:
+        raise UserError(
+            "no-model",
+            "the decoder of this model was not trained, so it writes no reports",
+            place=model,
+            hint=f"Train reports from its encoder: init_from={model}.",
+        )
     if trained:
         _require_memory(recipe, tokenizer, model)
     torch.manual_seed(recipe.train.seed)

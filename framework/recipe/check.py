@@ -411,9 +411,7 @@ def _check_decoder_trains(check: Check, recipe: Recipe) -> None:
     needed = [class_texts(plugin, "needs") if plugin else None for plugin in plugins]
     if not needed or any(names is None or BY_DECODER & set(names) for names in needed):
         return  # it trains; or what the losses need is unknown, which is reported already
-    lrs = recipe.optimizer.group_lrs
-    is_frozen = lrs.get("decoder") == 0 and not any(lr for part, lr in lrs.items() if is_within(part, "decoder"))
-    if not is_frozen and "decoder" not in recipe.train.freeze:
+    if not recipe.freezes_decoder:
         check.note(
             ("losses",), "nothing-to-train", f"no loss trains the decoder ({', '.join(recipe.active_losses)})",
             hint="Set train.freeze=[decoder] to train the encoder alone, or add next_token.",
