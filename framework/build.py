@@ -70,7 +70,8 @@ class RunComponents:
 
     Attributes:
         exams: by split; only the scored ones of `OtherExams`.
-        comparisons: baselines from the exams that the model was trained on; None if those are not here.
+        comparisons: baselines from the exams that the model was trained on; None if those are not here, or without
+            metrics.
     """
 
     exams: dict[str, ExamSet]
@@ -360,7 +361,17 @@ def build_task(
 
     Args:
         trained, model: see `build_model`.
+
+    Raises:
+        UserError: the decoder of the exported model was not trained.
     """
+    if model is not None and recipe.has_random_decoder:
+        raise UserError(
+            "no-model",
+            "the decoder of this model was not trained, so it writes no reports",
+            place=model,
+            hint=f"Train reports from its encoder: init_from={model}.",
+        )
     if trained:
         _require_memory(recipe, tokenizer, model)
     torch.manual_seed(recipe.train.seed)
@@ -396,7 +407,7 @@ def build_optimizer(recipe: Recipe, task: nn.Module) -> torch.optim.Optimizer:
 
 def build_scorer(recipe: Recipe, tokenizer: Any, exams: Sequence[Exam] = ()) -> Scorer:
     metrics = [build_metric(recipe, metric, tokenizer) for metric in recipe.evaluate.metrics]
-    return Scorer(metrics, tokenizer, recipe.evaluate.weights, exams)
+    return Scorer(metrics, tokenizer, recipe.evaluate.weights if metrics else None, exams)
 
 
 def build_components(
@@ -446,14 +457,15 @@ def build_components(
         require_a_batch(recipe, len(exams["train"]))
         count = topics.count if topics else None
         task = build_task(recipe, tokenizer, count, space, training=splits["train"], trained=False)
-        exams["train"].targets = on_main(accelerator, lambda: loss_targets(task, texts["train"]))
+        for split in exams if not recipe.evaluate.metrics else ("train",):
+            exams[split].targets = on_main(accelerator, partial(loss_targets, task, texts[split]))
         if recipe.data.cache_features:
             _cache_features(recipe, accelerator, task, exams, caches["train"])
         _require_all_views_fit(task, exams)
     else:  # without losses, whose plugins are not needed
         task = build_task(recipe, tokenizer, None, None, trained=True, model=trained)
     left_out = len({error.exam_id for error in errors})
-    if "train" in exams:
+    if "train" in exams and recipe.evaluate.metrics:
         monitored, seed = recipe.evaluate.monitored, recipe.train.seed
         comparisons = Comparisons(exams["train"], exams["val"], scorer, monitored, seed)
     scored = exams if other is None else {other.split: exams[OTHER]}

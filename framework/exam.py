@@ -1,6 +1,7 @@
 """The data that flows: exams from a data set, batches to the task, features and logits to the losses.
 
-Shapes: B batch, V views, C channels, H W image, N patches, D width, T tokens, W words in the vocabulary, K topics.
+Shapes: B batch, V views, M views of all exams, C channels, H W image, N patches, D width, T tokens, W words in the
+vocabulary, K topics.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Batch:
     topic_B: Tensor | None = None  # long
     topic_weights_BK: Tensor | None = None  # float, how much of each topic a report has; rows sum to 1
     targets: Mapping[str, Tensor] = field(default_factory=dict)  # loss -> its targets, [B, ...]
+    copy_BVCHW: Tensor | None = None  # the same images, augmented a second time, for losses that compare the two
 
     def map(self, change: Callable[[Any], Any]) -> Batch:
         """A copy whose tensors are what `change` returns for them."""
@@ -117,12 +119,13 @@ class Features(NamedTuple):
 class Outputs:
     """The inputs of the losses. `logits_BTW[:, t]` predicts `report_BT[:, t + 1]`; T is one less than the report's.
 
-    `logits_BTW` is None if no loss of the recipe needs it.
+    `features`, `logits_BTW` and `copies_2MD` are None if no loss of the recipe needs them.
     """
 
     features: Features
     logits_BTW: Tensor
     decoder: Any = None  # the module, for losses that generate reports
+    copies_2MD: Any = None  # pooled features of each of the batch's M views alone, of both augmentations
 
 
 class Term(NamedTuple):

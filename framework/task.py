@@ -1,6 +1,6 @@
 """The task: a batch goes in, the sums of the loss terms come out; or features, and from them a report.
 
-Shapes: L terms of the loss.
+Shapes: B batch, V views, M views of all exams, C channels, H W image, D width, L terms of the loss.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from framework.exam import Batch, Features, Outputs, Term
 from framework.models.blocks import eval_frozen_modules
-from framework.registry.signature import BY_DECODER
+from framework.registry.signature import BY_DECODER, COPIES
 
 
 class TaskOutput(NamedTuple):
@@ -47,6 +47,7 @@ class ReportTask(nn.Module):
 
     Attributes:
         frozen: parameter-name prefixes of the parts that are not trained.
+        compares_copies: whether a loss compares two augmentations of the images, which a batch then has.
     """
 
     frozen: tuple[str, ...] = ()
@@ -69,6 +70,8 @@ class ReportTask(nn.Module):
         self.weighting = weighting
         needed = {word for loss in self.losses.values() for word in getattr(loss, "needs", ("logits",))}
         self._decodes = not needed.isdisjoint(BY_DECODER)
+        self._reads_exams = bool(needed - {COPIES})
+        self.compares_copies = COPIES in needed
 
     def train(self, mode: bool = True) -> ReportTask:
         """Sets training mode, except for frozen parts, which stay in evaluation mode."""
@@ -86,9 +89,10 @@ class ReportTask(nn.Module):
 
     def forward(self, batch: Batch) -> TaskOutput:
         """The terms of a batch. The decoder runs only if a loss needs it; otherwise it is frozen (recipe/check.py)."""
-        features = self.features(batch)
+        features: Any = self.features(batch) if self._reads_exams else None
         logits_BTW: Any = self.decoder(features, batch.report_BT[:, :-1]) if self._decodes else None
-        outputs = Outputs(features, logits_BTW, self.decoder)
+        copies_2MD = self._copies(batch) if self.compares_copies else None
+        outputs = Outputs(features, logits_BTW, self.decoder, copies_2MD)
         sums: list[Tensor] = []
         metrics: dict[str, Tensor] = {}
         for name, loss in self.losses.items():
@@ -105,6 +109,14 @@ class ReportTask(nn.Module):
 
     def features(self, batch: Batch) -> Features:
         return self.encoder(batch.image_BVCHW, batch.view_mask_BV)
+
+    def _copies(self, batch: Batch) -> Tensor:
+        """Each view is encoded as an exam of its own, so that its place in the exam cannot tell it from others."""
+        rows = batch.view_mask_BV.nonzero()
+        image_NCHW = torch.cat([image[rows[:, 0], rows[:, 1]] for image in (batch.image_BVCHW, batch.copy_BVCHW)])  # type: ignore[index]
+        alone_N1 = batch.view_mask_BV.new_ones(len(image_NCHW), 1)
+        copies_2MD: Tensor = self.encoder(image_NCHW[:, None], alone_N1).pooled_BD.unflatten(0, (2, -1))
+        return copies_2MD
 
 
 class Uncertainty(nn.Module):

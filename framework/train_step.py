@@ -112,13 +112,22 @@ def set_seed(seed: int) -> None:
     random.seed(seed)
 
 
-def batch_augment(plugin: Any | None, seed: int, epoch: int) -> Callable[[Batch], Batch]:
-    """A function that augments a batch by an augment plugin, each exam with a seed of its own; None changes nothing."""
+def batch_augment(plugin: Any | None, seed: int, epoch: int, *, copies: bool = False) -> Callable[[Batch], Batch]:
+    """A function that augments a batch by an augment plugin, each exam with a seed of its own; None changes nothing.
+
+    Args:
+        copies: also augments the images a second time, for losses that compare the two.
+    """
+
+    def augmented(batch: Batch, *, copy: bool) -> Tensor:
+        seeds = [exam_seed(seed, epoch, exam_id, copy=copy) for exam_id in batch.exam_ids]
+        image_BVCHW: Tensor = plugin(batch.image_BVCHW, seeds)  # type: ignore[misc]
+        return image_BVCHW
 
     def augment(batch: Batch) -> Batch:
         if plugin is not None:
-            seeds = [exam_seed(seed, epoch, exam_id) for exam_id in batch.exam_ids]
-            batch.image_BVCHW = plugin(batch.image_BVCHW, seeds)
+            copy_BVCHW = augmented(batch, copy=True) if copies else None
+            batch.image_BVCHW, batch.copy_BVCHW = augmented(batch, copy=False), copy_BVCHW
         return batch
 
     return augment

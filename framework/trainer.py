@@ -22,6 +22,7 @@ from framework.distributed.compiled import compile_error
 from framework.distributed.micro_batch import resolve_batch_plan, step_out_of_memory
 from framework.distributed.prepare import prepare
 from framework.evaluation.evaluate import evaluate_split, generate_reports
+from framework.evaluation.terms import mean_terms
 from framework.exam import Batch
 from framework.recipe import Recipe
 from framework.run.checkpoints import RunCheckpoints
@@ -153,7 +154,8 @@ class Trainer:
         # Random numbers depend on seed, step and process alone, so that a resumed run draws the same.
         set_seed(step_seed(recipe.train.seed, state.step, self.accelerator.process_index))
         weights_L = weights_at(recipe, state.step, self.steps)
-        augment = batch_augment(self.components.augment, recipe.train.seed, state.epoch)
+        copies = self.strategy.task.compares_copies
+        augment = batch_augment(self.components.augment, recipe.train.seed, state.epoch, copies=copies)
         try:
             with self.throughput.counted(micro_batches):
                 output = train_step(self.strategy, micro_batches, weights_L, augment)
@@ -188,8 +190,24 @@ class Trainer:
         self.bar.set_postfix(epoch=self.state.epoch + 1, loss=f"{values['loss']:.3f}", refresh=False)
 
     def validate(self) -> str:
-        """Scores generated reports of the validation split and updates the best step. Returns a line to print."""
-        recipe, state, exams = self.recipe, self.state, self.components.exams["val"]
+        """Scores the validation split and updates the best step. Returns a line to print."""
+        recipe, state = self.recipe, self.state
+        scores = self._score_reports() if recipe.evaluate.metrics else self._mean_terms()
+        self.tracker.scalars(state.step, {f"val/{name}": value for name, value in scores.items()})
+        monitored = recipe.evaluate.monitored
+        if not math.isfinite(scores[monitored]):
+            print0(f"warning: step {state.step}: val/{monitored} is {scores[monitored]}, so this model is not the best")
+        state.validated(scores[monitored], higher_is_better=self.checkpoints.higher_is_better)
+        shown = [name for name in ("bleu_4", "cider", "findings_f1") if name in scores]
+        return "  ".join(f"val/{name} {scores[name]:.3f}" for name in dict.fromkeys([monitored, *shown]))
+
+    def _mean_terms(self) -> dict[str, float]:
+        with self.strategy.full_params_model() as task:
+            return mean_terms(self.accelerator, task, self.components, self.recipe, "val", self._before_batch)
+
+    def _score_reports(self) -> dict[str, float]:
+        """Generates the reports of the validation split, scores them, and logs some."""
+        recipe, exams = self.recipe, self.components.exams["val"]
         beams = recipe.evaluate.val_num_beams
         with self.strategy.full_params_model() as task:
             rows = generate_reports(
@@ -203,19 +221,12 @@ class Trainer:
                 before_batch=self._before_batch,
             )
         self._before_scoring()
-        # Scored once and shared: early stopping must be the same decision on every process.
-        scores = on_main(self.accelerator, lambda: self.components.scorer.score(rows))
-        scores |= variety([prediction for _, prediction, _ in rows])
-        self.tracker.scalars(state.step, {f"val/{name}": value for name, value in scores.items()})
         for exam, (exam_id, prediction, reference) in list(zip(exams.exams, rows))[:SAMPLES]:
             if self.accelerator.is_main_process:
-                self.tracker.sample(state.step, exam_id, exams.cache.images(exam.id), reference, prediction)
-        monitored = recipe.evaluate.monitored
-        if not math.isfinite(scores[monitored]):
-            print0(f"warning: step {state.step}: val/{monitored} is {scores[monitored]}, so this model is not the best")
-        state.validated(scores[monitored], higher_is_better=self.checkpoints.higher_is_better)
-        shown = [name for name in ("bleu_4", "cider", "findings_f1") if name in scores]
-        return "  ".join(f"val/{name} {scores[name]:.3f}" for name in dict.fromkeys([monitored, *shown]))
+                self.tracker.sample(self.state.step, exam_id, exams.cache.images(exam.id), reference, prediction)
+        # Scored once and shared: early stopping must be the same decision on every process.
+        scores = on_main(self.accelerator, lambda: self.components.scorer.score(rows))
+        return scores | variety([prediction for _, prediction, _ in rows])
 
     def save(self) -> None:
         self.non_finite.check()

@@ -105,9 +105,9 @@ def epoch_order(exams: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(exams)
 
 
-def exam_seed(seed: int, epoch: int, exam_id: str) -> int:
-    """Seed of an exam's augmentation in this epoch, on any process."""
-    return _hashed_seed(seed, epoch, exam_id)
+def exam_seed(seed: int, epoch: int, exam_id: str, *, copy: bool = False) -> int:
+    """Seed of an exam's augmentation in this epoch, on any process; with `copy`, of the second one."""
+    return _hashed_seed(seed, epoch, exam_id, *(["copy"] if copy else []))
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

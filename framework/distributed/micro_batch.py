@@ -92,6 +92,7 @@ def _fits(accelerator: Accelerator, task: Any, hardest: Sample, size: int) -> bo
     batch: Batch | None = None
     with contextlib.suppress(torch.OutOfMemoryError), no_gather():  # other processes may be at another size
         batch = collate([hardest] * size).to(device)
+        batch.copy_BVCHW = batch.image_BVCHW.clone() if task.compares_copies else None
         with accelerator.autocast():
             output = task(batch)
         output.objective_L.sum().backward()

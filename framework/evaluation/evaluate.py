@@ -20,6 +20,7 @@ from framework.data.loading import ExamSet, build_loader, lost_workers_reported
 from framework.distributed.collectives import gather, on_main
 from framework.distributed.launch import start_accelerator
 from framework.evaluation.model_selection import BEST, ModelSelection, load_models, with_augmented_copies
+from framework.evaluation.terms import fits_in_memory, mean_terms
 from framework.evaluation.words import words_of_reports
 from framework.exam import Batch
 from framework.models.generation import generate
@@ -33,7 +34,6 @@ from framework.run.tracking import write_json
 from framework.runtime.console import print0, progress_bar
 from framework.runtime.errors import Problem, UserError
 from framework.runtime.files import atomic_write, read_object
-from framework.runtime.memory import is_out_of_memory
 from framework.scoring.baselines import Comparison, rows_of, unseen_rows
 from framework.scoring.bootstrap import PatientStatistics, intervals
 from framework.scoring.scorer import Rows, Scorer
@@ -90,21 +90,12 @@ def generate_reports(
         batch = next(loader, None)
         if batch is None:
             continue
-        try:
-            with accelerator.autocast(), torch.no_grad():
-                features = task.features(batch.to(accelerator.device))
-                reports = generate(task.decoder, features, num_beams=num_beams, **settings.search)
-                if after_batch is not None:
-                    after_batch(batch, features, reports)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError(
-                "out-of-memory",
-                f"out of memory while generating reports of {len(batch.exam_ids)} exams at a time",
-                place="evaluate.batch_size",
-                hint=f"Set evaluate.batch_size={max(1, len(batch.exam_ids) // 2)} or a smaller evaluate.num_beams.",
-            ) from error
+        memory = fits_in_memory(len(batch.exam_ids), "while generating reports of", " or a smaller evaluate.num_beams")
+        with memory, accelerator.autocast(), torch.no_grad():
+            features = task.features(batch.to(accelerator.device))
+            reports = generate(task.decoder, features, num_beams=num_beams, **settings.search)
+            if after_batch is not None:
+                after_batch(batch, features, reports)
         generated += [(exam_id, tokenizer.decode(ids)) for exam_id, ids in zip(batch.exam_ids, reports, strict=True)]
     gathered = gather(accelerator, generated)
     predictions = dict(gathered)
@@ -127,6 +118,7 @@ def evaluate_split(
     """Scores the model and every baseline and oracle on a split; writes the scores, returns them on all processes.
 
     The ends of the 95 % intervals of the model's scores, and the reasons of scores without one, are rows of their own.
+    Without metrics, the scores are the means of the loss terms, and no report is generated.
 
     Args:
         before_batch: see `generate_reports`.
@@ -135,6 +127,11 @@ def evaluate_split(
         written_by: the models that generate the reports, if there is a label.
     """
     exams, num_beams = components.exams[split], recipe.evaluate.num_beams
+    if not recipe.evaluate.metrics:
+        terms = mean_terms(accelerator, task, components, recipe, split, before_batch)
+        means: Scores = {"model": {"exams": len(exams), **terms}}
+        on_main(accelerator, lambda: _store(run, split, means, [], [], components, label, written_by))
+        return means
     task = with_augmented_copies(task, components.augment, recipe)
     shown = {exam.id: place for place, exam in enumerate(exams.exams[:SHOWN])}
     words: list[dict[str, Any]] = []
@@ -315,8 +312,8 @@ def evaluate_run(
         name: suffix of the files with overrides; empty: `other-` and a hash of the recipe.
 
     Raises:
-        UserError: there is no such split, a model was trained on patients of the split, or an override would change the
-            model.
+        UserError: there is no such split, a model was trained on patients of the split, an override would change the
+            model, or there are no metrics.
     """
     for each in (run, *selection.others):
         verify_model(each / "model")
@@ -328,6 +325,9 @@ def evaluate_run(
     trained_by = run_recipe(run)
     recipe = run_recipe(run, overrides)
     _require_same_model(trained_by, recipe)
+    if not recipe.evaluate.metrics:
+        hint = "Choose some, such as 'evaluate.metrics=[bleu, cider]'."
+        raise UserError("missing-key", "the recipe has no metrics", place="evaluate.metrics", hint=hint)
     has_others = recipe.data.dataset != trained_by.data.dataset
     recipe = run_recipe(run, [*overrides, *_paths_from(run, recipe)])
     other, with_own = None, recipe

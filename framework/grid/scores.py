@@ -1,4 +1,4 @@
-"""Scores that a grid names, such as test/bleu_4: whether the recipe's metrics produce them, and which way is better."""
+"""Scores that a grid names, such as test/bleu_4: whether a recipe produces them, and which way is better."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ def check_score(
             if names is None:
                 return None  # the metric names its scores at run time
             known |= dict.fromkeys(names)
+        if not recipe.evaluate.metrics:
+            known |= dict.fromkeys(recipe.active_losses)
         if recipe.evaluate.weights:
             known[WEIGHTED_SUM] = None
     if base_score(name) in known or score.split("/")[0] in known:

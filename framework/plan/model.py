@@ -148,6 +148,7 @@ def estimate_activations(
             topic_B=torch.zeros(micro_batch_size, dtype=torch.long) if topics else None,
             topic_weights_BK=torch.full((micro_batch_size, topics), 1 / topics) if topics else None,
             targets={n: torch.from_numpy(rows) for n, rows in loss_targets(task, [""] * micro_batch_size).items()},
+            copy_BVCHW=image_BVCHW if task.compares_copies else None,
         )
         known = saved_bytes(fake, batch, HALF.get(precision))
     except Exception as error:  # a plugin may do anything that fake tensors do not support

@@ -110,7 +110,7 @@ def time_steps(strategy: Strategy, recipe: Recipe, plan: Plan, inputs: PlanInput
     """Seconds of real steps on the first training exams in their order, with random pixels."""
     batch_plan = batch_plan_of(recipe, plan.steps.processes)
     plugin = build_augment(recipe)
-    augment = batch_augment(plugin, recipe.train.seed, epoch=0)
+    augment = batch_augment(plugin, recipe.train.seed, epoch=0, copies=strategy.task.compares_copies)
     weights_L = weights_at(recipe, 0, plan.steps.total)
     exams = inputs.splits["train"]
     targets = loss_targets(strategy.task, [exam.report for exam in exams])

@@ -22,6 +22,7 @@ from framework.recipe.source import Found, Key, RecipeError, dotted, is_within, 
 from framework.registry import KINDS, Plugin, PluginError, catalogue, did_you_mean, find, replaced, short
 from framework.registry.signature import (
     BY_DECODER,
+    COPIES,
     RESERVED,
     class_flag,
     class_texts,
@@ -381,6 +382,11 @@ def _check_losses(check: Check, recipe: Recipe) -> None:
                 f"'uncertainty' needs terms that are never negative, and losses.{name} can be",
                 hint="Set train.weighting=fixed.",
             )  # fmt: skip
+        if COPIES in (class_texts(plugin, "needs") or ()) and recipe.data.augment is None:
+            check.note(
+                key, "missing-input", "compares two augmentations of the images, and data.augment is null",
+                hint="Set data.augment.",
+            )  # fmt: skip
         if "make_reward" not in injected_params(plugin):
             continue
         if any(place[:3] == (*key, "reward") for place, _ in check.found):
@@ -405,9 +411,7 @@ def _check_decoder_trains(check: Check, recipe: Recipe) -> None:
     needed = [class_texts(plugin, "needs") if plugin else None for plugin in plugins]
     if not needed or any(names is None or BY_DECODER & set(names) for names in needed):
         return  # it trains; or what the losses need is unknown, which is reported already
-    lrs = recipe.optimizer.group_lrs
-    is_frozen = lrs.get("decoder") == 0 and not any(lr for part, lr in lrs.items() if is_within(part, "decoder"))
-    if not is_frozen and "decoder" not in recipe.train.freeze:
+    if not recipe.freezes_decoder:
         check.note(
             ("losses",), "nothing-to-train", f"no loss trains the decoder ({', '.join(recipe.active_losses)})",
             hint="Set train.freeze=[decoder] to train the encoder alone, or add next_token.",

@@ -9,7 +9,7 @@ from typing import Any
 from framework.recipe.laterality import declares_sides, mirrors_by
 from framework.recipe.source import Found, Key
 from framework.registry import Plugin, PluginError, catalogue
-from framework.registry.signature import GIVERS, ITSELF, gives, needs
+from framework.registry.signature import GIVERS, ITSELF, MADE_OF, gives, needs
 from framework.runtime.errors import Problem
 
 HOME: dict[str, Key] = {"encoder": ("model", "encoder"), "decoder": ("model", "decoder"), "distiller": ("distiller",)}
@@ -33,7 +33,7 @@ def misfits(
         except PluginError as error:
             yield from ((key, problem) for problem in error.problems)
             continue
-        for name in needed:
+        for name in (MADE_OF.get(name, name) for name in needed):
             kind = GIVERS[name]
             if name in ITSELF:
                 continue

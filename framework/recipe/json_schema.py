@@ -103,7 +103,7 @@ def _section(model: type[Section], key: tuple[str, ...], files: Files) -> dict[s
         elif here == ("losses",):
             item = _block({plugin.name: _loss(plugin) for plugin in _plugins("loss", files)})
         elif here == ("evaluate", "metrics"):
-            item = {"type": "array", "items": _slot("metric", files), "minItems": 1, "uniqueItems": True}
+            item = {"type": "array", "items": _slot("metric", files), "uniqueItems": True}
         elif here == ("evaluate", "monitor"):
             scores = [f"val/{score}" for p in _plugins("metric", files) for score in class_texts(p, "names") or ()]
             score = _value({"type": "string", "pattern": "^val/.", "examples": scores})["anyOf"]

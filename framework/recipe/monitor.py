@@ -20,6 +20,7 @@ def monitor_problems(recipe: Recipe, plugins: Mapping[Key, Plugin]) -> Iterator[
         plugins: the known plugins of the recipe, by key.
     """
     key, monitor = ("evaluate", "monitor"), recipe.evaluate.monitor
+    terms = () if recipe.evaluate.metrics else tuple(recipe.active_losses)
     if monitor == {}:
         expected = f"val/<score>, or several with their weights: {EXAMPLE}"
         yield key, Problem("missing-key", "found {}", expected=expected)
@@ -36,11 +37,11 @@ def monitor_problems(recipe: Recipe, plugins: Mapping[Key, Plugin]) -> Iterator[
         if split != "val" or not score:
             expected = "val/<score>: the best checkpoint is chosen on val alone"
             yield place, Problem("wrong-format", f"found {name!r}", expected=expected)
-        elif score not in metric_of:
+        elif score not in metric_of and score not in terms:
             if not at_run_time:
-                yield place, _unknown(score, list(metric_of), recipe)
+                yield place, _unknown(score, [*metric_of, *terms], recipe)
         elif isinstance(monitor, dict):
-            higher = class_flag(metric_of[score], "higher_is_better")
+            higher = class_flag(metric_of[score], "higher_is_better") if score in metric_of else False
             problem = None if higher is None else weight_problem(score, monitor[name], higher)
             if problem:
                 yield place, problem
@@ -51,7 +52,8 @@ def _unknown(score: str, known: list[str], recipe: Recipe) -> Problem:
     home = [n for n in others if score in (class_texts(find("metric", n, recipe.plugin_files), "names") or ())]
     advice = f"Add metric '{home[0]}' to evaluate.metrics." if home else did_you_mean(score, known)
     hint = f"{advice} Known: {', '.join('val/' + n for n in known)}".strip()
-    return Problem("unknown-name", f"no metric of the recipe gives '{score}'", hint=hint)
+    giver = "metric" if recipe.evaluate.metrics else "loss"
+    return Problem("unknown-name", f"no {giver} of the recipe gives '{score}'", hint=hint)
 
 
 def weight_problem(score: str, weight: float, higher_is_better: bool) -> Problem | None:

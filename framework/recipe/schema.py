@@ -223,7 +223,8 @@ class Evaluate(Section):
     """Generation, scores, and the choice of the best checkpoint."""
 
     metrics: tuple[Choice, ...]
-    """Metrics, in the order of the tables."""
+    """Metrics, in the order of the tables. An empty list generates no reports: the scores are the means of the loss
+    terms, by the names of the losses."""
     monitor: Monitor = "val/bleu_4"
     """Score that selects the best checkpoint: val/<score>, or several with their weights in a sum."""
     every_epochs: PositiveInt = 1
@@ -366,6 +367,19 @@ class Recipe(Section):
     @property
     def active_losses(self) -> dict[str, Loss]:
         return {name: loss for name, loss in self.losses.items() if loss.highest > 0}
+
+    @property
+    def freezes_decoder(self) -> bool:
+        """Whether no parameter of the decoder trains."""
+        lrs = self.optimizer.group_lrs
+        trained_inside = any(lr for part, lr in lrs.items() if part.startswith("decoder."))
+        return "decoder" in self.train.freeze or (lrs.get("decoder") == 0 and not trained_inside)
+
+    @property
+    def has_random_decoder(self) -> bool:
+        """Whether the decoder keeps its random weights: it is frozen, and no other model or file gives it weights."""
+        pretrained = self.init_from is not None or self.model.decoder.keys.get("weights") is not None
+        return self.freezes_decoder and not pretrained
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and self.model_dump() == other.model_dump()

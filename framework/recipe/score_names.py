@@ -63,6 +63,8 @@ def higher_is_better(recipe: Recipe, scores: Sequence[str], build: Callable[[Cho
     """
     if WEIGHTED_SUM in scores and recipe.evaluate.weights:
         return True
+    if not recipe.evaluate.metrics and any(score in recipe.active_losses for score in scores):
+        return False
     unread = []
     for choice in recipe.evaluate.metrics:
         plugin = find("metric", choice.name, recipe.plugin_files)

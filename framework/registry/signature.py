@@ -194,16 +194,19 @@ def model_of(plugin: Plugin) -> type[BaseModel]:
     return create_model(f"{plugin.kind}_{plugin.name}", __config__=config, **fields)
 
 
+COPIES = "copies"
 # What parts of a model pass to one another, and the kind of plugin that provides it.
 GIVERS = {
     "patches": "encoder",
     "pooled": "encoder",
+    COPIES: "encoder",  # pooled features of each view alone, of two augmentations; of losses only
     "logits": "decoder",
     "decoder": "decoder",  # the module itself, to generate reports
     "topics": "distiller",
 }
 BY_DECODER = frozenset(word for word, giver in GIVERS.items() if giver == "decoder")
 ITSELF = frozenset({"decoder"})  # provided by every plugin of the kind, without declaring it
+MADE_OF = {COPIES: "pooled"}  # provided by a plugin that declares the other
 # Of plugins that declare nothing. A loss must declare what it needs.
 GIVES = {"encoder": ("patches", "pooled"), "decoder": ("logits",), "distiller": ("topics",)}
 NEEDS: dict[str, tuple[str, ...]] = {"decoder": ("patches",)}
@@ -235,7 +238,7 @@ def needs(plugin: Plugin) -> tuple[str, ...]:
 
 def _declared(plugin: Plugin, attribute: str, default: tuple[str, ...] | None) -> tuple[str, ...]:
     givers = NEEDS_FROM.get(plugin.kind, ()) if attribute == "needs" else (plugin.kind,)
-    implied = ITSELF if attribute == "gives" else frozenset()
+    implied = () if plugin.kind == "loss" else (*ITSELF, *MADE_OF)
     known = [name for name, giver in GIVERS.items() if giver in givers and name not in implied]
     names = class_texts(plugin, attribute)
     place = f"{plugin.where}: {attribute} of {plugin.kind} '{plugin.name}'"

@@ -110,7 +110,8 @@ def load_initial_weights(
 ) -> dict[str, Any]:
     """Loads the source's encoder and decoder into a task, with the running statistics of batch normalization.
 
-    Losses and their parameters keep their random initialization. Called on the main process.
+    Losses and their parameters keep their random initialization, as does the decoder if that of the source is random
+    itself. Called on the main process.
 
     Returns:
         what is stored with the run: path, hash, step, score, data set, numbers of tensors and parameters.
@@ -126,7 +127,8 @@ def load_initial_weights(
     ours = {name: value for name, value in task.state_dict().items() if name.startswith(PARTS)}
     names = [*ours, *theirs]
     _require_known(recipe.init_exclude, names)
-    excluded = _excluded(names, recipe.init_exclude, task)
+    prefixes = list(dict.fromkeys([*recipe.init_exclude, *(["decoder"] if before.has_random_decoder else [])]))
+    excluded = _excluded(names, prefixes, task)
     settings = _settings(task)
     theirs, ours = ({n: value for n, value in tensors.items() if n not in settings} for tensors in (theirs, ours))
     vocabulary = build_tokenizer(before, [], source.model)
@@ -151,7 +153,8 @@ def load_initial_weights(
     count = sum(each.numel() for each in weights.values())
     step = "" if source.step is None else f", step {source.step}"
     score = "" if source.score is None else f" ({before.evaluate.monitor_words} {source.score:.4f})"
-    fresh = f"; random: {', '.join(recipe.init_exclude)}" if recipe.init_exclude else ""
+    fresh = f"; random: {', '.join(prefixes)}" if prefixes else ""
+    fresh += " (not trained there)" if before.has_random_decoder else ""
     print0(
         f"initial weights: {source.model}{step}{score}, {len(theirs)} tensors, {count / 1e6:.2f} M parameters{fresh}"
     )

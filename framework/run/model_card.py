@@ -17,16 +17,7 @@ from framework.scoring.table import HIGH, LOW, SHORT, VERSUS, Scores, describe_r
 TEMPLATE = """\
 # Ultrasound reports: {encoder} and {decoder}, trained on {dataset}
 
-Writes the findings of an ultrasound exam from its images. **Research software, not for diagnosis.**
-
-## Use
-
-```python
-import sonoscribe
-
-model = sonoscribe.load("THIS_FOLDER")
-print(model.report(["left.png", "right.png"]))  # the views of one exam, in the order of the training data
-```
+{use}
 
 {needs}
 
@@ -71,6 +62,28 @@ The code of Sonoscribe is under Apache-2.0. The terms of the training data may r
 ```
 """
 
+WRITES = """\
+Writes the findings of an ultrasound exam from its images. **Research software, not for diagnosis.**
+
+## Use
+
+```python
+import sonoscribe
+
+model = sonoscribe.load("THIS_FOLDER")
+print(model.report(["left.png", "right.png"]))  # the views of one exam, in the order of the training data
+```
+
+On the command line: `sonoscribe predict THIS_FOLDER left.png right.png`."""
+ENCODES = """\
+Encodes ultrasound images; the decoder was not trained. **Research software, not for diagnosis.**
+
+## Use
+
+```bash
+accelerate launch launch.py RECIPE init_from=THIS_FOLDER  # trains reports from this encoder
+```"""
+
 
 def model_card(
     recipe: Recipe, exams: Mapping[str, int], datasets: Sequence[str], sha256: str, scores: Mapping[str, Scores] = {}
@@ -88,6 +101,7 @@ def model_card(
         encoder=recipe.model.encoder.name,
         decoder=recipe.model.decoder.name,
         dataset=recipe.data.dataset.name,
+        use=ENCODES if recipe.has_random_decoder else WRITES,
         needs=_needs(recipe),
         data=_data(recipe, exams, datasets),
         scores=next((_scores(split, scores[split]) for split in ("test", "val") if split in scores), "Not scored yet."),
@@ -108,9 +122,9 @@ def write_model_card(run: Path, exams: Mapping[str, ExamSet]) -> None:
 
 
 def _needs(recipe: Recipe) -> str:
-    data, lines = recipe.data, ["On the command line: `sonoscribe predict THIS_FOLDER left.png right.png`."]
+    data = recipe.data
     colour = "grey levels" if data.channels == 1 else "colours"
-    lines.append(f"Images of any size are scaled to {data.image_size} x {data.image_size} pixels of {colour}.")
+    lines = [f"Images of any size are scaled to {data.image_size} x {data.image_size} pixels of {colour}."]
     if recipe.plugin_files:
         files = ", ".join(f"`{path.parent.name}/{path.name}`" for path in recipe.plugin_files)
         lines.append(f"The model comes with code: read {files}, then pass `trust=True` to `load`, or `--trust`.")

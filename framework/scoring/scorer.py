@@ -101,8 +101,10 @@ class Scorer:
         return float(self._call(self.metric_of(name), self._pairs(rows, self.tokenizer.segment))[name])
 
     def higher_is_better(self, name: str) -> bool:
-        """Whether a higher value of a score, or of the weighted sum, is better."""
-        return (name == WEIGHTED_SUM and bool(self.weights)) or bool(self.metric_of(name).higher_is_better)
+        """Whether a higher value of a score, or of the weighted sum, is better. Without metrics, scores are terms."""
+        if name == WEIGHTED_SUM and (self.weights or not self.metrics):
+            return True
+        return bool(self.metrics) and bool(self.metric_of(name).higher_is_better)
 
     def _pairs(self, rows: Rows, segment: Callable[[str], list[str]]) -> list[Pair]:
         known = self.attributes

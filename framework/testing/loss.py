@@ -1,4 +1,6 @@
-"""The contract of a loss. Shapes: B batch, N patches, D width, T tokens, W words in the vocabulary, K topics.
+"""The contract of a loss.
+
+Shapes: B batch, N patches, M views of all exams, D width, T tokens, W words in the vocabulary, K topics.
 
 Two class attributes relax it: `mixes_exams = True` declares that the loss of an exam depends on the other exams of the
 micro-batch, so that sums over parts do not add up; `draws = True` declares that the loss draws random numbers outside
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from framework.exam import BOS, EOS, PAD, Batch, Features, Outputs, Term
-from framework.registry.signature import GIVERS
+from framework.registry.signature import GIVERS, MADE_OF
 from framework.testing.contract import Make, build_plugin, require, runs
 from framework.testing.modules import Untouchable, check_gradients, check_module, check_seeds, drawn, same, seeded
 
@@ -154,8 +156,9 @@ def _batch(loss: Any, place: Callable[[Tensor], Tensor] = lambda t: t) -> Batch:
         report[row, : length + 2] = torch.tensor([BOS, *words[row, :length].tolist(), EOS])
     topics = torch.arange(EXAMS) % TOPICS if "topics" in _needs(loss) else None
     weights = None if topics is None else (2 * drawn(EXAMS, TOPICS, seed=5)).softmax(-1)
-    image = torch.rand(EXAMS, 1, 1, 8, 8, generator=torch.Generator().manual_seed(6))
-    mask = torch.ones(EXAMS, 1, dtype=torch.bool)
+    image = torch.rand(EXAMS, 2, 1, 8, 8, generator=torch.Generator().manual_seed(6))
+    mask = torch.ones(EXAMS, 2, dtype=torch.bool)
+    mask[0, 1] = False
     tensors = [None if tensor is None else place(tensor) for tensor in (image, mask, report, topics, weights)]
     batch = Batch([f"exam-{row}" for row in range(EXAMS)], *tensors)  # type: ignore[arg-type]
     if getattr(loss, "targets", None) is not None:
@@ -188,7 +191,7 @@ def _outputs(loss: Any, place: Callable[[Tensor], Tensor] = lambda t: t) -> Outp
 
     def drawn_if(word: str, name: str, value: Tensor) -> Any:
         # A loss that generates with the decoder passes all features on to it.
-        here = word in needs or ("decoder" in needs and GIVERS[word] == "encoder")
+        here = word in needs or ("decoder" in needs and GIVERS[word] == "encoder" and word not in MADE_OF)
         return place(value) if here else Untouchable(f"{name} (not in `needs`)")
 
     patch_mask = torch.ones(EXAMS, 4, dtype=torch.bool)
@@ -199,7 +202,9 @@ def _outputs(loss: Any, place: Callable[[Tensor], Tensor] = lambda t: t) -> Outp
         drawn_if("pooled", "pooled_BD", drawn(EXAMS, WIDTH, seed=1)),
     )
     logits = drawn_if("logits", "logits_BTW", 2 * drawn(EXAMS, max(LENGTHS) + 1, WORDS, seed=2))
-    return Outputs(features, logits, Pen() if "decoder" in needs else Untouchable("decoder (not in `needs`)"))
+    decoder = Pen() if "decoder" in needs else Untouchable("decoder (not in `needs`)")
+    copies = drawn_if("copies", "copies_2MD", drawn(2, 2 * EXAMS - 1, WIDTH, seed=10))  # the first exam has one view
+    return Outputs(features, logits, decoder, copies)
 
 
 def _scalars(loss: Any) -> None:
@@ -233,8 +238,12 @@ def _cut(batch: Batch, outputs: Outputs, exams: slice, *, trim: bool) -> tuple[B
     )
     features = Features(*(value[exams] if isinstance(value, Tensor) else value for value in outputs.features))
     logits: Any = outputs.logits_BTW
+    copies, exam_M = outputs.copies_2MD, batch.view_mask_BV.nonzero()[:, 0]
     return own, replace(
-        outputs, features=features, logits_BTW=logits[exams, : end - 1] if isinstance(logits, Tensor) else logits
+        outputs,
+        features=features,
+        logits_BTW=logits[exams, : end - 1] if isinstance(logits, Tensor) else logits,
+        copies_2MD=copies[:, (exam_M >= exams.start) & (exam_M < exams.stop)] if isinstance(copies, Tensor) else copies,
     )
 
 
@@ -325,8 +334,9 @@ def _left_alone(loss: Any) -> None:
     batch, outputs = _batch(loss), _outputs(loss)
     loss.count(batch), _total(loss, batch, outputs)
     other = _batch(loss)
-    tensors = [*vars(batch).values(), *batch.targets.values(), *outputs.features, outputs.logits_BTW]
-    fresh = [*vars(other).values(), *other.targets.values(), *_outputs(loss).features, _outputs(loss).logits_BTW]
+    fields = lambda each: [*each.features, each.logits_BTW, each.copies_2MD]  # noqa: E731
+    tensors = [*vars(batch).values(), *batch.targets.values(), *fields(outputs)]
+    fresh = [*vars(other).values(), *other.targets.values(), *fields(_outputs(loss))]
     pairs = [(one, two) for one, two in zip(tensors, fresh) if isinstance(one, Tensor)]
     same(
         [one for one, _ in pairs],
@@ -352,6 +362,6 @@ def _half_precision(loss: Any) -> None:
 def _gradients(loss: Any) -> None:
     batch, outputs = _batch(loss), _outputs(loss)
     values = {"patches": outputs.features.patches_BND, "pooled": outputs.features.pooled_BD}
-    values["logits"] = outputs.logits_BTW
+    values |= {"logits": outputs.logits_BTW, "copies": outputs.copies_2MD}
     inputs = {word: value.requires_grad_() for word, value in values.items() if isinstance(value, Tensor)}
     check_gradients(loss, [_total(loss, batch, outputs)], inputs)

@@ -1,4 +1,4 @@
-"""What terms weigh: by schedules, and by what is learned."""
+"""What terms weigh, by schedules and by what is learned; and the two augmentations that a loss may compare."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from framework.recipe.explain import explain_rows
 from framework.recipe.schema import WeightSchedule
 from framework.task import ReportTask, Uncertainty
 from framework.testing.elsewhere import PLACE, Elsewhere, There, TwoDevicesError
-from framework.train_step import set_seed, train_step, weight_at, weights_at, weights_change
+from framework.train_step import batch_augment, set_seed, train_step, weight_at, weights_at, weights_change
+from plugins.encoder.tiny_cnn import TinyCnn
 
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 TINY = ["data.dataset.exams=16", "data.dataset.val_exams=2", "data.dataset.test_exams=2", "distiller.topics=2"]
@@ -175,6 +176,67 @@ def test_learned_weights_do_not_depend_on_the_micro_batch_size() -> None:
         found.append(torch.stack([loss.detach(), task.decoder.scale.grad, *task.weighting.log_variance_L.grad]))
     for other in found[1:]:
         torch.testing.assert_close(other, found[0])
+
+
+class Distance(nn.Module):
+    """The squared distance of the two augmentations of each view."""
+
+    needs = ("copies",)
+
+    def count(self, batch: Batch) -> Tensor:
+        return batch.view_mask_BV.sum()
+
+    def forward(self, batch: Batch, outputs: Outputs) -> Tensor:
+        self.seen = outputs
+        return (outputs.copies_2MD[0] - outputs.copies_2MD[1]).square().sum()
+
+
+def pair_of(rows: slice = slice(None)) -> Batch:
+    """Three exams of up to two views, in two augmentations."""
+    image, copy = torch.rand(2, 3, 2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[True, True], [True, False], [True, True]])
+    names = ["a", "b", "c"][rows]
+    return Batch(names, image[rows], mask[rows], torch.full((3, 4), 5)[rows], copy_BVCHW=copy[rows])
+
+
+def test_copies_are_the_features_of_each_view_alone_and_nothing_else_is_computed() -> None:
+    torch.manual_seed(0)
+    task, batch, calls = ReportTask(TinyCnn(channels=1, width=16), Decoder(), {"d": Distance()}), pair_of(), []
+    task.encoder.register_forward_hook(lambda *_: calls.append(1))
+    value = task(batch).objective_L
+    assert len(calls) == 1 and task.compares_copies
+    seen, alone = task.losses["d"].seen, torch.ones(1, 1, dtype=torch.bool)
+    assert seen.features is None and seen.logits_BTW is None
+    for image, found in zip((batch.image_BVCHW, batch.copy_BVCHW), seen.copies_2MD):
+        there = batch.view_mask_BV.nonzero().tolist()
+        expected = [task.encoder(image[b : b + 1, v : v + 1], alone).pooled_BD[0] for b, v in there]
+        torch.testing.assert_close(found, torch.stack(expected))
+    batch.report_BT, batch.image_BVCHW[1, 1] = batch.report_BT + 1, 0.5
+    assert torch.equal(task(batch).objective_L, value), "reports and missing views play no part"
+
+
+def test_the_distance_of_copies_adds_up_over_micro_batches() -> None:
+    task = ReportTask(TinyCnn(channels=1, width=16), Decoder(), {"d": Distance()})
+    parts = [pair_of(slice(0, 1)), pair_of(slice(1, 3))]
+    torch.testing.assert_close(sum(task(part).objective_L for part in parts), task(pair_of()).objective_L)
+    assert sum(task.counts(part) for part in parts) == task.counts(pair_of()) == 5
+
+
+def test_both_augmentations_are_seeded_by_exam_and_epoch_and_the_first_is_that_without_copies() -> None:
+    def plugin(image: Tensor, seeds: list[int]) -> Tensor:
+        return torch.stack(
+            [torch.rand(each.shape, generator=torch.Generator().manual_seed(s)) for each, s in zip(image, seeds)]
+        )
+
+    def augmented(epoch: int, rows: slice = slice(None), copies: bool = True) -> Batch:
+        return batch_augment(plugin, 1, epoch, copies=copies)(pair_of(rows))
+
+    whole, alone = augmented(0), augmented(0, slice(1, 2))
+    assert not torch.equal(whole.image_BVCHW, whole.copy_BVCHW)
+    assert torch.equal(alone.copy_BVCHW[0], whole.copy_BVCHW[1])
+    assert not torch.equal(augmented(1).copy_BVCHW, whole.copy_BVCHW)
+    single = augmented(0, copies=False)
+    assert torch.equal(single.image_BVCHW, whole.image_BVCHW) and single.copy_BVCHW is None
 
 
 def built(folder: Path, *keys: str) -> tuple[object, Recipe, list[Batch]]:

@@ -165,6 +165,7 @@ SMALL: dict[tuple[str, str], list[dict[str, Any] | Callable[[Path], dict[str, An
     ("loss", "report_vector"): [{}, {"dimensions": 3, "hidden": 8}, reading],
     ("loss", "self_critical"): [{}, {"reward": {"bleu_4": 1.0, "rouge_l": 0.5}}],
     ("loss", "topic"): [{"dropout": 0.5}, {"target": "soft"}, {"focal": 2.0}, {"target": "soft", "focal": 0.5}],
+    ("loss", "vicreg"): [{"width": 8}, {"width": 8, "variance": 0.0, "covariance": 0.0}],
     ("metric", "agreement"): [{"attributes": ["lesion", "shape", "margin"]}],
     ("metric", "bleu"): [{}],
     ("metric", "bertscore"): [bert],

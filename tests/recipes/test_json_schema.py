@@ -170,7 +170,6 @@ MISTAKES = [
     ("evaluate: {metrics: [bleu, blue]}", "evaluate.metrics.1: 'blue' is not one of ['agreement', "),
     ("evaluate: {metrics: [bleu, bleu]}", "evaluate.metrics: ['bleu', 'bleu'] has non-unique elements"),
     ("evaluate: {metrics: [{}]}", "evaluate.metrics.0: 'name' is a required property"),
-    ("evaluate: {metrics: []}", "evaluate.metrics: [] should be non-empty"),
     ("evaluate: {monitor: test/bleu_4}", "evaluate.monitor: 'test/bleu_4' does not match '^val/.'"),
     ("evaluate: {monitor: {val/bleu_4: high}}", "evaluate.monitor.val/bleu_4: 'high' is not of type 'number'"),
     ("evaluate: {monitor: {test/bleu_4: 1}}", "evaluate.monitor: 'test/bleu_4' does not match '^(val/.|"),

@@ -21,7 +21,7 @@ from framework.models.generation import generate
 from framework.recipe import RECIPES, load_recipe
 from framework.task import ReportTask
 from framework.testing.elsewhere import PLACE, Elsewhere, There, send
-from framework.train_step import train_step, weights_at
+from framework.train_step import batch_augment, train_step, weights_at
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 LONG = {"self_critical"}  # samples reports in every step
@@ -31,12 +31,13 @@ FEW = ["data.dataset.exams=12", "data.dataset.val_exams=2", "data.dataset.test_e
 def small(name: str, folder: Path) -> list[str]:
     """Overrides for small exams and pretrained models."""
     keys = ["data.image_size=64", f"data.cache_dir={folder / 'cache'}", "train.batch_size=4"]
-    if load_recipe(ROOT / "recipes" / f"{name}.yaml").has_topics:
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml")
+    if recipe.has_topics:
         keys.append("distiller.topics=3")
     if name == "swin_llm_lora":
         llama = save_llama(folder / "llama", of_bytes(["The left breast.", "An oval mass."]))
         return [*keys, *FEW, f"model.encoder.weights={save_swin(folder / 'swin')}", f"model.decoder.weights={llama}"]
-    if name.endswith(("_pretrained", "_finetuned")):
+    if "findings" in recipe.losses:
         keys.append("losses.findings.min_count=1")
     if name.startswith("ddti"):
         return [*keys, f"data.dataset.root={write_archive(folder / 'DDTI')}"]
@@ -77,16 +78,18 @@ def test_a_shipped_recipe_builds_and_one_step_lowers_its_loss(name: str, tmp_pat
     (numbers, *_) = batch_plan.epoch(len(train_set), recipe.train.seed, 0)
     batch = collate([train_set[number] for number in numbers]).to("cpu")
     weights_L = weights_at(recipe, 0, 1)
+    augment = batch_augment(components.augment, recipe.train.seed, 0, copies=True) if task.compares_copies else None
     before = {name: weight.detach().clone() for name, weight in task.named_parameters()}
     losses = []
     for _ in range(4):
         torch.manual_seed(0)
-        output = train_step(strategy, [batch], weights_L)
+        output = train_step(strategy, [batch], weights_L, augment)
         losses.append(output.loss)
         assert output.grad_norm > 0
     assert losses[-1] < losses[0]
     unchanged = {name for name, weight in task.named_parameters() if torch.equal(weight, before[name])}
     assert unchanged == {name for name, weight in task.named_parameters() if not weight.requires_grad}
+    batch.copy_BVCHW = batch.image_BVCHW if task.compares_copies else None
     check_other_device(task, batch)
 
 

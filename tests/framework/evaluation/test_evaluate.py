@@ -115,7 +115,9 @@ def test_a_metrics_model_reads_the_reports_of_a_split_once(tmp_path: Path, monke
         comparisons=comparisons,
         augment=None,
     )
-    settings = SimpleNamespace(num_beams=1, bootstrap_samples=50, monitored="slow", augmented_copies=0)
+    settings = SimpleNamespace(
+        metrics=(metric,), num_beams=1, bootstrap_samples=50, monitored="slow", augmented_copies=0
+    )
     recipe = SimpleNamespace(train=SimpleNamespace(seed=1), evaluate=settings)
     read_before: list[int] = []
     scores = evaluate_split(

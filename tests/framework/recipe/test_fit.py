@@ -112,6 +112,29 @@ def test_a_decoder_that_no_loss_needs_is_not_run():
         assert task(batch)[0].tolist() == expected
 
 
+def test_a_loss_that_compares_augmentations_needs_pooled_features_and_an_augmentation(problems):
+    only = ["losses={_delete_: true, vicreg: {}}", "train.freeze=[decoder]"]
+    assert problems(*only, "data.augment=jitter") == []
+    (found,) = problems(*only)
+    assert (found.code, found.place.split(": ")[-1]) == ("missing-input", "losses.vicreg")
+    (found,) = problems(*only, "data.augment=jitter", "model.encoder=only_patches")
+    assert found.code == "missing-input" and "needs pooled" in found.found
+
+
+def test_only_a_loss_can_need_copies(problems):
+    text = Path("parts.py").read_text()
+    Path("parts.py").write_text(
+        text
+        + """
+@register("decoder", "compares")
+class Compares:
+    needs = ("copies",)
+    def __init__(self, *, vocabulary_size: int, feature_width: int, max_length: int): ...
+"""
+    )
+    assert [found.code for found in problems("model.decoder=compares")] == ["unknown-name"]
+
+
 def test_a_loss_without_declared_needs_is_refused(problems):
     (found,) = problems("+losses.undeclared={}")
     assert found.code == "invalid-plugin" and "parts.py:23" in found.found

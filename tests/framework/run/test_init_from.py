@@ -137,6 +137,24 @@ def test_excluded_parts_keep_random_weights_and_may_have_other_shapes(
         ]
 
 
+def test_a_decoder_that_was_never_trained_is_not_loaded(
+    made: Callable[..., Made], source: tuple[Made, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its words and shapes need not be those of this run."""
+    theirs, run = source
+    shutil.copytree(run / "model", tmp_path / "model")
+    saved = tmp_path / "model" / "recipe.yaml"
+    saved.write_text(saved.read_text().replace("freeze: []", "freeze: [decoder]"))
+    write_manifest(tmp_path / "model")
+    ours, fresh = (made("model.decoder.feedforward=32", f"init_from={tmp_path}") for _ in range(2))
+    origin = ours.begin(tmp_path)
+    for part, expected in (("encoder", theirs), ("decoder", fresh)):
+        one, two = (each.components.task.get_submodule(part).state_dict() for each in (ours, expected))
+        assert [name for name, value in one.items() if not torch.equal(value, two[name])] == []
+    assert origin["tensors"] == len(theirs.components.task.encoder.state_dict())
+    assert "random: decoder (not trained there)" in capsys.readouterr().out
+
+
 def test_keys_that_change_no_shape_are_printed(
     made: Callable[..., Made], source: tuple[Made, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
