@@ -37,7 +37,7 @@ from framework.runtime.memory import is_out_of_memory
 from framework.runtime.signals import FAILED, SAVE
 from framework.runtime.step_parts import step_part
 from framework.scoring.examples import print_examples
-from framework.scoring.table import print_scores
+from framework.scoring.table import BASELINES, print_scores, table_columns
 from framework.scoring.variety import variety
 from framework.task import ReportTask
 from framework.train_step import StepOutput, batch_augment, set_seed, train_step, weights_at, weights_change
@@ -57,9 +57,9 @@ def train(recipe: Recipe) -> Path:
         try:
             with lost_workers_reported():
                 trainer.run()
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):  # of a full disk, which may be the reason
-                trainer.close()
+                trainer.close(failed=not isinstance(error, Stopped))
             raise
         trainer.close()
     return run.folder
@@ -86,8 +86,14 @@ class Trainer:
         self.state = self.checkpoints.restore(self.steps)
         # Scores of a validation that was interrupted, and those at the end, are written again.
         rewritten = ("val/", "final/") if self.state.step_in_epoch else ("final/",)
-        writes = accelerator.is_main_process
-        self.tracker = Tracker(run.folder, writes=writes, done=self.state.step, rewritten=rewritten)
+        self.tracker = Tracker(
+            run.folder,
+            writes=accelerator.is_main_process,
+            done=self.state.step,
+            rewritten=rewritten,
+            tensorboard="tensorboard" in recipe.run.trackers,
+        )
+        on_main(accelerator, lambda: self.tracker.connect(recipe, run.launch))
         self.tracker.picture("topics", run.folder / "topics.png")
         self.throughput = Throughput(accelerator.device, accelerator.num_processes, run.launch["precision"])
         self.profile: StepProfile | None = None
@@ -259,6 +265,9 @@ class Trainer:
                     before_scoring=self._before_scoring,
                 )
                 values = {f"final/{split}/{name}": value for name, value in scores["model"].items()}
+                for row in BASELINES:
+                    names = [name for name in table_columns(scores) if name in scores[row]]
+                    values |= {f"final/{split}/{row}/{name}": scores[row][name] for name in names}
                 self.tracker.scalars(state.step, values)
         print_scores("test", scores, self.components.scorer.segmentation)
         on_main(accelerator, lambda: print_examples(self.training_run.folder / "predictions" / "test.jsonl"))
@@ -268,7 +277,7 @@ class Trainer:
         on_main(accelerator, lambda: write_model_card(self.training_run.folder, self.components.exams))
         write_cost(self.training_run, self.strategy)
         folder = self.training_run.folder
-        print0(f"\nrun     {folder}\nopen    {page}\n        tensorboard --logdir {folder}")
+        print0("\n        ".join([f"\nrun     {folder}\nopen    {page}", *self.tracker.hints]))
 
     def _load_best(self, task: ReportTask) -> None:
         if self.state.best_score is None:  # no validation gave a score, or none since the best checkpoint was damaged
@@ -278,10 +287,10 @@ class Trainer:
         verify_model(self.training_run.folder / "model")
         load_weights(self.training_run.folder / "model", task)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         self.display.close()
         self.checkpoints.close()
-        self.tracker.close()
+        self.tracker.close(failed=failed)
 
     @property
     def _monitor(self) -> str:

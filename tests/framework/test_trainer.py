@@ -54,8 +54,11 @@ def test_scores_are_shown_beside_baselines_and_oracles(smoke_run: Path) -> None:
     assert scores["segmentation"].startswith("words")
 
 
-def test_scores_of_baselines_stand_beside_those_of_validation(smoke_run: Path, work: Path) -> None:
+def test_scores_of_baselines_are_recorded_and_stand_beside_those_of_validation(smoke_run: Path, work: Path) -> None:
     scores = json.loads((smoke_run / "scores.json").read_text())
+    for row in BASELINES:
+        (recorded,) = records(smoke_run, f"final/test/{row}/bleu_4").values()
+        assert recorded == scores["test"][row]["bleu_4"]
     done = launch(SMOKE, "train.epochs=1", "run.name=beside", cwd=work)
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("epoch 1/1")]
     for name in ("bleu_4", "cider", "findings_f1"):

@@ -8,6 +8,7 @@ import math
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_disk import fill, small_disk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -44,3 +45,11 @@ def test_tensorboard_shows_every_value_of_the_records(tmp_path: Path) -> None:
     assert set(board.Tags()["scalars"]) == {"train/loss", "train/lr", "val/bleu_4"}
     assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(1, 2.0), (2, 1.0)]
     assert all(math.isnan(event.value) for event in board.Scalars("val/bleu_4"))
+
+
+def test_without_tensorboard_there_are_only_the_records(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, writes=True, done=0, rewritten=(), tensorboard=False)
+    tracker.scalars(1, {"train/loss": 1.0})
+    tracker.sample(1, "a", np.zeros((1, 1, 4, 4), np.uint8), "reference", "prediction")
+    tracker.close()
+    assert [path.name for path in tmp_path.iterdir()] == [RECORDS] and tracker.hints == []
