@@ -95,6 +95,9 @@ class Trainer:
         )
         on_main(accelerator, lambda: self.tracker.connect(recipe, run.launch))
         self.tracker.picture("topics", run.folder / "topics.png")
+        if run.components.topics is not None:
+            columns = run.components.topics.columns([exam.report for exam in exams.exams])
+            self.tracker.projector(run.components.topics.positions, columns)
         self.throughput = Throughput(accelerator.device, accelerator.num_processes, run.launch["precision"])
         self.profile: StepProfile | None = None
         self.stop_requests = DelayedMax(accelerator)

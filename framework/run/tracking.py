@@ -27,6 +27,7 @@ from framework.train_step import StepOutput
 
 RECORDS = "metrics.jsonl"  # one value per line
 NON_FINITE = "non_finite.jsonl"  # skipped steps and their exams
+PROJECTOR = "projector"  # folder of the points of TensorBoard's projector
 COST = "cost.json"  # parameters and peak memory; written at the end of a run
 
 
@@ -108,6 +109,23 @@ class Tracker:
             from PIL import Image
 
             self.board.add_image(name, np.asarray(Image.open(path).convert("RGB")), 0, dataformats="HWC")
+
+    def projector(self, vectors_ND: np.ndarray, columns: Mapping[str, Sequence[object]]) -> None:
+        """The points of TensorBoard's projector, each with a value of every column."""
+        if self.board is None:
+            return
+        folder = self.run / PROJECTOR
+        folder.mkdir(exist_ok=True)
+        rows = [list(columns), *zip(*columns.values(), strict=True)]
+        texts = {
+            folder / "vectors.tsv": [[f"{value:.6g}" for value in vector] for vector in vectors_ND],
+            folder / "metadata.tsv": [[" ".join(str(cell).split()) for cell in row] for row in rows],
+        }
+        for path, lines in texts.items():
+            atomic_write(path, "".join("\t".join(line) + "\n" for line in lines))
+        paths = {"tensor_path": "vectors.tsv", "metadata_path": "metadata.tsv"}
+        named = "".join(f'  {key}: "{PROJECTOR}/{name}"\n' for key, name in paths.items())
+        atomic_write(self.run / "projector_config.pbtxt", f'embeddings {{\n  tensor_name: "topics"\n{named}}}\n')
 
     @property
     def hints(self) -> list[str]:
