@@ -21,7 +21,6 @@ from framework.data.loading import grouped
 from framework.exam import Batch
 from framework.recipe import Recipe, load_recipe
 from framework.run.lifecycle import open_run_for_training
-from framework.runtime.console import progress_bar
 from framework.train_step import batch_augment, weights_at
 from framework.trainer import Trainer
 
@@ -79,7 +78,6 @@ def main() -> None:
                 task = copy.deepcopy(run.components.task).train()
                 trainer = Trainer(run)
                 trainer.strategy.task.train()
-                trainer.bar = progress_bar(range(0), total=trainer.steps, text="", shown=False)
                 steps = list(islice(grouped(trainer.loader, 1), options.steps))
                 ours, bare = trainer_steps(trainer, steps), bare_steps(trainer, task, steps)
                 works = {"the trainer": ours, "a bare loop": bare}

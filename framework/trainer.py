@@ -21,7 +21,7 @@ from framework.distributed.collectives import DelayedMax, broadcast, on_main
 from framework.distributed.compiled import compile_error
 from framework.distributed.micro_batch import resolve_batch_plan, step_out_of_memory
 from framework.distributed.prepare import prepare
-from framework.evaluation.evaluate import evaluate_split, generate_reports
+from framework.evaluation.evaluate import evaluate_split, generate_reports, strongest_baselines
 from framework.evaluation.terms import mean_terms
 from framework.exam import Batch
 from framework.recipe import Recipe
@@ -31,18 +31,20 @@ from framework.run.model_card import write_model_card
 from framework.run.step_profile import StepProfile
 from framework.run.throughput import Throughput
 from framework.run.tracking import NonFiniteSteps, Tracker
-from framework.runtime.console import print0, progress_bar
+from framework.run.training_display import TrainingDisplay
+from framework.runtime.console import print0
 from framework.runtime.errors import Stopped
 from framework.runtime.memory import is_out_of_memory
 from framework.runtime.signals import FAILED, SAVE
 from framework.runtime.step_parts import step_part
 from framework.scoring.examples import print_examples
-from framework.scoring.table import print_scores
+from framework.scoring.table import BASELINES, print_scores, table_columns
 from framework.scoring.variety import variety
 from framework.task import ReportTask
 from framework.train_step import StepOutput, batch_augment, set_seed, train_step, weights_at, weights_change
 
 SAMPLES = 4  # validation exams whose reports are logged after each validation
+SHOWN = ("bleu_4", "cider", "findings_f1")  # scores that are printed after each validation, beside the monitor
 
 
 def train(recipe: Recipe) -> Path:
@@ -56,9 +58,9 @@ def train(recipe: Recipe) -> Path:
         try:
             with lost_workers_reported():
                 trainer.run()
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):  # of a full disk, which may be the reason
-                trainer.close()
+                trainer.close(failed=not isinstance(error, Stopped))
             raise
         trainer.close()
     return run.folder
@@ -85,12 +87,22 @@ class Trainer:
         self.state = self.checkpoints.restore(self.steps)
         # Scores of a validation that was interrupted, and those at the end, are written again.
         rewritten = ("val/", "final/") if self.state.step_in_epoch else ("final/",)
-        writes = accelerator.is_main_process
-        self.tracker = Tracker(run.folder, writes=writes, done=self.state.step, rewritten=rewritten)
+        self.tracker = Tracker(
+            run.folder,
+            writes=accelerator.is_main_process,
+            done=self.state.step,
+            rewritten=rewritten,
+            tensorboard="tensorboard" in recipe.run.trackers,
+        )
+        on_main(accelerator, lambda: self.tracker.connect(recipe, run.launch))
         self.tracker.picture("topics", run.folder / "topics.png")
+        if run.components.topics is not None:
+            columns = run.components.topics.columns([exam.report for exam in exams.exams])
+            self.tracker.projector(run.components.topics.positions, columns)
         self.throughput = Throughput(accelerator.device, accelerator.num_processes, run.launch["precision"])
         self.profile: StepProfile | None = None
         self.stop_requests = DelayedMax(accelerator)
+        self.val_baselines: dict[str, float] = {}  # on the main process, from the first validation on
         self.non_finite = NonFiniteSteps(
             accelerator,
             run.folder,
@@ -100,18 +112,18 @@ class Trainer:
             scaler=self.strategy.scaler(),
         )
         print_sizes(run, self.strategy, self.batch_plan, self.steps)
+        self.display = TrainingDisplay(self.state, recipe.train.epochs, self.steps, list(recipe.active_losses))
 
     def run(self) -> None:
         """Trains all epochs, then scores the best model."""
         self.training_run.started = True
         state, patience = self.state, self.recipe.train.early_stopping_patience
-        self.bar = progress_bar(range(self.steps), total=self.steps, text="training", done=state.step)
         self.training_run.signals.watch(self.training_run.folder)
         if self.recipe.train.profile and self.accelerator.is_main_process:
             self.profile = StepProfile(self.training_run.folder, self.training_run.launch_line)
         while state.epoch < self.recipe.train.epochs and not (patience and state.validations_since_best >= patience):
             self.epoch()
-        self.bar.close()
+        self.display.close()
         if self.profile is not None:
             self.profile.close()
         if patience and state.validations_since_best >= patience:
@@ -173,7 +185,7 @@ class Trainer:
                 self.log(output)
         if self.profile is not None:
             self.profile.step()
-        self.bar.update()
+        self.display.show()
         return output.loss
 
     def log(self, output: StepOutput) -> None:
@@ -187,26 +199,28 @@ class Trainer:
         values |= {"lr": self.strategy.optimizer.param_groups[-1]["lr"], "gradient_norm": float(output.grad_norm)}
         values |= self.throughput.since_last(self.batch_plan.batch_size)
         self.tracker.scalars(self.state.step, {f"train/{name}": value for name, value in values.items()})
-        self.bar.set_postfix(epoch=self.state.epoch + 1, loss=f"{values['loss']:.3f}", refresh=False)
+        self.display.show_values(values)
 
     def validate(self) -> str:
         """Scores the validation split and updates the best step. Returns a line to print."""
         recipe, state = self.recipe, self.state
-        scores = self._score_reports() if recipe.evaluate.metrics else self._mean_terms()
+        scores, baselines = self._score_reports() if recipe.evaluate.metrics else (self._mean_terms(), {})
         self.tracker.scalars(state.step, {f"val/{name}": value for name, value in scores.items()})
         monitored = recipe.evaluate.monitored
         if not math.isfinite(scores[monitored]):
             print0(f"warning: step {state.step}: val/{monitored} is {scores[monitored]}, so this model is not the best")
         state.validated(scores[monitored], higher_is_better=self.checkpoints.higher_is_better)
-        shown = [name for name in ("bleu_4", "cider", "findings_f1") if name in scores]
-        return "  ".join(f"val/{name} {scores[name]:.3f}" for name in dict.fromkeys([monitored, *shown]))
+        self.display.show_scores(scores, baselines)
+        if not baselines:
+            return f"val/{monitored} {scores[monitored]:.3f}"
+        return "  ".join(f"val/{name} {scores[name]:.3f} (baseline {value:.3f})" for name, value in baselines.items())
 
     def _mean_terms(self) -> dict[str, float]:
         with self.strategy.full_params_model() as task:
             return mean_terms(self.accelerator, task, self.components, self.recipe, "val", self._before_batch)
 
-    def _score_reports(self) -> dict[str, float]:
-        """Generates the reports of the validation split, scores them, and logs some."""
+    def _score_reports(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Generates the reports of the validation split, scores them, and logs some. Also returns the baselines."""
         recipe, exams = self.recipe, self.components.exams["val"]
         beams = recipe.evaluate.val_num_beams
         with self.strategy.full_params_model() as task:
@@ -217,7 +231,6 @@ class Trainer:
                 exams,
                 recipe,
                 beams,
-                bar=False,
                 before_batch=self._before_batch,
             )
         self._before_scoring()
@@ -225,14 +238,24 @@ class Trainer:
             if self.accelerator.is_main_process:
                 self.tracker.sample(self.state.step, exam_id, exams.cache.images(exam.id), reference, prediction)
         # Scored once and shared: early stopping must be the same decision on every process.
-        scores = on_main(self.accelerator, lambda: self.components.scorer.score(rows))
-        return scores | variety([prediction for _, prediction, _ in rows])
+        scores, baselines = on_main(self.accelerator, lambda: (self.components.scorer.score(rows), self._baselines()))
+        return scores | variety([prediction for _, prediction, _ in rows]), baselines
+
+    def _baselines(self) -> dict[str, float]:
+        """The scores of the strongest baselines on val, of the scores that are printed. On the main process."""
+        evaluate, scorer = self.recipe.evaluate, self.components.scorer
+        if not self.val_baselines:
+            known = [name for metric in scorer.metrics for name in metric.names]
+            names = dict.fromkeys([evaluate.monitored, *(name for name in SHOWN if name in known)])
+            self.val_baselines = strongest_baselines(self.components, "val", list(names))
+        return self.val_baselines
 
     def save(self) -> None:
         self.non_finite.check()
         self.state.skipped_steps = self.non_finite.count
         foreground = not self.recipe.checkpoint.background
         self.training_run.monitor.at(f"saving step {self.state.step}", others_wait=foreground)
+        self.display.show("saving")
         with self.throughput.paused():
             self.checkpoints.save(self.state)
 
@@ -258,6 +281,9 @@ class Trainer:
                     before_scoring=self._before_scoring,
                 )
                 values = {f"final/{split}/{name}": value for name, value in scores["model"].items()}
+                for row in BASELINES:
+                    names = [name for name in table_columns(scores) if name in scores[row]]
+                    values |= {f"final/{split}/{row}/{name}": scores[row][name] for name in names}
                 self.tracker.scalars(state.step, values)
         print_scores("test", scores, self.components.scorer.segmentation)
         on_main(accelerator, lambda: print_examples(self.training_run.folder / "predictions" / "test.jsonl"))
@@ -267,7 +293,7 @@ class Trainer:
         on_main(accelerator, lambda: write_model_card(self.training_run.folder, self.components.exams))
         write_cost(self.training_run, self.strategy)
         folder = self.training_run.folder
-        print0(f"\nrun     {folder}\nopen    {page}\n        tensorboard --logdir {folder}")
+        print0("\n        ".join([f"\nrun     {folder}\nopen    {page}", *self.tracker.hints]))
 
     def _load_best(self, task: ReportTask) -> None:
         if self.state.best_score is None:  # no validation gave a score, or none since the best checkpoint was damaged
@@ -277,9 +303,10 @@ class Trainer:
         verify_model(self.training_run.folder / "model")
         load_weights(self.training_run.folder / "model", task)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
+        self.display.close()
         self.checkpoints.close()
-        self.tracker.close()
+        self.tracker.close(failed=failed)
 
     @property
     def _monitor(self) -> str:
@@ -288,11 +315,13 @@ class Trainer:
     def _before_batch(self) -> None:
         """Called before each batch while reports are generated, equally often on every process."""
         self.training_run.monitor.at("generating reports")
+        self.display.show("generating reports")
         self._handle_stop()
 
     def _before_scoring(self) -> None:
         """Called on every process before the main process scores while the others wait."""
         self.training_run.monitor.at("scoring", others_wait=True)
+        self.display.show("scoring")
 
     def _handle_stop(self) -> None:
         """Saves or stops if any process was asked to, or stops if a checkpoint could not be written.

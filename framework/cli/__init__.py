@@ -26,6 +26,7 @@ from framework.runtime.home import provide_home
 from framework.runtime.packages import PACKAGES, package_versions
 
 TRACEBACK = "SONOSCRIBE_TRACEBACK"
+UNDER_ACCELERATE = "accelerate launch launch.py"
 ROOT = Path(__file__).resolve().parents[2]
 
 app = typer.Typer(
@@ -107,7 +108,7 @@ def door() -> str:
     if (program := Path(sys.argv[0]).name) in installed:
         return installed[program]
     if "ACCELERATE_MIXED_PRECISION" in os.environ:  # only `accelerate launch` exports it
-        return "accelerate launch launch.py"
+        return UNDER_ACCELERATE
     return "torchrun launch.py" if "TORCHELASTIC_RUN_ID" in os.environ else "python launch.py"
 
 
@@ -226,6 +227,8 @@ def _print_error(error: ValueError | OSError) -> None:
     print(f"{who}{errors.printable(str(error))}", file=sys.stderr)
     if error.__traceback__ is not None and not _is_ours(error):
         print(f"({TRACEBACK}=1 shows where in the code)", file=sys.stderr)
+    if door() == UNDER_ACCELERATE and not rank():
+        print("(the traceback below is of the launcher; `launch.py launch ...` prints none)", file=sys.stderr)
 
 
 def _is_ours(error: BaseException) -> bool:

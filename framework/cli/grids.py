@@ -120,6 +120,7 @@ def _load(named: str, overrides: Sequence[str] | None) -> Grid:
 
 
 def _report(made: Grid, out: Path | None = None) -> None:
+    from framework.grid.hparams import write_hparams
     from framework.grid.report import grid_result, write_report
     from framework.grid.table import header_and_rows
     from framework.grid.weak_models import weak_models
@@ -134,6 +135,9 @@ def _report(made: Grid, out: Path | None = None) -> None:
     print()
     for path in write_report(result, out or made.folder, linked=out is None):
         print(path)
+    if out is None:
+        write_hparams(result, made.folder / "tensorboard")
+        print(f"tensorboard --logdir {made.folder / 'tensorboard'}")
 
 
 def _watch(made: Grid) -> None:

@@ -10,9 +10,9 @@ from PIL import Image
 
 from framework.data.check import SPLITS
 from framework.exam import ExamError, ExamSource
-from framework.runtime.console import progress_bar
 from framework.runtime.errors import UserError
 from framework.runtime.files import atomic_write, named_in_errors
+from framework.runtime.live import ProgressBar
 
 MANIFEST = "manifest.json"
 
@@ -32,7 +32,7 @@ def write_manifest(source: ExamSource, folder: Path) -> Path:
     manifest: dict[str, list[dict[str, object]]] = {}
     (folder / "images").mkdir(parents=True)
     jobs = [(split, exam) for split, exams in splits.items() for exam in exams]
-    for split, exam in progress_bar(jobs, total=len(jobs), text="writing exams"):
+    for split, exam in ProgressBar(jobs, total=len(jobs), text="writing exams"):
         paths = []
         for number, view in enumerate(exam.views, start=1):
             name = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', exam.id).lstrip('.')}_{number}.png"

@@ -29,9 +29,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from framework.exam import Exam, ExamError, View
-from framework.runtime.console import print0, progress_bar
+from framework.runtime.console import print0
 from framework.runtime.errors import ProcessLost, UserError
 from framework.runtime.files import atomic_write, digest, file_lock, is_locked
+from framework.runtime.live import ProgressBar
 from framework.runtime.processes import end_with_parent, require_shared_locks, usable_cores
 
 GUARD = 'Put what it does under `if __name__ == "__main__":`.'
@@ -215,7 +216,7 @@ def _write_cache(jobs: list[Job], path: Path, size: int, channels: int) -> Compl
         images = open_reserved(part, shape, np.uint8, "images")
         with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn"), initializer=_start_decoder) as pool:
             loaded: Any = pool.map(_load, jobs, chunksize=16) if len(jobs) > 64 else map(_load, jobs)
-            for row, image in enumerate(progress_bar(loaded, total=len(jobs), text="images")):
+            for row, image in enumerate(ProgressBar(loaded, total=len(jobs), text="images")):
                 if isinstance(image, ExamError):
                     errors.append((row, image.code, image.problems[0].found))
                 else:

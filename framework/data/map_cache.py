@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from framework.data.image_cache import ImageCache, open_reserved, read_complete, remove_parts, write_complete
 from framework.exam import scaled
-from framework.runtime.console import progress_bar
 from framework.runtime.files import file_lock
+from framework.runtime.live import ProgressBar
 
 VERSION = 1  # raise it when the same encoder and images would give other maps
 BATCH = 32  # views that are encoded at once
@@ -69,7 +69,7 @@ def _write(path: Path, images: np.ndarray, maps: Callable[[Tensor], Tensor], dev
     try:
         stored = open_reserved(part, (len(images), *encoded(0, 1).shape[1:]), np.float32, "feature maps")
         starts = range(0, len(images), BATCH)
-        for start in progress_bar(starts, total=len(starts), text="feature maps"):
+        for start in ProgressBar(starts, total=len(starts), text="feature maps"):
             stored[start : start + BATCH] = encoded(start, start + BATCH)
         stored.flush()
         del stored

@@ -31,9 +31,10 @@ from framework.recipe.source import is_within
 from framework.registry import find
 from framework.run.model_card import write_model_card
 from framework.run.tracking import write_json
-from framework.runtime.console import print0, progress_bar
+from framework.runtime.console import print0
 from framework.runtime.errors import Problem, UserError
 from framework.runtime.files import atomic_write, read_object
+from framework.runtime.live import ProgressBar
 from framework.scoring.baselines import Comparison, rows_of, unseen_rows
 from framework.scoring.bootstrap import PatientStatistics, intervals
 from framework.scoring.scorer import Rows, Scorer
@@ -66,7 +67,6 @@ def generate_reports(
     exams: ExamSet,
     recipe: Recipe,
     num_beams: int,
-    bar: bool = True,
     before_batch: Callable[[], None] | None = None,
     after_batch: Callable[[Batch, Any, list[list[int]]], None] | None = None,
 ) -> Rows:
@@ -84,7 +84,7 @@ def generate_reports(
     rounds = math.ceil(len(shards[0]) / settings.batch_size)
     generated: list[tuple[str, str]] = []
     loader = iter(build_loader(exams, batches, recipe.data.num_workers))
-    for _ in progress_bar(range(rounds), total=rounds, text="reports", shown=bar):
+    for _ in ProgressBar(range(rounds), total=rounds, text="reports"):
         if before_batch is not None:
             before_batch()
         batch = next(loader, None)
@@ -187,7 +187,7 @@ def _score(components: RunComponents, recipe: Recipe, exams: ExamSet, rows: Rows
         different = variety([row[1] for row in unseen])
         scores["model_on_unseen_reports"] = {"exams": len(unseen), **different, **scorer.score(unseen)}
     others = {} if comparisons is None else comparisons.of(exams)
-    for name in progress_bar(others, total=len(others), text="scores"):
+    for name in ProgressBar(others, total=len(others), text="scores"):
         scores[name] = {"exams": len(rows), **variety(others[name].predictions)}
         for predictions, own in others[name].groups():
             these = rows_of(exams.exams, predictions)
@@ -205,6 +205,25 @@ def _score(components: RunComponents, recipe: Recipe, exams: ExamSet, rows: Rows
     return scores
 
 
+def strongest_baselines(components: RunComponents, split: str, names: Sequence[str]) -> dict[str, float]:
+    """For each of these scores on a split, that of the strongest baseline. Called on the main process."""
+    assert components.comparisons is not None, "there are no training reports"
+    exams, scorer, found = components.exams[split].exams, components.scorer, {}
+    baselines = components.comparisons.baselines(components.exams[split])
+    for name in names:
+        values = {
+            row: scorer.score(rows_of(exams, baseline.of(name)), [name])[name] for row, baseline in baselines.items()
+        }
+        found[name] = values[_strongest(scorer, name, values)]
+    return found
+
+
+def _strongest(scorer: Scorer, name: str, values: Mapping[str, float]) -> str:
+    """The baseline with the best value of a score."""
+    higher = scorer.higher_is_better(name.removesuffix("_char"))
+    return (max if higher else min)(values, key=values.__getitem__)
+
+
 def _versus_strongest(
     scorer: Scorer,
     statistics: PatientStatistics,
@@ -219,7 +238,7 @@ def _versus_strongest(
     for name in table_columns(scores):
         higher = scorer.higher_is_better(name.removesuffix("_char"))
         there = [row for row in BASELINES if name in scores[row]]
-        strongest = (max if higher else min)(there, key=lambda row: scores[row][name])
+        strongest = _strongest(scorer, name, {row: scores[row][name] for row in there})
         difference = round(scores["model"][name] - scores[strongest][name], 6)
         found[name] = {"baseline": strongest, "difference": difference}
         ends = {

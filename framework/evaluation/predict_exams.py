@@ -18,9 +18,10 @@ from framework.data.image_folder import SUFFIXES, by_number
 from framework.evaluation.model_selection import BEST, ModelSelection
 from framework.evaluation.predict import Predictor
 from framework.exam import ExamError
-from framework.runtime.console import print0, progress_bar
+from framework.runtime.console import print0
 from framework.runtime.errors import Problem, UserError
 from framework.runtime.files import atomic_write, digest, named_in_errors, read_bounded, read_lines
+from framework.runtime.live import ProgressBar
 from framework.runtime.memory import is_out_of_memory
 
 IDS, IMAGES = ("uid", "id"), ("image_path", "images", "image")  # keys of an exam, as the data set `manifest` reads them
@@ -160,7 +161,7 @@ def predict_exams(
         done = _done(out, model)
     todo = [exam for exam in exams if exam.id not in done]
     errors: list[Problem] = []
-    bar = progress_bar(todo, total=len(exams), text="exams", done=len(exams) - len(todo))
+    bar = ProgressBar(todo, total=len(exams), text="exams", done=len(exams) - len(todo))
     with bar, _opened(out) as file:
         for start in range(0, len(todo), size):
             rows = _predicted(predictor, todo[start : start + size], errors)

@@ -19,7 +19,6 @@ from framework.grid.lease import Holder, holder_of
 from framework.grid.results import CellResult
 from framework.grid.state_file import parse_state, read_state
 from framework.recipe import Recipe, save
-from framework.recipe.schema import Run
 from framework.run.listing import ENVIRONMENT
 from framework.run.tracking import COST, RECORDS, write_json
 from framework.runtime.errors import UserError
@@ -197,7 +196,8 @@ class CellFolder:
     def prepare(self, recipe: Recipe) -> None:
         """Writes the recipe with this folder as its run folder."""
         self.path.mkdir(parents=True, exist_ok=True)
-        own = recipe.model_copy(update={"run": Run(root=str(self.path.parent), name=RUN), "resume": "auto"})
+        folder = recipe.run.model_copy(update={"root": str(self.path.parent), "name": RUN})
+        own = recipe.model_copy(update={"run": folder, "resume": "auto"})
         text = save(own)
         if not self.recipe_file.is_file() or self.recipe_file.read_bytes() != text.encode():
             atomic_write(self.recipe_file, text)

@@ -11,10 +11,10 @@ from framework.grid.cells import Cell, cells_by_row
 from framework.grid.executor import build_executor, choose_executor
 from framework.grid.make import Grid
 from framework.grid.scheduler import FixedCells, Scheduler, Source, requeue
-from framework.grid.wording import time_text
 from framework.registry import did_you_mean
 from framework.runtime.console import print0
 from framework.runtime.errors import UserError
+from framework.runtime.live import time_text
 
 RETRIED: tuple[Status, ...] = ("failed", "pruned")
 STATUS_HEADER = ("cell", "seed", "hash", "status", "progress", "time", "where, or what went wrong")

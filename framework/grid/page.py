@@ -37,10 +37,10 @@ from framework.grid.wording import (
     setting_headers,
     settings_of,
     spread_text,
-    time_text,
 )
 from framework.pages.plot import key_mark
 from framework.pages.render import render
+from framework.runtime.live import time_text
 
 STYLED = {"done", "failed", "running"}  # statuses with a colour of their own; the others wait
 

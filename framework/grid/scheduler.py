@@ -22,7 +22,8 @@ import framework
 from framework.grid.cell_folder import PRUNED, SETTLED, CellFolder, Status
 from framework.grid.cells import Cell
 from framework.grid.executor import Executor, Handle, Job
-from framework.runtime.console import print0, progress_bar
+from framework.runtime.console import print0
+from framework.runtime.live import ProgressBar
 from framework.runtime.signals import handle_signals
 
 NOT_IN_NAMES = re.compile(r"[^\w.-]+")
@@ -94,12 +95,13 @@ class Scheduler:
     def run(self) -> bool:
         """Runs until every cell is settled or stopped. Returns whether there are cells and all are done or pruned."""
         self.cancel_time = _modified(self.cancel_file)
-        with _counting_interrupts(self), progress_bar((), total=self.source.total, text=self.name) as bar:
+        bar = ProgressBar[Cell]((), total=self.source.total, text=self.name)
+        with _counting_interrupts(self), bar:
             try:
                 while True:
                     self._update()
-                    bar.set_postfix_str(self._counts(), refresh=False)
-                    bar.update(sum(status in SETTLED for status in self.statuses.values()) - bar.n)
+                    bar.note = self._counts()
+                    bar.update(sum(status in SETTLED for status in self.statuses.values()) - bar.done)
                     if reason := self._end_reason():
                         self._end(reason)
                         break

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from framework.grid.results import CellResult, Comparison, GridResult, Row, Spread
+from framework.runtime.live import time_text
 
 SIGNIFICANT = 0.05  # a corrected p below it is marked
 COSTS = ("time", "memory [GiB]", "parameters [M]")  # columns of `cost_texts`
@@ -91,18 +92,6 @@ def best_rows(result: GridResult, metric: str) -> set[int]:
         return set()
     best = (max if result.higher_is_better[metric] else min)(means.values())
     return {index for index, mean in means.items() if f"{mean:.{places}f}" == f"{best:.{places}f}"}
-
-
-def time_text(seconds: float | None) -> str:
-    """`45 s`, `12.5 min` or `3 h 05 min`."""
-    if seconds is None:
-        return "-"
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    if seconds < 59.95 * 60:
-        return f"{seconds / 60:.1f} min"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def memory_text(gib: float | None) -> str:

@@ -25,7 +25,7 @@ from framework.models.generation import generate
 from framework.plan.inputs import PlanInputs, read_inputs
 from framework.plan.plan import Plan, batch_plan_of
 from framework.recipe import Recipe
-from framework.runtime.console import progress_bar
+from framework.runtime.live import ProgressBar
 from framework.text.lsa import LSA_DIMENSIONS, ReportSpace
 from framework.train_step import batch_augment, train_step, weights_at
 
@@ -118,7 +118,7 @@ def time_steps(strategy: Strategy, recipe: Recipe, plan: Plan, inputs: PlanInput
     micro_batches = itertools.cycle(batch_plan.epoch(len(exams), recipe.train.seed, 0))
     probe_start, times = time.monotonic(), []
     strategy.task.train()
-    bar = progress_bar(range(WARM_UP + STEPS), total=WARM_UP + STEPS, text="probing steps")
+    bar = ProgressBar(range(WARM_UP + STEPS), total=WARM_UP + STEPS, text="probing steps")
     for _ in bar:
         samples = [
             [

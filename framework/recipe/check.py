@@ -289,6 +289,9 @@ def _check_combinations(check: Check, recipe: Recipe) -> None:
     for index, name in enumerate(names):
         if name in names[:index] and name != UNREADABLE["name"]:
             check.note(("evaluate", "metrics", index), "duplicate-name", f"'{name}' occurs twice")
+    for index, name in enumerate(recipe.run.trackers):
+        if name in recipe.run.trackers[:index]:
+            check.note(("run", "trackers", index), "duplicate-name", f"'{name}' occurs twice")
     _check_distributed(check, recipe)
     _check_losses(check, recipe)
     _check_parts(check, recipe)

@@ -285,14 +285,19 @@ class Checkpoint(Section):
     """Writes checkpoints while training continues, from a copy in CPU memory."""
 
 
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
+
+
 class Run(Section):
-    """The folder of the results."""
+    """The folder of the results, and who shows them."""
 
     root: str = "runs"
     """Folder of all runs."""
     # A single folder name, which cannot leave the root.
     name: Annotated[str, StringConstraints(pattern=r"^\w[\w.+-]{0,99}$")] = "auto"
     """Folder of this run; auto: time and hash."""
+    trackers: list[TrackerName] = Field(default_factory=lambda: list[TrackerName](["tensorboard"]))
+    """Where curves and scores are shown, beside metrics.jsonl. mlflow and wandb need the extra trackers."""
 
 
 class Recipe(Section):

@@ -28,6 +28,7 @@ from framework.run.folder import OpenedRun, lock_released, open_run, remove_refu
 from framework.run.init_from import Source, find_initial_weights, initial_weights
 from framework.run.listing import FAILURE
 from framework.run.throughput import peak_memory_gib
+from framework.run.trackers import require_trackers
 from framework.run.tracking import COST, write_environment, write_json
 from framework.runtime.console import print0
 from framework.runtime.errors import Stopped, first_line
@@ -79,6 +80,7 @@ class TrainingRun:
 @contextmanager
 def open_run_for_training(recipe: Recipe) -> Iterator[TrainingRun]:
     """Starts the processes, opens the folder, and builds the parts; ends the process group after success."""
+    require_trackers(recipe)
     signals = StopSignals()
     signals.listen()
     accelerator = start_accelerator(recipe)

@@ -1,4 +1,4 @@
-"""What a run records: metrics.jsonl, TensorBoard, skipped steps, and its environment."""
+"""What a run records: metrics.jsonl, trackers, skipped steps, and its environment."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from accelerate import Accelerator
 
 from framework.distributed.collectives import gather
 from framework.models.device import DeferredNumber
+from framework.recipe import Recipe
 from framework.run.listing import ENVIRONMENT
+from framework.run.trackers import Trackers
 from framework.runtime.console import print0
 from framework.runtime.errors import UserError
 from framework.runtime.files import atomic_write, named_in_errors, read_lines
@@ -25,33 +27,57 @@ from framework.train_step import StepOutput
 
 RECORDS = "metrics.jsonl"  # one value per line
 NON_FINITE = "non_finite.jsonl"  # skipped steps and their exams
+PROJECTOR = "projector"  # folder of the points of TensorBoard's projector
 COST = "cost.json"  # parameters and peak memory; written at the end of a run
 
 
 class Tracker:
-    """Writes scalars to metrics.jsonl and TensorBoard, on the main process only.
+    """Writes scalars to metrics.jsonl and the trackers of the recipe, on the main process only.
+
+    Reports and images are shown by TensorBoard alone, whose files stay in the run's folder.
 
     Args:
         run: the run's folder.
         writes: whether this is the main process.
         done: the step that the run resumes from; records of later steps are removed.
         rewritten: prefixes of names whose records of step `done` are removed too.
+        tensorboard: whether TensorBoard is a tracker of the run.
     """
 
-    def __init__(self, run: Path, *, writes: bool, done: int, rewritten: tuple[str, ...]) -> None:
+    def __init__(
+        self, run: Path, *, writes: bool, done: int, rewritten: tuple[str, ...], tensorboard: bool = True
+    ) -> None:
         self.run, self.writes = run, writes
+        self.board: Any = None
+        self.trackers: Trackers | None = None
         if not writes:
             return
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from torch.utils.tensorboard import SummaryWriter
-
         self.path = run / RECORDS
         # Records that will be written again: of later steps, and of this step those with a name that starts so.
+        self.removed: list[dict[str, Any]] = []
         for path in (self.path, run / NON_FINITE):
-            keep_lines(path, lambda row: row["step"] < done or (row["step"] == done and not _starts(row, rewritten)))
+            self.removed += keep_lines(
+                path, lambda row: row["step"] < done or (row["step"] == done and not _starts(row, rewritten))
+            )
         self.file = self.path.open("a", encoding="utf-8")
-        self.summary = Summary
-        self.board = SummaryWriter(str(run), purge_step=done + 1 if done else None)
+        if tensorboard:
+            from tensorboard.compat.proto.summary_pb2 import Summary
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.summary = Summary
+            self.board = SummaryWriter(str(run), purge_step=done + 1 if done else None)
+
+    def connect(self, recipe: Recipe, launch: Mapping[str, Any]) -> None:
+        """Starts or continues the run in the other trackers of the recipe. Called on the main process.
+
+        Args:
+            launch: device, processes, strategy and precision, which trackers show with the recipe.
+
+        Raises:
+            UserError: a tracker refuses the run.
+        """
+        sent = {(row["step"], row.get("name", "")) for row in self.removed}
+        self.trackers = Trackers(recipe, self.run, launch, sent)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         if not self.writes:
@@ -60,14 +86,17 @@ class Tracker:
             rows = [json.dumps({"step": step, "name": name, "value": value}) + "\n" for name, value in values.items()]
             self.file.write("".join(rows))
             self.file.flush()
-        with named_in_errors(self.run):
-            # One event for all values; `add_scalar` writes an event for each, at the price of one for all.
-            scalars = [self.summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-            self.board._get_file_writer().add_summary(self.summary(value=scalars), step)
+        if self.board is not None:
+            with named_in_errors(self.run):
+                # One event for all values; `add_scalar` writes an event for each, at the price of one for all.
+                scalars = [self.summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+                self.board._get_file_writer().add_summary(self.summary(value=scalars), step)
+        if self.trackers is not None:
+            self.trackers.send(step, values)
 
     def sample(self, step: int, exam_id: str, image_VCHW: np.ndarray, reference: str, prediction: str) -> None:
         """A generated report beside its reference and its views."""
-        if not self.writes:
+        if self.board is None:
             return
         views_CHW = np.concatenate(list(image_VCHW), axis=-1)
         text = f"**reference** {reference}\n\n**prediction** {prediction}"
@@ -76,15 +105,42 @@ class Tracker:
             self.board.add_text(f"samples/{exam_id}", text, step)
 
     def picture(self, name: str, path: Path) -> None:
-        if self.writes and path.is_file():
+        if self.board is not None and path.is_file():
             from PIL import Image
 
             self.board.add_image(name, np.asarray(Image.open(path).convert("RGB")), 0, dataformats="HWC")
 
-    def close(self) -> None:
-        if self.writes:
-            with named_in_errors(self.run):
-                self.file.close()
+    def projector(self, vectors_ND: np.ndarray, columns: Mapping[str, Sequence[object]]) -> None:
+        """The points of TensorBoard's projector, each with a value of every column."""
+        if self.board is None:
+            return
+        folder = self.run / PROJECTOR
+        folder.mkdir(exist_ok=True)
+        rows = [list(columns), *zip(*columns.values(), strict=True)]
+        texts = {
+            folder / "vectors.tsv": [[f"{value:.6g}" for value in vector] for vector in vectors_ND],
+            folder / "metadata.tsv": [[" ".join(str(cell).split()) for cell in row] for row in rows],
+        }
+        for path, lines in texts.items():
+            atomic_write(path, "".join("\t".join(line) + "\n" for line in lines))
+        paths = {"tensor_path": "vectors.tsv", "metadata_path": "metadata.tsv"}
+        named = "".join(f'  {key}: "{PROJECTOR}/{name}"\n' for key, name in paths.items())
+        atomic_write(self.run / "projector_config.pbtxt", f'embeddings {{\n  tensor_name: "topics"\n{named}}}\n')
+
+    @property
+    def hints(self) -> list[str]:
+        """Commands that show the run in its trackers."""
+        board = [] if self.board is None else [f"tensorboard --logdir {self.run}"]
+        return [*board, *([] if self.trackers is None else self.trackers.hints)]
+
+    def close(self, *, failed: bool = False) -> None:
+        if not self.writes:
+            return
+        if self.trackers is not None:
+            self.trackers.close(failed=failed)
+        with named_in_errors(self.run):
+            self.file.close()
+            if self.board is not None:
                 self.board.close()
 
 
@@ -149,21 +205,31 @@ class NonFiniteSteps:
         print0(f"warning: step {step}: {what}; skipped ({self.count} of at most {self.allowed})")
 
 
-def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Keeps the records of a JSON-lines file that `keep` accepts, and drops a last line without its end."""
+def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Keeps the records of a JSON-lines file that `keep` accepts, and drops a last line without its end.
+
+    Returns:
+        the other records.
+    """
+    kept: list[str] = []
+    removed: list[dict[str, Any]] = []
     if path.is_file():
         lines = read_lines(path, errors="replace")
-        kept = []
         for number, line in enumerate(lines, 1):
             try:
-                if line.endswith("\n") and keep(json.loads(line)):
-                    kept.append(line)
+                if line.endswith("\n"):
+                    row = json.loads(line)
+                    if keep(row):
+                        kept.append(line)
+                    else:
+                        removed.append(row)
             except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
                 hint = "Delete the line; only curves need it."
                 raise UserError(
                     "damaged-file", f"not a record ({error!r})", place=f"{path}:{number}", hint=hint
                 ) from None
         atomic_write(path, "".join(kept))
+    return removed
 
 
 def _starts(row: dict[str, Any], prefixes: tuple[str, ...]) -> bool:

@@ -1,47 +1,25 @@
-"""What a command prints: lines and one progress bar from the main process alone, tables, JSON."""
+"""What a command prints: lines from the main process alone, tables, JSON."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
-from tqdm import tqdm
+from framework.runtime.live import above_display, is_main_process
 
 LINE = 100  # columns
 CUT = " ..."  # ends a text that was cut
 GAP = 2  # columns between those of a table
 VALUE_WIDTH = 24  # a column of cells up to this width holds values, which are never wrapped; wider ones hold prose
 
-T = TypeVar("T")
-
-
-def is_main_process() -> bool:
-    """By the launcher's variables, so that it can be asked before (and without) torch."""
-    return (os.environ.get("RANK") or "0") == "0"
-
 
 def print0(text: str) -> None:
-    """A line for people, from the main process alone, above a bar that may be running."""
+    """A line for people, from the main process alone, above a display that may be open."""
     if is_main_process():
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
-
-
-def progress_bar(items: Iterable[T], *, total: int, text: str, done: int = 0, shown: bool = True) -> Any:
-    """Shows how far `items` are; in a log file, a line a minute instead of a moving bar."""
-    return tqdm(
-        items,
-        total=total,
-        initial=done,
-        desc=text,
-        disable=not (shown and is_main_process()),
-        mininterval=0.2 if sys.stderr.isatty() else 60,
-        dynamic_ncols=True,
-        leave=False,
-    )
+        with above_display():
+            print(text, flush=True)
 
 
 def print_table(

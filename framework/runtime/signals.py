@@ -12,8 +12,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from framework.runtime.console import is_main_process, print0
+from framework.runtime.console import print0
 from framework.runtime.errors import Stopped
+from framework.runtime.live import is_main_process, write_unbuffered
 from framework.runtime.processes import process_start_time
 
 # Queues send SIGTERM, SIGUSR1 or SIGUSR2 before the time is over; a terminal that closes sends SIGHUP.
@@ -77,7 +78,7 @@ class StopSignals:
             raise Stopped(f"stopped by {name} before the first step: nothing to save")
         if is_main_process():
             hint = "; press again to stop at once" if number == signal.SIGINT else ""
-            os.write(2, f"\n{name}: saving at the end of this step{hint}\n".encode())
+            write_unbuffered(f"\n{name}: saving at the end of this step{hint}\n")
 
     def watch(self, folder: Path) -> None:
         """Starts to check the run's folder for the files SAVE and STOP (`touch RUN/SAVE`)."""
@@ -123,4 +124,5 @@ def _exit_on_second_sigint(receiver: int) -> None:
         if first is None:
             first = now
         elif now - first > SAME_PRESS_S:
+            write_unbuffered("\n")
             os._exit(128 + signal.SIGINT)

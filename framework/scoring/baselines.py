@@ -91,15 +91,22 @@ class Comparisons:
 
     def of(self, exams: ExamSet) -> dict[str, Comparison]:
         """The comparisons of a split, by name."""
+        return {**self.baselines(exams), **self._oracles(exams)}
+
+    def baselines(self, exams: ExamSet) -> dict[str, Comparison]:
+        """The baselines of a split, by name."""
         count = len(exams)
         draw = np.random.default_rng([self.seed, count])
         random = [self.reports[i] for i in draw.integers(len(self.reports), size=count)]
-        found = {
+        return {
             "random_report": Comparison(random),
             "fixed_report": _constant(self.constants, self.monitor, count),
             "frequent_reports": Comparison(self._frequent_reports(count, draw)),
             "nearest_image": Comparison([self.reports[i] for i in nearest_images(exams, self.train)]),
         }
+
+    def _oracles(self, exams: ExamSet) -> dict[str, Comparison]:
+        found: dict[str, Comparison] = {}
         if exams.topics is not None and self.constants_by_topic is not None:
             of_exams = [self.constants_by_topic.get(int(topic), self.constants) for topic in exams.topics]
             by_score = {name: [constants[name].report for constants in of_exams] for name in self.constants}

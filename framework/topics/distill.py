@@ -21,12 +21,13 @@ from framework.runtime.packages import package_versions
 from framework.text.lsa import ReportSpace
 from framework.text.segmentation import TERMS
 from framework.topics.count import TopicChoice
-from framework.topics.plot import draw_topics, sample_points
+from framework.topics.plot import draw_topics, principal, sample_points
 from framework.topics.quality import TopicDescription, distinct_reports
 
 log = logging.getLogger(__name__)
 TRAIN = "train"  # the only split that topics are fitted on
 TOPICS_FILE = "topics.json"  # in a run's folder
+DIMENSIONS = 64  # of the embeddings that are kept for maps
 # Source files in the cache key, with the distiller's own file and the Chinese terms: their changes may change topics.
 FRAMEWORK = Path(__file__).resolve().parents[1]
 CODE = (
@@ -83,7 +84,24 @@ class Topics:
     examples: list[str]  # a training report by topic
     quality: dict[str, float | None]
     space: ReportSpace | None
+    shown: np.ndarray  # training reports of the map, each a different text: their indices, int64 [m]
+    positions: np.ndarray  # embeddings of these reports, float32 [m, at most DIMENSIONS]
     choice: TopicChoice | None = None  # if the distiller chose their number
+
+    def columns(self, train: Sequence[str]) -> dict[str, list[object]]:
+        """What is known of the reports of the map, by name.
+
+        Args:
+            train: the training reports.
+        """
+        copies = Counter(train)
+        numbers, reports = self.labels[TRAIN][self.shown].tolist(), [train[place] for place in self.shown]
+        return {
+            "topic": numbers,
+            "words": [" ".join(self.words[number][:6]) for number in numbers],
+            "copies": [copies[report] for report in reports],
+            "report": reports,
+        }
 
 
 def distill(
@@ -113,7 +131,7 @@ def distill(
             topics = _read(place, name)  # another run may have cached them meanwhile
             if topics is None:
                 topics = _fit(distiller, texts)
-                atomic_write(place / f"{name}.png", _plot(distiller, topics, texts[TRAIN]))
+                atomic_write(place / f"{name}.png", _plot(topics, texts[TRAIN]))
                 _write(place, name, topics)
     else:
         log.info("topics read from %s", place / f"{name}.json")
@@ -161,6 +179,11 @@ def _fit(distiller: Distiller, texts: Mapping[str, Sequence[str]]) -> Topics:
             len(descriptions),
         )
     assert distiller.topic_count is not None, "fit did not set topic_count"
+    once = distinct_reports(texts[TRAIN])
+    shown = once[sample_points(len(once))]  # before they are embedded, which may take long
+    positions = distiller.positions([texts[TRAIN][place] for place in shown])
+    if positions.shape[1] > DIMENSIONS:
+        positions = principal(positions, DIMENSIONS)
     return Topics(
         labels={split: labels.astype(np.int64) for split, (labels, _) in assigned.items()},
         weights={split: weights.astype(np.float32) for split, (_, weights) in assigned.items()},
@@ -170,6 +193,8 @@ def _fit(distiller: Distiller, texts: Mapping[str, Sequence[str]]) -> Topics:
         examples=[topic.example for topic in descriptions],
         quality=distiller.quality(),
         space=distiller.space,
+        shown=shown,
+        positions=positions.astype(np.float32),
         choice=getattr(distiller, "choice", None),
     )
 
@@ -178,8 +203,10 @@ def _write(place: Path, name: str, topics: Topics) -> None:
     """Writes the arrays under a name with their hash, then the JSON that refers to them: readers see both or none."""
     arrays = {f"labels/{split}": labels for split, labels in topics.labels.items()}
     arrays |= {f"weights/{split}": weights for split, weights in topics.weights.items()}
+    arrays |= {"shown": topics.shown, "positions": topics.positions}
     content: dict[str, Any] = {part.name: getattr(topics, part.name) for part in fields(topics)}
-    del content["labels"], content["weights"]
+    for part in ("labels", "weights", "shown", "positions"):
+        del content[part]
     content["choice"] = None if topics.choice is None else asdict(topics.choice)
     if topics.space is not None:
         arrays["space"] = topics.space.vectors_WD
@@ -212,18 +239,16 @@ def _read(place: Path, name: str) -> Topics | None:
     content["choice"] = None if content["choice"] is None else TopicChoice(**content["choice"])
     for part in ("labels", "weights"):
         content[part] = {k.split("/", 1)[1]: array for k, array in arrays.items() if k.startswith(f"{part}/")}
-    return Topics(**content)
+    return Topics(**content, shown=arrays["shown"], positions=arrays["positions"])
 
 
-def _plot(distiller: Distiller, topics: Topics, train: list[str]) -> bytes:
-    once = distinct_reports(train)
+def _plot(topics: Topics, train: list[str]) -> bytes:
     copies = Counter(train)
-    shown = once[sample_points(len(once))]  # before they are embedded, which may take long
     return draw_topics(
-        distiller.positions([train[place] for place in shown]),
-        np.array([copies[train[place]] for place in shown]),
-        topics.labels[TRAIN][shown],
-        len(once),
+        topics.positions,
+        np.array([copies[train[place]] for place in topics.shown]),
+        topics.labels[TRAIN][topics.shown],
+        len(copies),
         topics.words,
         topics.sizes,
         topics.quality,

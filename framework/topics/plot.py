@@ -57,10 +57,14 @@ def flatten(points: np.ndarray) -> np.ndarray:
 
         near = min(30.0, (len(points) - 1) / 3)
         return TSNE(perplexity=near, init="random", max_iter=500, random_state=0, n_jobs=1).fit_transform(points)
-    centred = points - points.mean(axis=0)
-    u, s, _ = np.linalg.svd(centred, full_matrices=False)
-    plane = (u * s)[:, :2]
+    plane = principal(points, 2)
     return np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
+
+
+def principal(points: np.ndarray, most: int) -> np.ndarray:
+    """Projects points [n, D] to their principal components, at most `most` of them."""
+    u, s, _ = np.linalg.svd(points - points.mean(axis=0), full_matrices=False)
+    return (u * s)[:, :most]
 
 
 def sample_points(count: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from harness import MEASURED, ROOT, launch, records
 from PIL import Image
 
 from framework.runtime.files import read_lines
+from framework.scoring.table import BASELINES
 
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
 
@@ -50,6 +52,18 @@ def test_scores_are_shown_beside_baselines_and_oracles(smoke_run: Path) -> None:
     assert rows <= set(scores["test"])
     assert scores["test"]["retrieval_oracle"]["bleu_4"] > scores["test"]["random_report"]["bleu_4"]
     assert scores["segmentation"].startswith("words")
+
+
+def test_scores_of_baselines_are_recorded_and_stand_beside_those_of_validation(smoke_run: Path, work: Path) -> None:
+    scores = json.loads((smoke_run / "scores.json").read_text())
+    for row in BASELINES:
+        (recorded,) = records(smoke_run, f"final/test/{row}/bleu_4").values()
+        assert recorded == scores["test"][row]["bleu_4"]
+    done = launch(SMOKE, "train.epochs=1", "run.name=beside", cwd=work)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("epoch 1/1")]
+    for name in ("bleu_4", "cider", "findings_f1"):
+        strongest = max(scores["val"][row][name] for row in BASELINES)
+        assert re.search(rf"val/{name} [\d.]+ \(baseline {strongest:.3f}\)", line), line
 
 
 def test_every_test_exam_has_one_report(smoke_run: Path) -> None:

@@ -76,6 +76,17 @@ def test_help_begins_with_what_the_user_typed(run, monkeypatch, program, variabl
     assert run("predict", "--help")[1].startswith(f"Usage: {door} predict ")
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_an_error_under_accelerates_launcher_says_whose_traceback_follows(monkeypatch, capsys, rank):
+    for name, value in {"ACCELERATE_MIXED_PRECISION": "no", "WORLD_SIZE": "2", "RANK": rank}.items():
+        monkeypatch.setenv(name, value)
+    for program, says in (("launch.py", rank == "0"), ("framework/cli/__main__.py", False)):
+        monkeypatch.setattr(sys, "argv", [program])
+        with pytest.raises(SystemExit):
+            cli.main(["validate", "no_such_recipe.yaml"])
+        assert ("launch.py launch" in capsys.readouterr().err) == says
+
+
 @pytest.mark.parametrize(
     ("words", "with_verb"),
     [

@@ -16,7 +16,7 @@ from hand_made import BLEU, LOSS, cell, result, row, two_axes
 
 from framework.grid.results import Comparison, GridResult, Spread
 from framework.grid.table import as_csv, as_latex, as_markdown, cells_csv, header_and_rows, latex
-from framework.grid.wording import best_rows, memory_text, notes_below, parameters_text, seeds_text, time_text
+from framework.grid.wording import best_rows, memory_text, notes_below, parameters_text, seeds_text
 
 EVIL = "<script>alert(1)</script> & _a_ 100% $x$ \\end{table} ~ ^ #{} | [1] 乳腺 é --x"
 
@@ -232,11 +232,8 @@ def test_markdown_parses_back_to_the_same_cells(tmp_path: Path) -> None:
 
 
 def test_costs_have_units() -> None:
-    assert [time_text(seconds) for seconds in (4.6, 59.4, 60, 754, 3599, 11_100)] == [
-        "5 s", "59 s", "1.0 min", "12.6 min", "1 h 00 min", "3 h 05 min",
-    ]  # fmt: skip
     assert [parameters_text(count) for count in (123_456_789, 2_500_000, 12_345)] == ["123.46", "2.50", "0.0123"]
-    assert memory_text(0.734) == "0.73" and {time_text(None), memory_text(None), parameters_text(None)} == {"-"}
+    assert memory_text(0.734) == "0.73" and {memory_text(None), parameters_text(None)} == {"-"}
 
 
 def test_seeds_are_counted_by_status(tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def same(one: Topics, two: Topics) -> bool:
         all(np.array_equal(one.labels[s], two.labels[s]) and one.labels[s].dtype == two.labels[s].dtype for s in TEXTS)
         and all(np.array_equal(one.weights[s], two.weights[s]) for s in TEXTS)
         and np.array_equal(one.space.vectors_WD, two.space.vectors_WD)
+        and np.array_equal(one.shown, two.shown)
+        and np.array_equal(one.positions, two.positions)
         and one.space.words == two.space.words
         and (one.count, one.words, one.sizes, one.examples, one.quality)
         == (two.count, two.words, two.sizes, two.examples, two.quality)
@@ -104,6 +106,19 @@ def test_a_damaged_cache_is_detected_and_rewritten(tmp_path, caplog, suffix, dam
         assert same(found, distill(again, TEXTS, None, tmp_path, "a"))
     assert again.fits == 1
     assert "computed again" in caplog.text or (suffix, damage) == ("json", "gone")
+
+
+def test_the_map_has_each_different_training_report_once_with_its_topic(tmp_path):
+    topics = distill(ByFirstWord(), TEXTS, None, tmp_path, "a")
+    columns = topics.columns(TEXTS["train"])
+    assert columns["report"] == list(dict.fromkeys(TEXTS["train"])) and columns["copies"] == [2, 1, 1, 1, 1]
+    assert columns["topic"] == [0, 0, 1, 1, 1] and topics.positions.shape == (5, 2)
+    assert columns["words"][0] == " ".join(topics.words[0])
+
+
+def test_long_embeddings_are_kept_by_their_principal_components(tmp_path, monkeypatch):
+    monkeypatch.setattr(distill_module, "DIMENSIONS", 1)
+    assert distill(ByFirstWord(), TEXTS, None, tmp_path, "a").positions.shape == (5, 1)
 
 
 def test_a_run_folder_gets_topics_and_their_picture(tmp_path):
