@@ -21,7 +21,8 @@ class Word:
 
     Attributes:
         start: its place in the report's text.
-        confidence: probability of the word after those before it, 0 to 1: the product over its tokens.
+        confidence: probability of the word after those before it, 0 to 1: the product over its tokens. At the model's
+            temperature, if it is calibrated.
         attention: what the model reads of each patch, float32 [V, h, w], with a sum of 1 over all views: the mean over
             its tokens. V is 1 if the encoder pools the views. None if the decoder has no attention to the patches.
     """

@@ -20,7 +20,7 @@ from framework.build import build_dataset
 from framework.checkpoint.export import verify_model
 from framework.data.export import write_manifest
 from framework.evaluation import evaluate as evaluation
-from framework.evaluation.evaluate import _paths_from, _require_same_model, evaluate_run, evaluate_split, shard_indices
+from framework.evaluation.evaluate import _require_same_model, evaluate_run, evaluate_split, paths_from, shard_indices
 from framework.evaluation.predict import predict
 from framework.exam import ExamSource, Pair
 from framework.pages.exam_card import SHOWN
@@ -174,11 +174,11 @@ def test_paths_of_the_data_count_from_where_the_run_is_if_they_do_not_exist_here
     dataset = ["data.dataset=manifest", "data.dataset.file=mine/exams.json", "data.dataset.images=mine"]
     recipe, run = load_recipe("smoke", dataset), tmp_path / "runs" / "smoke" / "a"
     monkeypatch.chdir(tmp_path / "here")
-    assert load_recipe("smoke", [*dataset, *_paths_from(run, recipe)]).data.dataset.keys["file"] == str(
+    assert load_recipe("smoke", [*dataset, *paths_from(run, recipe)]).data.dataset.keys["file"] == str(
         tmp_path / "mine" / "exams.json"
     )
     monkeypatch.chdir(tmp_path)
-    assert _paths_from(run, recipe) == []
+    assert paths_from(run, recipe) == []
 
 
 @pytest.mark.parametrize("overrides, name", [((), "b"), (("evaluate.num_beams=2",), "../b")])
