@@ -186,7 +186,8 @@ def predict(
         from framework.evaluation.predict_exams import finding_rows
 
         found: dict[str, Any] = {"images": [str(image) for image in images or []], "report": report.text}
-        found |= {"calibrated": report.calibrated, "findings": finding_rows(report.findings)}
+        found |= {"confidence": round(report.confidence, 4), "calibrated": report.calibrated}
+        found |= {"findings": finding_rows(report.findings)}
         print_json(found if unsure is None else {**found, "unsure": finding_rows(report.unsure(unsure))})
         return
     print(report)

@@ -9,16 +9,17 @@ from framework.pages.exam_card import stored_words
 from framework.scoring.scorer import Rows
 from framework.scoring.selective import aurc, calibration_error, reliability, risk_coverage
 from framework.text.findings.compare import agreement, compare
-from framework.text.findings.confidence import exam_confidence, findings_of
+from framework.text.findings.confidence import findings_of
+from framework.text.words import report_confidence
 
 POINTS = 50  # of the stored curve
 
 
 def confidence_summary(rows: Rows, words: Sequence[Mapping[str, Any]], temperature: float | None) -> dict[str, Any]:
-    """The calibration of findings, and the risk of exams by how sure the model is of them.
+    """The calibration of findings, and the risk of exams by how sure the model is of their reports.
 
-    The risk of an exam is 1 - F1 of its findings against the reference. Exams without findings in both texts are left
-    out.
+    The confidence of an exam is `report_confidence`. The risk of an exam is 1 - F1 of its findings against the
+    reference. Exams without findings in both texts are left out.
 
     Args:
         words: of each report, as words/SPLIT.jsonl holds them.
@@ -41,12 +42,13 @@ def confidence_summary(rows: Rows, words: Sequence[Mapping[str, Any]], temperatu
         f1 = agreement(compared)
         if exam_id not in known or f1 is None:
             continue
-        findings = findings_of(report, stored_words(known[exam_id]))
+        own = stored_words(known[exam_id])
+        findings = findings_of(report, own)
         agreed = {(each.attribute, each.value) for each in compared if each.kind == "agreed"}
         judged = [each for each in findings if each.confidence is not None]
         sure += [each.confidence for each in judged]
         right += [(each.attribute, each.value) in agreed for each in judged]
-        confidences.append(exam_confidence(findings))
+        confidences.append(report_confidence(own))
         risks.append(1 - f1)
     if not sure:
         return {}

@@ -26,7 +26,7 @@ from framework.models.views import require_view_count
 from framework.recipe import load_saved_recipe
 from framework.runtime.errors import UserError
 from framework.text.findings.confidence import UNSURE, Finding, findings_of
-from framework.text.words import Word
+from framework.text.words import Word, report_confidence
 
 View = str | os.PathLike[str] | np.ndarray
 
@@ -54,6 +54,11 @@ class GeneratedReport:
     def findings(self) -> tuple[Finding, ...]:
         """The findings that the lexicon reads in the report, with their confidence."""
         return findings_of(self.text, self.words)
+
+    @property
+    def confidence(self) -> float:
+        """How sure the model is of the whole report, see `report_confidence`."""
+        return report_confidence(self.words)
 
     def unsure(self, below: float = UNSURE) -> tuple[Finding, ...]:
         """The findings whose confidence is less than `below`."""

@@ -21,7 +21,7 @@ from framework.pages.records import read_records
 from framework.recipe import load_saved_recipe
 from framework.runtime.files import read_lines, read_object, reading
 from framework.text.findings.compare import Compared, agreement, compare
-from framework.text.findings.confidence import exam_confidence, findings_of
+from framework.text.words import report_confidence
 
 AGAIN = "Delete it; `launch.py evaluate RUN` writes it again."
 COPY = "Copy the run again."
@@ -118,7 +118,7 @@ def listed_exams(
     found = []
     for place, exam in enumerate(exams):
         words = exam.words
-        sure = None if words is None else exam_confidence(findings_of(exam.report, stored_words(words)))
+        sure = None if words is None else report_confidence(stored_words(words))
         card = partial(
             exam_card,
             exam.id,

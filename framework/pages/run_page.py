@@ -178,7 +178,7 @@ def _attributes(scores: Scores, exams: Sequence[ScoredExam]) -> dict[str, Any]:
 
 
 def _confidence(found: Mapping[str, Any]) -> dict[str, Any]:
-    """How much the confidence of findings is worth: its risk-coverage curve, and how often it is right."""
+    """How much the confidence is worth: the risk-coverage curve of exams, and how often findings are right."""
     risk = Plot("share of exams, the most confident first", "risk: 1 - findings F1 of the exam", height=240)
     risk.axes.set_xlim(0, 1)
     risk.axes.set_ylim(*span([0.0, *(value for _, value in found["curve"])]))
@@ -208,7 +208,11 @@ def _confidence(found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "lines": lines,
         "figures": [
-            Figure("Risk by coverage", risk.svg(described), caption="Thin: the risk of all exams."),
+            Figure(
+                "Risk by coverage",
+                risk.svg(described),
+                caption="Exams by the mean confidence (geometric) of all words of their report. Thin: all exams.",
+            ),
             Figure("Confidence and truth", right.svg(f"Confidence and share that is right: {shares}")),
         ],
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 from framework.text.findings.reader import Statement, statements
 from framework.text.words import Word
@@ -39,7 +38,9 @@ def findings_of(report: str, words: Sequence[Word]) -> tuple[Finding, ...]:
 
     The confidence of a finding is that of the least sure of the words that state it where the report states it first:
     later words repeat what is decided, and the product over words would count every other wording as doubt. A finding
-    that no words state, such as the number of lesions, has the confidence of the first lesion.
+    that no words state, such as the number of lesions, has the confidence of the first lesion. Words are given those
+    before them, so a finding that an earlier word decides, as "The skin" may begin a normal report, shows as surer than
+    it is; `report_confidence` counts all words.
     """
     first: dict[tuple[str, str], Statement] = {}
     for each in statements(report):
@@ -58,8 +59,3 @@ def _least(statement: Statement, words: Sequence[Word]) -> float | None:
         return None
     start, end = statement.span
     return min((w.confidence for w in words if w.start < end and w.start + len(w.text) > start), default=None)
-
-
-def exam_confidence(findings: Sequence[Finding]) -> float:
-    """How sure a model is of a report: the mean confidence of its findings. 0 for a report that states none."""
-    return fmean([each.confidence for each in findings if each.confidence is not None] or [0.0])

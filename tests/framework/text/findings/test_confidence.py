@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from framework.text.findings.confidence import exam_confidence, findings_of
+from framework.text.findings.confidence import findings_of
 from framework.text.words import Word
 
 REPORT = "Left breast: an oval mass. The oval mass has no enlarged lymph nodes nearby."
@@ -34,14 +32,3 @@ def test_what_follows_from_lesions_has_the_confidence_of_the_first_one() -> None
 
 def test_without_words_no_finding_has_a_confidence() -> None:
     assert {each.confidence for each in findings_of(REPORT, [])} == {None}
-    assert exam_confidence(findings_of(REPORT, [])) == exam_confidence(()) == 0
-
-
-def test_an_exam_has_the_mean_confidence_of_its_findings() -> None:
-    found = findings_of("An oval mass.", words("An oval mass.", {"oval": 0.5, "mass": 0.2}))
-    assert {f"{each}": each.confidence for each in found} == {
-        "shape: oval": 0.5,
-        "lesion: present": 0.2,
-        "count: single": 0.2,
-    }
-    assert exam_confidence(found) == pytest.approx(0.3)
