@@ -193,8 +193,9 @@ def evaluate_split(
     if split == "val" and not label:
         calibration = fit_calibration(accelerator, task, exams, recipe, before_batch)
         on_main(accelerator, lambda: write_calibration(model, calibration))
-    temperature = model_temperature(model) if alone else None
-    topic_head = read_topic_head(model) if alone else None
+    temperature, topic_head = None, None
+    if alone:  # other machines may not have the folder
+        temperature, topic_head = on_main(accelerator, lambda: (model_temperature(model), read_topic_head(model)))
     places = {exam.id: place for place, exam in enumerate(exams.exams)}
     words: list[dict[str, Any]] = []
 
