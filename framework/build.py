@@ -512,6 +512,17 @@ def _read_images(
     return caches, errors
 
 
+def build_exam_sets(recipe: Recipe) -> dict[str, ExamSet]:
+    """The exams of each split with their images, for pages: without tokens and topics."""
+    sources = _list_exams(recipe, None)
+    caches, _ = _read_images(recipe, sources)
+    splits = {name: exams for _, splits in sources for name, exams in splits.items()}
+    return {
+        name: ExamSet([exam for exam in exams if exam.id in caches[name].rows], caches[name], [], None)
+        for name, exams in splits.items()
+    }
+
+
 def build_augment(recipe: Recipe) -> Any | None:
     return None if recipe.data.augment is None else build_plugin(recipe, "augment", recipe.data.augment)
 

@@ -52,6 +52,17 @@ def test_each_word_has_its_confidence_and_where_the_model_looked(smoke_run: Path
         assert word.attention.sum() == pytest.approx(1, abs=1e-5)
 
 
+def test_a_report_has_its_findings_with_their_confidence_and_the_topic(smoke_run: Path) -> None:
+    exam = list(np.random.default_rng(0).integers(0, 255, (2, 48, 64), dtype=np.uint8))
+    report = sonoscribe.load(smoke_run).report(exam)
+    assert report.calibrated and report.findings and 0 < report.confidence < 1
+    for finding in report.findings:
+        assert finding.confidence is not None and 0 < finding.confidence <= 1
+        assert finding.start is None or report.text[finding.start :].startswith(finding.words)
+    assert report.unsure(0) == () and report.unsure(1.1) == report.findings
+    assert report.told_topic is not None and report.told_topic in report._repr_html_()
+
+
 def test_a_report_that_was_cut_says_so(smoke_run: Path) -> None:
     model = sonoscribe.load(smoke_run)
     model.recipe.evaluate.__dict__["max_length"] = 3

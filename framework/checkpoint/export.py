@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from framework.models.external_weights import unsaved_names
+from framework.models.topic_head import write_topic_head
 from framework.recipe import PortableRecipe
 from framework.runtime.errors import Problem, UserError
-from framework.runtime.files import digest, read_bounded, sync_folder
+from framework.runtime.files import digest, read_bounded, sync_file, sync_folder
 
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
@@ -28,7 +29,7 @@ CARD = "README.md"  # for people, and written again when scores change, so no ma
 NEEDED = {WEIGHTS, "recipe.yaml", "tokenizer.json"}
 READ = (".json", ".yaml", ".safetensors", ".py")  # files of a model that are read, and so must be in its manifest
 COPY = "Copy the run's model/ again."
-PARTS = ("encoder.", "decoder.")  # losses and their heads are saved in checkpoints only
+PARTS = ("encoder.", "decoder.")  # losses and their heads, but that of topics, are saved in checkpoints only
 
 
 class ModelError(UserError):
@@ -41,12 +42,14 @@ class ModelTexts:
 
     Attributes:
         card: makes the text for people from the SHA-256 of the weights.
+        topic_head: the name of the head in the task, and the words of each topic; None for a task without one.
     """
 
     tokenizer: Any
     recipe: PortableRecipe
     metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     card: Callable[[str], str] | None = None
+    topic_head: tuple[str, Sequence[Sequence[str]]] | None = None
 
 
 def write_model(folder: Path, weights: Mapping[str, Tensor], texts: ModelTexts) -> dict[str, list[Any]]:
@@ -60,6 +63,9 @@ def write_model(folder: Path, weights: Mapping[str, Tensor], texts: ModelTexts) 
     """
     folder.mkdir(parents=True)
     save_file({name: value for name, value in weights.items() if name.startswith(PARTS)}, folder / WEIGHTS)
+    if texts.topic_head is not None:
+        name, words = texts.topic_head
+        write_topic_head(folder, name, weights, words)
     texts.tokenizer.save(folder / "tokenizer.json")
     texts.recipe.write(folder)
     for part, metadata in texts.metadata.items():
@@ -145,15 +151,28 @@ def verify_model(folder: Path) -> None:
         raise ModelError.of(problems)
 
 
-def publish_model(model: Path, folder: Path) -> None:
-    """Replaces `folder` with a copy of a checkpoint's model.
+def publish_model(model: Path, folder: Path, changed: Mapping[str, bytes | None] = {}) -> None:
+    """Replaces `folder` with a copy of a model.
 
     Only the weights are a hard link, since an edit of a small file must not reach the checkpoint.
+
+    Args:
+        changed: contents of files that are added, and None for those that are removed.
     """
     part, before = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("part", "before"))
     for remains in (part, before):
         shutil.rmtree(remains, ignore_errors=True)
     shutil.copytree(model, part, copy_function=_link)
+    for name, content in changed.items():
+        if content is None:
+            (part / name).unlink(missing_ok=True)
+        else:
+            (part / name).write_bytes(content)
+            sync_file(part / name)
+    if changed:
+        manifest = json.loads((part / MANIFEST).read_text(encoding="utf-8"))
+        write_manifest(part, {name: entry for name, entry in manifest.items() if name not in changed})
+        sync_file(part / MANIFEST)
     if folder.exists():
         folder.replace(before)
     part.replace(folder)

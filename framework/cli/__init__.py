@@ -51,6 +51,7 @@ VERBS = (
     runs.distill,
     runs.evaluate,
     runs.predict,
+    runs.report,
 )
 for _verb in VERBS:
     app.command()(_verb)

@@ -1,11 +1,12 @@
-"""The verbs that run something: train, distill, evaluate, predict; and `runs`, which lists runs."""
+"""The verbs that run something: train, distill, evaluate, predict, report; and `runs`, which lists runs."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +29,8 @@ from framework.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from framework.run.listing import ListedRun
+
+NOT_CALIBRATED = "the confidence is not calibrated; `launch.py evaluate RUN --split val` calibrates a run's best model"
 
 
 def train(recipe: RecipeArgument, overrides: Overrides = None, trust: Trust = False) -> None:
@@ -153,6 +156,10 @@ def predict(
     average: Average = None,
     ensemble: Ensemble = None,
     others: With = None,
+    unsure: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, metavar="P", help="List the findings whose confidence is less than P."),
+    ] = None,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -170,15 +177,46 @@ def predict(
         must_exist(out.absolute().parent, "folder")
         from framework.evaluation.predict_exams import list_exams, predict_exams
 
-        predict_exams(run, list_exams(exams, folder), out, num_beams, selection, batch_size)
+        predict_exams(run, list_exams(exams, folder), out, num_beams, selection, batch_size, unsure)
         return
     from framework.evaluation.predict import predict as write_report
 
     report = write_report(run, images or [], num_beams, selection)
     if as_json:
-        print_json({"images": [str(image) for image in images or []], "report": report})
-    else:
-        print(report)
+        from framework.evaluation.predict_exams import finding_rows
+
+        found: dict[str, Any] = {"images": [str(image) for image in images or []], "report": report.text}
+        found |= {"confidence": round(report.confidence, 4), "calibrated": report.calibrated}
+        found |= {"findings": finding_rows(report.findings)}
+        print_json(found if unsure is None else {**found, "unsure": finding_rows(report.unsure(unsure))})
+        return
+    print(report)
+    if unsure is not None:
+        for finding in report.unsure(unsure):
+            print(f"unsure: {finding} ({finding.confidence:.2f})")
+        if not report.calibrated:
+            print(f"notice: {NOT_CALIBRATED}", file=sys.stderr)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="The folder of a run; several are compared.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The page of several runs; default: compare.html.")
+    ] = None,
+    trust: Trust = False,
+) -> None:
+    """Draw the page of a run again, or one page that compares several runs on the same test exams."""
+    if len(runs) == 1 and out is not None:
+        raise UserError("ignored-setting", "the page of one run is RUN/report.html", place="--out")
+    if twice := [run for place, run in enumerate(runs) if run in runs[:place]]:
+        raise UserError("duplicate-name", "the run is named twice", place=twice[0])
+    for run in runs:
+        _require_runs(run, None, trust)
+    if out is not None:
+        must_exist(out.absolute().parent, "folder")
+    from framework.evaluation.report import compare_runs, draw_run
+
+    print(draw_run(runs[0]) if len(runs) == 1 else compare_runs(runs, out or Path("compare.html")))
 
 
 def list_runs(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,21 @@ from framework.data.leakage import require_unseen
 from framework.data.loading import ExamSet, build_loader, lost_workers_reported
 from framework.distributed.collectives import gather, on_main
 from framework.distributed.launch import start_accelerator
+from framework.evaluation.calibration import (
+    Calibration,
+    TemperatureFit,
+    calibration_of,
+    model_temperature,
+    write_calibration,
+)
+from framework.evaluation.confidence import confidence_summary
 from framework.evaluation.model_selection import BEST, ModelSelection, load_models, with_augmented_copies
 from framework.evaluation.terms import fits_in_memory, mean_terms
 from framework.evaluation.words import words_of_reports
 from framework.exam import Batch
 from framework.models.generation import generate
-from framework.pages.exam_card import SHOWN, word_rows
+from framework.models.topic_head import read_topic_head
+from framework.pages.exam_card import word_rows
 from framework.recipe import Recipe, recipe_hash, result_tree
 from framework.recipe.explain import differences
 from framework.recipe.source import is_within
@@ -40,6 +49,7 @@ from framework.scoring.bootstrap import PatientStatistics, intervals
 from framework.scoring.scorer import Rows, Scorer
 from framework.scoring.table import (
     BASELINES,
+    CONFIDENCE,
     CONSTANTS,
     HIGH,
     LOW,
@@ -53,10 +63,59 @@ from framework.scoring.table import (
 from framework.scoring.variety import variety, variety_summary
 from framework.topics.distill import TOPICS_FILE, topic_changes
 
+MAPS = 2000  # test exams of which it is kept where the model looked: 20 kB each
+
 
 def shard_indices(exams: int, processes: int) -> list[list[int]]:
     """The exam indices of each process: every n-th, so that no exam is padded or repeated."""
     return [list(range(rank, exams, processes)) for rank in range(processes)]
+
+
+def batches_of_process(
+    accelerator: Accelerator,
+    exams: ExamSet,
+    recipe: Recipe,
+    text: str,
+    before_batch: Callable[[], None] | None,
+) -> Iterator[Batch]:
+    """The batches of this process. Each exam is in one batch of one process.
+
+    Args:
+        text: beside the progress bar.
+        before_batch: called before each batch, equally often on every process, even if a process has no batch left.
+    """
+    size = recipe.evaluate.batch_size
+    shards = shard_indices(len(exams), accelerator.num_processes)
+    mine = shards[accelerator.process_index]
+    batches = [mine[i : i + size] for i in range(0, len(mine), size)]
+    rounds = math.ceil(len(shards[0]) / size)
+    loader = iter(build_loader(exams, batches, recipe.data.num_workers))
+    for _ in ProgressBar(range(rounds), total=rounds, text=text):
+        if before_batch is not None:
+            before_batch()
+        if (batch := next(loader, None)) is not None:
+            yield batch
+
+
+@lost_workers_reported()
+def fit_calibration(
+    accelerator: Accelerator,
+    task: Any,
+    exams: ExamSet,
+    recipe: Recipe,
+    before_batch: Callable[[], None] | None = None,
+) -> Calibration:
+    """The temperature of a model, from the references of its validation exams. Called on every process.
+
+    Args:
+        task, before_batch: see `generate_reports`.
+    """
+    fit = TemperatureFit()
+    for batch in batches_of_process(accelerator, exams, recipe, "calibration", before_batch):
+        batch = batch.to(accelerator.device)
+        with accelerator.autocast(), torch.no_grad():
+            fit.add(task.decoder(task.features(batch), batch.report_BT[:, :-1]), batch.report_BT)
+    return calibration_of(gather(accelerator, [fit]))
 
 
 @lost_workers_reported()
@@ -74,22 +133,12 @@ def generate_reports(
 
     Args:
         task: a task with unsharded weights in eval mode, or an ensemble of such tasks.
-        before_batch: called before each batch, equally often on every process, even if a process has no batch left.
+        before_batch: see `batches_of_process`.
         after_batch: called with each batch of this process, its features, and the token ids of its reports.
     """
     settings = recipe.evaluate
-    shards = shard_indices(len(exams), accelerator.num_processes)
-    mine = shards[accelerator.process_index]
-    batches = [mine[i : i + settings.batch_size] for i in range(0, len(mine), settings.batch_size)]
-    rounds = math.ceil(len(shards[0]) / settings.batch_size)
     generated: list[tuple[str, str]] = []
-    loader = iter(build_loader(exams, batches, recipe.data.num_workers))
-    for _ in ProgressBar(range(rounds), total=rounds, text="reports"):
-        if before_batch is not None:
-            before_batch()
-        batch = next(loader, None)
-        if batch is None:
-            continue
+    for batch in batches_of_process(accelerator, exams, recipe, "reports", before_batch):
         memory = fits_in_memory(len(batch.exam_ids), "while generating reports of", " or a smaller evaluate.num_beams")
         with memory, accelerator.autocast(), torch.no_grad():
             features = task.features(batch.to(accelerator.device))
@@ -114,17 +163,20 @@ def evaluate_split(
     before_scoring: Callable[[], None] | None = None,
     label: str = "",
     written_by: Sequence[str] = (),
+    alone: bool = True,
 ) -> Scores:
     """Scores the model and every baseline and oracle on a split; writes the scores, returns them on all processes.
 
     The ends of the 95 % intervals of the model's scores, and the reasons of scores without one, are rows of their own.
-    Without metrics, the scores are the means of the loss terms, and no report is generated.
+    Without metrics, the scores are the means of the loss terms, and no report is generated. The run's own validation
+    split also calibrates the confidence of its model.
 
     Args:
         before_batch: see `generate_reports`.
         before_scoring: called on every process before the main process scores while the others wait.
         label: suffix of the names of the files, unless the run's own model generates the reports.
         written_by: the models that generate the reports, if there is a label.
+        alone: whether the run's best model alone generates the reports, which its calibration and topic head belong to.
     """
     exams, num_beams = components.exams[split], recipe.evaluate.num_beams
     if not recipe.evaluate.metrics:
@@ -133,18 +185,27 @@ def evaluate_split(
         on_main(accelerator, lambda: _store(run, split, means, [], [], components, label, written_by))
         return means
     task = with_augmented_copies(task, components.augment, recipe)
-    shown = {exam.id: place for place, exam in enumerate(exams.exams[:SHOWN])}
+    model = run / "model"
+    if split == "val" and not label:
+        calibration = fit_calibration(accelerator, task, exams, recipe, before_batch)
+        on_main(accelerator, lambda: write_calibration(model, calibration))
+    temperature, topic_head = None, None
+    if alone:  # other machines may not have the folder
+        temperature, topic_head = on_main(accelerator, lambda: (model_temperature(model), read_topic_head(model)))
+    places = {exam.id: place for place, exam in enumerate(exams.exams)}
     words: list[dict[str, Any]] = []
 
     def keep_words(batch: Batch, features: Any, reports: list[list[int]]) -> None:
-        """Of the exams on the run's page, which lie in the first batches."""
-        if shown.keys().isdisjoint(batch.exam_ids):
-            return
+        """Where the model looked is kept of `MAPS` exams of test, which its page shows."""
         view_counts = batch.view_mask_BV.sum(1).tolist()
-        found = words_of_reports(task, features, reports, components.tokenizer, view_counts)
-        for exam_id, ids, own in zip(batch.exam_ids, reports, found, strict=True):
-            if exam_id in shown:
-                words.append({"id": exam_id, "report": components.tokenizer.decode(ids), **word_rows(own)})
+        looked = split == "test" and min(places[exam_id] for exam_id in batch.exam_ids) < MAPS
+        found = words_of_reports(
+            task, features, reports, components.tokenizer, view_counts, temperature, attention=looked
+        )
+        topics = [None] * len(reports) if topic_head is None else topic_head.told(features.pooled_BD)
+        for exam_id, ids, own, topic in zip(batch.exam_ids, reports, found, topics, strict=True):
+            row = {"id": exam_id, "report": components.tokenizer.decode(ids), **word_rows(own)}
+            words.append(row if topic is None else {**row, "topic": topic})
 
     rows = generate_reports(
         accelerator,
@@ -156,13 +217,15 @@ def evaluate_split(
         before_batch=before_batch,
         after_batch=keep_words,
     )
-    words = sorted(gather(accelerator, words), key=lambda row: shown[row["id"]])
+    words = sorted(gather(accelerator, words), key=lambda row: places[row["id"]])
 
     if before_scoring is not None:
         before_scoring()
 
     def scored() -> Scores:
         scores = _score(components, recipe, exams, rows)
+        if confidence := confidence_summary(rows, words, temperature):
+            scores[CONFIDENCE] = confidence
         _store(run, split, scores, rows, words, components, label, written_by)
         return scores
 
@@ -303,7 +366,7 @@ def _require_same_model(trained_by: Recipe, recipe: Recipe) -> None:
         raise UserError.of(Problem("ignored-setting", "the trained model has it", key, expected) for key in wrong)
 
 
-def _paths_from(run: Path, recipe: Recipe) -> list[str]:
+def paths_from(run: Path, recipe: Recipe) -> list[str]:
     """Overrides for relative paths of the data set that exist beside the run or above it, not in the working folder."""
     found = []
     for key, value in recipe.data.dataset.keys.items():
@@ -348,10 +411,10 @@ def evaluate_run(
         hint = "Choose some, such as 'evaluate.metrics=[bleu, cider]'."
         raise UserError("missing-key", "the recipe has no metrics", place="evaluate.metrics", hint=hint)
     has_others = recipe.data.dataset != trained_by.data.dataset
-    recipe = run_recipe(run, [*overrides, *_paths_from(run, recipe)])
+    recipe = run_recipe(run, [*overrides, *paths_from(run, recipe)])
     other, with_own = None, recipe
     if has_others:  # baselines are made of the exams that the model was trained on
-        own = run_recipe(run, _paths_from(run, trained_by)).data.dataset
+        own = run_recipe(run, paths_from(run, trained_by)).data.dataset
         other = OtherExams(recipe, split)
         with_own = recipe.model_copy(update={"data": recipe.data.model_copy(update={"dataset": own})})
     accelerator = start_accelerator(recipe, training=False)
@@ -371,7 +434,17 @@ def evaluate_run(
     task = task.to(accelerator.device).eval()
     others = (name or f"other-{recipe_hash(recipe)[:8]}") if overrides else ""
     label = "-".join(filter(None, [selection.label, others]))
-    scores = evaluate_split(accelerator, task, components, recipe, split, run, label=label, written_by=descriptions)
+    scores = evaluate_split(
+        accelerator,
+        task,
+        components,
+        recipe,
+        split,
+        run,
+        label=label,
+        written_by=descriptions,
+        alone=not selection.label,
+    )
     print_scores(f"{split}, {label}" if label else split, scores, components.scorer.segmentation)
     if label:
         for number, description in enumerate(descriptions, 1):

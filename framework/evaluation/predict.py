@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ from framework.checkpoint.export import load_weights, verify_model
 from framework.data.image_cache import fit
 from framework.data.image_file import FileView, is_blank
 from framework.data.loading import Sample, collate
+from framework.evaluation.calibration import model_temperature
 from framework.evaluation.model_selection import BEST, ModelSelection, load_models, with_augmented_copies
 from framework.evaluation.words import words_of_reports
 from framework.models.generation import generate
+from framework.models.topic_head import read_topic_head
 from framework.models.views import require_view_count
 from framework.recipe import load_saved_recipe
 from framework.runtime.errors import UserError
-from framework.text.words import Word
+from framework.text.findings.confidence import UNSURE, Finding, findings_of
+from framework.text.words import Word, report_confidence
 
 View = str | os.PathLike[str] | np.ndarray
 
@@ -35,12 +39,30 @@ class GeneratedReport:
     Attributes:
         warnings: reasons not to take the report as it is.
         views: the images as the model saw them, uint8 [V, C, H, W].
+        calibrated: whether confidences are those of a model with a calibration.
+        told_topic: the topic that the model's topic head tells, by its number and words; None without one.
     """
 
     text: str
     words: tuple[Word, ...]
     warnings: tuple[str, ...]
     views: np.ndarray
+    calibrated: bool = False
+    told_topic: str | None = None
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """The findings that the lexicon reads in the report, with their confidence."""
+        return findings_of(self.text, self.words)
+
+    @property
+    def confidence(self) -> float:
+        """How sure the model is of the whole report, see `report_confidence`."""
+        return report_confidence(self.words)
+
+    def unsure(self, below: float = UNSURE) -> tuple[Finding, ...]:
+        """The findings whose confidence is less than `below`."""
+        return tuple(each for each in self.findings if each.confidence is not None and each.confidence < below)
 
     def __str__(self) -> str:
         return self.text
@@ -54,7 +76,16 @@ class GeneratedReport:
     def _repr_html_(self) -> str:
         from framework.pages.exam_card import exam_card, exam_frame, word_rows
 
-        return exam_frame(exam_card("exam", self.views, self.text, word_rows(self.words), warnings=self.warnings))
+        card = exam_card(
+            "exam",
+            self.views,
+            self.text,
+            word_rows(self.words),
+            warnings=self.warnings,
+            calibrated=self.calibrated,
+            told_topic=self.told_topic,
+        )
+        return exam_frame(card)
 
 
 class Predictor:
@@ -85,6 +116,9 @@ class Predictor:
         augment = build_augment(self.recipe) if self.recipe.evaluate.augmented_copies else None
         self.task = with_augmented_copies(task.to(self.device).eval(), augment, self.recipe)
         self.num_beams = num_beams or self.recipe.evaluate.num_beams
+        # Both belong to the run's best model alone.
+        self.temperature = None if selection.label else model_temperature(model)
+        self.topic_head = None if selection.label else read_topic_head(model)
 
     def report(self, images: Sequence[View]) -> GeneratedReport:
         """The report of one exam.
@@ -95,7 +129,7 @@ class Predictor:
         Raises:
             UserError: there is no image, or one cannot be used.
         """
-        return self._reports([self.load(images)])[0]
+        return self.reports_of([self.load(images)])[0]
 
     def reports(self, exams: Sequence[Sequence[View]]) -> list[GeneratedReport]:
         """The reports of many exams, `evaluate.batch_size` at a time.
@@ -112,7 +146,7 @@ class Predictor:
                     batch.append(self.load(images))
                 except UserError as error:
                     raise UserError.of(each.at(f"exams[{number}]") for each in error.problems) from error
-            found += self._reports(batch)
+            found += self.reports_of(batch)
         return found
 
     def load(self, images: Sequence[View]) -> np.ndarray:
@@ -136,26 +170,31 @@ class Predictor:
     def _search(self, features: Any) -> list[list[int]]:
         return generate(self.task.decoder, features, num_beams=self.num_beams, **self.recipe.evaluate.search)
 
-    def _reports(self, exams: Sequence[np.ndarray]) -> list[GeneratedReport]:
+    def reports_of(self, exams: Sequence[np.ndarray]) -> list[GeneratedReport]:
         """The reports of exams from `load`, in one batch, with their words."""
         features, most = self.features(exams), self.recipe.evaluate.max_length
-        token_ids = self._search(features)
-        words = words_of_reports(self.task, features, token_ids, self.tokenizer, [len(views) for views in exams])
+        token_ids, head = self._search(features), self.topic_head
+        view_counts = [len(views) for views in exams]
+        words = words_of_reports(self.task, features, token_ids, self.tokenizer, view_counts, self.temperature)
+        topics = [None] * len(exams) if head is None else [head.name(t.topic) for t in head.told(features.pooled_BD)]
         return [
             GeneratedReport(
                 self.tokenizer.decode(ids),
                 tuple(own),
                 (f"cut at {len(ids)} tokens (evaluate.max_length)",) if len(ids) == most else (),
                 views,
+                self.temperature is not None,
+                topic,
             )
-            for ids, own, views in zip(token_ids, words, exams, strict=True)
+            for ids, own, views, topic in zip(token_ids, words, exams, topics, strict=True)
         ]
 
 
-def predict(run: Path, images: Sequence[View], num_beams: int | None = None, selection: ModelSelection = BEST) -> str:
+def predict(
+    run: Path, images: Sequence[View], num_beams: int | None = None, selection: ModelSelection = BEST
+) -> GeneratedReport:
     """The report of one exam by the models of a run, see `Predictor`."""
-    predictor = Predictor(run, num_beams, selection)
-    return predictor.generate([predictor.load(images)])[0]
+    return Predictor(run, num_beams, selection).report(images)
 
 
 def _pixels(image: View) -> np.ndarray:

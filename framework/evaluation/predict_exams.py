@@ -23,6 +23,7 @@ from framework.runtime.errors import Problem, UserError
 from framework.runtime.files import atomic_write, digest, named_in_errors, read_bounded, read_lines
 from framework.runtime.live import ProgressBar
 from framework.runtime.memory import is_out_of_memory
+from framework.text.findings.confidence import Finding
 
 IDS, IMAGES = ("uid", "id"), ("image_path", "images", "image")  # keys of an exam, as the data set `manifest` reads them
 EXPECTED = '{"id": "7", "images": ["7_1.png", "7_2.png"]}'
@@ -143,12 +144,15 @@ def predict_exams(
     num_beams: int | None = None,
     selection: ModelSelection = BEST,
     batch_size: int | None = None,
+    unsure: float | None = None,
 ) -> None:
     """Appends a line to `out` for each exam that it does not contain: `{id, report, model}`, or `{id, error, model}`.
 
     Lines with an error are removed first, so that these exams are tried again.
 
     Args:
+        unsure: adds `unsure` to each line, the findings with less confidence: `{finding, confidence, words}`; None does
+            not.
         batch_size: exams at a time; None takes the recipe's `evaluate.batch_size`.
 
     Raises:
@@ -164,7 +168,7 @@ def predict_exams(
     bar = ProgressBar(todo, total=len(exams), text="exams", done=len(exams) - len(todo))
     with bar, _opened(out) as file:
         for start in range(0, len(todo), size):
-            rows = _predicted(predictor, todo[start : start + size], errors)
+            rows = _predicted(predictor, todo[start : start + size], errors, unsure)
             file.write("".join(json.dumps({**row, "model": model}, ensure_ascii=False) + "\n" for row in rows))
             file.flush()
             bar.update(len(rows))
@@ -184,9 +188,11 @@ def _opened(out: Path) -> Iterator[TextIO]:
         yield file
 
 
-def _predicted(predictor: Predictor, exams: Sequence[ListedExam], errors: list[Problem]) -> list[dict[str, str]]:
+def _predicted(
+    predictor: Predictor, exams: Sequence[ListedExam], errors: list[Problem], unsure: float | None
+) -> list[dict[str, Any]]:
     """A row for each exam, and a problem in `errors` for each that cannot be used."""
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, Any]] = {}
     images = {}
     for exam in exams:
         try:
@@ -196,14 +202,27 @@ def _predicted(predictor: Predictor, exams: Sequence[ListedExam], errors: list[P
             errors += ExamError(exam.id, error.code, reason).problems
             found[exam.id] = {"id": exam.id, "error": reason}
     try:
-        reports = predictor.generate(list(images.values())) if images else []
+        rows: list[dict[str, Any]] = []
+        if images and unsure is None:
+            rows = [{"report": text} for text in predictor.generate(list(images.values()))]
+        elif images and unsure is not None:
+            reports = predictor.reports_of(list(images.values()))
+            rows = [{"report": each.text, "unsure": finding_rows(each.unsure(unsure))} for each in reports]
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         hint = f"Set --batch-size {max(1, len(images) // 2)}, or a smaller --num-beams."
         raise UserError("out-of-memory", f"{len(images)} exams at a time", place="--batch-size", hint=hint) from error
-    found |= {exam_id: {"id": exam_id, "report": report} for exam_id, report in zip(images, reports, strict=True)}
+    found |= {exam_id: {"id": exam_id, **row} for exam_id, row in zip(images, rows, strict=True)}
     return [found[exam.id] for exam in exams]
+
+
+def finding_rows(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    """Findings as JSON holds them."""
+    return [
+        {"finding": f"{each}", "confidence": each.confidence and round(each.confidence, 4), "words": each.words}
+        for each in findings
+    ]
 
 
 def _model_key(run: Path, selection: ModelSelection, predictor: Predictor) -> str:

@@ -19,14 +19,23 @@ from framework.text.words import Word, pieces_of, whole_words
 
 @torch.no_grad()
 def words_of_reports(
-    task: Any, features: Any, reports: Sequence[Sequence[int]], tokenizer: Any, view_counts: Sequence[int]
+    task: Any,
+    features: Any,
+    reports: Sequence[Sequence[int]],
+    tokenizer: Any,
+    view_counts: Sequence[int],
+    temperature: float | None = None,
+    *,
+    attention: bool = True,
 ) -> list[list[Word]]:
-    """The words of each report, by two passes of the decoder over it: one for confidence and one for attention.
+    """The words of each report, by a pass of the decoder over it for confidence, and one for attention.
 
     Args:
         task: that generated the reports, in eval mode.
         reports: token ids without BOS and EOS.
         view_counts: views of each exam; the batch is padded to the largest.
+        temperature: of the model's calibration; None for a model without one.
+        attention: False leaves it out.
     """
     length = max(map(len, reports))
     if not length:
@@ -34,10 +43,12 @@ def words_of_reports(
     rows = [[BOS, *tokens, *[PAD] * (length - len(tokens))] for tokens in reports]
     tokens_BT = torch.tensor(rows, device=next(task.parameters()).device)
     logprobs_BTW = next_token_logprobs(task.decoder(features, tokens_BT[:, :-1]))
+    if temperature is not None:
+        logprobs_BTW = (logprobs_BTW / temperature).log_softmax(-1)
     confidence_BT = logprobs_BTW.gather(-1, tokens_BT[:, 1:, None])[..., 0].exp().cpu().numpy()
-    weights_BTN = attention_of(task.decoder, features, tokens_BT[:, :-1])
+    weights_BTN = attention_of(task.decoder, features, tokens_BT[:, :-1]) if attention else None
     maps = None if weights_BTN is None else view_maps(weights_BTN.float(), max(view_counts), task.encoder)
-    attention = None if maps is None else maps.cpu().numpy()  # [B, T, V, h, w]
+    maps_BTVhw = None if maps is None else maps.cpu().numpy()
     found = []
     for exam, (tokens, views) in enumerate(zip(reports, view_counts, strict=True)):
         words, start = [], 0
@@ -48,7 +59,7 @@ def words_of_reports(
                     text.strip(),
                     start + len(text) - len(text.lstrip()),
                     float(confidence_BT[exam, own].prod()),
-                    None if attention is None else attention[exam, own, :views].mean(0),
+                    None if maps_BTVhw is None else maps_BTVhw[exam, own, :views].mean(0),
                 )
             )
             start += len(text)

@@ -38,7 +38,7 @@ def main_effect_figure(result: GridResult, axis: str, metric: str) -> Figure:
 
 
 def interaction_figure(result: GridResult, axis: str, other: str, metric: str) -> Figure:
-    """The means of one axis, with a line for each label of another."""
+    """The means of one axis, in a series for each label of another; joined by lines if the labels have an order."""
     lines, places = interactions(result, axis, other, metric), decimals(result, metric)
     labels = [one_line(effect.label) for effect in next(iter(lines.values()))]
     means = [e.mean for effects in lines.values() for e in effects if e.mean is not None]
@@ -46,14 +46,15 @@ def interaction_figure(result: GridResult, axis: str, other: str, metric: str) -
     plot.y_labels(labels)
     plot.axes.set_xlim(*span(means or [0.0]))
     step = min(0.12, 0.7 / len(lines))  # equal means do not hide one another
+    ordered = is_ordered(labels)
     for series, effects in enumerate(lines.values()):
-        _means(plot, effects, series, step * (series - (len(lines) - 1) / 2), places, joined=True)
+        _means(plot, effects, series, step * (series - (len(lines) - 1) / 2), places, joined=ordered)
     described = [f"{one_line(other)} {one_line(label)}: {_described(e, places)}" for label, e in lines.items()]
     return Figure(
         f"{one_line(axis)} × {one_line(other)}",
         plot.svg(f"Mean {one_line(metric)} by {one_line(axis)} at each {one_line(other)}. {'. '.join(described)}"),
         legend=one_line(other),
-        keys=[Key(series, one_line(label)) for series, label in enumerate(lines)],
+        keys=[Key(series, one_line(label), ordered) for series, label in enumerate(lines)],
         notes=_lacks([effect for effects in lines.values() for effect in effects]),
     )
 
@@ -131,6 +132,15 @@ def curves_figure(result: GridResult, curves: Curves) -> Figure:
         "○ where the curve of a cell that is not done ends."
     )
     return Figure(name, described, caption=caption, keys=row_keys(result), notes=curves.notes, wide=True)
+
+
+def is_ordered(labels: Sequence[str]) -> bool:
+    """Whether labels have an order, so that a line between them means something: numbers that rise or fall."""
+    try:
+        values = [float(label) for label in labels]
+    except ValueError:
+        return False
+    return values in (sorted(values), sorted(values, reverse=True))
 
 
 def row_keys(result: GridResult) -> list[Key]:

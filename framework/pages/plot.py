@@ -60,10 +60,11 @@ class Key:
 
     series: int
     label: str
+    joined: bool = True  # by a line
 
     @property
     def mark(self) -> Markup:
-        return key_mark(self.series)
+        return key_mark(self.series, line=self.joined)
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,17 @@ class Plot:
         """A marker of the series; hollow if its value lacks something."""
         style = _marker(series, size) | ({"mfc": INK["paper"]} if hollow else {})
         self._draw([(x, y)], "mark hollow" if hollow else "mark", series, title, **style)
+
+    def bar(self, x: float, y: float, series: int | None = None, title: str = "") -> None:
+        """A horizontal bar from 0; grey without a series."""
+        colour = INK["edge"] if series is None else INK[f"c{series % SERIES}"]
+        (patch,) = self.axes.barh([y], [x], 0.62, color=colour, zorder=2)
+        self._note(patch, "bar", series, title)
+
+    def interval(self, low: float, high: float, y: float) -> None:
+        """A horizontal line with ends, over a bar."""
+        style = {"color": INK["ink"], "lw": 1.6, "marker": "|", "ms": 9, "mew": 1.6}
+        self._draw([(low, y), (high, y)], "interval", None, f"{low:.3f} to {high:.3f}", **style)
 
     def dot(self, x: float, y: float, series: int | None = None, title: str = "") -> None:
         """A single value behind a mean."""

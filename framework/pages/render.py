@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -24,6 +25,12 @@ def render(template: str, **context: Any) -> str:
     that the context lacks.
     """
     return _ENVIRONMENT.get_template(template).render(context)
+
+
+def macro(name: str) -> Callable[..., Markup]:
+    """A macro of templates/parts.html.j2 as a function."""
+    found: Callable[..., Markup] = getattr(_ENVIRONMENT.get_template("parts.html.j2").module, name)
+    return found
 
 
 def sort_key(value: float | str | None) -> str | None:

@@ -14,6 +14,7 @@ from framework.data.leakage import PATIENTS_FILE, patients_seen
 from framework.distributed.collectives import on_main
 from framework.distributed.strategy import Strategy
 from framework.models.external_weights import model_metadata, require_same_weights
+from framework.models.topic_head import topic_head_in
 from framework.recipe import result_tree
 from framework.run.lifecycle import TrainingRun
 from framework.run.model_card import model_card
@@ -83,7 +84,9 @@ class RunCheckpoints:
         metadata = {**model_metadata(self.strategy.task), PATIENTS_FILE: self.patients}
         exams = {split: len(each) for split, each in self.run.components.exams.items()}
         card = partial(model_card, self.run.recipe, exams, self.patients["datasets"])
-        texts = ModelTexts(self.run.components.tokenizer, self.run.saved_recipe, metadata, card)
+        topics, head = self.run.components.topics, topic_head_in(self.strategy.task)
+        topic_head = None if head is None or topics is None else (head, topics.words)
+        texts = ModelTexts(self.run.components.tokenizer, self.run.saved_recipe, metadata, card, topic_head)
         self.writer.save(Snapshot(train_state, state, self.strategy.export_weights(state), texts))
 
     @property

@@ -124,7 +124,7 @@ def record_settings(run: TrainingRun, strategy: Strategy, batch_plan: BatchPlan,
     sizes = {name: getattr(batch_plan, name) for name in ("batch_size", "micro_batch_size", "accumulation")}
     run.launch |= {**sizes, **strategy.effective_config()}
     if run.accelerator.is_main_process:
-        write_environment(run.folder, {**run.launch, "steps": steps})
+        write_environment(run.folder, {**run.launch, "steps": steps, "parameters": count_parameters(strategy)})
 
 
 def print_sizes(run: TrainingRun, strategy: Strategy, batch_plan: BatchPlan, steps: int) -> None:

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,7 @@ def write_environment(run: Path, launch: dict[str, Any]) -> None:
     write_json(
         run / ENVIRONMENT,
         {
+            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "command": sys.argv,
             "python": platform.python_version(),
             "platform": platform.platform(),

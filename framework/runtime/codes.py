@@ -148,8 +148,8 @@ CODES: dict[str, tuple[str, str]] = {
         "Split by patient, and use the same splits in every stage. Different people need different ids.",
     ),
     "exams-differ": (
-        "Two machines read different exams.",
-        "Copy the data to all machines again.",
+        "Two machines read different exams, or two runs that are compared have different test exams.",
+        "Copy the data to all machines again; compare runs of one data set.",
     ),
     # Models and weights
     "weights-differ": (

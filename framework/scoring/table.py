@@ -14,6 +14,7 @@ LOW, HIGH = "model_low", "model_high"  # ends of the confidence intervals of the
 NO_INTERVAL = "model_without_interval"  # score -> why it has no interval
 CONSTANTS = "fixed_reports"  # score -> the constant report that is best on validation
 VARIETY = "variety"  # see variety_summary
+CONFIDENCE = "confidence"  # how much the confidence of findings is worth, see evaluation/confidence.py
 VERSUS = "versus_strongest_baseline"  # score -> strongest baseline, paired difference and its interval
 NOT_SCORES = ("exams", "different_reports", "most_frequent_share")  # of a row
 BASELINES = ("random_report", "fixed_report", "frequent_reports", "nearest_image")  # reports without the model

@@ -5,6 +5,7 @@ Shapes: V views, h w cells of a view's map.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +15,8 @@ import numpy as np
 
 from framework.text.segmentation import is_cjk
 
+LEAST = 1e-9  # confidence of a word in the mean of a report
+
 
 @dataclass(frozen=True, eq=False)
 class Word:
@@ -21,7 +24,8 @@ class Word:
 
     Attributes:
         start: its place in the report's text.
-        confidence: probability of the word after those before it, 0 to 1: the product over its tokens.
+        confidence: probability of the word after those before it, 0 to 1: the product over its tokens. At the model's
+            temperature, if it is calibrated.
         attention: what the model reads of each patch, float32 [V, h, w], with a sum of 1 over all views: the mean over
             its tokens. V is 1 if the encoder pools the views. None if the decoder has no attention to the patches.
     """
@@ -30,6 +34,17 @@ class Word:
     start: int
     confidence: float
     attention: np.ndarray | None
+
+
+def report_confidence(words: Sequence[Word]) -> float:
+    """How sure a model is of a whole report: the geometric mean of the confidence of its words; 0 without words.
+
+    Source:
+        Malinin and Gales 2021, arXiv 2002.07650, section 3 (length-normalized log-likelihood), here of words.
+    """
+    if not words:
+        return 0.0
+    return math.exp(sum(math.log(max(word.confidence, LEAST)) for word in words) / len(words))
 
 
 class Piece(NamedTuple):

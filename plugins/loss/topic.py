@@ -53,6 +53,13 @@ class Topic(nn.Module):
         self.target, self.focal = target, focal
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(feature_width, topic_count))
 
+    @property
+    def topic_head(self) -> nn.Linear:
+        """What tells the topic: it is saved with the model."""
+        head = self.head[1]
+        assert isinstance(head, nn.Linear)
+        return head
+
     def count(self, batch: Batch) -> Tensor:
         """The number of exams: 0-dim float."""
         return self._target(batch).new_full((), len(batch.exam_ids), dtype=torch.float32)

@@ -61,6 +61,6 @@ def check_offline(page: Page) -> None:
     for _, attributes in page.elements:
         for name, value in attributes.items():
             assert not name.startswith("on")
-            assert name not in ("src", "href") or re.match(r"data:image/png;|#|[\w.%/-]*$", value or ""), value
+            assert name not in ("src", "href") or re.match(r"data:image/(png|webp);|#|[\w.%/-]*$", value or ""), value
             assert "url(" not in (value or "") or name not in ("style", "fill"), value
     assert not re.search(r"@import|url\(|//\w", page.styles)

@@ -1,4 +1,4 @@
-// Sorts tables, shows the chosen metric, dims the other series of a legend entry, and shows where a model looked.
+// Sorts tables, shows the chosen metric, dims the other series of a legend entry, shows where a model looked, and lists exams.
 "use strict";
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0], first = [...body.rows], heads = [...table.tHead.querySelectorAll("th[aria-sort]")];
@@ -33,7 +33,7 @@ for (const item of document.querySelectorAll("li[data-show]")) {
   for (const event of ["mouseenter", "focus"]) item.addEventListener(event, on);
   for (const event of ["mouseleave", "blur"]) item.addEventListener(event, off);
 }
-for (const report of document.querySelectorAll(".report")) {
+function showWords(report) {
   const card = report.closest(".exam"), words = [...report.querySelectorAll(".word")];
   const layers = [...card.querySelectorAll("canvas")], said = card.querySelector("output");
   const [maps, rows, columns] = (report.dataset.grid || "0 0 0").split(" ").map(Number);
@@ -78,6 +78,50 @@ for (const report of document.querySelectorAll(".report")) {
       words[next].focus();
     });
   });
+  return {words, show, hide};
+}
+document.querySelectorAll(".report").forEach(showWords);
+for (const listing of document.querySelectorAll(".listing")) {
+  const all = [...listing.querySelectorAll("template.listed")], place = listing.querySelector(".exams");
+  const find = name => listing.querySelector(`[data-${name}]`), more = listing.querySelector(".more");
+  const texts = new Map(all.map(each => [each, each.content.textContent.toLowerCase()]));
+  const by = (name, sign) => (a, b) => {
+    const one = a.dataset[name] ?? "", two = b.dataset[name] ?? "";
+    return (one === "") - (two === "") || sign * (one - two) || a.dataset.place - b.dataset.place;
+  };
+  const step = Number(listing.dataset.atOnce);
+  let found = [], shown = 0;
+  const add = () => {
+    for (const each of found.slice(shown, shown + step)) {
+      const card = each.content.cloneNode(true);
+      card.querySelectorAll(".report").forEach(showWords);
+      place.append(card);
+    }
+    shown = Math.min(found.length, shown + step);
+    more.hidden = shown === found.length;
+    listing.querySelector(".tools output").textContent = `${shown} of ${found.length} exams shown`;
+  };
+  const choose = () => {
+    const attribute = find("attribute")?.value ?? "", kind = find("kind")?.value ?? "";
+    const words = find("search").value.trim().toLowerCase();
+    const has = each => each.dataset.findings.split(" ").some(finding => {
+      const [of, is] = finding.split(":");
+      return (!attribute || of === attribute) && (!kind || is === kind);
+    });
+    found = all.filter(each => (!attribute && !kind || has(each)) && texts.get(each).includes(words));
+    found.sort(by(...find("order").value.split(" ")));
+    place.replaceChildren();
+    shown = 0;
+    add();
+  };
+  for (const name of ["order", "attribute", "kind"]) find(name)?.addEventListener("change", choose);
+  find("search").addEventListener("input", choose);
+  more.addEventListener("click", () => {
+    const first = shown;
+    add();
+    place.children[first]?.querySelector("[tabindex='0'], button")?.focus({preventScroll: true});
+  });
+  choose();
 }
 if (window.frameElement) {
   const fit = () => { frameElement.style.height = `${document.body.offsetHeight}px`; };

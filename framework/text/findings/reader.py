@@ -92,6 +92,22 @@ class Reading(NamedTuple):
     sizes: frozenset[Measure]
 
 
+class Statement(NamedTuple):
+    """A finding and the words that state it.
+
+    Attributes:
+        words: as the lexicon reads them; empty for a finding that follows from others, such as the number of lesions.
+        span: of the words in the report; None where they do not stand there as they are read.
+        size: the diameters, of the attribute `size`.
+    """
+
+    attribute: str
+    value: str
+    words: str
+    span: Span | None
+    size: Size | None
+
+
 class Place(NamedTuple):
     """Which places a clause names: the organ, where lymph nodes are, signs of a node, another organ."""
 
@@ -236,6 +252,40 @@ def _nearest(match: Match, spans: Sequence[Span]) -> int:
     return min(max(start - match.end, match.start - end, 0) for start, end in spans)
 
 
+class _Places:
+    """Finds the clauses of a report, which are in small letters and half width, in the report as it is written."""
+
+    def __init__(self, text: str) -> None:
+        read_as = [(place, sign) for place, each in enumerate(text) for sign in _squeezed(each)]
+        self.text, self.place_of = "".join(sign for _, sign in read_as), [place for place, _ in read_as]
+        self.clause, self.start, self.behind = "", -1, 0
+
+    def enter(self, clause: str) -> None:
+        """The next clause. Clauses come in their order."""
+        written = _squeezed(clause)
+        self.clause, self.start = clause, self.text.find(written, self.behind)
+        if self.start >= 0:
+            self.behind = self.start + len(written)
+
+    def span(self, start: int, end: int) -> Span | None:
+        """Where some words of the clause stand in the report. Of a clause that is read in other words, the next place
+        where these words stand.
+        """
+        words = _squeezed(self.clause[start:end])
+        if self.start >= 0:
+            first = self.start + len(_squeezed(self.clause[:start]))
+        else:
+            first = self.text.find(words, self.behind)
+        if not words or first < 0:
+            return None
+        return self.place_of[first], self.place_of[first + len(words) - 1] + 1
+
+
+def _squeezed(text: str) -> str:
+    """A text as the lexicon reads it, without blanks."""
+    return "".join(text.lower().translate(HALF_WIDTH).split())
+
+
 @dataclass(frozen=True)
 class Rule:
     """One attribute: expressions of its values, and expressions that state them when negated."""
@@ -310,28 +360,33 @@ class Reader:
         self._stated = lru_cache(maxsize=REMEMBERED)(self._stated_of)
         self._sentence_reading = lru_cache(maxsize=REMEMBERED)(self._sentence_reading_of)
 
-    def explain(self, text: str) -> list[tuple[str, str]]:
-        """Each finding of `text` and the words that state it, in their order; counted ones have none."""
+    def statements(self, text: str) -> list[Statement]:
+        """Each finding of `text` with the words that state it, in their order; at last those that no words state."""
         sentences = self._cut(text)
         lesions = any(self._sentence(sentence).lesions for sentence in sentences)
-        lines: dict[tuple[str, str], None] = {}
-        context = Context()
+        found: dict[tuple[str, str, str], Statement] = {}
+        places, context = _Places(text), Context()
         for sentence in sentences:
             for clause in self._clauses(sentence, context, lesions):
                 own = self._state(clause)
-                found = [
-                    (match.start, match.end, ": ".join(match.finding))
+                rows: list[tuple[int, int, str, str, Size | None]] = [
+                    (match.start, match.end, *match.finding, None)
                     for match in own.matches
                     if match.finding[1] != ANOTHER
                 ]
-                found += [(size.start, size.end, f"size: {shown(size.finding[1])}") for size in own.sizes]
-                found += [(*span, "lesion: present") for span in _merged(clause.lesions)]
+                rows += [(size.start, size.end, "size", shown(size.finding[1]), size.finding[1]) for size in own.sizes]
+                rows += [(*span, "lesion", "present", None) for span in _merged(clause.lesions)]
                 if not lesions:
-                    found += [(*span, "lesion: absent") for span in _merged(clause.look.lesions)]
-                lines |= {(name, clause.text[start:end]): None for start, end, name in sorted(found)}
+                    rows += [(*span, "lesion", "absent", None) for span in _merged(clause.look.lesions)]
+                places.enter(clause.text)
+                for start, end, attribute, value, size in sorted(rows, key=lambda row: row[:4]):
+                    words = clause.text[start:end]
+                    statement = Statement(attribute, value, words, places.span(start, end), size)
+                    found.setdefault((attribute, value, words), statement)
             context = self._sentence_reading(sentence, context, lesions).context
-        named = {name for name, _ in lines}
-        return [*lines, *((name, "") for name in sorted(map(": ".join, self.read(text).findings)) if name not in named)]
+        named = {(attribute, value) for attribute, value, _ in found}
+        rest = sorted(finding for finding in self.read(text).findings if finding not in named)
+        return [*found.values(), *(Statement(*finding, "", None, None) for finding in rest)]
 
     def read(self, text: str) -> Reading:
         """The findings of `text`."""
@@ -752,6 +807,11 @@ def _language(text: str) -> Language:
     return "zh" if chinese and chinese >= len(LATIN_WORD.findall(text)) else "en"
 
 
+def statements(text: str) -> list[Statement]:
+    """Each finding of a report with the words that state it."""
+    return _readers()[_language(text)].statements(text)
+
+
 def explain(text: str) -> list[tuple[str, str]]:
     """Each finding of a report as `attribute: value`, and the words that state it."""
-    return _readers()[_language(text)].explain(text)
+    return [(f"{each.attribute}: {each.value}", each.words) for each in statements(text)]

@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from harness import ROOT, TOYS, problem
+from PIL import Image
 from small_disk import fill, small_disk
 
 from framework import cli
@@ -54,6 +56,18 @@ for words in ("ls", "describe encoder/resnet", "validate breast train.epochs=1",
 def test_version_lists_sonoscribe_and_its_libraries(run):
     code, out, _ = run("--version")
     assert code == 0 and {"sonoscribe", "torch", "accelerate"} <= {line.split()[0] for line in out.splitlines()}
+
+
+def test_predict_lists_the_findings_that_the_model_is_unsure_of(run, smoke_run, tmp_path):
+    image = tmp_path / "view.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64), dtype=np.uint8)).save(image)
+    code, out, _ = run("predict", str(smoke_run), str(image), "--unsure", "1", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["calibrated"] is True and 0 < found["confidence"] < 1
+    assert found["unsure"] == [each for each in found["findings"] if each["confidence"] < 1]
+    code, out, _ = run("predict", str(smoke_run), str(image), "--unsure", "1")
+    assert code == 0 and out.splitlines()[0] == found["report"]
+    assert len([line for line in out.splitlines() if line.startswith("unsure: ")]) == len(found["unsure"])
 
 
 @pytest.mark.parametrize(

@@ -17,19 +17,20 @@ from PIL import Image
 
 from framework import build
 from framework.build import build_dataset
-from framework.checkpoint.export import verify_model
+from framework.checkpoint.export import publish_model, verify_model
 from framework.data.export import write_manifest
 from framework.evaluation import evaluate as evaluation
-from framework.evaluation.evaluate import _paths_from, _require_same_model, evaluate_run, evaluate_split, shard_indices
-from framework.evaluation.predict import predict
+from framework.evaluation.calibration import CALIBRATION, model_temperature, read_calibration
+from framework.evaluation.evaluate import _require_same_model, evaluate_run, evaluate_split, paths_from, shard_indices
+from framework.evaluation.model_selection import ModelSelection
+from framework.evaluation.predict import Predictor, predict
 from framework.exam import ExamSource, Pair
-from framework.pages.exam_card import SHOWN
 from framework.recipe import Recipe, load_recipe
 from framework.runtime.errors import UserError
 from framework.scoring.baselines import Comparison
 from framework.scoring.dependencies import LastResult
 from framework.scoring.scorer import Scorer
-from framework.scoring.table import BASELINES, CONSTANTS, HIGH, LOW, VARIETY, VERSUS
+from framework.scoring.table import BASELINES, CONFIDENCE, CONSTANTS, HIGH, LOW, VARIETY, VERSUS
 
 REPLACES = '''
 from framework.registry import register
@@ -176,11 +177,11 @@ def test_paths_of_the_data_count_from_where_the_run_is_if_they_do_not_exist_here
     dataset = ["data.dataset=manifest", "data.dataset.file=mine/exams.json", "data.dataset.images=mine"]
     recipe, run = load_recipe("smoke", dataset), tmp_path / "runs" / "smoke" / "a"
     monkeypatch.chdir(tmp_path / "here")
-    assert load_recipe("smoke", [*dataset, *_paths_from(run, recipe)]).data.dataset.keys["file"] == str(
+    assert load_recipe("smoke", [*dataset, *paths_from(run, recipe)]).data.dataset.keys["file"] == str(
         tmp_path / "mine" / "exams.json"
     )
     monkeypatch.chdir(tmp_path)
-    assert _paths_from(run, recipe) == []
+    assert paths_from(run, recipe) == []
 
 
 @pytest.mark.parametrize("overrides, name", [((), "b"), (("evaluate.num_beams=2",), "../b")])
@@ -256,7 +257,7 @@ def test_a_model_is_scored_without_baselines_where_its_training_exams_are_not(
     monkeypatch.setattr(build, "build_dataset", without_phantom)
     scores = evaluate_run(run, "test", overrides=[OTHER_SET.format(file, file.parent)], name="others")
     own = json.loads((run / "scores.json").read_text())["test"]
-    assert list(scores) == ["model", LOW, HIGH, VARIETY] and scores["model"] == own["model"]
+    assert list(scores) == ["model", LOW, HIGH, VARIETY, CONFIDENCE] and scores["model"] == own["model"]
     printed = capsys.readouterr().out
     assert "there are no baselines: no such folder" in printed and "word for word" not in printed
     with problem("no-such-file"):
@@ -298,12 +299,35 @@ def test_a_run_works_elsewhere_without_the_plugin_files_that_it_was_trained_with
         verify_model(run / "model")
 
 
-def test_a_run_stores_the_words_of_the_exams_on_its_page(smoke_run: Path) -> None:
+def test_a_run_stores_the_words_of_all_test_exams(smoke_run: Path) -> None:
     reports, words = (
         [json.loads(line) for line in (smoke_run / folder / "test.jsonl").read_text("utf-8").splitlines()]
         for folder in ("predictions", "words")
     )
-    assert [(row["id"], row["report"]) for row in words] == [(row["id"], row["prediction"]) for row in reports[:SHOWN]]
+    assert [(row["id"], row["report"]) for row in words] == [(row["id"], row["prediction"]) for row in reports]
     for row in words:
         assert all(row["report"].startswith(word["text"], word["start"]) for word in row["words"])
         assert row["grid"] and all(word["heat"] and 0 < word["confidence"] <= 1 for word in row["words"])
+        topic, probability = row["topic"]
+        assert 0 <= topic < 4 and 0.25 <= probability <= 1
+
+
+def test_evaluating_validation_calibrates_a_model_that_is_not(
+    smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Path
+) -> None:
+    monkeypatch.chdir(work)  # its image cache
+    run = shutil.copytree(smoke_run, tmp_path / "run")
+    before = read_calibration(run / "model")
+    publish_model(run / "model", run / "model", {CALIBRATION: None})
+    image = [np.random.default_rng(0).integers(0, 255, (48, 64), dtype=np.uint8)]
+    assert not Predictor(run).report(image).calibrated and model_temperature(run / "model") is None
+    scores = evaluate_run(run, "test")
+    assert scores[CONFIDENCE]["temperature"] is None and "not calibrated" in (run / "report.html").read_text("utf-8")
+    evaluate_run(run, "val", overrides=["evaluate.num_beams=1"], name="greedy")
+    assert model_temperature(run / "model") is None, "scores of another name leave the model as it is"
+    evaluate_run(run, "val")
+    assert read_calibration(run / "model") == before
+    report = Predictor(run).report(image)
+    assert (
+        report.calibrated and not Predictor(run, selection=ModelSelection(others=(smoke_run,))).report(image).calibrated
+    )

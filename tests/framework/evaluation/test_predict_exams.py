@@ -84,6 +84,20 @@ def test_a_batch_of_exams_with_different_numbers_of_views_gives_the_reports_of_e
     assert model.generate([model.load(images) for images in exams]) == [model.report(images) for images in exams]
 
 
+def test_findings_below_a_threshold_are_in_the_lines(smoke_run: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        view(tmp_path / "views" / f"{number}.png", number)
+    exams = list_exams(tmp_path / "views")
+    for threshold, names in ((1.0, {"finding", "confidence", "words"}), (0.0, set())):
+        out = tmp_path / f"{threshold}.jsonl"
+        predict_exams(smoke_run, exams, out, unsure=threshold)
+        for row in rows(out):
+            assert {name for finding in row["unsure"] for name in finding} == names
+            assert all(finding["confidence"] < threshold for finding in row["unsure"])
+    predict_exams(smoke_run, exams, tmp_path / "plain.jsonl")
+    assert all("unsure" not in row for row in rows(tmp_path / "plain.jsonl"))
+
+
 def test_broken_images_do_not_stop_the_others_and_are_tried_again(smoke_run: Path, tmp_path: Path) -> None:
     out, source = tmp_path / "out.jsonl", tmp_path / "e.jsonl"
     view(tmp_path / "1.png", 1)
@@ -162,7 +176,6 @@ def test_the_report_of_one_exam_as_json(smoke_run: Path, tmp_path: Path, capsys:
     image = view(tmp_path / "1.png")
     with pytest.raises(SystemExit):
         main(["predict", str(smoke_run), str(image), "--json"])
-    assert json.loads(capsys.readouterr().out) == {
-        "images": [str(image)],
-        "report": Predictor(smoke_run).report([image]),
-    }
+    found, report = json.loads(capsys.readouterr().out), Predictor(smoke_run).report([image])
+    assert found["images"] == [str(image)] and found["report"] == report
+    assert [each["finding"] for each in found["findings"]] == [f"{each}" for each in report.findings]

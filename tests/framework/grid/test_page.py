@@ -21,6 +21,7 @@ from framework.grid.effects import (
     varied,
 )
 from framework.grid.page import PageData, draw_page
+from framework.grid.plots import interaction_figure, is_ordered
 from framework.grid.results import Comparison, GridResult, Row
 
 EVIL = "<script>alert('x')</script> & _a_ 100% $x$ \\ \"q\" 乳腺 é"
@@ -193,6 +194,26 @@ def test_axes_that_change_together_have_no_interaction(tmp_path: Path) -> None:
     assert crossed_pairs(grid) == [("distiller", "losses.global_semantic.weight")]
     paired = replace(grid, rows=(grid.rows[0], grid.rows[3]))
     assert crossed_pairs(paired) == [] and varied(paired) == ["distiller", "losses.global_semantic.weight"]
+
+
+def test_only_labels_with_an_order_are_joined_by_lines(tmp_path: Path) -> None:
+    grid, weight = two_axes(tmp_path), "losses.global_semantic.weight"
+    named = str(interaction_figure(grid, "distiller", weight, BLEU).picture)
+    numbers = str(interaction_figure(grid, weight, "distiller", BLEU).picture)
+    assert 'class="line"' not in named and numbers.count('class="line"') == 2
+    assert not any(key.joined for key in interaction_figure(grid, "distiller", weight, BLEU).keys)
+    assert is_ordered(["0", "1e-3", "0.1"]) and is_ordered(["64", "32"]) and is_ordered(["1"])
+    assert not is_ordered(["1", "3", "2"]) and not is_ordered(["none", "1"]) and not is_ordered(["true", "false"])
+
+
+def test_a_grid_below_its_baselines_says_so_before_any_p_value(tmp_path: Path) -> None:
+    grid = two_axes(tmp_path)
+    weak = [
+        replace(r, cells=tuple(replace(c, baselines={BLEU: {"fixed_report": 0.9}}) for c in r.cells)) for r in grid.rows
+    ]
+    text = page_of(replace(grid, rows=tuple(weak)), tmp_path).text
+    assert text.index("No model is above the strongest baseline") < text.index("p=0.012")
+    assert "No model is above" not in page_of(grid, tmp_path).text
 
 
 def test_an_axis_with_one_label_has_no_figure(tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from grey_exams import GreyView
 from harness import problem
 from html_page import Page, check_offline
 
+from framework.data.loading import ExamSet
+from framework.exam import Exam
 from framework.pages.exam_card import word_rows
 from framework.pages.run_page import read_curves, write_page
 from framework.text.words import Word
@@ -38,8 +41,14 @@ def a_run(home: Path, text: str = "plain") -> tuple[Path, Any]:
     (run / "topics.png").write_bytes(b"PNG")
     rows = [{"id": text, "reference": text, "prediction": text}, {"id": "b", "reference": "c", "prediction": "d"}]
     (run / "predictions" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
-    cache = SimpleNamespace(images=lambda exam: np.zeros((2, 1, 4, 4), np.uint8))
-    return run, SimpleNamespace(exams={"test": SimpleNamespace(cache=cache)})
+    return run, SimpleNamespace(exams={"test": exam_set(text, "b")}, tokenizer=None)
+
+
+def exam_set(*ids: str) -> ExamSet:
+    """Exams with two black views each."""
+    cache: Any = SimpleNamespace(images=lambda exam: np.zeros((2, 1, 4, 4), np.uint8))
+    views = (GreyView(0), GreyView(0))
+    return ExamSet([Exam(each, f"patient {each}", views, "text") for each in ids], cache, [], None)
 
 
 def page_of(run: Path, components: Any) -> Page:
@@ -52,11 +61,11 @@ def test_the_page_shows_scores_curves_topics_and_exams(tmp_path: Path) -> None:
     check_offline(page)
     for text in ("recipe / run", "Scores on test", "Scores on val", "[0.450, 0.550]", "margin", "0.250", "plain"):
         assert text in page.text
-    first = page.text.index("0.500 [0.450, 0.550]")
-    assert first < page.text.index("Scores on test")  # the summary comes first
+    drawn = [at["aria-label"] or "" for at in page.all("svg") if at.get("role")]
+    assert drawn[0].startswith("bleu_4 on test: ") and drawn[0].endswith("interval of the model 0.450 to 0.550")
     assert len(page.all("article", "exam")) == 2 and len(page.all("img")) == 5  # two views each, and the topics
     assert len(page.all("span", "same")) == 1
-    assert [at["aria-label"] for at in page.all("svg") if at.get("role")] == ["train by step: loss, plain"]
+    assert drawn[1:] == ["train by step: loss, plain"]
 
 
 def test_a_report_is_shown_word_by_word_if_its_words_are_known(tmp_path: Path) -> None:
@@ -76,6 +85,51 @@ def test_a_report_is_shown_word_by_word_if_its_words_are_known(tmp_path: Path) -
         base64.b64decode(first["data-heat"] or "") == bytes([0, 255, 0, 0, 128, 0, 0, 0]) and "data-heat" not in second
     )
     assert first["style"] == "--sure:0.25"
+
+
+def finding_rows(page: Page) -> str:
+    return page.text[page.text.index("Findings on test") : page.text.index("Curves")]
+
+
+def test_attributes_have_counts_and_what_is_never_written_is_marked(tmp_path: Path) -> None:
+    run, components = a_run(tmp_path)
+    rows = [
+        {"id": "plain", "reference": "An oval mass with calcification.", "prediction": "A round mass."},
+        {"id": "b", "reference": "A round mass.", "prediction": "A round mass, circumscribed margin."},
+    ]
+    (run / "predictions" / "test.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
+    scores = json.loads((run / "scores.json").read_text("utf-8"))
+    for name, value in {"shape": 0.5, "calcification": 0.0, "margin": 0.0}.items():
+        scores["test"]["model"][f"findings_f1/{name}"] = value
+    (run / "scores.json").write_text(json.dumps(scores), "utf-8")
+    page = page_of(run, components)
+    found = finding_rows(page)
+    assert "calcification never written 1 0 0 0 1 0 0.000" in found
+    assert "margin never right 0 1 0 0 0 1 0.000" in found and "shape 2 2 1 1 0 0 0.500" in found
+    assert "2 of 3 attributes are never right: margin, calcification." in page.text
+
+
+def test_confidence_has_its_curve_and_says_whether_it_is_calibrated(tmp_path: Path) -> None:
+    run, components = a_run(tmp_path)
+    scores = json.loads((run / "scores.json").read_text("utf-8"))
+    found = {"exams": 2, "findings": 5, "calibration_error": 0.1, "risk": 0.4, "aurc": 0.25}
+    found |= {"curve": [[0.5, 0.1], [1.0, 0.4]], "reliability": [[0.2, 0.5, 2], [0.9, 1.0, 3]]}
+    for temperature, says in ((None, "not calibrated"), (1.5, "temperature 1.5")):
+        scores["test"]["confidence"] = {**found, "temperature": temperature}
+        (run / "scores.json").write_text(json.dumps(scores), "utf-8")
+        page = page_of(run, components)
+        assert says in page.text and "(AURC) is 0.250" in page.text and "0.400, the risk of all exams" in page.text
+
+
+def test_the_data_of_a_run_are_on_its_page_with_copies_of_training_images(tmp_path: Path) -> None:
+    run, components = a_run(tmp_path)
+    components.exams["train"] = exam_set("c")
+    grey: Any = SimpleNamespace(images=lambda exam: np.arange(32, dtype=np.uint8).reshape(2, 1, 4, 4))
+    for own in components.exams.values():
+        own.cache = grey
+    text = page_of(run, components).text
+    assert "train 1 1 2 1 -" in text and "test 2 2 4 1 2" in text
+    assert "Warning: 2 exams of val and test have an image that is also in train: plain, b." in text
 
 
 def test_damaged_words_name_their_file(tmp_path: Path) -> None:

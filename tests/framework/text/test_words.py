@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from tiny_models import of_bytes, save_llama
 
-from framework.text.words import pieces_of, whole_words
+from framework.text.words import Word, pieces_of, report_confidence, whole_words
 from plugins.tokenizer.hf import Hf
 from plugins.tokenizer.words import Words
 
@@ -50,3 +50,9 @@ def test_tokens_of_one_character_are_one_piece() -> None:
 
 def test_a_report_without_words_has_none() -> None:
     assert pieces_of([], Halves()) == [] and whole_words([]) == []
+
+
+def test_a_report_has_the_geometric_mean_of_the_confidence_of_its_words() -> None:
+    words = [Word("a", 0, 0.5, None), Word("b", 2, 0.125, None)]
+    assert report_confidence(words) == pytest.approx(0.25)
+    assert report_confidence([Word("a", 0, 0.0, None)]) < 1e-6 and report_confidence([]) == 0
