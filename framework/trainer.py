@@ -281,7 +281,7 @@ class Trainer:
                     before_scoring=self._before_scoring,
                 )
                 values = {f"final/{split}/{name}": value for name, value in scores["model"].items()}
-                for row in BASELINES:
+                for row in filter(scores.__contains__, BASELINES):  # none without metrics
                     names = [name for name in table_columns(scores) if name in scores[row]]
                     values |= {f"final/{split}/{row}/{name}": scores[row][name] for name in names}
                 self.tracker.scalars(state.step, values)
