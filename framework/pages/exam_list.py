@@ -70,12 +70,16 @@ def exam_list(exams: Sequence[ListedExam], used: int, kind: str = "exam") -> dic
         if (room := room - _size(text)) < 0:
             break
         shown[place] = text
+    fitting = 0  # how much less than all the next card has, since more has not fitted before
     for place in _by_interest(exams, drawn):
-        for make in exams[place].cards[:-1] if place in shown else ():
+        for less, make in enumerate(exams[place].cards[:-1] if place in shown else ()):
+            if less < fitting:
+                continue
             text = template(place, make)
             if (more := _size(text) - _size(shown[place])) <= room:
                 room, shown[place] = room - more, text
                 break
+            fitting = less + 1
     known = {"random", "place", *(name for exam in exams for name, value in exam.order.items() if value is not None)}
     return {
         "templates": list(shown.values()),

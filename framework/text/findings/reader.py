@@ -807,9 +807,10 @@ def _language(text: str) -> Language:
     return "zh" if chinese and chinese >= len(LATIN_WORD.findall(text)) else "en"
 
 
-def statements(text: str) -> list[Statement]:
+@lru_cache(maxsize=REMEMBERED)
+def statements(text: str) -> tuple[Statement, ...]:
     """Each finding of a report with the words that state it."""
-    return _readers()[_language(text)].statements(text)
+    return tuple(_readers()[_language(text)].statements(text))
 
 
 def explain(text: str) -> list[tuple[str, str]]:
