@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from framework.models.external_weights import unsaved_names
 from framework.recipe import PortableRecipe
 from framework.runtime.errors import Problem, UserError
-from framework.runtime.files import digest, read_bounded, sync_folder
+from framework.runtime.files import digest, read_bounded, sync_file, sync_folder
 
 WEIGHTS = "model.safetensors"
+FEATURES = "features.safetensors"  # of the training images; added when training ends
 MANIFEST = "manifest.json"
 CARD = "README.md"  # for people, and written again when scores change, so no manifest has it
 NEEDED = {WEIGHTS, "recipe.yaml", "tokenizer.json"}
@@ -145,15 +146,28 @@ def verify_model(folder: Path) -> None:
         raise ModelError.of(problems)
 
 
-def publish_model(model: Path, folder: Path) -> None:
-    """Replaces `folder` with a copy of a checkpoint's model.
+def publish_model(model: Path, folder: Path, changed: Mapping[str, bytes | None] = {}) -> None:
+    """Replaces `folder` with a copy of a model.
 
     Only the weights are a hard link, since an edit of a small file must not reach the checkpoint.
+
+    Args:
+        changed: contents of files that are added, and None for those that are removed.
     """
     part, before = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("part", "before"))
     for remains in (part, before):
         shutil.rmtree(remains, ignore_errors=True)
     shutil.copytree(model, part, copy_function=_link)
+    for name, content in changed.items():
+        if content is None:
+            (part / name).unlink(missing_ok=True)
+        else:
+            (part / name).write_bytes(content)
+            sync_file(part / name)
+    if changed:
+        manifest = json.loads((part / MANIFEST).read_text(encoding="utf-8"))
+        write_manifest(part, {name: entry for name, entry in manifest.items() if name not in changed})
+        sync_file(part / MANIFEST)
     if folder.exists():
         folder.replace(before)
     part.replace(folder)

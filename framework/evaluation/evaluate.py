@@ -19,6 +19,7 @@ from framework.data.leakage import require_unseen
 from framework.data.loading import ExamSet, build_loader, lost_workers_reported
 from framework.distributed.collectives import gather, on_main
 from framework.distributed.launch import start_accelerator
+from framework.evaluation.feature_distance import write_missing_features
 from framework.evaluation.model_selection import BEST, ModelSelection, load_models, with_augmented_copies
 from framework.evaluation.words import words_of_reports
 from framework.exam import Batch
@@ -353,6 +354,8 @@ def evaluate_run(
     others = (name or f"other-{recipe_hash(recipe)[:8]}") if overrides else ""
     label = "-".join(filter(None, [selection.label, others]))
     scores = evaluate_split(accelerator, task, components, recipe, split, run, label=label, written_by=descriptions)
+    if not label:
+        write_missing_features(accelerator, task, components, recipe, run)
     print_scores(f"{split}, {label}" if label else split, scores, components.scorer.segmentation)
     if label:
         for number, description in enumerate(descriptions, 1):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from framework.checkpoint.export import MANIFEST, WEIGHTS
+from framework.checkpoint.export import COPY, FEATURES, MANIFEST, WEIGHTS
 from framework.data.image_file import inside
 from framework.data.image_folder import SUFFIXES, by_number
 from framework.evaluation.model_selection import BEST, ModelSelection
@@ -20,7 +20,7 @@ from framework.evaluation.predict import Predictor
 from framework.exam import ExamError
 from framework.runtime.console import print0, progress_bar
 from framework.runtime.errors import Problem, UserError
-from framework.runtime.files import atomic_write, digest, named_in_errors, read_bounded, read_lines
+from framework.runtime.files import atomic_write, named_in_errors, read_bounded, read_lines, read_object
 from framework.runtime.memory import is_out_of_memory
 
 IDS, IMAGES = ("uid", "id"), ("image_path", "images", "image")  # keys of an exam, as the data set `manifest` reads them
@@ -143,7 +143,8 @@ def predict_exams(
     selection: ModelSelection = BEST,
     batch_size: int | None = None,
 ) -> None:
-    """Appends a line to `out` for each exam that it does not contain: `{id, report, model}`, or `{id, error, model}`.
+    """Appends a line to `out` for each exam that it does not contain: `{id, report, model}`, with `warnings` if there
+    are any, or `{id, error, model}`.
 
     Lines with an error are removed first, so that these exams are tried again.
 
@@ -183,9 +184,9 @@ def _opened(out: Path) -> Iterator[TextIO]:
         yield file
 
 
-def _predicted(predictor: Predictor, exams: Sequence[ListedExam], errors: list[Problem]) -> list[dict[str, str]]:
+def _predicted(predictor: Predictor, exams: Sequence[ListedExam], errors: list[Problem]) -> list[dict[str, Any]]:
     """A row for each exam, and a problem in `errors` for each that cannot be used."""
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, Any]] = {}
     images = {}
     for exam in exams:
         try:
@@ -195,13 +196,16 @@ def _predicted(predictor: Predictor, exams: Sequence[ListedExam], errors: list[P
             errors += ExamError(exam.id, error.code, reason).problems
             found[exam.id] = {"id": exam.id, "error": reason}
     try:
-        reports = predictor.generate(list(images.values())) if images else []
+        reports = predictor.reports_of(list(images.values()), words=False) if images else []
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         hint = f"Set --batch-size {max(1, len(images) // 2)}, or a smaller --num-beams."
         raise UserError("out-of-memory", f"{len(images)} exams at a time", place="--batch-size", hint=hint) from error
-    found |= {exam_id: {"id": exam_id, "report": report} for exam_id, report in zip(images, reports, strict=True)}
+    for exam_id, report in zip(images, reports, strict=True):
+        found[exam_id] = {"id": exam_id, "report": report.text}
+        if report.warnings:
+            found[exam_id]["warnings"] = list(report.warnings)
     return [found[exam.id] for exam in exams]
 
 
@@ -209,7 +213,10 @@ def _model_key(run: Path, selection: ModelSelection, predictor: Predictor) -> st
     """12 hex digits that change with the models and the search."""
     folders = [run if (run / WEIGHTS).is_file() else run / "model", *(other / "model" for other in selection.others)]
     search = {**predictor.recipe.evaluate.search, "num_beams": predictor.num_beams}
-    key = [[digest(folder / MANIFEST) for folder in folders], selection.average, selection.ensemble, search]
+    manifests = [read_object(folder / MANIFEST, COPY) for folder in folders]
+    for manifest in manifests:
+        manifest.pop(FEATURES, None)  # `evaluate` adds it to a model that lacks it
+    key = [manifests, selection.average, selection.ensemble, search]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
 

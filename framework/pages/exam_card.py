@@ -51,12 +51,15 @@ def exam_card(
     rows: dict[str, Any] | None,
     reference: str | None = None,
     warnings: Sequence[str] = (),
+    *,
+    nearest: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """What the macro `exam` shows.
 
     Args:
         images_VCHW: the views as the model saw them, uint8.
         rows: see `word_rows`; None shows the report as plain text.
+        nearest: training exams with the most similar images, each with `id` and `report`.
     """
     words, end = [], 0
     for word in rows["words"] if rows else []:
@@ -69,6 +72,7 @@ def exam_card(
         "words": words,
         "grid": " ".join(map(str, rows["grid"])) if rows and rows["grid"] else None,
         "reference": reference,
+        "nearest": list(nearest),
         "warnings": warnings,
     }
 

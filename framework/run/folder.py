@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from framework.checkpoint.export import MANIFEST, model_problems, publish_model
+from framework.checkpoint.export import FEATURES, MANIFEST, WEIGHTS, model_problems, publish_model
 from framework.checkpoint.format import (
     CheckpointError,
     TrainState,
@@ -33,7 +33,7 @@ from framework.recipe.source import is_within
 from framework.run.listing import FAILURE, LOCK
 from framework.runtime.console import print0
 from framework.runtime.errors import Problem, Stopped, UserError
-from framework.runtime.files import digest, read_object
+from framework.runtime.files import read_object
 from framework.runtime.signals import WATCHER
 from framework.topics.distill import TOPICS_FILE
 
@@ -105,7 +105,7 @@ def _restore_best_model(folder: Path, checkpoint: Path, train_state: TrainState,
         return
     if best.is_dir() and _is_model_of(model, best):
         print0(f"warning: {found}. Its model is whole in {model} and stays the best so far")
-        publish_model(model, best / "model")
+        publish_model(model, best / "model", {FEATURES: None})  # checkpoints have none
         return
     print0(f"warning: the best model so far cannot be used; the best one from here on is kept: {found}")
     train_state.best_score, train_state.best_step = None, None
@@ -116,10 +116,12 @@ def _restore_best_model(folder: Path, checkpoint: Path, train_state: TrainState,
 
 
 def _is_model_of(model: Path, checkpoint: Path) -> bool:
-    """Whether an exported model verifies and is the one that a checkpoint was written with."""
+    """Whether an exported model verifies and has the weights that a checkpoint was written with."""
     try:
-        listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))[f"model/{MANIFEST}"]
-        return bool(listed[1] == digest(model / MANIFEST)) and not model_problems(model)
+        listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))[f"model/{WEIGHTS}"]
+        return bool(listed == json.loads((model / MANIFEST).read_text(encoding="utf-8"))[WEIGHTS]) and not (
+            model_problems(model)
+        )
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
