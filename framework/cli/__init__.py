@@ -50,6 +50,7 @@ VERBS = (
     runs.distill,
     runs.evaluate,
     runs.predict,
+    runs.serve,
 )
 for _verb in VERBS:
     app.command()(_verb)

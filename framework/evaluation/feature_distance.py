@@ -127,7 +127,8 @@ class TrainingExams:
         distances_N = np.linalg.norm(self.vectors_ND - _exam_vector(statistics, vectors_VD), axis=1)
         order = np.argsort(distances_N, kind="stable")[:NEAREST]
         distances = (distances_N[order] / statistics.threshold).tolist()
-        return tuple(NearExam(*self.exams[i], distance) for i, distance in zip(order, distances))
+        exams = [self.exams[i] for i in order]
+        return tuple(NearExam(exam_id, report, distance) for (exam_id, report), distance in zip(exams, distances))
 
     @classmethod
     def load(cls, run: Path, statistics: FeatureStatistics) -> TrainingExams | None:

@@ -33,7 +33,7 @@ for (const item of document.querySelectorAll("li[data-show]")) {
   for (const event of ["mouseenter", "focus"]) item.addEventListener(event, on);
   for (const event of ["mouseleave", "blur"]) item.addEventListener(event, off);
 }
-for (const report of document.querySelectorAll(".report")) {
+function showWords(report) {
   const card = report.closest(".exam"), words = [...report.querySelectorAll(".word")];
   const layers = [...card.querySelectorAll("canvas")], said = card.querySelector("output");
   const [maps, rows, columns] = (report.dataset.grid || "0 0 0").split(" ").map(Number);
@@ -78,7 +78,9 @@ for (const report of document.querySelectorAll(".report")) {
       words[next].focus();
     });
   });
+  return {words, show, hide};
 }
+document.querySelectorAll(".report").forEach(showWords);
 if (window.frameElement) {
   const fit = () => { frameElement.style.height = `${document.body.offsetHeight}px`; };
   new ResizeObserver(fit).observe(document.body);

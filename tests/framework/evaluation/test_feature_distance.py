@@ -101,6 +101,28 @@ def test_a_run_ends_with_features_and_its_model_alone_has_no_training_exam(smoke
     assert not [name for name, text in reports.items() if text.encode() in texts or f'"{name}"'.encode() in texts]
 
 
+def another_kind(kind: str) -> list[np.ndarray]:
+    """Images that are no ultrasound."""
+    if kind == "noise":
+        return [DRAW.integers(0, 255, (160, 160), dtype=np.uint8) for _ in range(10)]
+    rows, columns = np.mgrid[0:1:160j, 0:1:160j]
+    blobs = [np.exp(-((rows - DRAW.random()) ** 2 + (columns - DRAW.random()) ** 2) / 0.05) for _ in range(40)]
+    return [  # smooth surfaces under a light from below, with an edge, as in a photograph
+        (30 * np.sum(blobs[4 * number : 4 * number + 4], 0) + 80 * rows + 60 * (columns > 0.6)).astype(np.uint8)
+        for number in range(10)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["noise", "photograph"])
+def test_images_of_another_kind_have_a_warning(smoke_run: Path, kind: str) -> None:
+    model = sonoscribe.load(smoke_run)
+    model.num_beams = 1
+    reports = model.reports([[image] for image in another_kind(kind)])
+    assert all(report.distances[0] > 1 for report in reports), [report.distances for report in reports]
+    own = [[view.load() for view in exam.views] for exam in build_dataset(run_recipe(smoke_run)).splits()["test"]]
+    assert sum(max(report.distances) > 1 for report in model.reports(own)) <= 2  # of 16, by a threshold of 16
+
+
 def test_a_view_of_another_kind_has_a_warning_everywhere(
     smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
