@@ -1,18 +1,18 @@
-"""How unlike the training images an image is, and which training exams are nearest to an exam, by encoder features.
+"""How unlike the training images an image is, and which training exams are nearest to an exam, by their features.
 
 Training ends with two files of features, and `evaluate` writes them for a model that lacks them:
 
-    RUN/model/features.safetensors   mean, whitening and threshold, from which no exam can be read
+    RUN/model/features.safetensors   mean and whitening of `ViewFeatures`, from which no exam can be read
     RUN/training_exams.safetensors   vectors of at most `MOST_EXAMS` training exams, with ids and reports: patient
                                      data like RUN/predictions, so it is not in model/, which is passed on
 
-Shapes: B batch, V views of an exam, M views of several exams, N training exams, C channels, H W image, D width.
+Shapes: B batch, V views of an exam, M of several exams, N training exams, C channels, H W image, D width, P layout.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,76 +38,125 @@ from framework.runtime.files import atomic_write, read_object, reading
 
 TRAINING_EXAMS = "training_exams.safetensors"  # in a run's folder
 AGAIN = "Delete it; `launch.py evaluate RUN` writes it again."
+CELLS = 8  # rows and columns of a view's layout
 PERCENTILE = 99  # of validation exams that are not reported as unlike the training images
 MOST_EXAMS = 5_000  # training exams that are kept, drawn by the recipe's seed if there are more
 NEAREST = 3  # training exams that a report names
 
 
-@dataclass(frozen=True)
-class FeatureStatistics:
-    """The distribution of the training views' features.
+class ViewFeatures(NamedTuple):
+    """What the views of an exam are compared by.
 
-    The distance of a view is that of Mahalanobis, with a covariance that is shrunk towards a multiple of the identity,
-    so that it is defined for fewer views than features. Its unit is the distance that no view of `PERCENTILE` percent
-    of the validation exams exceeds.
-
-    Source:
-        Lee et al. 2018, arXiv 1807.03888, equation 2, without classes; Ledoit and Wolf 2004, Journal of Multivariate
-        Analysis 88, the shrinkage.
+    Attributes:
+        encoder_VD: the encoder's features, which see textures and shapes.
+        layout_VP: means and deviations of grey levels in `CELLS` x `CELLS` cells, which see where an image has what; an
+            encoder loses that when it pools.
     """
+
+    encoder_VD: np.ndarray
+    layout_VP: np.ndarray
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A normal distribution of vectors, whose covariance is shrunk so that it is defined for few vectors."""
 
     mean_D: np.ndarray
     whitening_DD: np.ndarray
-    threshold: float
 
     @classmethod
-    def fit(cls, training: Sequence[np.ndarray], validation: Sequence[np.ndarray]) -> FeatureStatistics:
-        """Statistics from the features of training and validation exams, each [V, D]."""
-        training_MD = np.concatenate(training).astype(np.float64)
-        fitted = LedoitWolf().fit(training_MD)
+    def fit(cls, vectors_MD: np.ndarray) -> Gaussian:
+        mean_D, deviation_D = vectors_MD.mean(0, np.float64), vectors_MD.std(0, np.float64)
+        # What hardly varies, such as black margins, would else outweigh everything.
+        scale_D = np.maximum(deviation_D, max(float(deviation_D.mean()), 1e-12))
+        fitted = LedoitWolf(assume_centered=True).fit((vectors_MD - mean_D) / scale_D)
         # L of the precision L L^T: the squared length of (x - mean) L is the squared distance.
-        whitening_DD = np.linalg.cholesky(fitted.precision_)
-        found = cls(fitted.location_.astype(np.float32), whitening_DD.astype(np.float32), 1.0)
-        farthest = [found.distances(vectors_VD).max() for vectors_VD in validation]
-        return cls(found.mean_D, found.whitening_DD, float(np.percentile(farthest, PERCENTILE)))
+        whitening_DD = np.linalg.cholesky(fitted.precision_) / scale_D[:, None]
+        return cls(mean_D.astype(np.float32), whitening_DD.astype(np.float32))
 
     def whitened(self, vectors_MD: np.ndarray) -> np.ndarray:
         return (vectors_MD - self.mean_D) @ self.whitening_DD
 
-    def distances(self, vectors_VD: np.ndarray) -> np.ndarray:
-        """The distance of each view; above 1 it is unlike the training images. [V]"""
-        return np.linalg.norm(self.whitened(vectors_VD), axis=1) / self.threshold
+    def distances(self, vectors_MD: np.ndarray) -> np.ndarray:
+        """The distance of Mahalanobis of each vector, [M]."""
+        return np.linalg.norm(self.whitened(vectors_MD), axis=1)
 
-    def to_bytes(self) -> bytes:
-        threshold_1 = np.array([self.threshold], np.float32)
-        return save({"mean": self.mean_D, "whitening": self.whitening_DD, "threshold": threshold_1})
+    def in_units_of(self, distance: float) -> Gaussian:
+        return Gaussian(self.mean_D, self.whitening_DD / np.float32(max(distance, 1e-12)))
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """The distribution of the training views, by `ViewFeatures`.
+
+    The distance of a view is the larger one of both distances. Each of them, and then their maximum, is in units of the
+    distance that no view of `PERCENTILE` percent of the validation exams exceeds.
+
+    Source:
+        Lee et al. 2018, arXiv 1807.03888, equation 2, without classes; Ledoit and Wolf 2004, Journal of Multivariate
+        Analysis 88, the shrinkage. The layout is ours.
+    """
+
+    encoder: Gaussian
+    layout: Gaussian
 
     @classmethod
-    def load(cls, model: Path, width: int) -> FeatureStatistics | None:
+    def fit(cls, training: Sequence[ViewFeatures], validation: Sequence[ViewFeatures]) -> FeatureStatistics:
+        """Statistics of training exams, in units of distances of validation exams."""
+        fitted = [Gaussian.fit(np.concatenate(each)) for each in zip(*training)]
+        parts = [
+            part.in_units_of(_percentile(part.distances(vectors).max() for vectors in each))
+            for part, each in zip(fitted, zip(*validation))
+        ]
+        both = cls(*parts)
+        unit = _percentile(both.distances(views).max() for views in validation)
+        return cls(both.encoder.in_units_of(unit), both.layout.in_units_of(unit))
+
+    def distances(self, views: ViewFeatures) -> np.ndarray:
+        """The distance of each view; above 1 it is unlike the training images. [V]"""
+        return np.maximum(self.encoder.distances(views.encoder_VD), self.layout.distances(views.layout_VP))
+
+    def to_bytes(self) -> bytes:
+        return save(
+            {
+                f"{name}.{key}": getattr(part, key)
+                for name, part in (("encoder", self.encoder), ("layout", self.layout))
+                for key in ("mean_D", "whitening_DD")
+            }
+        )
+
+    @classmethod
+    def load(cls, model: Path, width: int, image_size: int) -> FeatureStatistics | None:
         """The statistics of a verified model; None if it was saved without.
 
         Args:
             width: of the encoder.
 
         Raises:
-            ModelError: they are of another width.
+            ModelError: they are of another width or image size.
         """
         path = model / FEATURES
         if not path.is_file():
             return None
         arrays, _ = _read(path, COPY)
+        sizes = {"encoder": width, "layout": layout(np.zeros((1, 1, image_size, image_size), np.uint8)).shape[1]}
         shapes = {name: array.shape for name, array in arrays.items()}
-        expected = {"mean": (width,), "whitening": (width, width), "threshold": (1,)}
+        expected: dict[str, tuple[int, ...]] = {f"{name}.mean_D": (size,) for name, size in sizes.items()}
+        expected |= {f"{name}.whitening_DD": (size, size) for name, size in sizes.items()}
         if shapes != expected:
             raise ModelError("does-not-fit", f"found {shapes}", place=path, expected=f"{expected}", hint=COPY)
-        return cls(arrays["mean"], arrays["whitening"], float(arrays["threshold"][0]))
+        return cls(*(Gaussian(arrays[f"{name}.mean_D"], arrays[f"{name}.whitening_DD"]) for name in sizes))
+
+
+def _percentile(distances: Iterable[float]) -> float:
+    return float(np.percentile(list(distances), PERCENTILE))
 
 
 class NearExam(NamedTuple):
     """A training exam near an exam.
 
     Attributes:
-        distance: of the exams' whitened features, in the unit of `FeatureStatistics.distances`.
+        distance: of the exams' encoder features, in the unit of `FeatureStatistics.distances`.
     """
 
     id: str
@@ -122,13 +171,12 @@ class TrainingExams:
     vectors_ND: np.ndarray
     exams: list[tuple[str, str]]
 
-    def nearest(self, statistics: FeatureStatistics, vectors_VD: np.ndarray) -> tuple[NearExam, ...]:
+    def nearest(self, statistics: FeatureStatistics, views: ViewFeatures) -> tuple[NearExam, ...]:
         """The `NEAREST` exams to one with these views, the nearest first."""
-        distances_N = np.linalg.norm(self.vectors_ND - _exam_vector(statistics, vectors_VD), axis=1)
+        distances_N = np.linalg.norm(self.vectors_ND - _exam_vector(statistics, views), axis=1)
         order = np.argsort(distances_N, kind="stable")[:NEAREST]
-        distances = (distances_N[order] / statistics.threshold).tolist()
-        exams = [self.exams[i] for i in order]
-        return tuple(NearExam(exam_id, report, distance) for (exam_id, report), distance in zip(exams, distances))
+        rows = zip([self.exams[i] for i in order], distances_N[order].tolist())
+        return tuple(NearExam(exam_id, report, distance) for (exam_id, report), distance in rows)
 
     @classmethod
     def load(cls, run: Path, statistics: FeatureStatistics) -> TrainingExams | None:
@@ -147,8 +195,8 @@ class TrainingExams:
             count, width = vectors_ND.shape
             if count != len(exams):
                 raise ValueError(f"{count} vectors of {len(exams)} exams")
-        if statistics.mean_D.shape != (width,):
-            found = f"vectors of {width} features beside a model of {len(statistics.mean_D)}"
+        if statistics.encoder.mean_D.shape != (width,):
+            found = f"vectors of {width} features beside a model of {len(statistics.encoder.mean_D)}"
             raise UserError("does-not-fit", found, place=path, hint=AGAIN)
         return cls(vectors_ND, exams)
 
@@ -157,8 +205,8 @@ class TrainingExams:
         return save({"vectors": self.vectors_ND.astype(np.float16)}, {"weights": weights, "exams": exams})
 
 
-def _exam_vector(statistics: FeatureStatistics, vectors_VD: np.ndarray) -> np.ndarray:
-    return statistics.whitened(vectors_VD).mean(0)
+def _exam_vector(statistics: FeatureStatistics, views: ViewFeatures) -> np.ndarray:
+    return statistics.encoder.whitened(views.encoder_VD).mean(0)
 
 
 @contextmanager
@@ -208,6 +256,20 @@ def view_vectors(encoder: Any, batch: Batch) -> list[np.ndarray]:
     return np.split(vectors_MD, ends[:-1])
 
 
+def layout(image_VCHW: np.ndarray) -> np.ndarray:
+    """Mean and deviation of the grey levels in each cell of the views, float32 [V, P].
+
+    Rows and columns that do not fill a cell are left out.
+    """
+    size = image_VCHW.shape[-1]
+    cell = max(1, size // CELLS)
+    side = size // cell
+    grey_VHW = image_VCHW[..., : side * cell, : side * cell].mean(1, np.float32) / 255
+    cells = grey_VHW.reshape(-1, side, cell, side, cell)
+    parts = (cells.mean((2, 4)), cells.std((2, 4)))
+    return np.concatenate([part.reshape(len(image_VCHW), -1) for part in parts], 1)
+
+
 def _pooled(features: Features) -> torch.Tensor:
     """One vector per exam, [B, D], also of an encoder that gives patches only."""
     if features.pooled_BD is not None:
@@ -233,12 +295,12 @@ def write_features(
     train, val = components.exams["train"], components.exams["val"]
     drawn = np.random.default_rng(recipe.train.seed).permutation(len(train))[:MOST_EXAMS]
     kept = sorted(drawn.tolist())
-    training = _vectors(accelerator, task, train, kept, recipe, before_batch)
-    validation = _vectors(accelerator, task, val, range(len(val)), recipe, before_batch)
+    training = _features(accelerator, task, train, kept, recipe, before_batch)
+    validation = _features(accelerator, task, val, range(len(val)), recipe, before_batch)
 
     def write() -> None:
         statistics = FeatureStatistics.fit(training, validation)
-        vectors_ND = np.stack([_exam_vector(statistics, vectors_VD) for vectors_VD in training])
+        vectors_ND = np.stack([_exam_vector(statistics, views) for views in training])
         publish_model(run / "model", run / "model", {FEATURES: statistics.to_bytes()})
         exams = TrainingExams(vectors_ND, [(train.exams[i].id, train.exams[i].report) for i in kept])
         atomic_write(run / TRAINING_EXAMS, exams.to_bytes(_weights_digest(run / "model")))
@@ -260,15 +322,15 @@ def write_missing_features(
 
 
 @lost_workers_reported()
-def _vectors(
+def _features(
     accelerator: Accelerator,
     task: Any,
     exams: ExamSet,
     kept: Sequence[int],
     recipe: Recipe,
     before_batch: Callable[[], None] | None,
-) -> list[np.ndarray]:
-    """`view_vectors` of the exams with the numbers `kept`, in their order, the same on every process."""
+) -> list[ViewFeatures]:
+    """The features of the exams with the numbers `kept`, in their order, the same on every process."""
     size, processes = recipe.evaluate.batch_size, accelerator.num_processes
     batches = [list(kept[start : start + size]) for start in range(0, len(kept), size)]
     rounds = range(0, len(batches), processes)
@@ -282,4 +344,5 @@ def _vectors(
         if batch is not None:  # else this process has none left
             found += zip(batch.exam_ids, view_vectors(task.encoder, batch.to(accelerator.device)), strict=True)
     by_id = dict(gather(accelerator, found))
-    return [by_id[exams.exams[number].id] for number in kept]
+    ids = [exams.exams[number].id for number in kept]
+    return [ViewFeatures(by_id[exam_id], layout(exams.cache.images(exam_id))) for exam_id in ids]

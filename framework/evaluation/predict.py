@@ -22,6 +22,8 @@ from framework.evaluation.feature_distance import (
     FeatureStatistics,
     NearExam,
     TrainingExams,
+    ViewFeatures,
+    layout,
     view_vectors,
 )
 from framework.evaluation.model_selection import BEST, ModelSelection, load_models, with_augmented_copies
@@ -130,7 +132,7 @@ class Predictor:
         if selection.average > 1:
             self._no_statistics = "averaged weights give other features than those that the model was saved with"
         else:  # of an ensemble, the features of the first member, which is the run's own model
-            self.statistics = FeatureStatistics.load(model, task.encoder.width)
+            self.statistics = FeatureStatistics.load(model, task.encoder.width, self.recipe.data.image_size)
         if self.statistics is not None and not is_model:
             self.training_exams = TrainingExams.load(folder, self.statistics)
 
@@ -190,17 +192,18 @@ class Predictor:
         if words:
             best = [hypotheses[0].token_ids for hypotheses in beams]
             words_of = words_of_reports(self.task, features, best, self.tokenizer, [len(views) for views in exams])
-        vectors: list[Any] = [None for _ in exams]
+        compared: list[ViewFeatures | None] = [None for _ in exams]
         if self.statistics is not None:
             vectors = view_vectors(self.task.encoder, batch)
-        return [self._report(*parts) for parts in zip(exams, beams, words_of, vectors, strict=True)]
+            compared = [ViewFeatures(own, layout(views)) for own, views in zip(vectors, exams, strict=True)]
+        return [self._report(*parts) for parts in zip(exams, beams, words_of, compared, strict=True)]
 
     def _batch(self, exams: Sequence[np.ndarray]) -> Batch:
         samples = [Sample("exam", image_VCHW, [], None) for image_VCHW in exams]
         return collate(samples).to(self.device)
 
     def _report(
-        self, views: np.ndarray, beam: Sequence[Hypothesis], words: Sequence[Word], vectors_VD: np.ndarray | None
+        self, views: np.ndarray, beam: Sequence[Hypothesis], words: Sequence[Word], compared: ViewFeatures | None
     ) -> GeneratedReport:
         best = beam[0]
         text = self.tokenizer.decode(best.token_ids)
@@ -211,10 +214,10 @@ class Predictor:
         alternatives = tuple(Alternative(*other) for other in by_text.items() if other[0] != text)
         distances: tuple[float, ...] = ()
         nearest: tuple[NearExam, ...] = ()
-        if self.statistics is not None and vectors_VD is not None:
-            distances = tuple(self.statistics.distances(vectors_VD).tolist())
+        if self.statistics is not None and compared is not None:
+            distances = tuple(self.statistics.distances(compared).tolist())
             if self.training_exams is not None:
-                nearest = self.training_exams.nearest(self.statistics, vectors_VD)
+                nearest = self.training_exams.nearest(self.statistics, compared)
         warnings = self._warnings(distances)
         if len(best.token_ids) == self.recipe.evaluate.max_length:
             warnings.append(f"cut at {len(best.token_ids)} tokens (evaluate.max_length)")
@@ -227,8 +230,8 @@ class Predictor:
         if self.statistics is None:
             return [f"the images are not compared with the training images: {self._no_statistics}"]
         return [
-            f"view {number} is unlike the training images: its features are {distance:.1f} times as far from theirs as "
-            f"those of {PERCENTILE} % of the validation exams"
+            f"view {number} is unlike the training images: it is {distance:.1f} times as far from them as "
+            f"{PERCENTILE} % of the validation exams"
             for number, distance in enumerate(distances, 1)
             if distance > 1
         ]

@@ -46,7 +46,7 @@ print(model.report(["left.png", "right.png"]))  # the views of one exam, in the 
 - It is no medical device. No report may be used for a patient without a physician who reads the images.
 - It invents findings and omits findings, in fluent sentences. Words and form are those of its training reports.
 - Scores hold for exams like those of the test split. On images of other scanners, hospitals or organs they are lower.
-  A report carries a warning if the encoder's features of an image are unlike those of the training images; an image
+  A report carries a warning if an image is farther from the training images than 99 % of the validation exams; an image
   without the warning can still be of another kind.
 
 ## Files

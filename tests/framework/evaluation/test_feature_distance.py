@@ -22,6 +22,8 @@ from framework.evaluation.feature_distance import (
     TRAINING_EXAMS,
     FeatureStatistics,
     TrainingExams,
+    ViewFeatures,
+    layout,
     view_vectors,
 )
 from framework.evaluation.predict import Predictor
@@ -32,10 +34,15 @@ DRAW = np.random.default_rng(0)
 NOISE = DRAW.integers(0, 255, (48, 64), dtype=np.uint8)
 
 
-def exams(count: int, scale: float = 1.0, shift: float = 0.0) -> list[np.ndarray]:
-    """Features of exams with one to three views; the directions have very different variances."""
-    width = np.geomspace(1, 0.01, 8)
-    return [shift + scale * width * DRAW.normal(size=(1 + number % 3, 8)) for number in range(count)]
+def exams(count: int) -> list[ViewFeatures]:
+    """Features of exams with one to three views; the features of the encoder are strongly correlated."""
+    views = [1 + number % 3 for number in range(count)]
+    mixing = np.eye(8) + 10
+    return [ViewFeatures(DRAW.normal(size=(each, 8)) @ mixing, DRAW.normal(size=(each, 2))) for each in views]
+
+
+def one_view(encoder_D: np.ndarray, layout_P: tuple[float, float] = (0.0, 0.0)) -> ViewFeatures:
+    return ViewFeatures(encoder_D[None], np.array([layout_P]))
 
 
 @pytest.fixture
@@ -53,16 +60,29 @@ def test_one_percent_of_validation_exams_are_unlike_the_training_images() -> Non
 
 def test_a_small_step_against_the_correlation_of_features_is_far() -> None:
     statistics = FeatureStatistics.fit(exams(500), exams(100))
-    step = np.zeros((1, 8))
-    step[0, 0] = 0.5  # half a standard deviation of the widest direction
-    assert statistics.distances(step)[0] < 1
-    step[0, 0], step[0, -1] = 0, 0.5
-    assert statistics.distances(step)[0] > 3
+    together, against = np.full(8, 20.0), np.array([20.0, *[0.0] * 7])
+    assert statistics.distances(one_view(together))[0] < 1 < 2 < statistics.distances(one_view(against))[0]
+    assert statistics.distances(one_view(np.zeros(8), (0.0, 9.0)))[0] > 1, "the layout alone"
 
 
 def test_fewer_exams_than_features_have_statistics() -> None:
     statistics = FeatureStatistics.fit(exams(2), exams(1))
-    assert np.isfinite(statistics.whitening_DD).all() and np.isfinite(statistics.distances(exams(1)[0])).all()
+    assert np.isfinite(statistics.encoder.whitening_DD).all() and np.isfinite(statistics.distances(exams(1)[0])).all()
+
+
+def test_cells_that_never_vary_do_not_outweigh_the_others() -> None:
+    black = [ViewFeatures(each.encoder_VD, each.layout_VP * [1.0, 0.0]) for each in exams(200)]
+    statistics = FeatureStatistics.fit(black[:150], black[150:])
+    assert statistics.distances(one_view(np.zeros(8), (0.0, 0.05)))[0] < 1
+
+
+def test_the_layout_is_mean_and_deviation_of_each_cell() -> None:
+    image_VCHW = np.zeros((1, 2, 17, 17), np.uint8)
+    image_VCHW[..., 16] = 255  # fills no cell
+    image_VCHW[0, :, 0, 2:4] = 255, 255
+    found = layout(image_VCHW).reshape(2, 8, 8)
+    assert found.shape == (2, 8, 8) and found[0, 0, 1] == found[1, 0, 1] == 0.5
+    assert np.count_nonzero(found) == 2
 
 
 @pytest.mark.parametrize("gives", ["patches", "pooled"])
@@ -163,7 +183,7 @@ def test_training_exams_of_other_weights_are_not_used(run: Path) -> None:
     manifest = json.loads((run / "model" / MANIFEST).read_text())
     manifest["model.safetensors"][1] = "0" * 64
     (run / "model" / MANIFEST).write_text(json.dumps(manifest))
-    statistics = SimpleNamespace(mean_D=np.zeros(64))
+    statistics = SimpleNamespace(encoder=SimpleNamespace(mean_D=np.zeros(64)))
     assert TrainingExams.load(run, statistics) is None  # type: ignore[arg-type]
 
 
@@ -172,11 +192,11 @@ def test_damaged_features_are_refused(run: Path, change: str) -> None:
     path = run / "model" / FEATURES
     arrays = load_file(path)
     if change == "shape":
-        arrays["mean"] = arrays["mean"][1:]
+        arrays["encoder.mean_D"] = arrays["encoder.mean_D"][1:]
     elif change == "values":
-        arrays["whitening"][0, 0] = np.nan
+        arrays["layout.whitening_DD"][0, 0] = np.nan
     elif change == "name":
-        arrays["other"] = arrays.pop("mean")
+        arrays["other"] = arrays.pop("layout.mean_D")
     save_file(arrays, path)
     if change == "text":
         path.write_text("no tensors")
@@ -188,7 +208,7 @@ def test_damaged_features_are_refused(run: Path, change: str) -> None:
 
 
 def test_damaged_training_exams_are_refused(run: Path) -> None:
-    path, statistics = run / TRAINING_EXAMS, FeatureStatistics.load(run / "model", 64)
+    path, statistics = run / TRAINING_EXAMS, FeatureStatistics.load(run / "model", 64, 32)
     assert statistics is not None
     found = TrainingExams.load(run, statistics)
     assert found is not None
