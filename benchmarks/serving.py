@@ -106,7 +106,7 @@ def main() -> None:
     parse.add_argument("--recipe", default="breast", help="that is trained first, unless there is --run")
     parse.add_argument("--epochs", type=int, default=2, help="of the training; speed hardly depends on it")
     parse.add_argument("--run", type=Path, help="a trained run")
-    parse.add_argument("--requests", type=int, default=80)
+    parse.add_argument("--requests", type=int, default=64)
     parse.add_argument("--clients", type=int, nargs="+", default=[1, 8])
     parse.add_argument("--serve", type=Path, help="(serves this run)")
     parse.add_argument("--one-by-one", action="store_true", help="(without batches)")
@@ -130,7 +130,7 @@ def main() -> None:
                     for name in names:
                         seconds, total = seconds_of(addresses[name], exams, clients)
                         rates[name].append(len(exams) / total)
-                        tails[name].append(statistics.quantiles(seconds, n=20)[-1])
+                        tails[name].append(statistics.quantiles(seconds, n=20, method="inclusive")[-1])
                 rows += rows_of(f"clients {clients}", "requests/s", rates)
                 rows += rows_of(f"clients {clients}, p95", "s", tails)
     write(rows, options, ("fastapi", "uvicorn"))

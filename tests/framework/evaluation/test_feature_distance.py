@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from harness import problem
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import sonoscribe
 from framework.build import build_dataset, run_recipe
 from framework.checkpoint.export import FEATURES, MANIFEST, verify_model, write_manifest
+from framework.cli import main
 from framework.evaluation.evaluate import evaluate_run
 from framework.evaluation.feature_distance import (
     NEAREST,
@@ -26,6 +28,7 @@ from framework.evaluation.feature_distance import (
     layout,
     view_vectors,
 )
+from framework.evaluation.model_selection import ModelSelection
 from framework.evaluation.predict import Predictor
 from framework.evaluation.predict_exams import ListedExam, predict_exams
 from framework.exam import Batch, Features
@@ -158,6 +161,29 @@ def test_a_view_of_another_kind_has_a_warning_everywhere(
     predict_exams(smoke_run, [ListedExam("1", tmp_path, ("1.png",))], tmp_path / "out.jsonl")
     (row,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
     assert row["warnings"] and row["warnings"][0].startswith("view 1 ")
+
+
+def test_an_ensemble_has_the_distances_of_its_own_model_and_averaged_weights_have_none(
+    smoke_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Predictor(smoke_run)
+    ensemble = Predictor(smoke_run, None, ModelSelection(others=(smoke_run,)))
+    expected, report = own.report([NOISE]), ensemble.report([NOISE])
+    assert report.distances == pytest.approx(expected.distances) and report.warnings == expected.warnings
+    assert report.nearest[0].id == expected.nearest[0].id
+    monkeypatch.setattr("framework.evaluation.predict.load_models", lambda *_: (own.task, []))
+    averaged = Predictor(smoke_run, None, ModelSelection(average=2)).report([NOISE])
+    assert averaged.distances == () and averaged.nearest == () and "averaged weights" in averaged.warnings[0]
+
+
+def test_predict_prints_warnings_beside_the_report(
+    smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(NOISE).save(tmp_path / "view.png")
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(smoke_run), str(tmp_path / "view.png")])
+    printed = capsys.readouterr()
+    assert not ended.value.code and "view 1 is unlike" in printed.err and "unlike" not in printed.out
 
 
 def test_a_model_without_features_says_so_and_evaluate_adds_them(
