@@ -9,6 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from framework.distributed.compiled import compile_error
 from framework.distributed.micro_batch import resolve_batch_plan, step_out_of_memory
 from framework.distributed.prepare import prepare
 from framework.evaluation.evaluate import evaluate_split, generate_reports, strongest_baselines
+from framework.evaluation.feature_distance import write_features
 from framework.evaluation.terms import mean_terms
 from framework.exam import Batch
 from framework.recipe import Recipe
@@ -285,14 +287,15 @@ class Trainer:
                     names = [name for name in table_columns(scores) if name in scores[row]]
                     values |= {f"final/{split}/{row}/{name}": scores[row][name] for name in names}
                 self.tracker.scalars(state.step, values)
+            folder, before_batch = self.training_run.folder, partial(self._before_batch, "computing features")
+            write_features(accelerator, task, self.components, recipe, folder, before_batch)
         print_scores("test", scores, self.components.scorer.segmentation)
         on_main(accelerator, lambda: print_examples(self.training_run.folder / "predictions" / "test.jsonl"))
         from framework.pages.run_page import write_page  # matplotlib is slow to import
 
-        page = on_main(accelerator, lambda: write_page(self.training_run.folder, self.components))
-        on_main(accelerator, lambda: write_model_card(self.training_run.folder, self.components.exams))
+        page = on_main(accelerator, lambda: write_page(folder, self.components))
+        on_main(accelerator, lambda: write_model_card(folder, self.components.exams))
         write_cost(self.training_run, self.strategy)
-        folder = self.training_run.folder
         print0("\n        ".join([f"\nrun     {folder}\nopen    {page}", *self.tracker.hints]))
 
     def _load_best(self, task: ReportTask) -> None:
@@ -312,10 +315,10 @@ class Trainer:
     def _monitor(self) -> str:
         return self.recipe.evaluate.monitor_words
 
-    def _before_batch(self) -> None:
-        """Called before each batch while reports are generated, equally often on every process."""
-        self.training_run.monitor.at("generating reports")
-        self.display.show("generating reports")
+    def _before_batch(self, doing: str = "generating reports") -> None:
+        """Called before each batch that is not trained on, equally often on every process."""
+        self.training_run.monitor.at(doing)
+        self.display.show(doing)
         self._handle_stop()
 
     def _before_scoring(self) -> None:

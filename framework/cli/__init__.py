@@ -52,6 +52,7 @@ VERBS = (
     runs.evaluate,
     runs.predict,
     runs.report,
+    runs.serve,
 )
 for _verb in VERBS:
     app.command()(_verb)

@@ -187,9 +187,12 @@ def predict(
 
         found: dict[str, Any] = {"images": [str(image) for image in images or []], "report": report.text}
         found |= {"confidence": round(report.confidence, 4), "calibrated": report.calibrated}
-        found |= {"findings": finding_rows(report.findings)}
+        found |= {"findings": finding_rows(report.findings), "warnings": report.warnings}
+        found |= {"nearest": [exam._asdict() for exam in report.nearest]}
         print_json(found if unsure is None else {**found, "unsure": finding_rows(report.unsure(unsure))})
         return
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     print(report)
     if unsure is not None:
         for finding in report.unsure(unsure):
@@ -217,6 +220,28 @@ def report(
     from framework.evaluation.report import compare_runs, draw_run
 
     print(draw_run(runs[0]) if len(runs) == 1 else compare_runs(runs, out or Path("compare.html")))
+
+
+def serve(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="The folders of runs, or of exported models.")],
+    host: Annotated[str, typer.Option(help="Address or name to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.")] = 8000,
+    queue: Annotated[int, typer.Option(min=1, help="Open requests; those beyond get 429 with Retry-After.")] = 16,
+    num_beams: Annotated[int | None, typer.Option(min=1, help="Beam width; default: the recipe's.")] = None,
+    trust: Trust = False,
+) -> None:
+    """Try models on a local page and by JSON: drop images, and see the report with where the model looked. For research
+    only; not a medical device."""
+    for run in runs:
+        _require_runs(run, None, trust)
+    try:
+        from framework.serve.command import serve_runs
+    except ModuleNotFoundError as error:
+        if str(error.name).split(".")[0] not in ("fastapi", "python_multipart", "starlette", "uvicorn"):
+            raise
+        hint = "pip install 'sonoscribe[serve]'"
+        raise UserError("missing-package", f"'{error.name}' is not installed", place="serve", hint=hint) from None
+    serve_runs(runs, host, port, queue, num_beams)
 
 
 def list_runs(

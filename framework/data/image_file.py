@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -84,35 +87,58 @@ class FileView:
             OSError: the file is not an image, is truncated, has several pages, is 16-bit colour of a low range,
                 needs a window, or claims more than `MAX_PIXELS` pixels. With an errno if the system could not read it.
         """
-        try:
+        with _named(self.path):
             if not stat.S_ISREG(Path(self.path).stat().st_mode):
                 raise OSError(f"{self.path}: not a regular file")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS follows
-                # A file, not its path: of a path, PIL maps a turned TIFF into memory with width and height swapped.
-                with Path(self.path).open("rb") as file, Image.open(file, formats=FORMATS) as image:
-                    width, height = image.size
-                    if width * height > MAX_PIXELS:
-                        raise OSError(f"{self.path}: {width} x {height} pixels, more than {MAX_PIXELS:,}; not decoded")
-                    if (pages := _pages(image)) > 1:
-                        raise OSError(
-                            f"{self.path}: holds {pages} pages; save each as a file and list it as a view of the exam"
-                        )
-                    return _grey_or_colour(image, self.path, self.window)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{self.path}: no such file") from None
-        except Image.DecompressionBombError:
-            raise OSError(f"{self.path}: more than {MAX_PIXELS:,} pixels; not decoded") from None
-        except Image.UnidentifiedImageError:
-            raise OSError(f"{self.path}: not an image in {', '.join(FORMATS)}") from None
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error) as error:
-            if str(error).startswith(self.path):
-                raise
-            if isinstance(error, OSError) and error.errno is not None:  # of the system; PIL's own have no number
-                reason = (error.strerror or type(error).__name__).lower()
-                raise _OfSystemError(error.errno, f"{self.path}: cannot be read: {reason}") from None
-            # PIL's decoders raise many kinds of errors on damaged files.
-            raise OSError(f"{self.path}: damaged or truncated, decoding failed ({error})") from None
+            # A file, not its path: of a path, PIL maps a turned TIFF into memory with width and height swapped.
+            with Path(self.path).open("rb") as file:
+                return _decoded(file, self.path, self.window, MAX_PIXELS)
+
+
+def read_image(content: bytes, name: str, max_pixels: int) -> np.ndarray:
+    """The image in the content of a file, as `FileView.load` returns it.
+
+    Args:
+        name: of the file, for messages.
+
+    Raises:
+        OSError: as `FileView.load`.
+    """
+    with _named(name):
+        return _decoded(io.BytesIO(content), name, None, max_pixels)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Turns every error of a file or of PIL into an OSError whose text begins with the file's name."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{name}: no such file") from None
+    except Image.DecompressionBombError:
+        raise OSError(f"{name}: more than {MAX_PIXELS:,} pixels; not decoded") from None
+    except Image.UnidentifiedImageError:
+        raise OSError(f"{name}: not an image in {', '.join(FORMATS)}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error) as error:
+        if str(error).startswith(name):
+            raise
+        if isinstance(error, OSError) and error.errno is not None:  # of the system; PIL's own have no number
+            reason = (error.strerror or type(error).__name__).lower()
+            raise _OfSystemError(error.errno, f"{name}: cannot be read: {reason}") from None
+        # PIL's decoders raise many kinds of errors on damaged files.
+        raise OSError(f"{name}: damaged or truncated, decoding failed ({error})") from None
+
+
+def _decoded(file: BinaryIO, name: str, window: tuple[float, float] | None, max_pixels: int) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels follows
+        with Image.open(file, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise OSError(f"{name}: {width} x {height} pixels, more than {max_pixels:,}; not decoded")
+            if (pages := _pages(image)) > 1:
+                raise OSError(f"{name}: holds {pages} pages; save each as a file and list it as a view of the exam")
+            return _grey_or_colour(image, name, window)
 
 
 class _OfSystemError(OSError):

@@ -27,6 +27,7 @@ from framework.evaluation.calibration import (
     write_calibration,
 )
 from framework.evaluation.confidence import confidence_summary
+from framework.evaluation.feature_distance import write_missing_features
 from framework.evaluation.model_selection import BEST, ModelSelection, load_models, with_augmented_copies
 from framework.evaluation.terms import fits_in_memory, mean_terms
 from framework.evaluation.words import words_of_reports
@@ -445,6 +446,8 @@ def evaluate_run(
         written_by=descriptions,
         alone=not selection.label,
     )
+    if not label:
+        write_missing_features(accelerator, task, components, recipe, run)
     print_scores(f"{split}, {label}" if label else split, scores, components.scorer.segmentation)
     if label:
         for number, description in enumerate(descriptions, 1):

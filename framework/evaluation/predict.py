@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +19,19 @@ from framework.data.image_cache import fit
 from framework.data.image_file import FileView, is_blank
 from framework.data.loading import Sample, collate
 from framework.evaluation.calibration import model_temperature
+from framework.evaluation.feature_distance import (
+    PERCENTILE,
+    FeatureStatistics,
+    NearExam,
+    TrainingExams,
+    ViewFeatures,
+    layout,
+    view_vectors,
+)
 from framework.evaluation.model_selection import BEST, ModelSelection, load_models, with_augmented_copies
 from framework.evaluation.words import words_of_reports
-from framework.models.generation import generate
+from framework.exam import Batch
+from framework.models.generation import Hypothesis, beam_search
 from framework.models.topic_head import read_topic_head
 from framework.models.views import require_view_count
 from framework.recipe import load_saved_recipe
@@ -29,6 +40,13 @@ from framework.text.findings.confidence import UNSURE, Finding, findings_of
 from framework.text.words import Word, report_confidence
 
 View = str | os.PathLike[str] | np.ndarray
+
+
+class Alternative(NamedTuple):
+    """Another report of the beam, with the logarithm of its probability."""
+
+    text: str
+    logprob: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +59,21 @@ class GeneratedReport:
         views: the images as the model saw them, uint8 [V, C, H, W].
         calibrated: whether confidences are those of a model with a calibration.
         told_topic: the topic that the model's topic head tells, by its number and words; None without one.
+        logprob: the logarithm of the report's probability.
+        alternatives: the other reports of the beam, in the order of the search; none for a beam of 1.
+        distances: of each view to the training images; a view above 1 is unlike them, see `FeatureStatistics`. Empty if
+            the model has no features of them.
+        nearest: training exams with the most similar features, the nearest first. Empty for a model without its run.
     """
 
     text: str
     words: tuple[Word, ...]
     warnings: tuple[str, ...]
     views: np.ndarray
+    logprob: float = math.nan
+    alternatives: tuple[Alternative, ...] = ()
+    distances: tuple[float, ...] = ()
+    nearest: tuple[NearExam, ...] = ()
     calibrated: bool = False
     told_topic: str | None = None
 
@@ -73,19 +100,26 @@ class GeneratedReport:
     def __hash__(self) -> int:
         return hash(self.text)
 
-    def _repr_html_(self) -> str:
-        from framework.pages.exam_card import exam_card, exam_frame, word_rows
+    def card(self, exam_id: str = "exam") -> dict[str, Any]:
+        """What the templates of an exam show."""
+        from framework.pages.exam_card import exam_card, word_rows
 
-        card = exam_card(
-            "exam",
+        shown = exam_card(
+            exam_id,
             self.views,
             self.text,
             word_rows(self.words),
             warnings=self.warnings,
             calibrated=self.calibrated,
             told_topic=self.told_topic,
+            nearest=self.nearest,
         )
-        return exam_frame(card)
+        return {**shown, "logprob": self.logprob, "alternatives": self.alternatives}
+
+    def _repr_html_(self) -> str:
+        from framework.pages.exam_card import exam_frame
+
+        return exam_frame(self.card())
 
 
 class Predictor:
@@ -119,6 +153,15 @@ class Predictor:
         # Both belong to the run's best model alone.
         self.temperature = None if selection.label else model_temperature(model)
         self.topic_head = None if selection.label else read_topic_head(model)
+        self.statistics: FeatureStatistics | None = None
+        self.training_exams: TrainingExams | None = None
+        self._no_statistics = "the model has no features of them; `launch.py evaluate RUN` adds them"
+        if selection.average > 1:
+            self._no_statistics = "averaged weights give other features than those that the model was saved with"
+        else:  # of an ensemble, the features of the first member, which is the run's own model
+            self.statistics = FeatureStatistics.load(model, task.encoder.width, self.recipe.data.image_size)
+        if self.statistics is not None and not is_model:
+            self.training_exams = TrainingExams.load(folder, self.statistics)
 
     def report(self, images: Sequence[View]) -> GeneratedReport:
         """The report of one exam.
@@ -160,33 +203,83 @@ class Predictor:
     @torch.no_grad()
     def features(self, exams: Sequence[np.ndarray]) -> Any:
         """The encoder's features of exams from `load`."""
-        batch = collate([Sample("exam", image_VCHW, [], None) for image_VCHW in exams])
-        return self.task.features(batch.to(self.device))
+        return self.task.features(self._batch(exams))
 
-    def generate(self, exams: Sequence[np.ndarray]) -> list[str]:
-        """The texts of the reports of exams from `load`, in one batch."""
-        return [self.tokenizer.decode(ids) for ids in self._search(self.features(exams))]
+    @torch.no_grad()
+    def reports_of(self, exams: Sequence[np.ndarray], *, words: bool = True) -> list[GeneratedReport]:
+        """The reports of exams from `load`, in one batch.
 
-    def _search(self, features: Any) -> list[list[int]]:
-        return generate(self.task.decoder, features, num_beams=self.num_beams, **self.recipe.evaluate.search)
+        Args:
+            words: False leaves `GeneratedReport.words` empty, which saves two passes of the decoder.
+        """
+        batch = self._batch(exams)
+        features = self.task.features(batch)
+        beams = beam_search(self.task.decoder, features, num_beams=self.num_beams, **self.recipe.evaluate.search)
+        words_of: list[list[Word]] = [[] for _ in exams]
+        if words:
+            best = [hypotheses[0].token_ids for hypotheses in beams]
+            views = [len(image_VCHW) for image_VCHW in exams]
+            words_of = words_of_reports(self.task, features, best, self.tokenizer, views, self.temperature)
+        compared: list[ViewFeatures | None] = [None for _ in exams]
+        if self.statistics is not None:
+            vectors = view_vectors(self.task.encoder, batch)
+            compared = [ViewFeatures(own, layout(views)) for own, views in zip(vectors, exams, strict=True)]
+        head = self.topic_head
+        topics: list[str | None] = [None for _ in exams]
+        if head is not None:
+            topics = [head.name(told.topic) for told in head.told(features.pooled_BD)]
+        return [self._report(*parts) for parts in zip(exams, beams, words_of, compared, topics, strict=True)]
 
-    def reports_of(self, exams: Sequence[np.ndarray]) -> list[GeneratedReport]:
-        """The reports of exams from `load`, in one batch, with their words."""
-        features, most = self.features(exams), self.recipe.evaluate.max_length
-        token_ids, head = self._search(features), self.topic_head
-        view_counts = [len(views) for views in exams]
-        words = words_of_reports(self.task, features, token_ids, self.tokenizer, view_counts, self.temperature)
-        topics = [None] * len(exams) if head is None else [head.name(t.topic) for t in head.told(features.pooled_BD)]
+    def _batch(self, exams: Sequence[np.ndarray]) -> Batch:
+        samples = [Sample("exam", image_VCHW, [], None) for image_VCHW in exams]
+        return collate(samples).to(self.device)
+
+    def _report(
+        self,
+        views: np.ndarray,
+        beam: Sequence[Hypothesis],
+        words: Sequence[Word],
+        compared: ViewFeatures | None,
+        topic: str | None,
+    ) -> GeneratedReport:
+        best = beam[0]
+        text = self.tokenizer.decode(best.token_ids)
+        by_text: dict[str, float] = {}  # hypotheses of other tokens may have the same text
+        for other in beam:
+            if math.isfinite(other.logprob):
+                by_text.setdefault(self.tokenizer.decode(other.token_ids), other.logprob)
+        alternatives = tuple(Alternative(*other) for other in by_text.items() if other[0] != text)
+        distances: tuple[float, ...] = ()
+        nearest: tuple[NearExam, ...] = ()
+        if self.statistics is not None and compared is not None:
+            distances = tuple(self.statistics.distances(compared).tolist())
+            if self.training_exams is not None:
+                nearest = self.training_exams.nearest(self.statistics, compared)
+        warnings = self._warnings(distances)
+        if len(best.token_ids) == self.recipe.evaluate.max_length:
+            warnings.append(f"cut at {len(best.token_ids)} tokens (evaluate.max_length)")
+        return GeneratedReport(
+            text,
+            tuple(words),
+            tuple(warnings),
+            views,
+            best.logprob,
+            alternatives,
+            distances,
+            nearest,
+            calibrated=self.temperature is not None,
+            told_topic=topic,
+        )
+
+    def _warnings(self, distances: Sequence[float]) -> list[str]:
+        """A sentence for each view that is unlike the training images, or one that they are not compared."""
+        if self.statistics is None:
+            return [f"the images are not compared with the training images: {self._no_statistics}"]
         return [
-            GeneratedReport(
-                self.tokenizer.decode(ids),
-                tuple(own),
-                (f"cut at {len(ids)} tokens (evaluate.max_length)",) if len(ids) == most else (),
-                views,
-                self.temperature is not None,
-                topic,
-            )
-            for ids, own, views, topic in zip(token_ids, words, exams, topics, strict=True)
+            f"view {number} is unlike the training images: it is {distance:.1f} times as far from them as "
+            f"{PERCENTILE} % of the validation exams"
+            for number, distance in enumerate(distances, 1)
+            if distance > 1
         ]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from framework.checkpoint.export import MANIFEST, WEIGHTS
+from framework.checkpoint.export import COPY, FEATURES, MANIFEST, WEIGHTS
 from framework.data.image_file import inside
 from framework.data.image_folder import SUFFIXES, by_number
 from framework.evaluation.model_selection import BEST, ModelSelection
@@ -20,7 +20,7 @@ from framework.evaluation.predict import Predictor
 from framework.exam import ExamError
 from framework.runtime.console import print0
 from framework.runtime.errors import Problem, UserError
-from framework.runtime.files import atomic_write, digest, named_in_errors, read_bounded, read_lines
+from framework.runtime.files import atomic_write, named_in_errors, read_bounded, read_lines, read_object
 from framework.runtime.live import ProgressBar
 from framework.runtime.memory import is_out_of_memory
 from framework.text.findings.confidence import Finding
@@ -146,7 +146,8 @@ def predict_exams(
     batch_size: int | None = None,
     unsure: float | None = None,
 ) -> None:
-    """Appends a line to `out` for each exam that it does not contain: `{id, report, model}`, or `{id, error, model}`.
+    """Appends a line to `out` for each exam that it does not contain: `{id, report, model}`, with `warnings` if there
+    are any, or `{id, error, model}`.
 
     Lines with an error are removed first, so that these exams are tried again.
 
@@ -202,18 +203,18 @@ def _predicted(
             errors += ExamError(exam.id, error.code, reason).problems
             found[exam.id] = {"id": exam.id, "error": reason}
     try:
-        rows: list[dict[str, Any]] = []
-        if images and unsure is None:
-            rows = [{"report": text} for text in predictor.generate(list(images.values()))]
-        elif images and unsure is not None:
-            reports = predictor.reports_of(list(images.values()))
-            rows = [{"report": each.text, "unsure": finding_rows(each.unsure(unsure))} for each in reports]
+        reports = predictor.reports_of(list(images.values()), words=unsure is not None) if images else []
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         hint = f"Set --batch-size {max(1, len(images) // 2)}, or a smaller --num-beams."
         raise UserError("out-of-memory", f"{len(images)} exams at a time", place="--batch-size", hint=hint) from error
-    found |= {exam_id: {"id": exam_id, **row} for exam_id, row in zip(images, rows, strict=True)}
+    for exam_id, report in zip(images, reports, strict=True):
+        found[exam_id] = {"id": exam_id, "report": report.text}
+        if report.warnings:
+            found[exam_id]["warnings"] = list(report.warnings)
+        if unsure is not None:
+            found[exam_id]["unsure"] = finding_rows(report.unsure(unsure))
     return [found[exam.id] for exam in exams]
 
 
@@ -229,7 +230,10 @@ def _model_key(run: Path, selection: ModelSelection, predictor: Predictor) -> st
     """12 hex digits that change with the models and the search."""
     folders = [run if (run / WEIGHTS).is_file() else run / "model", *(other / "model" for other in selection.others)]
     search = {**predictor.recipe.evaluate.search, "num_beams": predictor.num_beams}
-    key = [[digest(folder / MANIFEST) for folder in folders], selection.average, selection.ensemble, search]
+    manifests = [read_object(folder / MANIFEST, COPY) for folder in folders]
+    for manifest in manifests:
+        manifest.pop(FEATURES, None)  # `evaluate` adds it to a model that lacks it
+    key = [manifests, selection.average, selection.ensemble, search]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
 

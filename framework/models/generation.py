@@ -5,7 +5,7 @@ Shapes: B exams, K beams, R rows (the beams of all unfinished exams), T tokens s
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,18 @@ def forbid_repeats(scores_RW: Tensor, tokens_RT: Tensor, ngram_size: int) -> Ten
 def steps_between_checks(device: torch.device) -> int:
     """Steps between looks at which exams are finished. A look at a GPU waits for it, and finished exams cost a CPU."""
     return 1 if device.type == "cpu" else 8
+
+
+class Hypothesis(NamedTuple):
+    """A report of the beam.
+
+    Attributes:
+        token_ids: without BOS and EOS.
+        logprob: its log-probability, EOS included.
+    """
+
+    token_ids: list[int]
+    logprob: float
 
 
 class _Beams:
@@ -80,11 +92,14 @@ class _Beams:
         self.tokens_BKT[..., length - 1] = tokens_BK
         return parents_BK
 
-    def best(self, exams_D: Tensor, length_penalty: float) -> dict[int, list[int]]:
-        """The report of each of these exams, by its place in the batch at the start."""
-        best_D = (self.scores_BK[exams_D] / self.lengths_BK[exams_D] ** length_penalty).argmax(1)
-        found = zip(self.exams_B[exams_D].tolist(), self.tokens_BKT[exams_D, best_D].tolist())
-        return {exam: [token for token in tokens if token not in (EOS, PAD)] for exam, tokens in found}
+    def ranked(self, exams_D: Tensor, length_penalty: float) -> dict[int, list[Hypothesis]]:
+        """The hypotheses of each of these exams, the best first, by its place in the batch at the start."""
+        penalized_DK = self.scores_BK[exams_D] / self.lengths_BK[exams_D] ** length_penalty
+        order_DK = penalized_DK.sort(dim=1, descending=True, stable=True).indices
+        scores_DK = self.scores_BK[exams_D].gather(1, order_DK)
+        tokens_DKT = self.tokens_BKT[exams_D[:, None], order_DK]
+        found = zip(self.exams_B[exams_D].tolist(), tokens_DKT.tolist(), scores_DK.tolist(), strict=True)
+        return {exam: [Hypothesis(_words(row), score) for row, score in zip(rows, own)] for exam, rows, own in found}
 
     def move(self, moves: Moves) -> None:
         """Keeps the exams that remain."""
@@ -92,8 +107,13 @@ class _Beams:
             setattr(self, name, moves.apply(tensor))
 
 
+def generate(decoder: Any, features: Features, **search: Any) -> list[list[int]]:
+    """The best report of each exam as token ids, without BOS and EOS. Takes the arguments of `beam_search`."""
+    return [hypotheses[0].token_ids for hypotheses in beam_search(decoder, features, **search)]
+
+
 @torch.no_grad()
-def generate(
+def beam_search(
     decoder: Any,
     features: Features,
     *,
@@ -101,8 +121,8 @@ def generate(
     num_beams: int = 1,
     length_penalty: float = 0.0,
     no_repeat_ngram_size: int = 0,
-) -> list[list[int]]:
-    """The best report of each exam as token ids, without BOS and EOS.
+) -> list[list[Hypothesis]]:
+    """The `num_beams` best reports of each exam, the best first.
 
     The score of a hypothesis is its log-probability divided by its length (EOS included) to the power `length_penalty`
     (0: the sum; 1: the mean). Finished hypotheses stay in the beam and compete. An exam is finished when all of its
@@ -119,7 +139,7 @@ def generate(
     cache = expand_beams(decoder.init_cache(features), num_beams)
     beams = _Beams(batch, num_beams, max_length, device)
     last_tokens_R = torch.full((batch * num_beams,), BOS, device=device)
-    reports: dict[int, list[int]] = {}
+    reports: dict[int, list[Hypothesis]] = {}
     for length in range(1, max_length + 1):
         logits_RW, cache = decoder.step(last_tokens_R, cache)
         if no_repeat_ngram_size:
@@ -132,7 +152,7 @@ def generate(
         if length % check_every == 0 or length == max_length:
             done_B = beams.finished_BK.all(1) | (length == max_length)
             done = done_B.nonzero().flatten()
-            reports |= beams.best(done, length_penalty)
+            reports |= beams.ranked(done, length_penalty)
             if len(reports) == batch:
                 break
             if len(done):
@@ -141,3 +161,7 @@ def generate(
                 beams.move(moves)
         last_tokens_R = beams.tokens_BKT[..., length - 1].flatten()
     return [reports[exam] for exam in range(batch)]
+
+
+def _words(tokens: list[int]) -> list[int]:
+    return [token for token in tokens if token not in (EOS, PAD)]

@@ -16,6 +16,7 @@ POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{}'; base-uri 'none'; "
     "form-action 'none'"
 )
+SCRIPT = "page.js"  # of every page
 
 
 def render(template: str, **context: Any) -> str:
@@ -41,19 +42,32 @@ def sort_key(value: float | str | None) -> str | None:
 
 
 def _environment() -> Environment:
-    loader = PackageLoader("framework.pages")
     environment = Environment(
-        loader=loader,
+        loader=PackageLoader("framework.pages"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["sort_key"] = sort_key
-    style, script = (loader.get_source(environment, name)[0] for name in ("style.css", "page.js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment.globals |= {"style": Markup(style), "script": Markup(script), "policy": POLICY.format(digest)}
+    environment.globals |= {"style": Markup(_source(environment, "style.css")), **_scripts(environment, SCRIPT)}
     return environment
+
+
+def _source(environment: Environment, name: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+def _scripts(environment: Environment, *names: str) -> dict[str, str]:
+    script = "".join(_source(environment, name) for name in names)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"script": Markup(script), "policy": POLICY.format(digest)}
+
+
+def with_script(name: str) -> dict[str, str]:
+    """Values for `render` that give a page a second script, and the policy that allows it: `script` and `policy`."""
+    return _scripts(_ENVIRONMENT, SCRIPT, name)
 
 
 _ENVIRONMENT = _environment()

@@ -10,10 +10,11 @@ from framework.data.leakage import PATIENTS_FILE, Patients
 from framework.data.loading import ExamSet
 from framework.models.external_weights import read_metadata
 from framework.recipe import Recipe, load_saved_recipe
-from framework.runtime.files import atomic_write, read_object
+from framework.runtime.files import atomic_write, read_bounded, read_object
 from framework.runtime.packages import package_versions
 from framework.scoring.table import HIGH, LOW, SHORT, VERSUS, Scores, describe_reports, table_columns, verdict
 
+LARGEST = 1_000_000  # bytes of a card that is shown
 TEMPLATE = """\
 # Ultrasound reports: {encoder} and {decoder}, trained on {dataset}
 
@@ -35,8 +36,9 @@ TEMPLATE = """\
 
 - It is no medical device. No report may be used for a patient without a physician who reads the images.
 - It invents findings and omits findings, in fluent sentences. Words and form are those of its training reports.
-- Scores hold for exams like those of the test split. On images of other scanners, hospitals or organs they are lower,
-  and the model does not say so.
+- Scores hold for exams like those of the test split. On images of other scanners, hospitals or organs they are lower.
+  A report carries a warning if an image is farther from the training images than 99 % of the validation exams; an image
+  without the warning can still be of another kind.
 
 ## Files
 
@@ -119,6 +121,18 @@ def write_model_card(run: Path, exams: Mapping[str, ExamSet]) -> None:
     scores = read_object(run / "scores.json", "Delete it; `launch.py evaluate RUN` writes it again.")
     recipe, counts = load_saved_recipe(model / "recipe.yaml"), {split: len(each) for split, each in exams.items()}
     atomic_write(model / CARD, model_card(recipe, counts, datasets, manifest[WEIGHTS][1], scores))
+
+
+def read_model_card(model: Path) -> str:
+    """The text of a model's card; empty if it has none."""
+    path = model / CARD
+    return read_bounded(path, LARGEST).decode("utf-8", "replace") if path.is_file() else ""
+
+
+def training_data(card: str) -> str:
+    """What a card says of the training data."""
+    section = card.partition("\n## Training data\n")[2].partition("\n## ")[0].strip()
+    return section.partition("\n\n")[0].replace("`", "") or "unknown data: the model has no card"
 
 
 def _needs(recipe: Recipe) -> str:

@@ -201,6 +201,23 @@ CODES: dict[str, tuple[str, str]] = {
         "Another version of Sonoscribe wrote the file.",
         "Use that version, or train again.",
     ),
+    # Requests to `serve`
+    "too-large": (
+        "A request has more bytes, images or exams than the server accepts.",
+        "Send less at once; the message names the limit.",
+    ),
+    "queue-full": (
+        "As many requests are waiting as the server accepts.",
+        "Send the request again after the seconds of the header Retry-After.",
+    ),
+    "foreign-request": (
+        "A request names another host than the server, or comes from a page of another site.",
+        "Open the page by the address that `serve` prints; name a further host by --host.",
+    ),
+    "internal-error": (
+        "The server failed for a reason that is not in the request.",
+        "Read the traceback in the terminal of the server, and report it.",
+    ),
     # Installation
     "no-shared-memory": (
         "The folder /dev/shm, through which processes share locks, is missing, full or not writable.",

@@ -81,7 +81,7 @@ def test_a_batch_of_exams_with_different_numbers_of_views_gives_the_reports_of_e
     files = [view(tmp_path / f"{number}.png", number) for number in range(4)]
     model = Predictor(smoke_run)
     exams = [files[:1], files[1:3], files[3:]]
-    assert model.generate([model.load(images) for images in exams]) == [model.report(images) for images in exams]
+    assert model.reports_of([model.load(images) for images in exams]) == [model.report(images) for images in exams]
 
 
 def test_findings_below_a_threshold_are_in_the_lines(smoke_run: Path, tmp_path: Path) -> None:
@@ -129,9 +129,9 @@ def test_an_interrupted_command_continues_after_the_last_whole_line(
     whole = out.read_bytes()
     out.write_bytes(whole[:-9])
     asked: list[int] = []
-    generate = Predictor.generate
+    reports_of = Predictor.reports_of
     monkeypatch.setattr(
-        Predictor, "generate", lambda self, images: [asked.append(len(images)), generate(self, images)][1]
+        Predictor, "reports_of", lambda self, images, **_: [asked.append(len(images)), reports_of(self, images)][1]
     )
     predict_exams(smoke_run, exams, out)
     assert out.read_bytes() == whole and asked == [1]
@@ -176,6 +176,8 @@ def test_the_report_of_one_exam_as_json(smoke_run: Path, tmp_path: Path, capsys:
     image = view(tmp_path / "1.png")
     with pytest.raises(SystemExit):
         main(["predict", str(smoke_run), str(image), "--json"])
-    found, report = json.loads(capsys.readouterr().out), Predictor(smoke_run).report([image])
-    assert found["images"] == [str(image)] and found["report"] == report
-    assert [each["finding"] for each in found["findings"]] == [f"{each}" for each in report.findings]
+    found, expected = json.loads(capsys.readouterr().out), Predictor(smoke_run).report([image])
+    assert found["images"] == [str(image)] and found["report"] == expected
+    assert [each["finding"] for each in found["findings"]] == [f"{each}" for each in expected.findings]
+    assert found["warnings"] == list(expected.warnings)
+    assert found["nearest"] == [exam._asdict() for exam in expected.nearest]

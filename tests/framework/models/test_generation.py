@@ -12,7 +12,7 @@ from plain_search import search_without_cache
 from framework.exam import BOS, EOS, Features
 from framework.models import generation, transformer_decoder
 from framework.models.ensemble import Ensemble, EnsembleFeatures
-from framework.models.generation import NEVER, forbid_repeats, generate, next_token_logprobs
+from framework.models.generation import NEVER, beam_search, forbid_repeats, generate, next_token_logprobs
 from framework.models.transformer_decoder import MultiHeadAttention
 from plugins.decoder.lstm_attention import LstmAttention
 from plugins.decoder.transformer import Transformer
@@ -68,6 +68,22 @@ def test_cached_search_equals_a_search_without_cache(num_beams: int, penalty: fl
                 assert report == search_without_cache(decoder, one, **options)
                 lengths.add(len(report))
     assert len(lengths) > 2, "reports of one length would not show that exams end on their own"
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_the_reports_of_a_beam_come_in_the_order_of_their_probability(penalty: float) -> None:
+    decoder, features = make_decoder(1), make_features(3)
+    for row, beam in enumerate(beam_search(decoder, features, max_length=LONGEST, num_beams=4, length_penalty=penalty)):
+        assert len({tuple(each.token_ids) for each in beam}) == len(beam) == 4
+        one = Features(*(part[row : row + 1] for part in features))
+        ranks = []
+        for token_ids, logprob in beam:
+            ended = [*token_ids, EOS] if len(token_ids) < LONGEST else token_ids
+            logits_1TW = decoder(one, torch.tensor([[BOS, *ended[:-1]]]))
+            expected = next_token_logprobs(logits_1TW)[0].gather(1, torch.tensor(ended)[:, None]).sum().item()
+            assert logprob == pytest.approx(expected, abs=1e-4)
+            ranks.append(logprob / len(ended) ** penalty)
+        assert ranks == sorted(ranks, reverse=True)
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from framework import trainer
 from framework.build import build_components
-from framework.checkpoint.export import ModelTexts, verify_model
+from framework.checkpoint.export import FEATURES, ModelTexts, publish_model, verify_model
 from framework.checkpoint.format import (
     CheckpointError,
     RetentionPolicy,
@@ -263,6 +263,17 @@ def test_a_best_checkpoint_with_a_damaged_file_that_its_model_does_not_need_stay
     verify_model(run / "model")
     verify_model(best / "model")  # made again from the published one
     assert load_file(run / "model" / "model.safetensors")["encoder.weight"].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_best_checkpoint_is_made_whole_from_a_published_model_with_features(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "run.name=mine", "resume=auto")
+    run = tmp_path / "smoke" / "mine"
+    best, _ = write(run, recipe, 1), write(run, recipe, 2, best_step=1)
+    publish_model(run / "model", run / "model", {FEATURES: b"features"})
+    verify_model(run / "model")
+    (best / "model" / "tokenizer.json").unlink()
+    open_run(recipe)
+    assert verify_checkpoint(best) is None
 
 
 def test_an_edit_of_the_published_recipe_leaves_the_checkpoint_as_it_is(tmp_path: Path) -> None:
