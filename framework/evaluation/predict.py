@@ -104,7 +104,7 @@ class GeneratedReport:
         """What the templates of an exam show."""
         from framework.pages.exam_card import exam_card, word_rows
 
-        shown = exam_card(
+        return exam_card(
             exam_id,
             self.views,
             self.text,
@@ -113,8 +113,9 @@ class GeneratedReport:
             calibrated=self.calibrated,
             told_topic=self.told_topic,
             nearest=self.nearest,
+            logprob=self.logprob,
+            alternatives=self.alternatives,
         )
-        return {**shown, "logprob": self.logprob, "alternatives": self.alternatives}
 
     def _repr_html_(self) -> str:
         from framework.pages.exam_card import exam_frame

@@ -66,6 +66,8 @@ def exam_card(
     true_topic: str | None = None,
     told_topic: str | None = None,
     nearest: Sequence[Any] = (),
+    logprob: float | None = None,
+    alternatives: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """What the macro `exam` shows.
 
@@ -76,6 +78,8 @@ def exam_card(
         true_topic: of the reference; None without topics.
         told_topic: by the topic head.
         nearest: training exams with the most similar images, each with `id` and `report`.
+        logprob: the logarithm of the report's probability; needed with `alternatives`.
+        alternatives: other reports of the beam, each with `text` and `logprob`.
     """
     compared = None if reference is None else compare(report, reference)
     marks = _marks((each.kind, each.spans) for each in compared or ())
@@ -102,6 +106,8 @@ def exam_card(
         "true_topic": true_topic,
         "told_topic": told_topic,
         "nearest": list(nearest),
+        "logprob": logprob,
+        "alternatives": list(alternatives),
         "warnings": warnings,
     }
 
