@@ -16,7 +16,7 @@ LEVELS = (
     ("build", "train_step"),
     ("run", "pages"),
     ("evaluation",),
-    ("grid", "plan"),
+    ("grid", "plan", "deploy"),
     ("trainer", "testing"),
     ("cli",),
 )

@@ -126,6 +126,11 @@ def model_problems(folder: Path) -> list[Problem]:
     ]
 
 
+def model_folder(folder: Path) -> Path:
+    """The folder of an exported model, given it or the folder of its run."""
+    return folder if (folder / WEIGHTS).is_file() else folder / "model"
+
+
 def verify_model(folder: Path) -> None:
     """Checks every file of an exported model against its manifest. Called once wherever a model is loaded.
 
