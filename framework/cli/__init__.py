@@ -51,6 +51,8 @@ VERBS = (
     runs.evaluate,
     runs.predict,
     models.export,
+    models.push,
+    models.pull,
 )
 for _verb in VERBS:
     app.command()(_verb)

@@ -1,1 +1,1 @@
-"""Takes a model elsewhere: programs for ONNX Runtime and torch.export."""
+"""Takes a model elsewhere: programs for ONNX Runtime and torch.export, and the model hub."""

@@ -14,6 +14,7 @@ from framework.runtime.files import atomic_write, read_object
 from framework.runtime.packages import package_versions
 from framework.scoring.table import HIGH, LOW, SHORT, VERSUS, Scores, describe_reports, table_columns, verdict
 
+PLACEHOLDER = "THIS_FOLDER"  # where the lines of use name the model
 TEMPLATE = """\
 # Ultrasound reports: {encoder} and {decoder}, trained on {dataset}
 
