@@ -225,7 +225,7 @@ def _describe(
         "language": language,
         "images": {
             "channels": "grey" if data.channels == 1 else "red, green, blue",
-            "values": "0 to 255; the program scales and standardizes them",
+            "normalization": "none: bytes from 0 to 255, which the program scales and standardizes",
             "size": data.image_size,
             "resize": "bilinear into a square with the proportions kept, padded with black",
             "autocontrast": data.autocontrast,

@@ -20,6 +20,7 @@ from torch.export import Dim, ExportedProgram
 
 from framework.exam import BOS, Features, scaled
 from framework.models.cache import tensors_of, with_tensors
+from framework.models.exporting import exporting
 from framework.runtime.errors import UserError, first_line
 
 FIELDS = {"patches": {"patches": "patches_BND", "patch_mask": "patch_mask_BN"}, "pooled": {"pooled": "pooled_BD"}}
@@ -213,7 +214,8 @@ def _export(
         for each, shape in shapes.items()
     }
     try:
-        exported = torch.export.export(module.eval(), (inputs,), dynamic_shapes=(dynamic,), strict=False)
+        with exporting():
+            exported = torch.export.export(module.eval(), (inputs,), dynamic_shapes=(dynamic,), strict=False)
     except Exception as error:  # whatever the tracer or the part raises
         raise _unsupported("encoder" if name == "encoder" else "decoder", part, error) from error
     types = {each: str(tensor.dtype).removeprefix("torch.") for each, tensor in {**inputs, **module(inputs)}.items()}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from framework.exam import Features
 from framework.models.cache import BeamPast, KeyValues, LayerCache, PerExam
+from framework.models.exporting import is_exporting
 from framework.runtime.errors import UserError
 
 FEW_QUERIES = 16  # at most the beams of an exam; `python -m benchmarks.decoding` measures
@@ -190,7 +191,7 @@ class MultiHeadAttention(nn.Module):
 
 def _are_few(queries_BTD: Tensor) -> bool:
     """Whether the fused kernel is slower. A program for any number of queries cannot depend on it."""
-    return not torch.compiler.is_exporting() and queries_BTD.shape[1] <= FEW_QUERIES
+    return not is_exporting() and queries_BTD.shape[1] <= FEW_QUERIES
 
 
 @contextmanager

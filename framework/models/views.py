@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from framework.exam import Features
+from framework.models.exporting import is_exporting
 from framework.runtime.errors import UserError
 
 
@@ -20,8 +21,8 @@ def encode_views(
     position_VD: Tensor | None,
     pooling: ViewAttention | None = None,
 ) -> Features:
-    """Encodes the present views; missing views cost no computation and do not enter batch statistics. Under
-    `torch.export`, whose programs cannot depend on their number, missing views are encoded and then set to 0.
+    """Encodes the present views; missing views cost no computation and do not enter batch statistics. In an
+    exported program, which cannot depend on their number, missing views are encoded and then set to 0.
 
     Args:
         backbone: maps images [M, C, H, W] to feature maps [M, D, h, w].
@@ -41,7 +42,7 @@ def encode_views(
         patches_MPD = patches_MPD + position_VD[rows[:, 1]].unsqueeze(1).to(patches_MPD.dtype)
     flat = patches_MPD.new_zeros(batch * views, per_view, width)
     flat = flat.index_copy(0, rows[:, 0] * views + rows[:, 1], patches_MPD)
-    if torch.compiler.is_exporting():
+    if is_exporting():
         flat = flat * view_mask_BV.flatten()[:, None, None]
     if pooling is not None:
         patches_BND = pooling(flat.unflatten(0, (batch, views)), view_mask_BV)
@@ -55,7 +56,7 @@ def encode_views(
 
 def _encoded_views(view_mask_BV: Tensor) -> Tensor:
     """Exam and number of each view that is encoded, [M, 2]."""
-    if not torch.compiler.is_exporting():
+    if not is_exporting():
         return view_mask_BV.nonzero()
     batch, views = view_mask_BV.shape
     exam_B, view_V = (torch.arange(size, device=view_mask_BV.device) for size in (batch, views))
