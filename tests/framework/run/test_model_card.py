@@ -33,7 +33,7 @@ def run(smoke_run: Path, tmp_path: Path) -> Path:
 def test_the_card_has_data_scores_hash_and_lines_that_load_the_model(run: Path) -> None:
     text, scores = (run / "model" / CARD).read_text(), json.loads((run / "scores.json").read_text())["test"]
     assert "64 exams in `train`, 16 exams in `val`, 16 exams in `test`" in text
-    assert "not for diagnosis" in text and "Apache-2.0" in text and "arXiv:2406.00644" in text
+    assert "not for diagnosis" in text and "Apache-2.0" in text and "eprint = {2406.00644}" in text
     assert digest(run / "model" / WEIGHTS) in text
     (row,) = re.findall(r"\| `bleu_4` \| (\S+) \| (\S+) to (\S+) \| (\S+) \(", text)
     versus = scores["versus_strongest_baseline"]["bleu_4"]["baseline"]
