@@ -36,28 +36,32 @@ if TYPE_CHECKING:
 __all__ = ["load", "register", "train"]
 
 
-def load(folder: str | Path, *, trust: bool = False) -> Predictor:
+def load(name: str | Path, *, trust: bool = False) -> Predictor:
     """Loads the model of a run, on the GPU if there is one. Its `report(images)` returns the report of one exam, and
     `reports(exams)` those of many, with the confidence of each word and where the model looked.
 
     Args:
-        folder: of a run (runs/RECIPE/NAME), or of an exported model (runs/RECIPE/NAME/model).
+        name: folder of a run (runs/RECIPE/NAME) or of an exported model (runs/RECIPE/NAME/model); or OWNER/NAME of a
+            model on the hub of Hugging Face, which is downloaded once and checked by its hashes.
         trust: runs plugin files that come with the model, and remembers their hashes.
 
     Raises:
-        UserError: the folder has no model, it is damaged or of another version, or it comes with code that is not
-            trusted.
+        UserError: there is no model, it is damaged or of another version, it comes with code that is not trusted, or
+            the hub refuses.
     """
     from framework.runtime.home import provide_home
 
     provide_home()
+    from framework.deploy.hub import find_model
+
+    folder = find_model(name)
     if trust:
         from framework.cli.options import trust_code_of
 
-        trust_code_of(Path(folder).expanduser())
+        trust_code_of(folder)
     from framework.evaluation.predict import Predictor
 
-    return Predictor(Path(folder).expanduser())
+    return Predictor(folder)
 
 
 def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:

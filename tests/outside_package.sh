@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs examples/plugin-package as its users would: wheels of sonoscribe and of the package in a new environment, outside
-# this repository. Then lists, describes, validates, trains for an epoch, and tests.
+# this repository. Then lists, describes, validates, trains for an epoch, loads the model alone, and tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD work=$(mktemp -d)
@@ -53,6 +53,15 @@ sonoscribe data make recipes/wavelet.yaml exams > /dev/null
 python -c 'import pathlib, sonoscribe
 image = min(pathlib.Path("exams/images").glob("*.png"))
 print(sonoscribe.load("runs/wavelet/one").report([image]))'
+say "a model alone, in an empty folder"
+mkdir "$work/elsewhere" "$work/elsewhere/empty"
+cp -r runs/wavelet/one/model "$work/elsewhere/model"
+cp "$(find exams/images -name '*.png' | sort | head -n 1)" "$work/elsewhere/exam.png"
+mv runs "$work/away"  # the model alone is enough
+(cd "$work/elsewhere/empty" && HOME="$work/elsewhere" python -c 'import pathlib, sonoscribe
+report = sonoscribe.load("../model").report(["../exam.png"])
+assert report.words and not any(pathlib.Path().iterdir()), report
+print(report)')
 say "test"
 python -m pytest --quiet tests
 say "new plugin"

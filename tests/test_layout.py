@@ -16,7 +16,7 @@ LEVELS = (
     ("build", "train_step"),
     ("run", "pages"),
     ("evaluation",),
-    ("grid", "plan", "serve"),
+    ("deploy", "grid", "plan", "serve"),
     ("trainer", "testing"),
     ("cli",),
 )

@@ -91,30 +91,47 @@ def write_manifest(folder: Path, hashed: Mapping[str, list[Any]] = {}) -> dict[s
     return manifest
 
 
-def damaged_files(folder: Path) -> list[Problem]:
-    """The files of a folder that are missing, or that differ from its manifest in size or SHA-256; at most one without
-    a readable manifest.
+def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of each file that a folder's manifest names; all of them lie in the folder.
+
+    Raises:
+        ModelError: `damaged-file`.
     """
-    manifest_file = folder / MANIFEST
-    damaged = lambda path, found: Problem("damaged-file", found, str(path), hint=COPY)  # noqa: E731
+    path = folder / MANIFEST
     try:
-        manifest = json.loads(read_bounded(manifest_file))
-        expected = [(folder / name, int(size), str(sha256)) for name, (size, sha256) in manifest.items()]
+        manifest = json.loads(read_bounded(path))
+        expected = {str(name): (int(size), str(sha256)) for name, (size, sha256) in manifest.items()}
     except FileNotFoundError:
-        return [damaged(manifest_file, "no such file")]
+        raise ModelError("damaged-file", "no such file", place=path, hint=COPY) from None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        return [damaged(manifest_file, f"not a manifest ({error})")]
-    inside, problems = folder.resolve(), []
-    for path, size, sha256 in expected:
-        if not path.resolve().is_relative_to(inside):
-            problems.append(damaged(manifest_file, f"it names a file outside of its folder, {path}"))
-        elif not path.is_file():
-            problems.append(damaged(path, "no such file"))
-        elif path.stat().st_size != size:
-            problems.append(damaged(path, f"{path.stat().st_size} bytes instead of {size}"))
-        elif digest(path) != sha256:
-            problems.append(damaged(path, "its SHA-256 differs from the manifest's"))
-    return problems
+        raise ModelError("damaged-file", f"not a manifest ({error})", place=path, hint=COPY) from None
+    inside = folder.resolve()
+    outside = [folder / name for name in expected if not (folder / name).resolve().is_relative_to(inside)]
+    if outside:
+        found = "it names a file outside of its folder, {}"
+        raise ModelError.of(Problem("damaged-file", found.format(each), str(path), hint=COPY) for each in outside)
+    return expected
+
+
+def damaged_files(folder: Path) -> list[Problem]:
+    """The files of a folder that are missing, or that differ from its manifest in size or SHA-256; or what is wrong
+    with the manifest.
+    """
+    try:
+        expected = read_manifest(folder)
+    except ModelError as error:
+        return list(error.problems)
+    found = {name: _difference(folder / name, size, sha256) for name, (size, sha256) in expected.items()}
+    return [Problem("damaged-file", what, str(folder / name), hint=COPY) for name, what in found.items() if what]
+
+
+def _difference(path: Path, size: int, sha256: str) -> str:
+    """In what a file differs from its entry in a manifest; empty if in nothing."""
+    if not path.is_file():
+        return "no such file"
+    if path.stat().st_size != size:
+        return f"{path.stat().st_size} bytes instead of {size}"
+    return "" if digest(path) == sha256 else "its SHA-256 differs from the manifest's"
 
 
 def model_problems(folder: Path) -> list[Problem]:
@@ -131,6 +148,11 @@ def model_problems(folder: Path) -> list[Problem]:
             for name in sorted(there - listed)
         ),
     ]
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder of an exported model, given it or the folder of its run."""
+    return folder if (folder / WEIGHTS).is_file() else folder / "model"
 
 
 def verify_model(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """The command line: all verbs, and the handling of errors. Slow imports are inside the verbs that need them.
 
 launch.py RECIPE [key=value ...]     train (under `accelerate launch` as well)
-launch.py VERB ...                   everything else, in runs.py, recipes.py, plugins.py, data.py and grids.py
+launch.py VERB ...                   everything else, in runs.py, models.py, recipes.py, plugins.py, data.py, grids.py
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from framework.cli import data, grids, plugins, recipes, runs
+from framework.cli import data, grids, models, plugins, recipes, runs
 from framework.runtime import errors
 from framework.runtime.errors import UserError
 from framework.runtime.home import provide_home
@@ -53,6 +53,9 @@ VERBS = (
     runs.predict,
     runs.report,
     runs.serve,
+    models.export,
+    models.push,
+    models.pull,
 )
 for _verb in VERBS:
     app.command()(_verb)

@@ -9,7 +9,7 @@ Shapes: B exams, K beams, R rows (B x K), H heads, T tokens so far, L the longes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,14 @@ class CacheLeaf:
         """Keeps the exams that remain."""
         raise NotImplementedError
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that a program of one step takes and returns, of one beam for each exam, by name."""
+        raise NotImplementedError(f"{type(self).__name__} in the decoder's cache offers no `tensors`")
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> CacheLeaf:
+        """This part of another cache, with the tensors of that one. Changes nothing."""
+        raise NotImplementedError
+
 
 class PerExam(CacheLeaf):
     """A tensor with one row for each exam, which all of its beams read."""
@@ -72,6 +80,12 @@ class PerExam(CacheLeaf):
         if not self.owned:  # the caller may still need it
             self.value, self.owned = self.value.clone(), True
         self.value = moves.apply(self.value)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"": self.value}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> PerExam:
+        return PerExam(tensors[""])
 
 
 class BeamPast(CacheLeaf):
@@ -107,6 +121,13 @@ class BeamPast(CacheLeaf):
     def move(self, moves: Moves, num_beams: int) -> None:
         if self.writer_BKL is not None:
             self.writer_BKL = moves.apply(self.writer_BKL)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """None: a beam that is alone has written all of its past."""
+        return {}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> BeamPast:
+        return BeamPast(self.length)
 
 
 KeyValues = tuple[Tensor, Tensor]
@@ -154,6 +175,31 @@ class LayerCache(CacheLeaf):
         if self.cross_attn is not None:
             self.cross_attn = _each(moves.apply, self.cross_attn)
 
+    def tensors(self) -> dict[str, Tensor]:
+        assert self.self_attn is not None and self.cross_attn is not None, "a step has been made"
+        keys, values = _each(lambda stored: stored[:, :, : self.written, 0], self.self_attn)
+        return {"keys": keys, "values": values, "cross_keys": self.cross_attn[0], "cross_values": self.cross_attn[1]}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> LayerCache:
+        return _GrowingLayerCache(tensors)
+
+
+class _GrowingLayerCache(LayerCache):
+    """A layer's cache in a program: a step returns longer tensors and changes none, and T is a symbol."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        keys = tensors["keys"]
+        super().__init__(keys.shape[2])
+        self.written = keys.shape[2]
+        self.self_attn = keys[:, :, :, None], tensors["values"][:, :, :, None]
+        self.cross_attn = tensors["cross_keys"], tensors["cross_values"]
+
+    def append(self, new: KeyValues) -> KeyValues:
+        assert self.self_attn is not None
+        keys, values = (torch.cat([past, each[:, :, None]], 2) for past, each in zip(self.self_attn, new))
+        self.self_attn, self.written = (keys, values), self.written + 1
+        return _each(lambda stored: stored.flatten(2, 3), self.self_attn)
+
 
 def expand_beams(cache: Any, num_beams: int) -> Any:
     """The cache with `num_beams` equal rows for each row."""
@@ -191,3 +237,34 @@ def _map(cache: Any, select: Callable[[Tensor], Tensor], leaf: Callable[[CacheLe
     elif isinstance(cache, (list, tuple)):
         return type(cache)(_map(value, select, leaf) for value in cache)
     return cache
+
+
+def tensors_of(cache: Any, name: str = "cache") -> dict[str, Tensor]:
+    """The tensors of a cache of one beam for each exam, by their path in it, such as `cache.layers.0.keys`.
+
+    Raises:
+        NotImplementedError: a part of the cache does not offer `tensors`.
+    """
+    if isinstance(cache, Tensor):
+        return {name: cache}
+    if isinstance(cache, CacheLeaf):
+        return {f"{name}.{own}".rstrip("."): tensor for own, tensor in cache.tensors().items()}
+    return {path: tensor for key, part in _parts(cache) for path, tensor in tensors_of(part, f"{name}.{key}").items()}
+
+
+def with_tensors(cache: Any, tensors: Mapping[str, Tensor], name: str = "cache") -> Any:
+    """A cache like `cache` with tensors of these names. What is neither a tensor nor a leaf is the same in both."""
+    if isinstance(cache, Tensor):
+        return tensors[name]
+    if isinstance(cache, CacheLeaf):
+        return cache.with_tensors({own: tensors[f"{name}.{own}".rstrip(".")] for own in cache.tensors()})
+    parts = {key: with_tensors(part, tensors, f"{name}.{key}") for key, part in _parts(cache)}
+    if isinstance(cache, dict):
+        return parts
+    return type(cache)(parts.values()) if isinstance(cache, (list, tuple)) else cache
+
+
+def _parts(cache: Any) -> list[tuple[Any, Any]]:
+    if isinstance(cache, dict):
+        return list(cache.items())
+    return list(enumerate(cache)) if isinstance(cache, (list, tuple)) else []

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from framework.exam import Features
 from framework.models.cache import BeamPast, KeyValues, LayerCache, PerExam
+from framework.models.exporting import is_exporting
 from framework.runtime.errors import UserError
 
 FEW_QUERIES = 16  # at most the beams of an exam; `python -m benchmarks.decoding` measures
@@ -118,7 +119,7 @@ class BaseTransformerDecoder(nn.Module):
         x_R1D, cond, cache = self.embed(tokens_R[:, None], cache)
         memory = {name: cache[name].value for name in ("memory", "memory_mask")}
         # To its exam's memory and to the tokens so far, the beams of an exam attend as the queries of one sequence.
-        batch = len(memory["memory"])
+        batch = memory["memory"].shape[0]  # not `len`, which is a number in a program
         x_BKD, *cond_BKM = (rows[:, 0].unflatten(0, (batch, -1)) for rows in (x_R1D, *cond))
         mask = cache["past"].advance(batch, x_BKD.shape[1], x_BKD.device)
         for layer, layer_cache in zip(self.layers, cache["layers"], strict=True):
@@ -127,7 +128,7 @@ class BaseTransformerDecoder(nn.Module):
 
     def embed(self, tokens_BT: Tensor, cache: dict[str, Any]) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Any]]:
         """Embeddings with positions [B, T, D], the condition of the norms, and the cache after these tokens."""
-        offset = cache["past"].written
+        offset = cache["layers"][0].written
         x_BTD = self.embed_tokens(tokens_BT) * math.sqrt(self.embed_tokens.embedding_dim)
         positions_TD = self.positions_TD[offset : offset + tokens_BT.shape[1]]
         return self.dropout(x_BTD + positions_TD.to(x_BTD.dtype)), (), cache
@@ -174,7 +175,7 @@ class MultiHeadAttention(nn.Module):
         self, x_BTD: Tensor, keys_values: KeyValues, mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
         queries_BHTd, (keys_BHNd, values_BHNd) = self._split_heads(self.q_proj(x_BTD)), keys_values
-        if x_BTD.shape[1] <= FEW_QUERIES and not is_causal and x_BTD.device.type == "cpu" and not self.training:
+        if not is_causal and not self.training and x_BTD.device.type == "cpu" and _are_few(x_BTD):
             attended_BHTd = _attend_by_matmul(queries_BHTd, keys_BHNd, values_BHNd, mask)
         else:
             attended_BHTd = F.scaled_dot_product_attention(
@@ -186,6 +187,11 @@ class MultiHeadAttention(nn.Module):
                 is_causal=is_causal,
             )
         return self.merge_heads(attended_BHTd)
+
+
+def _are_few(queries_BTD: Tensor) -> bool:
+    """Whether the fused kernel is slower. A program for any number of queries cannot depend on it."""
+    return not is_exporting() and queries_BTD.shape[1] <= FEW_QUERIES
 
 
 @contextmanager

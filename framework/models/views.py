@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from framework.exam import Features
+from framework.models.exporting import is_exporting
 from framework.runtime.errors import UserError
 
 
@@ -20,7 +21,8 @@ def encode_views(
     position_VD: Tensor | None,
     pooling: ViewAttention | None = None,
 ) -> Features:
-    """Encodes the present views; missing views cost no computation and do not enter batch statistics.
+    """Encodes the present views; missing views cost no computation and do not enter batch statistics. In an
+    exported program, which cannot depend on their number, missing views are encoded and then set to 0.
 
     Args:
         backbone: maps images [M, C, H, W] to feature maps [M, D, h, w].
@@ -32,7 +34,7 @@ def encode_views(
     """
     views = view_mask_BV.shape[1]
     require_view_count("an exam", views, position_VD)
-    rows = view_mask_BV.nonzero()  # indices, not a mask: output shapes are then known for fake tensors too
+    rows = _encoded_views(view_mask_BV)  # indices, not a mask: output shapes are then known for fake tensors too
     maps_MDhw = backbone(image_BVCHW[rows[:, 0], rows[:, 1]])
     patches_MPD = maps_MDhw.flatten(2).transpose(1, 2)
     batch, (_, per_view, width) = image_BVCHW.shape[0], patches_MPD.shape
@@ -40,14 +42,25 @@ def encode_views(
         patches_MPD = patches_MPD + position_VD[rows[:, 1]].unsqueeze(1).to(patches_MPD.dtype)
     flat = patches_MPD.new_zeros(batch * views, per_view, width)
     flat = flat.index_copy(0, rows[:, 0] * views + rows[:, 1], patches_MPD)
+    if is_exporting():
+        flat = flat * view_mask_BV.flatten()[:, None, None]
     if pooling is not None:
         patches_BND = pooling(flat.unflatten(0, (batch, views)), view_mask_BV)
         mask_BN = view_mask_BV.any(1, keepdim=True).expand(-1, per_view)
         return Features(patches_BND, mask_BN, patches_BND.mean(1))
     patches_BND = flat.reshape(batch, views * per_view, width)
-    mask_BN = view_mask_BV.repeat_interleave(per_view, dim=1)
+    mask_BN = view_mask_BV[..., None].expand(-1, -1, per_view).flatten(1)
     pooled_BD = patches_BND.sum(1) / mask_BN.sum(1, keepdim=True).clamp(min=1)
     return Features(patches_BND, mask_BN, pooled_BD)
+
+
+def _encoded_views(view_mask_BV: Tensor) -> Tensor:
+    """Exam and number of each view that is encoded, [M, 2]."""
+    if not is_exporting():
+        return view_mask_BV.nonzero()
+    batch, views = view_mask_BV.shape
+    exam_B, view_V = (torch.arange(size, device=view_mask_BV.device) for size in (batch, views))
+    return torch.stack([exam_B[:, None].expand(batch, views), view_V.expand(batch, views)], -1).flatten(0, 1)
 
 
 def require_view_count(exam: str, views: int, position_VD: Tensor | None) -> None:

@@ -15,6 +15,7 @@ from framework.runtime.packages import package_versions
 from framework.scoring.table import HIGH, LOW, SHORT, VERSUS, Scores, describe_reports, table_columns, verdict
 
 LARGEST = 1_000_000  # bytes of a card that is shown
+PLACEHOLDER = "THIS_FOLDER"  # where the lines of use name the model
 TEMPLATE = """\
 # Ultrasound reports: {encoder} and {decoder}, trained on {dataset}
 
@@ -53,9 +54,11 @@ The code of Sonoscribe is under Apache-2.0. The terms of the training data may r
 ```bibtex
 @article{{li2024ultrasound,
   title = {{Ultrasound Report Generation with Cross-Modality Feature Alignment via Unsupervised Guidance}},
-  author = {{Li and others}},
-  journal = {{arXiv preprint arXiv:2406.00644}},
-  year = {{2024}}
+  author = {{Li, Jun and Su, Tongkun and Zhao, Baoliang and Lv, Faqin and Wang, Qiong and Navab, Nassir and Hu, Ying and
+    Jiang, Zhongliang}},
+  journal = {{IEEE Transactions on Medical Imaging}},
+  volume = {{44}}, number = {{1}}, pages = {{19--30}}, year = {{2025}},
+  doi = {{10.1109/TMI.2024.3424978}}, eprint = {{2406.00644}}, archiveprefix = {{arXiv}}
 }}
 @software{{sonoscribe,
   title = {{Sonoscribe: training of models that write ultrasound reports}},{version}

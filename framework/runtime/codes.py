@@ -201,6 +201,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Another version of Sonoscribe wrote the file.",
         "Use that version, or train again.",
     ),
+    "hub-refused": (
+        "The model hub cannot be reached, or refuses: without a token, or with one that may not do this.",
+        "Set HF_TOKEN or run `hf auth login`; check the network and HF_ENDPOINT.",
+    ),
     # Requests to `serve`
     "too-large": (
         "A request has more bytes, images or exams than the server accepts.",

@@ -114,7 +114,7 @@ class LstmAttention(nn.Module):
     def _attend(self, h_RH: Tensor, cache: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The gated context vector, [R, D], and the weights of the patches, [B, K, N]."""
         patches_BND, patch_keys_BNA, mask_BN = (cache[name].value for name in ("patches", "patch_keys", "mask"))
-        hidden_BKA = self.attend_hidden(h_RH).unflatten(0, (len(mask_BN), -1))
+        hidden_BKA = self.attend_hidden(h_RH).unflatten(0, (mask_BN.shape[0], -1))
         energy_BKNA = torch.tanh(patch_keys_BNA[:, None] + hidden_BKA[:, :, None])
         scores_BKN = self.attend_score(energy_BKNA)[..., 0].masked_fill(~mask_BN[:, None], float("-inf"))
         weights_BKN = scores_BKN.softmax(-1)

@@ -85,7 +85,7 @@ class RelationalMemory(BaseTransformerDecoder):
 
     def init_cache(self, features: Features) -> dict[str, Any]:
         """The cache before the first token, with the initial memory."""
-        initial_BSD = self.memory.initial_SD.expand(len(features.patches_BND), -1, -1)
+        initial_BSD = self.memory.initial_SD.expand(features.patches_BND.shape[0], -1, -1)
         return {**super().init_cache(features), "slots": initial_BSD}
 
     def embed(self, tokens_BT: Tensor, cache: dict[str, Any]) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Any]]:

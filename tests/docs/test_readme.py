@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import importlib
 import re
 
 import pytest
 from harness import ROOT
 
+from framework.run import model_card
 from tests.test_layout import LEVELS
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,3 +37,12 @@ def test_the_readme_shows_the_python_interface_as_it_is() -> None:
     for node in ast.walk(ast.parse(program)):
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "sonoscribe":
             assert hasattr(door, node.attr), node.attr
+
+
+def test_the_paper_is_cited_as_on_the_card_of_a_model_and_the_software_with_its_version() -> None:
+    paper, software = (text for _, text in BLOCKS if text.startswith("@"))
+    card = model_card.TEMPLATE.replace("{{", "{").replace("}}", "}")
+    assert paper in card
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert f"version = {{{setup['metadata']['version']}}}" in software

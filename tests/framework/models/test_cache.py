@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from framework.models.cache import (
@@ -13,6 +14,8 @@ from framework.models.cache import (
     expand_beams,
     move_exams,
     reorder_beams,
+    tensors_of,
+    with_tensors,
 )
 
 
@@ -67,3 +70,33 @@ def test_a_beam_attends_to_the_tokens_of_its_own_past() -> None:
             for leaf in leaves:
                 leaf.move(moves, 2)
             exams = [0, 2]
+
+
+def test_a_cache_is_rebuilt_from_its_tensors() -> None:
+    layer = LayerCache(4)
+    keys = torch.arange(4.0).view(2, 1, 2, 1)[:, :, :1]
+    layer.append((keys, keys))
+    layer.store((keys, keys))
+    cache = {
+        "rows": [torch.arange(2)],
+        "exam": PerExam(torch.arange(2)),
+        "past": BeamPast(4),
+        "layers": (layer,),
+        "n": 3,
+    }
+    tensors = tensors_of(cache)
+    of_layer = [f"cache.layers.0.{name}" for name in ("keys", "values", "cross_keys", "cross_values")]
+    assert list(tensors) == ["cache.rows.0", "cache.exam", *of_layer]
+    other = with_tensors(cache, {name: tensor + 10 for name, tensor in tensors.items()})
+    assert other["n"] == 3 and other["exam"].value.tolist() == [10, 11] and other["rows"][0].tolist() == [10, 11]
+    after, _ = other["layers"][0].append((keys + 20, keys))
+    assert after[0, 0, :, 0].tolist() == [10, 20] and other["layers"][0].written == 2
+    assert tensors_of(cache)["cache.layers.0.keys"].shape == (2, 1, 1, 1), "the first cache stays"
+
+
+def test_a_leaf_without_tensors_is_named() -> None:
+    class Mine(CacheLeaf):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Mine"):
+        tensors_of({"mine": Mine()})
