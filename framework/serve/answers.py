@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from framework.evaluation.predict import GeneratedReport
+from framework.evaluation.predict_exams import finding_rows
 from framework.pages.exam_card import word_rows
 from framework.runtime.errors import Problem
 
@@ -24,6 +25,12 @@ class AlternativeAnswer(BaseModel):
     logprob: float
 
 
+class FindingAnswer(BaseModel):
+    finding: str = Field(description="Attribute and value.")
+    confidence: float | None = Field(description="0 to 1; null where no words state it.")
+    words: str | None
+
+
 class NearExamAnswer(BaseModel):
     id: str
     report: str
@@ -38,6 +45,9 @@ class ReportAnswer(BaseModel):
     warnings: list[str] = Field(description="Reasons not to take the report as it is.")
     words: list[WordAnswer]
     grid: list[int] | None = Field(description="[views, rows, columns] of each word's maps.")
+    findings: list[FindingAnswer] = Field(description="What the lexicon reads in the report.")
+    calibrated: bool = Field(description="Whether confidences were calibrated on validation.")
+    topic: str | None = Field(description="Told from the images by the topic head; null without one.")
     logprob: float = Field(description="Logarithm of the report's probability.")
     alternatives: list[AlternativeAnswer] = Field(description="Other reports of the beam, in the order of the search.")
     distances: list[float] = Field(description="Of each view to the training images; above 1 a view is unlike them.")
@@ -88,6 +98,9 @@ def report_answer(model: str, report: GeneratedReport) -> ReportAnswer:
         "text": report.text,
         "warnings": list(report.warnings),
         **word_rows(report.words),
+        "findings": finding_rows(report.findings),
+        "calibrated": report.calibrated,
+        "topic": report.told_topic,
         "logprob": report.logprob,
         "alternatives": [each._asdict() for each in report.alternatives],
         "distances": [round(distance, 4) for distance in report.distances],
