@@ -121,7 +121,7 @@ def test_a_metrics_model_reads_the_reports_of_a_split_once(tmp_path: Path, monke
     read_before: list[int] = []
     scores = evaluate_split(
         SimpleNamespace(num_processes=1),
-        None,
+        SimpleNamespace(encoder=SimpleNamespace(width=4)),
         parts,
         recipe,
         "test",
