@@ -410,6 +410,7 @@ def model_case(rng: random.Random) -> Case:
     files = ["model/recipe.yaml"] * 3 + [
         "model/tokenizer.json",
         "model/patients.json",
+        "model/calibration.json",
         "model/manifest.json",
         "scores.json",
     ]

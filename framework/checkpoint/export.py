@@ -24,6 +24,7 @@ from framework.runtime.errors import Problem, UserError
 from framework.runtime.files import digest, read_bounded, sync_file, sync_folder
 
 WEIGHTS = "model.safetensors"
+CALIBRATION = "calibration.json"  # the temperature of the confidence; added by validation
 FEATURES = "features.safetensors"  # of the training images; added when training ends
 MANIFEST = "manifest.json"
 CARD = "README.md"  # for people, and written again when scores change, so no manifest has it

@@ -18,12 +18,11 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from framework.checkpoint.export import COPY, publish_model
+from framework.checkpoint.export import CALIBRATION, COPY, publish_model
 from framework.exam import PAD
 from framework.models.generation import next_token_logprobs
 from framework.runtime.files import read_object
 
-CALIBRATION = "calibration.json"  # beside the weights of a model
 STEP = 2 ** (1 / 8)
 TEMPERATURES = [STEP**power for power in range(-16, 25)]  # 0.25 to 8
 UNCHANGED = TEMPERATURES.index(1.0)

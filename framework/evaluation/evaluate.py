@@ -192,7 +192,10 @@ def evaluate_split(
         on_main(accelerator, lambda: write_calibration(model, calibration))
     temperature, topic_head = None, None
     if alone:  # other machines may not have the folder
-        temperature, topic_head = on_main(accelerator, lambda: (model_temperature(model), read_topic_head(model)))
+        width = task.encoder.width
+        temperature, topic_head = on_main(
+            accelerator, lambda: (model_temperature(model), read_topic_head(model, width))
+        )
     places = {exam.id: place for place, exam in enumerate(exams.exams)}
     words: list[dict[str, Any]] = []
 

@@ -153,7 +153,7 @@ class Predictor:
         self.num_beams = num_beams or self.recipe.evaluate.num_beams
         # Both belong to the run's best model alone.
         self.temperature = None if selection.label else model_temperature(model)
-        self.topic_head = None if selection.label else read_topic_head(model)
+        self.topic_head = None if selection.label else read_topic_head(model, self.task.encoder.width)
         self.statistics: FeatureStatistics | None = None
         self.training_exams: TrainingExams | None = None
         self._no_statistics = "the model has no features of them; `launch.py evaluate RUN` adds them"

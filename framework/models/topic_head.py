@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -73,18 +74,27 @@ def write_topic_head(folder: Path, name: str, weights: Mapping[str, Tensor], wor
     save_file(tensors, folder / TOPIC_HEAD, metadata={"words": json.dumps([list(each) for each in words])})
 
 
-def read_topic_head(model: Path) -> TopicHead | None:
+def read_topic_head(model: Path, width: int) -> TopicHead | None:
     """The topic head of an exported model; None if it was trained without one.
 
+    Args:
+        width: of the encoder.
+
     Raises:
-        UserError: `damaged-file`.
+        UserError: `damaged-file`, or `does-not-fit` if the head is of another width or number of topics.
     """
     path = model / TOPIC_HEAD
     if not path.is_file():
         return None
+    hint = "Copy the run's model/ again."
     try:
         with safe_open(path, framework="pt") as file:
-            words = json.loads((file.metadata() or {})["words"])
-            return TopicHead(file.get_tensor("weight"), file.get_tensor("bias"), words)
+            words = TypeAdapter(list[list[str]]).validate_json((file.metadata() or {})["words"])
+            head = TopicHead(file.get_tensor("weight"), file.get_tensor("bias"), words)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise UserError("damaged-file", str(error), place=path, hint="Copy the run's model/ again.") from None
+        raise UserError("damaged-file", str(error), place=path, hint=hint) from None
+    shapes = [tuple(head.weight_KD.shape), tuple(head.bias_K.shape)]
+    if shapes != [(len(words), width), (len(words),)]:
+        expected = f"[{len(words)}, {width}] and [{len(words)}]"
+        raise UserError("does-not-fit", f"a head of {shapes}", place=path, expected=expected, hint=hint)
+    return head

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from framework.checkpoint.export import FEATURES, MANIFEST, WEIGHTS, model_problems, publish_model
+from framework.checkpoint.export import CALIBRATION, FEATURES, MANIFEST, WEIGHTS, model_problems, publish_model
 from framework.checkpoint.format import (
     CheckpointError,
     TrainState,
@@ -105,7 +105,7 @@ def _restore_best_model(folder: Path, checkpoint: Path, train_state: TrainState,
         return
     if best.is_dir() and _is_model_of(model, best):
         print0(f"warning: {found}. Its model is whole in {model} and stays the best so far")
-        publish_model(model, best / "model", {FEATURES: None})  # checkpoints have none
+        publish_model(model, best / "model", {CALIBRATION: None, FEATURES: None})  # checkpoints have none
         return
     print0(f"warning: the best model so far cannot be used; the best one from here on is kept: {found}")
     train_state.best_score, train_state.best_step = None, None

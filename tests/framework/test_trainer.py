@@ -32,6 +32,8 @@ def test_a_run_writes_all_its_files(smoke_run: Path) -> None:
         "tokenizer.json",
         "recipe.yaml",
         "patients.json",
+        "calibration.json",
+        "topic_head.safetensors",
         "manifest.json",
         "README.md",
     }

@@ -10,9 +10,8 @@ import pytest
 import torch
 from harness import problem
 
-from framework.checkpoint.export import MANIFEST, verify_model
+from framework.checkpoint.export import CALIBRATION, MANIFEST, verify_model
 from framework.evaluation.calibration import (
-    CALIBRATION,
     Calibration,
     TemperatureFit,
     calibration_of,

@@ -17,10 +17,10 @@ from PIL import Image
 
 from framework import build
 from framework.build import build_dataset
-from framework.checkpoint.export import publish_model, verify_model
+from framework.checkpoint.export import CALIBRATION, publish_model, verify_model
 from framework.data.export import write_manifest
 from framework.evaluation import evaluate as evaluation
-from framework.evaluation.calibration import CALIBRATION, model_temperature, read_calibration
+from framework.evaluation.calibration import model_temperature, read_calibration
 from framework.evaluation.evaluate import _require_same_model, evaluate_run, evaluate_split, paths_from, shard_indices
 from framework.evaluation.model_selection import ModelSelection
 from framework.evaluation.predict import Predictor, predict
@@ -123,7 +123,7 @@ def test_a_metrics_model_reads_the_reports_of_a_split_once(tmp_path: Path, monke
     read_before: list[int] = []
     scores = evaluate_split(
         SimpleNamespace(num_processes=1),
-        None,
+        SimpleNamespace(encoder=SimpleNamespace(width=4)),
         parts,
         recipe,
         "test",

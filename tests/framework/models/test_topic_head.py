@@ -28,7 +28,7 @@ def test_a_saved_head_tells_the_topics_of_the_loss(tmp_path: Path) -> None:
     name = topic_head_in(task)
     assert name == "losses.topic.head.1"
     write_topic_head(tmp_path, name, task.state_dict(), WORDS)
-    head, pooled_BD = read_topic_head(tmp_path), torch.randn(5, 4)
+    head, pooled_BD = read_topic_head(tmp_path, 4), torch.randn(5, 4)
     assert head is not None
     best_B = task.losses["topic"].head(pooled_BD).softmax(-1).max(-1)
     assert [each.topic for each in head.told(pooled_BD)] == best_B.indices.tolist()
@@ -38,16 +38,24 @@ def test_a_saved_head_tells_the_topics_of_the_loss(tmp_path: Path) -> None:
 
 def test_a_task_without_a_topic_loss_has_no_head(tmp_path: Path) -> None:
     assert topic_head_in(Task(other=nn.Linear(2, 2))) is None and topic_head_in(nn.Linear(2, 2)) is None
-    assert read_topic_head(tmp_path) is None
+    assert read_topic_head(tmp_path, 4) is None
 
 
 def test_a_damaged_head_is_named(tmp_path: Path) -> None:
     (tmp_path / TOPIC_HEAD).write_bytes(b"no tensors")
     with problem("damaged-file", TOPIC_HEAD):
-        read_topic_head(tmp_path)
+        read_topic_head(tmp_path, 4)
+
+
+@pytest.mark.parametrize(("topics", "width"), [(3, 5), (2, 4)])
+def test_a_head_of_another_size_is_refused(topics: int, width: int, tmp_path: Path) -> None:
+    weights = {"head.weight": torch.zeros(3, 4), "head.bias": torch.zeros(3)}
+    write_topic_head(tmp_path, "head", weights, WORDS[:topics])
+    with problem("does-not-fit", TOPIC_HEAD):
+        read_topic_head(tmp_path, width)
 
 
 def test_a_model_that_was_trained_with_topics_has_its_head(smoke_run: Path) -> None:
     verify_model(smoke_run / "model")
-    head = read_topic_head(smoke_run / "model")
+    head = read_topic_head(smoke_run / "model", 64)
     assert head is not None and len(head.words) == len(head.bias_K) == 4
