@@ -131,7 +131,8 @@ def with_verb(args: Sequence[str]) -> list[str]:
     from framework.registry import did_you_mean
 
     first, guess = args[0], did_you_mean(args[0], verbs)
-    if guess and first.isalpha() and first not in shipped_recipes() and not Path(first).exists():
+    is_verb = bool(guess) and guess == did_you_mean(first, [*verbs, *shipped_recipes()])  # not a recipe's name
+    if is_verb and first.isalpha() and first not in shipped_recipes() and not Path(first).exists():
         hint = f"{guess} Verbs: {', '.join(verbs)}".strip()
         raise UserError("unknown-name", f"'{first}' is neither a verb nor a recipe", hint=hint)
     return ["train", *args]

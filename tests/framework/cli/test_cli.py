@@ -268,6 +268,8 @@ def test_the_snippet_of_a_recipe_loads(plugin, tmp_path):
     text = text.replace("???", "x")
     if plugin.kind == "metric":
         text += f"\n  monitor: val/{class_texts(plugin, 'names')[0]}"
+    if plugin.name == "vicreg":  # compares augmentations
+        text += "\ndata: {augment: {name: jitter}}"
     (tmp_path / "r.yaml").write_text(f"_base_: {ROOT}/recipes/smoke.yaml\n{text}\n")
     recipe = load_recipe(tmp_path / "r.yaml")
     assert f"name: {plugin.name}" in save(recipe) or plugin.name in recipe.losses
