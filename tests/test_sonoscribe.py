@@ -60,7 +60,7 @@ def test_a_report_has_its_findings_with_their_confidence_and_the_topic(smoke_run
         assert finding.confidence is not None and 0 < finding.confidence <= 1
         assert finding.start is None or report.text[finding.start :].startswith(finding.words)
     assert report.unsure(0) == () and report.unsure(1.1) == report.findings
-    assert report.told_topic is not None and report.told_topic in report._repr_html_()
+    assert report.predicted_topic is not None and report.predicted_topic in report._repr_html_()
 
 
 def test_a_report_has_the_other_reports_of_its_beam(smoke_run: Path) -> None:

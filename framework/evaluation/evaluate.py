@@ -206,7 +206,7 @@ def evaluate_split(
         found = words_of_reports(
             task, features, reports, components.tokenizer, view_counts, temperature, attention=looked
         )
-        topics = [None] * len(reports) if topic_head is None else topic_head.told(features.pooled_BD)
+        topics = [None] * len(reports) if topic_head is None else topic_head.predict(features.pooled_BD)
         for exam_id, ids, own, topic in zip(batch.exam_ids, reports, found, topics, strict=True):
             row = {"id": exam_id, "report": components.tokenizer.decode(ids), **word_rows(own)}
             words.append(row if topic is None else {**row, "topic": topic})

@@ -58,7 +58,7 @@ class GeneratedReport:
         warnings: reasons not to take the report as it is.
         views: the images as the model saw them, uint8 [V, C, H, W].
         calibrated: whether confidences are those of a model with a calibration.
-        told_topic: the topic that the model's topic head tells, by its number and words; None without one.
+        predicted_topic: the topic that the model's topic head predicts, by its number and words; None without one.
         logprob: the logarithm of the report's probability.
         alternatives: the other reports of the beam, in the order of the search; none for a beam of 1.
         distances: of each view to the training images; a view above 1 is unlike them, see `FeatureStatistics`. Empty if
@@ -75,7 +75,7 @@ class GeneratedReport:
     distances: tuple[float, ...] = ()
     nearest: tuple[NearExam, ...] = ()
     calibrated: bool = False
-    told_topic: str | None = None
+    predicted_topic: str | None = None
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
@@ -111,7 +111,7 @@ class GeneratedReport:
             word_rows(self.words),
             warnings=self.warnings,
             calibrated=self.calibrated,
-            told_topic=self.told_topic,
+            predicted_topic=self.predicted_topic,
             nearest=self.nearest,
             logprob=self.logprob,
             alternatives=self.alternatives,
@@ -228,7 +228,7 @@ class Predictor:
         head = self.topic_head
         topics: list[str | None] = [None for _ in exams]
         if head is not None:
-            topics = [head.name(told.topic) for told in head.told(features.pooled_BD)]
+            topics = [head.name(each.topic) for each in head.predict(features.pooled_BD)]
         return [self._report(*parts) for parts in zip(exams, beams, words_of, compared, topics, strict=True)]
 
     def _batch(self, exams: Sequence[np.ndarray]) -> Batch:
@@ -269,7 +269,7 @@ class Predictor:
             distances,
             nearest,
             calibrated=self.temperature is not None,
-            told_topic=topic,
+            predicted_topic=topic,
         )
 
     def _warnings(self, distances: Sequence[float]) -> list[str]:

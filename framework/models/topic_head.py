@@ -23,7 +23,7 @@ TOPIC_HEAD = "topic_head.safetensors"
 SHOWN = 4  # words of a topic
 
 
-class ToldTopic(NamedTuple):
+class PredictedTopic(NamedTuple):
     """The most probable topic of an exam."""
 
     topic: int
@@ -39,12 +39,12 @@ class TopicHead:
     words: Sequence[Sequence[str]]
 
     @torch.no_grad()
-    def told(self, pooled_BD: Tensor) -> list[ToldTopic]:
+    def predict(self, pooled_BD: Tensor) -> list[PredictedTopic]:
         """The topic of each exam."""
         logits_BK = pooled_BD.float() @ self.weight_KD.to(pooled_BD.device).T + self.bias_K.to(pooled_BD.device)
         best_B = logits_BK.softmax(-1).max(-1)
         return [
-            ToldTopic(topic, round(probability, 4))
+            PredictedTopic(topic, round(probability, 4))
             for topic, probability in zip(best_B.indices.tolist(), best_B.values.tolist())
         ]
 

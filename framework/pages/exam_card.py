@@ -64,7 +64,7 @@ def exam_card(
     *,
     calibrated: bool = False,
     true_topic: str | None = None,
-    told_topic: str | None = None,
+    predicted_topic: str | None = None,
     nearest: Sequence[Any] = (),
     logprob: float | None = None,
     alternatives: Sequence[Any] = (),
@@ -76,7 +76,7 @@ def exam_card(
         rows: see `word_rows`; None shows the report as plain text.
         calibrated: whether the confidence of words is that of a calibrated model.
         true_topic: of the reference; None without topics.
-        told_topic: by the topic head.
+        predicted_topic: by the topic head.
         nearest: training exams with the most similar images, each with `id` and `report`.
         logprob: the logarithm of the report's probability; needed with `alternatives`.
         alternatives: other reports of the beam, each with `text` and `logprob`.
@@ -104,7 +104,7 @@ def exam_card(
         "unread": _unread(findings, reference is not None),
         "calibrated": calibrated,
         "true_topic": true_topic,
-        "told_topic": told_topic,
+        "predicted_topic": predicted_topic,
         "nearest": list(nearest),
         "logprob": logprob,
         "alternatives": list(alternatives),

@@ -53,10 +53,10 @@ class ScoredExam:
         return agreement(self.compared)
 
     @property
-    def told_topic(self) -> int | None:
-        """The topic that the model's topic head tells."""
-        told = (self.words or {}).get("topic")
-        return None if told is None else int(told[0])
+    def predicted_topic(self) -> int | None:
+        """The topic that the model's topic head predicts."""
+        found = (self.words or {}).get("topic")
+        return None if found is None else int(found[0])
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,9 @@ def listed_exams(
             reference=exam.reference,
             calibrated=calibrated,
             true_topic=None if topics is None else topics.names[topics.labels[place]],
-            told_topic=None if topics is None or exam.told_topic is None else topics.names[exam.told_topic],
+            predicted_topic=None
+            if topics is None or exam.predicted_topic is None
+            else topics.names[exam.predicted_topic],
         )
         plain = None if words is None else {**words, "grid": None, "words": [{**w, "heat": ""} for w in words["words"]]}
         views = (lambda exam_id: None) if images is None else images.cache.images
@@ -157,11 +159,11 @@ def topic_rows(topics: RunTopics | None, exams: Sequence[ScoredExam]) -> list[li
     for number, name in enumerate(topics.names):
         own = [exam for exam, label in zip(exams, topics.labels) if label == number]
         known = [exam.agreement for exam in own if exam.agreement is not None]
-        told = [exam.told_topic == number for exam in own if exam.told_topic is not None]
+        right = [exam.predicted_topic == number for exam in own if exam.predicted_topic is not None]
         if own:
             mean = fmean(known) if known else None
             cells = [name, str(topics.sizes[number]), str(len(own)), "-" if mean is None else f"{mean:.3f}"]
-            rows.append((mean is None, mean, [*cells, f"{sum(told)} of {len(told)}" if told else "-"]))
+            rows.append((mean is None, mean, [*cells, f"{sum(right)} of {len(right)}" if right else "-"]))
     return [cells for *_, cells in sorted(rows, key=lambda row: row[:2])]
 
 

@@ -100,7 +100,7 @@ def report_answer(model: str, report: GeneratedReport) -> ReportAnswer:
         **word_rows(report.words),
         "findings": finding_rows(report.findings),
         "calibrated": report.calibrated,
-        "topic": report.told_topic,
+        "topic": report.predicted_topic,
         "logprob": report.logprob,
         "alternatives": [each._asdict() for each in report.alternatives],
         "distances": [round(distance, 4) for distance in report.distances],

@@ -31,8 +31,8 @@ def test_a_saved_head_tells_the_topics_of_the_loss(tmp_path: Path) -> None:
     head, pooled_BD = read_topic_head(tmp_path, 4), torch.randn(5, 4)
     assert head is not None
     best_B = task.losses["topic"].head(pooled_BD).softmax(-1).max(-1)
-    assert [each.topic for each in head.told(pooled_BD)] == best_B.indices.tolist()
-    assert [each.probability for each in head.told(pooled_BD)] == pytest.approx(best_B.values.tolist(), abs=1e-4)
+    assert [each.topic for each in head.predict(pooled_BD)] == best_B.indices.tolist()
+    assert [each.probability for each in head.predict(pooled_BD)] == pytest.approx(best_B.values.tolist(), abs=1e-4)
     assert head.name(1) == "1: mass, shadow"
 
 

@@ -56,8 +56,8 @@ def test_a_card_says_where_the_lexicon_reads_nothing() -> None:
 
 
 def test_topics_of_the_reference_and_of_the_topic_head_are_compared() -> None:
-    assert "(wrong)" in shown(true_topic="1: cyst", told_topic="0: clear").text
-    assert "(right)" in shown(true_topic="1: cyst", told_topic="1: cyst").text
+    assert "(wrong)" in shown(true_topic="1: cyst", predicted_topic="0: clear").text
+    assert "(right)" in shown(true_topic="1: cyst", predicted_topic="1: cyst").text
     assert "topic" not in shown().text
 
 

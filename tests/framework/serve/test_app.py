@@ -85,7 +85,7 @@ def test_one_exam_gets_the_report_of_the_model_with_words_and_nearest_exams(
     assert answer["warnings"] == list(expected.warnings) and len(answer["distances"]) == 2
     assert [each["text"] for each in answer["alternatives"]] == [each.text for each in expected.alternatives]
     assert [each["finding"] for each in answer["findings"]] == [f"{each}" for each in expected.findings]
-    assert answer["calibrated"] and answer["topic"] == expected.told_topic is not None
+    assert answer["calibrated"] and answer["topic"] == expected.predicted_topic is not None
     assert [each["id"] for each in answer["nearest"]] == [exam.id for exam in expected.nearest]
 
 

@@ -20,11 +20,11 @@ class Model:
     def __init__(self, batch_size: int = 3) -> None:
         self.recipe = SimpleNamespace(evaluate=SimpleNamespace(batch_size=batch_size))
         self.calls: list[list[int]] = []
-        self.begun, self.go = threading.Event(), threading.Event()
+        self.started, self.go = threading.Event(), threading.Event()
 
     def reports_of(self, exams: list[np.ndarray]) -> list[str]:
         self.calls.append([int(exam) for exam in exams])
-        self.begun.set()
+        self.started.set()
         assert self.go.wait(20)
         if any(exam < 0 for exam in exams):
             raise ValueError("negative")
@@ -57,7 +57,7 @@ def test_exams_that_wait_together_are_batched_in_their_order() -> None:
     async def test(queue: ModelQueue) -> None:
         model = Model()
         first = put(queue, model, 0)
-        await until(model.begun)
+        await until(model.started)
         rest = put(queue, model, 1, 2, 3, 4)
         model.go.set()
         assert await asyncio.gather(*first, *rest) == [f"report {number}" for number in range(5)]
@@ -70,7 +70,7 @@ def test_a_batch_is_of_one_model_and_no_model_waits_for_all_exams_of_another() -
     async def test(queue: ModelQueue) -> None:
         one, other = Model(), Model()
         first = put(queue, one, 0)
-        await until(one.begun)
+        await until(one.started)
         rest = [*put(queue, one, 1), *put(queue, other, 2), *put(queue, one, 3, 4, 5)]
         one.go.set()
         other.go.set()
@@ -96,7 +96,7 @@ def test_an_exam_that_nobody_waits_for_is_not_generated() -> None:
     async def test(queue: ModelQueue) -> None:
         model = Model()
         first = put(queue, model, 0)
-        await until(model.begun)
+        await until(model.started)
         gone, stays = put(queue, model, 1, 2)
         gone.cancel()
         model.go.set()
