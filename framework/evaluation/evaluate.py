@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +15,10 @@ from framework.build import OtherExams, RunComponents, build_components, run_rec
 from framework.checkpoint.export import verify_model
 from framework.data.check import require_split
 from framework.data.leakage import require_unseen
-from framework.data.loading import ExamSet, build_loader, lost_workers_reported
+from framework.data.loading import ExamSet, lost_workers_reported
 from framework.distributed.collectives import gather, on_main
 from framework.distributed.launch import start_accelerator
+from framework.evaluation.batches import batches_of_process, shard_indices, split_batches
 from framework.evaluation.calibration import (
     Calibration,
     TemperatureFit,
@@ -67,35 +67,13 @@ from framework.topics.distill import TOPICS_FILE, topic_changes
 MAPS = 2000  # test exams of which it is kept where the model looked: 20 kB each
 
 
-def shard_indices(exams: int, processes: int) -> list[list[int]]:
-    """The exam indices of each process: every n-th, so that no exam is padded or repeated."""
-    return [list(range(rank, exams, processes)) for rank in range(processes)]
-
-
-def batches_of_process(
-    accelerator: Accelerator,
-    exams: ExamSet,
-    recipe: Recipe,
-    text: str,
-    before_batch: Callable[[], None] | None,
+def _batches(
+    accelerator: Accelerator, exams: ExamSet, recipe: Recipe, text: str, before_batch: Callable[[], None] | None
 ) -> Iterator[Batch]:
-    """The batches of this process. Each exam is in one batch of one process.
-
-    Args:
-        text: beside the progress bar.
-        before_batch: called before each batch, equally often on every process, even if a process has no batch left.
-    """
-    size = recipe.evaluate.batch_size
+    """The batches of this process. Each exam is in one batch of one process."""
     shards = shard_indices(len(exams), accelerator.num_processes)
-    mine = shards[accelerator.process_index]
-    batches = [mine[i : i + size] for i in range(0, len(mine), size)]
-    rounds = math.ceil(len(shards[0]) / size)
-    loader = iter(build_loader(exams, batches, recipe.data.num_workers))
-    for _ in ProgressBar(range(rounds), total=rounds, text=text):
-        if before_batch is not None:
-            before_batch()
-        if (batch := next(loader, None)) is not None:
-            yield batch
+    of_processes = [split_batches(shard, recipe.evaluate.batch_size) for shard in shards]
+    return batches_of_process(accelerator, exams, recipe, of_processes, text, before_batch)
 
 
 @lost_workers_reported()
@@ -112,7 +90,7 @@ def fit_calibration(
         task, before_batch: see `generate_reports`.
     """
     fit = TemperatureFit()
-    for batch in batches_of_process(accelerator, exams, recipe, "calibration", before_batch):
+    for batch in _batches(accelerator, exams, recipe, "calibration", before_batch):
         batch = batch.to(accelerator.device)
         with accelerator.autocast(), torch.no_grad():
             fit.add(task.decoder(task.features(batch), batch.report_BT[:, :-1]), batch.report_BT)
@@ -139,7 +117,7 @@ def generate_reports(
     """
     settings = recipe.evaluate
     generated: list[tuple[str, str]] = []
-    for batch in batches_of_process(accelerator, exams, recipe, "reports", before_batch):
+    for batch in _batches(accelerator, exams, recipe, "reports", before_batch):
         memory = fits_in_memory(len(batch.exam_ids), "while generating reports of", " or a smaller evaluate.num_beams")
         with memory, accelerator.autocast(), torch.no_grad():
             features = task.features(batch.to(accelerator.device))

@@ -28,14 +28,14 @@ from sklearn.covariance import LedoitWolf
 
 from framework.build import RunComponents
 from framework.checkpoint.export import COPY, FEATURES, MANIFEST, WEIGHTS, ModelError, publish_model
-from framework.data.loading import ExamSet, build_loader, lost_workers_reported
+from framework.data.loading import ExamSet, lost_workers_reported
 from framework.distributed.collectives import gather, on_main
+from framework.evaluation.batches import batches_of_process, split_batches
 from framework.exam import Batch, Features
 from framework.recipe import Recipe
 from framework.runtime.console import print0
 from framework.runtime.errors import UserError
 from framework.runtime.files import atomic_write, read_object, reading
-from framework.runtime.live import ProgressBar
 
 TRAINING_EXAMS = "training_exams.safetensors"  # in a run's folder
 AGAIN = "Delete it; `launch.py evaluate RUN` writes it again."
@@ -332,18 +332,12 @@ def _features(
     before_batch: Callable[[], None] | None,
 ) -> list[ViewFeatures]:
     """The features of the exams with the numbers `kept`, in their order, the same on every process."""
-    size, processes = recipe.evaluate.batch_size, accelerator.num_processes
-    batches = [list(kept[start : start + size]) for start in range(0, len(kept), size)]
-    rounds = range(0, len(batches), processes)
-    mine = batches[accelerator.process_index :: processes]
-    loader = iter(build_loader(exams, mine, recipe.data.num_workers))
+    processes = accelerator.num_processes
+    batches = split_batches(kept, recipe.evaluate.batch_size)
+    of_processes = [batches[rank::processes] for rank in range(processes)]
     found: list[tuple[str, np.ndarray]] = []
-    for _ in ProgressBar(rounds, total=len(rounds), text="features"):
-        if before_batch is not None:
-            before_batch()
-        batch = next(loader, None)
-        if batch is not None:  # else this process has none left
-            found += zip(batch.exam_ids, view_vectors(task.encoder, batch.to(accelerator.device)), strict=True)
+    for batch in batches_of_process(accelerator, exams, recipe, of_processes, "features", before_batch):
+        found += zip(batch.exam_ids, view_vectors(task.encoder, batch.to(accelerator.device)), strict=True)
     by_id = dict(gather(accelerator, found))
     ids = [exams.exams[number].id for number in kept]
     return [ViewFeatures(by_id[exam_id], layout(exams.cache.images(exam_id))) for exam_id in ids]

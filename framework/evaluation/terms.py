@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +11,10 @@ import torch
 from accelerate import Accelerator
 
 from framework.build import RunComponents
-from framework.data.loading import build_loader, lost_workers_reported
+from framework.data.loading import lost_workers_reported
 from framework.distributed.collectives import gather
 from framework.distributed.gather_exams import no_gather
+from framework.evaluation.batches import batches_of_process, split_batches
 from framework.recipe import Recipe
 from framework.runtime.errors import UserError
 from framework.runtime.memory import is_out_of_memory
@@ -41,20 +41,14 @@ def mean_terms(
         task: a task with unsharded weights in eval mode.
         before_batch: called before each batch, equally often on every process, even if a process has no batch left.
     """
-    exams, size = components.exams[split], recipe.evaluate.batch_size
-    batches = [list(range(len(exams)))[start : start + size] for start in range(0, len(exams), size)]
-    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    exams, processes = components.exams[split], accelerator.num_processes
+    batches = split_batches(range(len(exams)), recipe.evaluate.batch_size)
+    of_processes = [batches[rank::processes] for rank in range(processes)]
     # Only the copies are augmented: other terms are those of the images as they are.
     copies = task.compares_copies
     augment = batch_augment(components.augment if copies else None, recipe.train.seed, 0, copies=copies)
-    loader = iter(build_loader(exams, mine, recipe.data.num_workers))
     rows: list[tuple[str, float, float]] = []  # name, sum, count
-    for _ in range(math.ceil(len(batches) / accelerator.num_processes)):
-        if before_batch is not None:
-            before_batch()
-        batch = next(loader, None)
-        if batch is None:
-            continue
+    for batch in batches_of_process(accelerator, exams, recipe, of_processes, None, before_batch):
         batch = augment(batch.to(accelerator.device))
         memory = fits_in_memory(len(batch.exam_ids), "while computing the loss of")
         with memory, accelerator.autocast(), torch.no_grad(), no_gather():

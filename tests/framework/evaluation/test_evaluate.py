@@ -20,8 +20,9 @@ from framework.build import build_dataset
 from framework.checkpoint.export import CALIBRATION, publish_model, verify_model
 from framework.data.export import write_manifest
 from framework.evaluation import evaluate as evaluation
+from framework.evaluation.batches import shard_indices
 from framework.evaluation.calibration import model_temperature, read_calibration
-from framework.evaluation.evaluate import _require_same_model, evaluate_run, evaluate_split, paths_from, shard_indices
+from framework.evaluation.evaluate import _require_same_model, evaluate_run, evaluate_split, paths_from
 from framework.evaluation.model_selection import ModelSelection
 from framework.evaluation.predict import Predictor, predict
 from framework.exam import ExamSource, Pair
