@@ -1,10 +1,11 @@
 """How unlike the training images an image is, and which training exams are nearest to an exam, by their features.
 
-Training ends with two files of features, and `evaluate` writes them for a model that lacks them:
+Training ends with these files, and `evaluate` writes them for a model that lacks one:
 
     RUN/model/features.safetensors   mean and whitening of `ViewFeatures`, from which no exam can be read
     RUN/training_exams.safetensors   vectors of at most `MOST_EXAMS` training exams, with ids and reports: patient
                                      data like RUN/predictions, so it is not in model/, which is passed on
+    RUN/nearest_exams.json           ids of the nearest ones of at most `MOST_SCORED` test exams, for RUN/report.html
 
 Shapes: B batch, V views of an exam, M of several exams, N training exams, C channels, H W image, D width, P layout.
 """
@@ -37,11 +38,12 @@ from framework.runtime.console import print0
 from framework.runtime.errors import UserError
 from framework.runtime.files import atomic_write, read_object, reading
 
-TRAINING_EXAMS = "training_exams.safetensors"  # in a run's folder
+TRAINING_EXAMS, NEAREST_EXAMS = "training_exams.safetensors", "nearest_exams.json"  # in a run's folder
 AGAIN = "Delete it; `launch.py evaluate RUN` writes it again."
 CELLS = 8  # rows and columns of a view's layout
 PERCENTILE = 99  # of validation exams that are not reported as unlike the training images
 MOST_EXAMS = 5_000  # training exams that are kept, drawn by the recipe's seed if there are more
+MOST_SCORED = 2_000  # test exams whose nearest training exams are kept
 NEAREST = 3  # training exams that a report names
 
 
@@ -287,7 +289,7 @@ def write_features(
     run: Path,
     before_batch: Callable[[], None] | None = None,
 ) -> None:
-    """Writes both files of the run's model. Called on every process.
+    """Writes the files of the run's model. Called on every process.
 
     Args:
         task: with the weights of the run's model, unsharded and in eval mode.
@@ -298,6 +300,9 @@ def write_features(
     kept = sorted(drawn.tolist())
     training = _features(accelerator, task, train, kept, recipe, before_batch)
     validation = _features(accelerator, task, val, range(len(val)), recipe, before_batch)
+    test = components.exams.get("test")
+    scored = range(0 if test is None else min(len(test), MOST_SCORED))
+    test_features = [] if test is None else _features(accelerator, task, test, scored, recipe, before_batch)
 
     def write() -> None:
         statistics = FeatureStatistics.fit(training, validation)
@@ -305,6 +310,12 @@ def write_features(
         publish_model(run / "model", run / "model", {FEATURES: statistics.to_bytes()})
         exams = TrainingExams(vectors_ND, [(train.exams[i].id, train.exams[i].report) for i in kept])
         atomic_write(run / TRAINING_EXAMS, exams.to_bytes(_weights_digest(run / "model")))
+        if test is not None:
+            near = {
+                test.exams[i].id: [near.id for near in exams.nearest(statistics, views)]
+                for i, views in zip(scored, test_features)
+            }
+            atomic_write(run / NEAREST_EXAMS, json.dumps(near, ensure_ascii=False))
 
     on_main(accelerator, write)
 
@@ -315,10 +326,11 @@ def write_missing_features(
     """`write_features` for a model that was trained by an earlier version. Called on every process."""
 
     def missing() -> bool:
-        return not (run / "model" / FEATURES).is_file() or not _is_of_model(run / TRAINING_EXAMS, run / "model")
+        expected = [run / "model" / FEATURES, *([run / NEAREST_EXAMS] if "test" in components.exams else [])]
+        return not all(path.is_file() for path in expected) or not _is_of_model(run / TRAINING_EXAMS, run / "model")
 
     if on_main(accelerator, missing):
-        print0(f"notice: writing {run / 'model' / FEATURES} and {run / TRAINING_EXAMS}, which the run lacks")
+        print0(f"notice: comparing the run's exams by their features, of which {run} lacks a file")
         write_features(accelerator, task, components, recipe, run)
 
 

@@ -29,7 +29,7 @@ INK |= {f"c{i}": f"#{16 + i:06x}" for i in range(SERIES)}
 DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 2)), (0, (5, 2, 1, 2)))
 MARKERS = {"o": 1.0, "s": 0.9, "^": 1.1, "D": 0.85, "v": 1.1, "*": 1.5, "p": 1.1, "X": 1.1}  # and equal areas
 CHARACTER = 6.3  # width of a Latin character of a tick label
-LONGEST = 26  # characters of a tick label
+LONGEST = 28  # characters of a tick label
 STYLED = rc_context(
     {
         "svg.fonttype": "none",

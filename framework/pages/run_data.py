@@ -14,6 +14,8 @@ from typing import Any
 
 from framework.checkpoint.format import checkpoints_of
 from framework.data.loading import ExamSet
+from framework.evaluation.feature_distance import NEAREST_EXAMS
+from framework.exam import Exam
 from framework.models.topic_head import topic_name
 from framework.pages.exam_card import exam_card, stored_words
 from framework.pages.exam_list import ListedExam
@@ -107,13 +109,29 @@ def read_topics(run: Path, exams: int) -> RunTopics | None:
         return RunTopics(names, [topic["size"] for topic in found["topics"]], labels) if len(labels) == exams else None
 
 
+def read_nearest(run: Path, train: ExamSet | None) -> dict[str, list[Exam]]:
+    """The training exams nearest to test exams, by the test exam's id; empty where they are not known."""
+    path = run / NEAREST_EXAMS
+    if train is None or not path.is_file():
+        return {}
+    by_id = {exam.id: exam for exam in train.exams}
+    found = read_object(path, AGAIN)
+    with reading(path, AGAIN):
+        return {exam_id: [by_id[near] for near in own if near in by_id] for exam_id, own in found.items()}
+
+
 def listed_exams(
-    exams: Sequence[ScoredExam], images: ExamSet | None, topics: RunTopics | None, calibrated: bool
+    exams: Sequence[ScoredExam],
+    images: ExamSet | None,
+    topics: RunTopics | None,
+    calibrated: bool,
+    nearest: Mapping[str, Sequence[Exam]],
 ) -> list[ListedExam]:
     """The exams as cards: with all that is known of them, without where the model looked, and as text.
 
     Args:
         images: None where they are not at hand.
+        nearest: see `read_nearest`.
     """
     found = []
     for place, exam in enumerate(exams):
@@ -129,6 +147,7 @@ def listed_exams(
             predicted_topic=None
             if topics is None or exam.predicted_topic is None
             else topics.names[exam.predicted_topic],
+            nearest=nearest.get(exam.id, ()),
         )
         plain = None if words is None else {**words, "grid": None, "words": [{**w, "heat": ""} for w in words["words"]]}
         views = (lambda exam_id: None) if images is None else images.cache.images

@@ -20,6 +20,7 @@ from framework.pages.run_data import (
     data_card,
     listed_exams,
     read_exams,
+    read_nearest,
     read_topics,
     topic_rows,
     training_lines,
@@ -91,7 +92,8 @@ def _render(run: Path, scores: dict[str, Any], components: Any) -> str:
         "data": data_card(components.exams, components.tokenizer),
     }
     used = len(render("run.html.j2", **context, exams=None).encode())
-    cards = listed_exams(exams, components.exams.get("test"), topics, is_calibrated(test))
+    nearest = read_nearest(run, components.exams.get("train"))
+    cards = listed_exams(exams, components.exams.get("test"), topics, is_calibrated(test), nearest)
     return render("run.html.j2", **context, exams=exam_list(cards, used) if cards else None)
 
 

@@ -23,6 +23,7 @@ def test_a_run_writes_all_its_files(smoke_run: Path) -> None:
     expected = {
         "recipe.yaml", "overrides.txt", "environment.json", "topics.json", "topics.png", "metrics.jsonl",
         "checkpoints", "model", "predictions", "scores.json", "report.html", "training_exams.safetensors",
+        "nearest_exams.json",
     }  # fmt: skip
     assert expected <= {path.name for path in smoke_run.iterdir()}
     assert list(smoke_run.glob("events.out.tfevents*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ from framework.cli import main
 from framework.evaluation.evaluate import evaluate_run
 from framework.evaluation.feature_distance import (
     NEAREST,
+    NEAREST_EXAMS,
     TRAINING_EXAMS,
     FeatureStatistics,
     TrainingExams,
@@ -254,3 +256,17 @@ def test_at_most_so_many_training_exams_are_kept(run: Path, work: Path, monkeypa
     evaluate_run(run, "val")
     kept = Predictor(run).training_exams
     assert kept is not None and len(kept.exams) == 5
+
+
+def test_the_page_of_a_run_shows_the_training_exams_nearest_to_each_test_exam(run: Path, work: Path) -> None:
+    kept = json.loads((run / NEAREST_EXAMS).read_text())
+    with contextlib.chdir(work):
+        splits = build_dataset(run_recipe(run)).splits()
+    training = {exam.id: exam.report for exam in splits["train"]}
+    assert list(kept) == [exam.id for exam in splits["test"]]
+    assert all(len(near) == NEAREST and set(near) <= set(training) for near in kept.values())
+    exam = splits["test"][0]
+    predicted = Predictor(run).report([view.load() for view in exam.views])
+    assert [near.id for near in predicted.nearest] == kept[exam.id]
+    page = (run / "report.html").read_text()
+    assert page.count("nearest training exams") == len(kept) and training[kept[exam.id][0]] in page
