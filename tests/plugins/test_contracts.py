@@ -18,9 +18,11 @@ from PIL import Image
 from tiny_bert import save_tiny_bert
 from tiny_models import BERT, CONVNEXT, DINOV2, GPT2, VIT, of_bytes, of_words, save_llama
 
+from framework.data.shard_writing import write_shards
 from framework.registry import PLUGINS, catalogue, load
 from framework.testing import check
 from framework.testing.tokenizer import REPORTS
+from plugins.dataset.manifest import Manifest
 
 SHIPPED = sorted(key for key, plugin in catalogue().items() if PLUGINS in plugin.path.parents)
 
@@ -44,6 +46,12 @@ def tabled(folder: Path) -> dict[str, Any]:
     rows = [f"{exam['image_path'][0]},{exam['finding']},{s}" for s, exams in splits.items() for exam in exams]
     (folder / "exams.csv").write_text("\n".join(["image,report,split", *rows]), encoding="utf-8")
     return {"file": str(folder / "exams.csv"), "columns": {"image": "image", "report": "report", "split": "split"}}
+
+
+def sharded(folder: Path) -> dict[str, Any]:
+    """Keys of `webdataset`: the exams of `listed`."""
+    write_shards(Manifest(**listed(folder)), folder / "shards", processes=1)
+    return {"shards": str(folder / "shards")}
 
 
 def archive(folder: Path) -> dict[str, Any]:
@@ -109,6 +117,7 @@ SMALL: dict[tuple[str, str], list[dict[str, Any] | Callable[[Path], dict[str, An
     ("dataset", "manifest"): [listed],
     ("dataset", "phantom"): [{"exams": 3, "val_exams": 2, "test_exams": 2, "size": 48}],
     ("dataset", "table"): [tabled],
+    ("dataset", "webdataset"): [sharded],
     ("decoder", "cross_modal_memory"): [
         {"layers": 2, "encoder_layers": 1, "width": 16, "heads": 4, "feedforward": 24, "slots": 20, "top_k": 5},
         {"layers": 1, "encoder_layers": 0, "width": 16, "heads": 2, "feedforward": 24, "slots": 6, "top_k": 6},
