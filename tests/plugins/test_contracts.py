@@ -48,6 +48,18 @@ def tabled(folder: Path) -> dict[str, Any]:
     return {"file": str(folder / "exams.csv"), "columns": {"image": "image", "report": "report", "split": "split"}}
 
 
+def as_folder(folder: Path) -> dict[str, Any]:
+    """Keys of `hf`: the exams of `listed` as a folder of images."""
+    splits = json.loads(Path(listed(folder)["file"]).read_text(encoding="utf-8"))
+    for split, exams in splits.items():
+        (folder / "exams" / split).mkdir(parents=True)
+        for exam in exams:
+            shutil.copy(folder / exam["image_path"][0], folder / "exams" / split)
+        rows = ["file_name,report", *(f"{exam['image_path'][0]},{exam['finding']}" for exam in exams)]
+        (folder / "exams" / split / "metadata.csv").write_text("\n".join(rows), encoding="utf-8")
+    return {"source": str(folder / "exams"), "columns": {"image": "image", "report": "report"}}
+
+
 def sharded(folder: Path) -> dict[str, Any]:
     """Keys of `webdataset`: the exams of `listed`."""
     write_shards(Manifest(**listed(folder)), folder / "shards", processes=1)
@@ -114,6 +126,7 @@ SMALL: dict[tuple[str, str], list[dict[str, Any] | Callable[[Path], dict[str, An
     ("augment", "ultrasound"): [{}, {"flip": 0.5, "speckle": 1.0, "shadow": 1.0, "degrees": 45.0, "gain": 30.0}],
     ("dataset", "busbra"): [archive],
     ("dataset", "ddti"): [thyroids],
+    ("dataset", "hf"): [as_folder],
     ("dataset", "manifest"): [listed],
     ("dataset", "phantom"): [{"exams": 3, "val_exams": 2, "test_exams": 2, "size": 48}],
     ("dataset", "table"): [tabled],
