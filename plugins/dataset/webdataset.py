@@ -35,7 +35,7 @@ URLS = ("https://", "http://")
 BUFFER = 8
 TRIES = 3  # of a download
 TIMEOUT_S = 60.0
-READ = 1 << 24  # bytes of an index file that are searched for line ends at once
+READ = 1 << 20  # bytes of an index file that are searched for line ends at once
 EXAMPLES = {"s3": "pipe:aws s3 cp s3://bucket/folder/{} -", "gs": "pipe:gsutil cat gs://bucket/folder/{}"}
 
 
@@ -62,6 +62,15 @@ class _Folder:
             found, expected = f"{size:,} bytes", f"{file.size:,}: it is truncated or another file"
             raise UserError("damaged-file", found, place=path, expected=expected, hint=DAMAGED)
         return path
+
+    def read(self, file: ShardFile, offset: int, size: int) -> tuple[bytes, Path]:
+        """Bytes of a shard, and where it is. `path` has found it at the start of the run."""
+        path = self.root / file.name
+        try:
+            return _bytes(path, offset, size), path
+        except OSError:
+            self.path(file)  # which says what is wrong with it
+            raise
 
 
 class _Fetched:
@@ -94,6 +103,15 @@ class _Fetched:
                     part.unlink(missing_ok=True)
                 self._remove_oldest(path)
         return path
+
+    def read(self, file: ShardFile, offset: int, size: int) -> tuple[bytes, Path]:
+        """Bytes of a shard, and where it is."""
+        while True:
+            path = self.path(file)
+            try:
+                return _bytes(path, offset, size), path
+            except FileNotFoundError:  # removed since, as one of the oldest
+                continue
 
     def index(self) -> bytes:
         """The content of index.json, fetched each time. Another content has another folder."""
@@ -166,6 +184,11 @@ def _opener() -> urllib.request.OpenerDirector:
     return urllib.request.build_opener(_SameScheme)
 
 
+def _bytes(path: Path, offset: int, size: int) -> bytes:
+    with path.open("rb") as file:
+        return os.pread(file.fileno(), size, offset)
+
+
 def _has_size(path: Path, file: ShardFile) -> bool:
     try:
         return path.stat().st_size == file.size
@@ -192,14 +215,7 @@ class ShardView:
             UserError: the shard is missing, truncated, or has other bytes than were written.
             OSError: the file is no image.
         """
-        while True:
-            path = self.store.path(self.shard)
-            try:
-                with path.open("rb") as file:
-                    content = os.pread(file.fileno(), self.size, self.offset)
-            except FileNotFoundError:  # removed since, as one of the oldest
-                continue
-            break
+        content, path = self.store.read(self.shard, self.offset, self.size)
         if hashlib.sha256(content).hexdigest() != self.sha256:
             found = f"image {self.name}, {self.size:,} bytes at {self.offset:,}: another SHA-256 than the index names"
             raise UserError("damaged-file", found, place=path, hint=self.store.hint)
