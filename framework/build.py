@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from framework.data.check import SPLITS, DatasetError, check_splits
-from framework.data.image_cache import ImageCache, build_image_cache
+from framework.data.image_cache import ImageCache, UncachedImages, build_image_cache
 from framework.data.loading import ExamSet, collate, hardest_sample
 from framework.data.map_cache import build_map_cache, frozen_digest
 from framework.distributed.collectives import gather, main_process_first, on_main
@@ -451,6 +451,9 @@ def build_components(
     for error in errors:
         print0(f"left out: {error}")
     exams = {name: _exam_set(recipe, rows, caches[name], tokenizer, topics, name) for name, rows in splits.items()}
+    training_order = getattr(sources[0][0], "training_order", None)
+    if "train" in splits and training_order is not None:
+        exams["train"].order = training_order(splits["train"])
     comparisons = None
     augment = build_augment(recipe) if trained is None or recipe.evaluate.augmented_copies else None
     if trained is None:
@@ -493,23 +496,43 @@ def _list_exams(recipe: Recipe, other: OtherExams | None) -> list[tuple[ExamSour
 
 def _read_images(
     recipe: Recipe, sources: Sequence[tuple[ExamSource, Mapping[str, Sequence[Exam]]]]
-) -> tuple[dict[str, ImageCache], list[ExamError]]:
-    """The cached images of each split, and the errors of exams that are left out."""
-    caches: dict[str, ImageCache] = {}
+) -> tuple[dict[str, ImageCache | UncachedImages], list[ExamError]]:
+    """The images of each split, and the errors of exams that are left out."""
+    caches: dict[str, ImageCache | UncachedImages] = {}
     errors: list[ExamError] = []
+    data = recipe.data
+    if not data.cache_images:
+        _require_no_cache_needed(recipe)
+        for _, splits in sources:
+            for name, exams in splits.items():
+                views = {exam.id: exam.views for exam in exams}
+                caches[name] = UncachedImages(views, data.image_size, data.channels, data.autocontrast)
+        return caches, errors
     for source, splits in sources:
         cache, broken = build_image_cache(
             [exam for exams in splits.values() for exam in exams],
             source_key=source.cache_key,
-            size=recipe.data.image_size,
-            channels=recipe.data.channels,
-            autocontrast=recipe.data.autocontrast,
-            folder=Path(recipe.data.cache_dir),
-            on_broken=recipe.data.on_broken,
+            size=data.image_size,
+            channels=data.channels,
+            autocontrast=data.autocontrast,
+            folder=Path(data.cache_dir),
+            on_broken=data.on_broken,
         )
         caches |= dict.fromkeys(splits, cache)
         errors += broken
     return caches, errors
+
+
+def _require_no_cache_needed(recipe: Recipe) -> None:
+    """Raises UserError if a setting needs every image before training, with data.cache_images=false."""
+    data, place = recipe.data, "data.cache_images"
+    if data.cache_features:
+        found = "false, and data.cache_features computes feature maps from the cached images"
+        raise UserError("conflicting-settings", found, place=place, hint="Set one of the two to the other value.")
+    if data.on_broken == "skip":
+        found = "false, and data.on_broken: skip would have to decode every image before training"
+        hint = "Set data.on_broken: stop; `data check` and `data shard` find the exams that do not load."
+        raise UserError("conflicting-settings", found, place=place, hint=hint)
 
 
 def build_exam_sets(recipe: Recipe) -> dict[str, ExamSet]:
@@ -528,7 +551,11 @@ def build_augment(recipe: Recipe) -> Any | None:
 
 
 def _cache_features(
-    recipe: Recipe, accelerator: Accelerator, task: ReportTask, exams: Mapping[str, ExamSet], images: ImageCache
+    recipe: Recipe,
+    accelerator: Accelerator,
+    task: ReportTask,
+    exams: Mapping[str, ExamSet],
+    images: ImageCache | UncachedImages,
 ) -> None:
     """Replaces the images of the exams by the maps of the frozen encoder, which then begins after them.
 
@@ -556,6 +583,7 @@ def _cache_features(
     code = digest(find("encoder", choice.name, recipe.plugin_files).path)
     settings = [code, choice.name, sorted(choice.keys.items()), frozen_digest(encoder)]
     folder, device = Path(recipe.data.cache_dir), accelerator.device
+    assert isinstance(images, ImageCache), "cache_features needs cached images"
     with main_process_first(accelerator), evaluating(encoder.to(device)):
         maps = build_map_cache(images, encoder.maps, key=repr(settings), folder=folder, device=device)
     for each in exams.values():
@@ -627,7 +655,12 @@ def require_a_batch(recipe: Recipe, training_exams: int) -> None:
 
 
 def _exam_set(
-    recipe: Recipe, exams: list[Exam], cache: ImageCache, tokenizer: Any, topics: Topics | None, split: str
+    recipe: Recipe,
+    exams: list[Exam],
+    cache: ImageCache | UncachedImages,
+    tokenizer: Any,
+    topics: Topics | None,
+    split: str,
 ) -> ExamSet:
     tokens = [tokenizer.encode(exam.report, recipe.evaluate.max_length) for exam in exams]
     if topics is None:

@@ -53,7 +53,12 @@ class Exam:
 
 
 class ExamSource(Protocol):
-    """The interface of a `dataset` plugin."""
+    """The interface of a `dataset` plugin.
+
+    It may offer `reports()`, the reports of each split where images are missing, and `training_order(exams)`: a
+    function of (seed, epoch) that gives the numbers of these exams in the order in which an epoch reads them. Without
+    it, an epoch reads them in random order.
+    """
 
     def splits(self) -> dict[str, Sequence[Exam]]:
         """The exams of `train`, `val` and `test`; a warning names other splits. Cheap: no view is loaded."""

@@ -81,7 +81,7 @@ class Trainer:
         self.steps_per_epoch = self.batch_plan.steps(len(exams))
         self.steps = recipe.train.epochs * self.steps_per_epoch
         self.schedule = build_plugin(recipe, "schedule", recipe.schedule, steps=self.steps)
-        self.sampler = EpochSampler(len(exams), self.batch_plan, recipe.train.seed)
+        self.sampler = EpochSampler(exams, self.batch_plan, recipe.train.seed)
         on_gpu = accelerator.device.type == "cuda"
         self.loader = build_loader(exams, self.sampler, recipe.data.num_workers, pin=on_gpu)
         record_settings(run, self.strategy, self.batch_plan, self.steps)

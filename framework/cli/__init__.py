@@ -66,6 +66,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Data sets: begin with your ow
 data_app.command()(data.init)
 data_app.command()(data.check)
 data_app.command()(data.make)
+data_app.command()(data.shard)
 app.add_typer(data_app, name="data")
 grid_app = typer.Typer(no_args_is_help=True, help="Ablations: train the cells of a grid, watch them, show their table.")
 grid_app.command()(grids.run)

@@ -1,4 +1,4 @@
-"""The verbs of data sets: `data init`, `data check`, `data make`."""
+"""The verbs of data sets: `data init`, `data check`, `data make`, `data shard`."""
 
 from __future__ import annotations
 
@@ -73,3 +73,20 @@ def make(
 
     path = write_manifest(build_dataset(loaded), folder)
     print(f"{path}\nIn a recipe:\n\ndata:\n  dataset: {{name: manifest, file: {path}, images: {folder}}}")
+
+
+def shard(
+    recipe: RecipeArgument,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder, or one that a killed run left.")],
+    overrides: Overrides = None,
+    exams: Annotated[int, typer.Option(min=1, metavar="N", help="Exams of a shard.")] = 1000,
+    processes: Annotated[int | None, typer.Option(min=1, metavar="N", help="By default one per core.")] = None,
+) -> None:
+    """Write a recipe's data set as WebDataset shards with an index; continues where a killed run ended."""
+    loaded = load(recipe, overrides)
+    from framework.build import build_dataset
+    from framework.data.shard_writing import write_shards
+
+    source, on_broken = build_dataset(loaded), loaded.data.on_broken
+    write_shards(source, folder, exams_per_shard=exams, processes=processes, on_broken=on_broken)
+    print(f"In a recipe:\n\ndata:\n  dataset: {{name: webdataset, shards: {folder}}}")

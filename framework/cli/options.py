@@ -46,13 +46,15 @@ Trust = Annotated[
 
 
 def trust_code_of(folder: Path) -> None:
-    """Trusts the plugin files of a model, given its folder or that of its run or checkpoint."""
+    """Trusts the plugin files and commands of a model, given its folder or that of its run or checkpoint."""
     from framework.recipe import load_saved_recipe
-    from framework.registry.trust import trust
+    from framework.registry.trust import trust, trust_commands
 
     found = [path for path in (folder / "model" / "recipe.yaml", folder / "recipe.yaml") if path.is_file()]
     if found:  # else the command says that there is no model
-        trust(load_saved_recipe(found[0]).plugin_files)
+        recipe = load_saved_recipe(found[0])
+        trust(recipe.plugin_files)
+        trust_commands(recipe.commands)
 
 
 def files_of(files: list[Path] | None) -> tuple[Path, ...]:

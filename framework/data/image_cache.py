@@ -91,9 +91,38 @@ def _load(job: Job) -> np.ndarray | ExamError:
     try:
         return fit(view.load(), size, channels, autocontrast)
     except (OSError, ValueError) as error:
-        of_system = isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError)
-        code = "unreadable-file" if of_system else "broken-image"
-        return ExamError(exam_id, code, f"view {view.name}: {error}")
+        return view_error(exam_id, view, error)
+
+
+def view_error(exam_id: str, view: View, error: OSError | ValueError) -> ExamError:
+    """The error of an exam with a view that does not load."""
+    if isinstance(error, UserError):  # which names its file
+        (first, *_) = error.problems
+        return ExamError(exam_id, first.code, f"view {view.name}: {first.place}: {first.found}", hint=first.hint)
+    of_system = isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError)
+    return ExamError(exam_id, "unreadable-file" if of_system else "broken-image", f"view {view.name}: {error}")
+
+
+@dataclass(frozen=True)
+class UncachedImages:
+    """The images of exams, decoded and resized each time they are read, for sets larger than the disk."""
+
+    rows: dict[str, tuple[View, ...]]  # by exam id
+    size: int
+    channels: int
+    autocontrast: float | None
+
+    def images(self, exam_id: str) -> np.ndarray:
+        """The views of an exam, uint8 [V, C, H, W].
+
+        Raises:
+            ExamError: a view does not load.
+        """
+        loaded = [_load((exam_id, view, self.size, self.channels, self.autocontrast)) for view in self.rows[exam_id]]
+        for image in loaded:
+            if isinstance(image, ExamError):
+                raise image
+        return np.stack(loaded)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -214,7 +243,7 @@ def _write_cache(jobs: list[Job], path: Path, size: int, channels: int) -> Compl
     shape = (len(jobs), channels, size, size)
     try:
         images = open_reserved(part, shape, np.uint8, "images")
-        with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn"), initializer=_start_decoder) as pool:
+        with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn"), initializer=start_decoder) as pool:
             loaded: Any = pool.map(_load, jobs, chunksize=16) if len(jobs) > 64 else map(_load, jobs)
             for row, image in enumerate(ProgressBar(loaded, total=len(jobs), text="images")):
                 if isinstance(image, ExamError):
@@ -262,7 +291,7 @@ def open_reserved(part: Path, shape: tuple[int, ...], dtype: type[np.generic], w
     return images
 
 
-def _start_decoder() -> None:
+def start_decoder() -> None:
     """Ctrl-C reaches the decoders too; the process that started them handles it. They end with it, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()

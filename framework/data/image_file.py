@@ -95,17 +95,18 @@ class FileView:
                 return _decoded(file, self.path, self.window, MAX_PIXELS)
 
 
-def read_image(content: bytes, name: str, max_pixels: int) -> np.ndarray:
+def read_image(content: bytes, name: str, max_pixels: int, window: tuple[float, float] | None = None) -> np.ndarray:
     """The image in the content of a file, as `FileView.load` returns it.
 
     Args:
         name: of the file, for messages.
+        window: see `FileView`.
 
     Raises:
         OSError: as `FileView.load`.
     """
     with _named(name):
-        return _decoded(io.BytesIO(content), name, None, max_pixels)
+        return _decoded(io.BytesIO(content), name, window, max_pixels)
 
 
 @contextmanager

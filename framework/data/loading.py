@@ -7,7 +7,7 @@ import functools
 import hashlib
 import multiprocessing
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from framework.data.image_cache import ImageCache
+from framework.data.image_cache import ImageCache, UncachedImages
 from framework.exam import PAD, Batch, Exam
 from framework.recipe import RecipeError
 from framework.runtime.console import print0
@@ -47,12 +47,13 @@ class ExamSet(Dataset[Sample]):
     Attributes:
         targets: of each exam, by loss, [n, ...]; only training exams have them.
         maps: feature maps that samples have in place of the images.
+        order: the numbers of all exams in the order in which an epoch reads them, by (seed, epoch).
     """
 
     def __init__(
         self,
         exams: Sequence[Exam],
-        cache: ImageCache,
+        cache: ImageCache | UncachedImages,
         tokens: Sequence[list[int]],
         topics: np.ndarray | None,
         topic_weights: np.ndarray | None = None,
@@ -61,6 +62,7 @@ class ExamSet(Dataset[Sample]):
         self.topics, self.topic_weights = topics, topic_weights
         self.targets: Mapping[str, np.ndarray] = {}
         self.maps: ImageCache | None = None
+        self.order: Callable[[int, int], np.ndarray] = functools.partial(epoch_order, len(self.exams))
 
     def __len__(self) -> int:
         return len(self.exams)
@@ -162,14 +164,14 @@ class BatchPlan:
 
     def epoch(self, exams: int, seed: int, epoch: int, done: int = 0) -> list[list[int]]:
         """Micro-batches (exam numbers) of this process in an epoch, after the first `done` steps."""
-        order = epoch_order(exams, seed, epoch)
-        share = self.batch_size // self.processes
-        micro_batches = []
-        for step in range(done, self.steps(exams)):
-            start = step * self.batch_size + self.rank * share
-            mine = order[start : start + share].tolist()
-            micro_batches += [mine[i : i + self.micro_batch_size] for i in range(0, share, self.micro_batch_size)]
-        return micro_batches
+        found: list[list[int]] = self.cut(epoch_order(exams, seed, epoch), done).tolist()
+        return found
+
+    def cut(self, order: np.ndarray, done: int = 0) -> np.ndarray:
+        """Micro-batches [n, micro_batch_size] of this process in an epoch of this order, after `done` steps."""
+        steps = self.steps(len(order))
+        order = order[: steps * self.batch_size].reshape(steps, self.processes, -1, self.micro_batch_size)
+        return order[done:, self.rank].reshape(-1, self.micro_batch_size)
 
 
 class EpochSampler(Sampler[list[int]]):
@@ -178,15 +180,15 @@ class EpochSampler(Sampler[list[int]]):
     `set_epoch` chooses the epoch before the loader is iterated.
     """
 
-    def __init__(self, exams: int, batch_plan: BatchPlan, seed: int) -> None:
-        self.exams, self.batch_plan, self.seed = exams, batch_plan, seed
+    def __init__(self, exams: ExamSet, batch_plan: BatchPlan, seed: int) -> None:
+        self.order, self.batch_plan, self.seed = exams.order, batch_plan, seed
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, steps_done: int = 0) -> None:
-        self.micro_batches = self.batch_plan.epoch(self.exams, self.seed, epoch, steps_done)
+        self.micro_batches = self.batch_plan.cut(self.order(self.seed, epoch), steps_done)
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.micro_batches)
+        return map(np.ndarray.tolist, self.micro_batches)
 
     def __len__(self) -> int:
         return len(self.micro_batches)

@@ -25,6 +25,7 @@ NOT_THE_RESULT = (
     ("resume_ignore",),
     ("plugins",),
     ("data", "cache_dir"),
+    ("data", "cache_images"),
     ("data", "num_workers"),
     ("train", "micro_batch_size"),
     ("train", "log_every"),

@@ -22,6 +22,7 @@ from pydantic import (
     Tag,
 )
 
+from framework.registry.trust import PIPE
 from framework.registry.types import Fraction
 
 NO_TOPICS = "none"  # the distiller that finds no topics
@@ -140,6 +141,9 @@ class Data(Section):
     """Data-loading processes per training process; 0: loads in the training process."""
     cache_dir: str = ".cache/sonoscribe"
     """Folder of preprocessed images and topics, which later runs reuse."""
+    cache_images: bool = True
+    """Decodes and resizes all images once, into cache_dir. False: each time they are read, for sets larger than the
+    disk; data.num_workers then decodes them beside the training."""
     cache_features: bool = False
     """Computes the feature maps of the frozen part of the encoder once, in cache_dir, and trains from them; not with
     augment."""
@@ -339,6 +343,12 @@ class Recipe(Section):
     def plugin_files(self) -> tuple[Path, ...]:
         """Absolute paths of the plugin files, as `registry.find` takes them."""
         return self.plugins
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """Commands that read the data set: its keys that begin with `pipe:`."""
+        keys = self.data.dataset.keys.values()
+        return tuple(value for value in keys if isinstance(value, str) and value.startswith(PIPE))
 
     @property
     def origins(self) -> dict[str, str]:

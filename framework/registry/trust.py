@@ -1,8 +1,9 @@
-"""Decides whether code that comes with a saved model or run may be imported.
+"""Decides whether code that comes with a saved model or run may run.
 
-A saved recipe may name plugin files. They run only if the user trusts their SHA-256: files of runs that this user
-trained are trusted when training starts, others by `--trust`. XDG_CONFIG_HOME/sonoscribe/trusted.json has the hashes;
-the environment variable SONOSCRIBE_TRUST adds more, for a cluster.
+A saved recipe may name plugin files, and commands that read a data set. They run only if the user trusts their SHA-256:
+those of runs that this user trained are trusted when training starts, others by `--trust`.
+XDG_CONFIG_HOME/sonoscribe/trusted.json has the hashes; the environment variable SONOSCRIBE_TRUST adds more, for a
+cluster.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from framework.registry.source import PluginError
 from framework.runtime.errors import Problem
 from framework.runtime.files import file_lock
 
+PIPE = "pipe:"  # how a recipe's value begins that is a command
 VARIABLE = "SONOSCRIBE_TRUST"  # SHA-256 of trusted files, separated by commas
 
 _untrusted: dict[Path, tuple[Path, ...]] = {}  # plugin file of a saved recipe -> all plugin files of that recipe
+_untrusted_commands: set[str] = set()  # of a saved recipe
 _trusted_here: set[str] = set()  # hashes that this process trusts although they cannot be stored
 
 
@@ -58,7 +61,15 @@ def sha256_of(content: bytes) -> str:
 
 def trust(files: Iterable[Path]) -> None:
     """Remembers the hashes of plugin files, for this process and, if the user's file can be written, for later ones."""
-    hashes = {sha256_of(path.read_bytes()): str(path) for path in files if path.is_file()}
+    _remember({sha256_of(path.read_bytes()): str(path) for path in files if path.is_file()})
+
+
+def trust_commands(commands: Iterable[str]) -> None:
+    """Remembers the hashes of commands, as `trust` those of files."""
+    _remember({sha256_of(command.encode()): command for command in commands})
+
+
+def _remember(hashes: dict[str, str]) -> None:
     _trusted_here.update(hashes)
     path = trusted_file()
     with contextlib.suppress(OSError, PluginError):  # a home that cannot be written, or a damaged file
@@ -92,6 +103,29 @@ def mark_as_named(files: Iterable[Path]) -> None:
     """Records that the user has named plugin files, in a recipe or on the command line."""
     for path in files:
         _untrusted.pop(path, None)
+
+
+def mark_commands(commands: Iterable[str], *, saved: bool) -> None:
+    """Records whether commands come with a saved recipe, or the user has named them."""
+    (_untrusted_commands.update if saved else _untrusted_commands.difference_update)(commands)
+
+
+def unmarked_commands(commands: Iterable[str]) -> list[str]:
+    """The commands that the user has named."""
+    return [command for command in commands if command not in _untrusted_commands]
+
+
+def require_trusted_command(command: str, place: str) -> None:
+    """Raises `untrusted-code` if a command comes with a saved recipe and the user does not trust it."""
+    sha256 = sha256_of(command.encode())
+    if command not in _untrusted_commands or _is_trusted(sha256):
+        return
+    hint = (
+        "Read it. If you trust it, repeat the command with --trust, which remembers the hash "
+        f"(sonoscribe.load(..., trust=True) in Python, or {VARIABLE}={sha256} on a cluster)."
+    )
+    found = f"the recipe of a saved model or run would run `{command}`, SHA-256 {sha256}"
+    raise PluginError("untrusted-code", found, place=place, hint=hint)
 
 
 def unmarked(files: Iterable[Path]) -> list[Path]:

@@ -23,7 +23,7 @@ from framework.distributed.resolve import precision_notice
 from framework.distributed.strategy import Strategy
 from framework.models.external_weights import print_saved
 from framework.recipe import PortableRecipe, Recipe, load_saved_recipe, portable
-from framework.registry.trust import trust, unmarked
+from framework.registry.trust import trust, trust_commands, unmarked, unmarked_commands
 from framework.run.folder import OpenedRun, lock_released, open_run, remove_refused_run, topics_to_keep
 from framework.run.init_from import Source, find_initial_weights, initial_weights
 from framework.run.listing import FAILURE
@@ -93,6 +93,7 @@ def open_run_for_training(recipe: Recipe) -> Iterator[TrainingRun]:
             write_environment(run.folder, launch)
             run.saved_recipe.write(run.folder)
             trust(unmarked(recipe.plugin_files))  # the user has named them
+            trust_commands(unmarked_commands(recipe.commands))
             atomic_write(run.folder / "overrides.txt", "".join(f"{word}\n" for word in recipe.overrides))
         try:
             # A mistake in init_from is reported before the images are decoded.

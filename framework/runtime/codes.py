@@ -90,8 +90,8 @@ CODES: dict[str, tuple[str, str]] = {
         "Read the reason in the message: most often a package is missing or the file has a bug.",
     ),
     "untrusted-code": (
-        "A saved model or run comes with plugin files that you have not trusted.",
-        "Read the files that the message lists; then repeat the command with --trust.",
+        "A saved model or run comes with plugin files, or a command that reads its data, that you have not trusted.",
+        "Read what the message lists; then repeat the command with --trust.",
     ),
     "shadowed-package": (
         "The name of one of Sonoscribe's packages finds another package, often a folder of your project.",

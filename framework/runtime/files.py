@@ -155,11 +155,11 @@ def digest(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def file_lock(path: Path, result: str) -> Iterator[None]:
+def file_lock(path: Path, result: str | None) -> Iterator[None]:
     """Holds an exclusive lock on the file `path`, which ends with the process at the latest.
 
     Args:
-        result: what the holder makes, for the message of those who wait: "topics".
+        result: what the holder makes, for the message of those who wait: "topics"; None: no message.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -168,7 +168,8 @@ def file_lock(path: Path, result: str) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print0(f"waiting for another run that makes the same {result}")
+                if result is not None:
+                    print0(f"waiting for another run that makes the same {result}")
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

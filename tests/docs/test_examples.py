@@ -228,6 +228,42 @@ def test_the_example_of_a_clinic_trains_in_two_commands(clone: Path) -> None:
     assert "epoch 1/1" in done.stdout
 
 
+def write_image_folder(folder: Path) -> None:
+    """The folder that docs/data.md shows: images with a table in each split."""
+    for split, numbers in {"train": range(1, 17), "validation": range(17, 20), "test": range(20, 23)}.items():
+        rows = ["file_name,report,pid"]
+        for number in numbers:
+            picture(folder / split / f"{number}.png", number)
+            shape = "An oval" if number % 2 else "A round"
+            rows.append(f'{number}.png,"{shape}, circumscribed mass of {number} mm.",{number}')
+        (folder / split / "metadata.csv").write_text("\n".join(rows), encoding="utf-8")
+
+
+def part_of(section: str, language: str) -> str:
+    """The first block of a section of docs/data.md."""
+    text = read("docs/data.md").partition(f"## {section}\n")[2].partition("\n## ")[0]
+    return next(block.text for block in blocks("docs/data.md", text) if block.language == language)
+
+
+@pytest.mark.long
+def test_the_example_of_a_hugging_face_folder_trains(clone: Path) -> None:
+    pytest.importorskip("datasets")
+    write_image_folder(clone / "exams")
+    (clone / "mine.yaml").write_text(part_of("Hugging Face data sets: `hf`", "yaml"), encoding="utf-8")
+    done = launch("mine.yaml", "train.epochs=1", cwd=clone)
+    assert "train 16, val 3, test 3" in done.stdout and "epoch 1/1" in done.stdout
+
+
+@pytest.mark.long
+def test_the_example_of_shards_writes_and_trains(clone: Path) -> None:
+    section = "Many exams: `data shard` and `webdataset`"
+    launch(*launched(shlex.split(part_of(section, "bash"))), cwd=clone)
+    text = f"_base_: shipped:smoke.yaml\n{part_of(section, 'yaml')}"
+    (clone / "mine.yaml").write_text(f"{text}\ndistiller: {{topics: 2}}", encoding="utf-8")
+    done = launch("mine.yaml", "train.epochs=1", "data.num_workers=1", cwd=clone)
+    assert "epoch 1/1" in done.stdout
+
+
 @pytest.mark.parametrize("block", [block for block in HERE if block.language == "yaml"], ids=str)
 def test_a_recipe_or_a_part_of_one_loads(block: Block, tmp_path: Path) -> None:
     for file in (ROOT / "docs" / "examples").iterdir():

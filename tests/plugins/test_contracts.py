@@ -18,9 +18,11 @@ from PIL import Image
 from tiny_bert import save_tiny_bert
 from tiny_models import BERT, CONVNEXT, DINOV2, GPT2, VIT, of_bytes, of_words, save_llama
 
+from framework.data.shard_writing import write_shards
 from framework.registry import PLUGINS, catalogue, load
 from framework.testing import check
 from framework.testing.tokenizer import REPORTS
+from plugins.dataset.manifest import Manifest
 
 SHIPPED = sorted(key for key, plugin in catalogue().items() if PLUGINS in plugin.path.parents)
 
@@ -44,6 +46,24 @@ def tabled(folder: Path) -> dict[str, Any]:
     rows = [f"{exam['image_path'][0]},{exam['finding']},{s}" for s, exams in splits.items() for exam in exams]
     (folder / "exams.csv").write_text("\n".join(["image,report,split", *rows]), encoding="utf-8")
     return {"file": str(folder / "exams.csv"), "columns": {"image": "image", "report": "report", "split": "split"}}
+
+
+def as_folder(folder: Path) -> dict[str, Any]:
+    """Keys of `hf`: the exams of `listed` as a folder of images."""
+    splits = json.loads(Path(listed(folder)["file"]).read_text(encoding="utf-8"))
+    for split, exams in splits.items():
+        (folder / "exams" / split).mkdir(parents=True)
+        for exam in exams:
+            shutil.copy(folder / exam["image_path"][0], folder / "exams" / split)
+        rows = ["file_name,report", *(f"{exam['image_path'][0]},{exam['finding']}" for exam in exams)]
+        (folder / "exams" / split / "metadata.csv").write_text("\n".join(rows), encoding="utf-8")
+    return {"source": str(folder / "exams"), "columns": {"image": "image", "report": "report"}}
+
+
+def sharded(folder: Path) -> dict[str, Any]:
+    """Keys of `webdataset`: the exams of `listed`."""
+    write_shards(Manifest(**listed(folder)), folder / "shards", processes=1)
+    return {"shards": str(folder / "shards")}
 
 
 def archive(folder: Path) -> dict[str, Any]:
@@ -106,9 +126,11 @@ SMALL: dict[tuple[str, str], list[dict[str, Any] | Callable[[Path], dict[str, An
     ("augment", "ultrasound"): [{}, {"flip": 0.5, "speckle": 1.0, "shadow": 1.0, "degrees": 45.0, "gain": 30.0}],
     ("dataset", "busbra"): [archive],
     ("dataset", "ddti"): [thyroids],
+    ("dataset", "hf"): [as_folder],
     ("dataset", "manifest"): [listed],
     ("dataset", "phantom"): [{"exams": 3, "val_exams": 2, "test_exams": 2, "size": 48}],
     ("dataset", "table"): [tabled],
+    ("dataset", "webdataset"): [sharded],
     ("decoder", "cross_modal_memory"): [
         {"layers": 2, "encoder_layers": 1, "width": 16, "heads": 4, "feedforward": 24, "slots": 20, "top_k": 5},
         {"layers": 1, "encoder_layers": 0, "width": 16, "heads": 2, "feedforward": 24, "slots": 6, "top_k": 6},
