@@ -14,7 +14,6 @@ from typing import Any
 
 from framework.checkpoint.format import checkpoints_of
 from framework.data.loading import ExamSet
-from framework.evaluation.feature_distance import NEAREST_EXAMS
 from framework.exam import Exam
 from framework.models.topic_head import topic_name
 from framework.pages.exam_card import exam_card, stored_words
@@ -111,7 +110,7 @@ def read_topics(run: Path, exams: int) -> RunTopics | None:
 
 def read_nearest(run: Path, train: ExamSet | None) -> dict[str, list[Exam]]:
     """The training exams nearest to test exams, by the test exam's id; empty where they are not known."""
-    path = run / NEAREST_EXAMS
+    path = run / "nearest_exams.json"
     if train is None or not path.is_file():
         return {}
     by_id = {exam.id: exam for exam in train.exams}
