@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import psutil
@@ -27,7 +27,7 @@ from PIL import Image
 
 from benchmarks.rounds import compare, parser, rows_of, start, write
 from framework.data.shard_writing import write_shards
-from framework.exam import Exam
+from framework.exam import Exam, LazyExams
 from plugins.dataset.webdataset import ShardedDataset
 
 SHARD, SIZE, BUFFER = 1000, 32, 1000
@@ -49,7 +49,7 @@ class Tiny:
 
 
 @dataclass(frozen=True)
-class TinyExams(Sequence[Exam]):
+class TinyExams(LazyExams):
     """Exams that are made when they are read."""
 
     first: int
@@ -58,16 +58,8 @@ class TinyExams(Sequence[Exam]):
     def __len__(self) -> int:
         return self.count
 
-    @overload
-    def __getitem__(self, index: int) -> Exam: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Exam]: ...
-    def __getitem__(self, index: int | slice) -> Exam | list[Exam]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(self.count))]
-        if not 0 <= index < self.count:
-            raise IndexError(index)
-        number = self.first + index
+    def make(self, number: int) -> Exam:
+        number += self.first
         return Exam(f"exam-{number:09d}", f"patient-{number:09d}", (Tiny(number),), f"{REPORT}{number} mm.")
 
 

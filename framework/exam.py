@@ -6,9 +6,10 @@ vocabulary, K topics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
 from framework.runtime.errors import UserError
 
@@ -50,6 +51,29 @@ class Exam:
     report: str
     attributes: Mapping[str, Any] = field(default_factory=dict)  # ground truth that the source knows
     rewording: str | None = None  # the report in other words: an oracle for scores of wording
+
+
+class LazyExams(Sequence[Exam]):
+    """Exams of a split that are made when they are read."""
+
+    @abstractmethod
+    def make(self, number: int) -> Exam:
+        """The exam with a number from 0 to the number of exams - 1."""
+
+    @overload
+    def __getitem__(self, index: int) -> Exam: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Exam]: ...
+    def __getitem__(self, index: int | slice) -> Exam | list[Exam]:
+        if isinstance(index, slice):
+            return [self.make(number) for number in range(*index.indices(len(self)))]
+        number = index + len(self) if index < 0 else index
+        if not 0 <= number < len(self):
+            raise IndexError(f"there is no exam {index}, the split has {len(self)} exams")
+        return self.make(number)
+
+    def __iter__(self) -> Iterator[Exam]:
+        return map(self.make, range(len(self)))
 
 
 class ExamSource(Protocol):

@@ -11,11 +11,11 @@ import shutil
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, overload
+from typing import Any, BinaryIO
 
 import numpy as np
 from pydantic import PositiveInt
@@ -24,7 +24,7 @@ from framework.data.check import SPLITS
 from framework.data.image_file import MAX_PIXELS, inside, read_image
 from framework.data.image_folder import searched
 from framework.data.shards import DAMAGED, INDEX, ShardedSplit, ShardFile, ShardIndex, ShardOrder
-from framework.exam import Exam
+from framework.exam import Exam, LazyExams
 from framework.registry import register
 from framework.registry.trust import PIPE, require_trusted_command
 from framework.runtime.errors import Problem, UserError
@@ -222,7 +222,7 @@ class ShardView:
         return read_image(content, f"{self.shard.name}, {self.name}", MAX_PIXELS, self.window)
 
 
-class ShardedExams(Sequence[Exam]):
+class ShardedExams(LazyExams):
     """The exams of a split, made as they are read from the index, which is mapped into memory.
 
     An exam costs 8 bytes of memory: where its line begins.
@@ -249,16 +249,8 @@ class ShardedExams(Sequence[Exam]):
     def __len__(self) -> int:
         return len(self.ends) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Exam: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Exam]: ...
-    def __getitem__(self, index: int | slice) -> Exam | list[Exam]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        number = index + len(self) if index < 0 else index
-        if not 0 <= number < len(self):
-            raise IndexError(f"there is no exam {index} of {len(self)}")
+    def make(self, number: int) -> Exam:
+        """The exam of a line of the index."""
         shard = self.split.shards[self.shard_of(number)]
         with reading(Path(f"{self.path}:{number + 1}"), DAMAGED):
             known = json.loads(self.lines[self.ends[number] + 1 : self.ends[number + 1]])
@@ -267,9 +259,6 @@ class ShardedExams(Sequence[Exam]):
                 raise ValueError("no view")
             exam_id, patient, report = (str(known[name]) for name in ("id", "patient", "report"))
             return Exam(exam_id, patient, views, report, known["attributes"], known["rewording"])
-
-    def __iter__(self) -> Iterator[Exam]:
-        return map(self.__getitem__, range(len(self)))
 
     def shard_of(self, number: int) -> int:
         """The number of an exam's shard."""

@@ -6,12 +6,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import NonNegativeInt, PositiveInt
 
-from framework.exam import Exam
+from framework.exam import Exam, LazyExams
 from framework.registry import register
 from framework.registry.types import Fraction
 from framework.runtime.errors import UserError
@@ -56,7 +56,7 @@ class PhantomView:
         return draw_view(self.truth, self.plan, self.size, self.difficulty, self.key)[1]
 
 
-class PhantomSplit(Sequence[Exam]):
+class PhantomSplit(LazyExams):
     """The exams of one split, created on access and cached."""
 
     def __init__(self, source: Phantom, split: int, count: int) -> None:
@@ -66,19 +66,10 @@ class PhantomSplit(Sequence[Exam]):
     def __len__(self) -> int:
         return self.exams
 
-    @overload
-    def __getitem__(self, index: int) -> Exam: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Exam]: ...
-    def __getitem__(self, index: int | slice) -> Exam | list[Exam]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(self.exams))]
-        place = index + self.exams if index < 0 else index
-        if not 0 <= place < self.exams:
-            raise IndexError(f"phantom {SPLITS[self.split]} has {self.exams} exams, there is no exam {index}")
-        if place not in self._cache:
-            self._cache[place] = self.source.make(self.split, place)
-        return self._cache[place]
+    def make(self, number: int) -> Exam:
+        if number not in self._cache:
+            self._cache[number] = self.source.make(self.split, number)
+        return self._cache[number]
 
 
 @register("dataset", "phantom")
