@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from framework.data.check import SPLITS, DatasetError, check_splits
-from framework.data.image_cache import ImageCache, UncachedImages, build_image_cache
+from framework.data.image_cache import ImageCache, Images, UncachedImages, build_image_cache
 from framework.data.loading import ExamSet, collate, hardest_sample
 from framework.data.map_cache import build_map_cache, frozen_digest
 from framework.distributed.collectives import gather, main_process_first, on_main
@@ -496,13 +496,12 @@ def _list_exams(recipe: Recipe, other: OtherExams | None) -> list[tuple[ExamSour
 
 def _read_images(
     recipe: Recipe, sources: Sequence[tuple[ExamSource, Mapping[str, Sequence[Exam]]]]
-) -> tuple[dict[str, ImageCache | UncachedImages], list[ExamError]]:
+) -> tuple[dict[str, Images], list[ExamError]]:
     """The images of each split, and the errors of exams that are left out."""
-    caches: dict[str, ImageCache | UncachedImages] = {}
+    caches: dict[str, Images] = {}
     errors: list[ExamError] = []
     data = recipe.data
     if not data.cache_images:
-        _require_no_cache_needed(recipe)
         for _, splits in sources:
             for name, exams in splits.items():
                 views = {exam.id: exam.views for exam in exams}
@@ -523,18 +522,6 @@ def _read_images(
     return caches, errors
 
 
-def _require_no_cache_needed(recipe: Recipe) -> None:
-    """Raises UserError if a setting needs every image before training, with data.cache_images=false."""
-    data, place = recipe.data, "data.cache_images"
-    if data.cache_features:
-        found = "false, and data.cache_features computes feature maps from the cached images"
-        raise UserError("conflicting-settings", found, place=place, hint="Set one of the two to the other value.")
-    if data.on_broken == "skip":
-        found = "false, and data.on_broken: skip would have to decode every image before training"
-        hint = "Set data.on_broken: stop; `data check` and `data shard` find the exams that do not load."
-        raise UserError("conflicting-settings", found, place=place, hint=hint)
-
-
 def build_exam_sets(recipe: Recipe) -> dict[str, ExamSet]:
     """The exams of each split with their images, for pages: without tokens and topics."""
     sources = _list_exams(recipe, None)
@@ -551,11 +538,7 @@ def build_augment(recipe: Recipe) -> Any | None:
 
 
 def _cache_features(
-    recipe: Recipe,
-    accelerator: Accelerator,
-    task: ReportTask,
-    exams: Mapping[str, ExamSet],
-    images: ImageCache | UncachedImages,
+    recipe: Recipe, accelerator: Accelerator, task: ReportTask, exams: Mapping[str, ExamSet], images: Images
 ) -> None:
     """Replaces the images of the exams by the maps of the frozen encoder, which then begins after them.
 
@@ -655,12 +638,7 @@ def require_a_batch(recipe: Recipe, training_exams: int) -> None:
 
 
 def _exam_set(
-    recipe: Recipe,
-    exams: list[Exam],
-    cache: ImageCache | UncachedImages,
-    tokenizer: Any,
-    topics: Topics | None,
-    split: str,
+    recipe: Recipe, exams: list[Exam], cache: Images, tokenizer: Any, topics: Topics | None, split: str
 ) -> ExamSet:
     tokens = [tokenizer.encode(exam.report, recipe.evaluate.max_length) for exam in exams]
     if topics is None:

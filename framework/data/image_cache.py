@@ -125,6 +125,9 @@ class UncachedImages:
         return np.stack(loaded)  # type: ignore[arg-type]
 
 
+Images = ImageCache | UncachedImages
+
+
 @dataclass(frozen=True)
 class Complete:
     """What is known of a cached file. Written after it: it marks the file as complete.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from framework.data.image_cache import ImageCache, UncachedImages
+from framework.data.image_cache import ImageCache, Images
 from framework.exam import PAD, Batch, Exam
 from framework.recipe import RecipeError
 from framework.runtime.console import print0
@@ -53,7 +53,7 @@ class ExamSet(Dataset[Sample]):
     def __init__(
         self,
         exams: Sequence[Exam],
-        cache: ImageCache | UncachedImages,
+        cache: Images,
         tokens: Sequence[list[int]],
         topics: np.ndarray | None,
         topic_weights: np.ndarray | None = None,

@@ -304,6 +304,8 @@ def _check_combinations(check: Check, recipe: Recipe) -> None:
         )  # fmt: skip
     if recipe.data.cache_features:
         _check_cached_features(check, recipe)
+    if not recipe.data.cache_images:
+        _check_uncached_images(check, recipe)
     known = keys_in(recipe)
     for index, name in enumerate(recipe.resume_ignore):
         if name not in known:
@@ -363,6 +365,22 @@ def _check_cached_features(check: Check, recipe: Recipe) -> None:
             ("data", "cache_features"), "conflicting-settings", "init_from changes the encoder after its feature maps "
             "are computed",
             hint="Set init_exclude=[encoder] or data.cache_features=false.",
+        )  # fmt: skip
+
+
+def _check_uncached_images(check: Check, recipe: Recipe) -> None:
+    """Settings that need every image before the first step."""
+    if recipe.data.cache_features:
+        check.note(
+            ("data", "cache_images"), "conflicting-settings", "false, and data.cache_features computes feature maps "
+            "from the cached images",
+            hint="Set one of the two to the other value.",
+        )  # fmt: skip
+    if recipe.data.on_broken == "skip":
+        check.note(
+            ("data", "cache_images"), "conflicting-settings", "false, and data.on_broken: skip would have to decode "
+            "every image before training",
+            hint="Set data.on_broken: stop; `data check` and `data shard` find the exams that do not load.",
         )  # fmt: skip
 
 
