@@ -347,9 +347,10 @@ def _features(
     processes = accelerator.num_processes
     batches = split_batches(kept, recipe.evaluate.batch_size)
     of_processes = [batches[rank::processes] for rank in range(processes)]
-    found: list[tuple[str, np.ndarray]] = []
+    found: list[tuple[str, ViewFeatures]] = []
     for batch in batches_of_process(accelerator, exams, recipe, of_processes, "features", before_batch):
-        found += zip(batch.exam_ids, view_vectors(task.encoder, batch.to(accelerator.device)), strict=True)
+        vectors = view_vectors(task.encoder, batch.to(accelerator.device))
+        layouts = [layout(exams.cache.images(exam_id)) for exam_id in batch.exam_ids]
+        found += zip(batch.exam_ids, map(ViewFeatures, vectors, layouts), strict=True)
     by_id = dict(gather(accelerator, found))
-    ids = [exams.exams[number].id for number in kept]
-    return [ViewFeatures(by_id[exam_id], layout(exams.cache.images(exam_id))) for exam_id in ids]
+    return [by_id[exams.exams[number].id] for number in kept]

@@ -13,7 +13,7 @@ from framework.recipe.saved import PortableRecipe, portable, recipe_hash, result
 from framework.recipe.schema import NO_TOPICS, Choice, Loss, Optimizer, Recipe
 from framework.recipe.source import RECIPES, Layer, RecipeError, check_format, find_file, read_layers, read_text
 from framework.registry import short
-from framework.registry.trust import mark_as_named, mark_as_saved, mark_commands
+from framework.registry.trust import mark_as_named, mark_as_saved, mark_command
 from framework.runtime.errors import Problem
 
 __all__ = [
@@ -55,7 +55,7 @@ def load_recipe(named: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     is_saved = _is_saved(path)
     (mark_as_saved if is_saved else mark_as_named)(recipe.plugin_files)
     for command in recipe.commands:
-        mark_commands([command], saved=is_saved and not any(command in word for word in overrides))
+        mark_command(command, saved=is_saved and not any(command in word for word in overrides))
     recipe._overrides = tuple(overrides)
     return recipe
 

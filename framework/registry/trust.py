@@ -105,9 +105,9 @@ def mark_as_named(files: Iterable[Path]) -> None:
         _untrusted.pop(path, None)
 
 
-def mark_commands(commands: Iterable[str], *, saved: bool) -> None:
-    """Records whether commands come with a saved recipe, or the user has named them."""
-    (_untrusted_commands.update if saved else _untrusted_commands.difference_update)(commands)
+def mark_command(command: str, *, saved: bool) -> None:
+    """Records whether a command comes with a saved recipe, or the user has named it."""
+    (_untrusted_commands.add if saved else _untrusted_commands.discard)(command)
 
 
 def unmarked_commands(commands: Iterable[str]) -> list[str]:
