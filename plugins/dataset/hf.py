@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,17 +17,17 @@ import numpy as np
 
 from framework.data.cells import id_of, text_of
 from framework.data.check import SPLIT_ALIASES, SPLITS, DatasetError, nearest_split
+from framework.data.columns import named_columns, require_columns, shares_problems, split_leaks
 from framework.data.image_file import MAX_PIXELS, FileView, read_image
 from framework.data.image_folder import searched
 from framework.data.patient_split import split_of
 from framework.exam import Exam, View
-from framework.registry import did_you_mean, register
+from framework.registry import register
 from framework.registry.types import Fraction
 from framework.runtime.console import print0
 from framework.runtime.errors import Problem, UserError, first_line
 
 KEY = "data.dataset"
-REQUIRED = ("image", "report")
 ON_HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` writes into a folder
 
@@ -154,27 +153,13 @@ class HuggingFaceDataset:
             **{name: name for name in SPLITS}, **SPLIT_ALIASES, **(splits or {}),
         }  # fmt: skip
         self.shares: Mapping[str, float] | None = dict(shares.items()) if shares is not None else None
-        names = {key: [name] if isinstance(name, str) else name for key, name in columns.items()}
-        self.image_columns: list[str] = list(names.get("image", []))
-        self.columns = {str(key): name[0] for key, name in names.items() if key != "image" and len(name) == 1}
-        problems = [
-            Problem("missing-key", "is missing", f"{KEY}.columns.{key}", "the name of a column")
-            for key in REQUIRED
-            if not names.get(key)  # type: ignore[call-overload]
-        ]
-        problems += [
-            Problem("wrong-type", f"found {len(name)} columns", f"{KEY}.columns.{key}", "one column")
-            for key, name in names.items()
-            if key != "image" and len(name) > 1
-        ]
-        if shares is not None and (
-            not math.isclose(sum(shares.values()), 1, abs_tol=1e-6) or min(shares.values()) <= 0
-        ):
-            found = f"the shares are {', '.join(f'{name} {share:g}' for name, share in shares.items())}"
-            problems.append(Problem("out-of-range", found, f"{KEY}.shares", "train, val and test above 0, of sum 1"))
+        self.image_columns, self.columns, problems = named_columns(dict(columns.items()), KEY)
+        problems += shares_problems(self.shares, KEY)
         if shares is not None and "split" in self.columns:
             found = f"both {KEY}.columns.split and {KEY}.shares are set"
             problems.append(Problem("conflicting-settings", found, f"{KEY}.shares", "one of the two"))
+        if shares is not None and splits:
+            problems.append(Problem("ignored-setting", f"{KEY}.shares makes the splits", f"{KEY}.splits"))
         if problems:
             raise UserError.of(problems)
 
@@ -211,12 +196,20 @@ class HuggingFaceDataset:
         files = sorted(map(str, root.parent.glob(root.name))) if self.source.endswith(".parquet") else []
         if (self.source.endswith(".parquet") and not files) or not (is_local or ON_HUB.fullmatch(self.source)):
             raise UserError("no-such-file", f"no such data set ({KEY}.source){searched(root)}", place=root)
+        is_saved = is_local and any((root / name).is_file() for name in SAVED)
+        of_hub = {
+            "revision": self.revision if is_local else None,
+            "configuration": self.configuration if files or is_saved else None,
+        }
+        if ignored := [key for key, value in of_hub.items() if value is not None]:
+            found = f"{root} is no data set on the hub"
+            raise UserError.of(Problem("ignored-setting", found, f"{KEY}.{key}", hint="Remove it.") for key in ignored)
         datasets.disable_progress_bars()
         cache = str(self.cache)
         try:
             if files:
                 found = datasets.load_dataset("parquet", data_files={"train": files}, cache_dir=cache)
-            elif is_local and any((root / name).is_file() for name in SAVED):
+            elif is_saved:
                 found = datasets.load_from_disk(str(root))
             else:
                 name = str(root.resolve()) if is_local else self.source
@@ -236,7 +229,7 @@ class HuggingFaceDataset:
         left_out: Counter[str] = Counter()
         unknown: Counter[str] = Counter()
         for name, rows in self._loaded.items():
-            self._require_columns(name, rows)
+            require_columns(self.image_columns, self.columns, rows.column_names, f"split {name}", KEY)
             views = self._views(rows)
             texts = {key: list(rows.select_columns([column])[column]) for key, column in self.columns.items()}
             for number in range(len(rows)):
@@ -251,13 +244,9 @@ class HuggingFaceDataset:
                     problems.append(error)
         problems += [self._unknown_split(value, count) for value, count in unknown.items()]
         exams: dict[str, list[Exam]] = {name: [] for name in SPLITS}
-        home: dict[str, _Draft] = {}
         for exam_id, draft in drafts.items():
-            first = home.setdefault(draft.patient, draft)
-            if first.split != draft.split:
-                found = f"patient {draft.patient} is in {draft.split}, and in {first.split} in {first.place}"
-                problems.append(UserError("split-leak", found, place=draft.place))
             exams[draft.split].append(Exam(exam_id, draft.patient, tuple(draft.views), draft.report))
+        problems += split_leaks((draft.patient, draft.split, draft.place) for draft in drafts.values())
         counts = ", ".join(f"{name} {len(found)}" for name, found in exams.items())
         if problems:
             raise DatasetError.of_exams(problems, self.source, exams)
@@ -268,20 +257,6 @@ class HuggingFaceDataset:
         left = "".join(f"; left out: {count} rows of {value}" for value, count in left_out.items())
         print0(f"{self.source}: splits {'by patient' if self.shares else 'given'}: {counts}{left}")
         return {name: tuple(found) for name, found in exams.items()}
-
-    def _require_columns(self, split: str, rows: Any) -> None:
-        """Raises UserError if a split lacks a column that the recipe names."""
-        named = [("image", name) for name in self.image_columns] + list(self.columns.items())
-        problems = [
-            Problem(
-                "unknown-name", f"split {split} has no column '{name}'", f"{KEY}.columns.{key}",
-                hint=f"{did_you_mean(name, rows.column_names)} Columns: {', '.join(rows.column_names)}".strip(),
-            )
-            for key, name in named
-            if name not in rows.column_names
-        ]  # fmt: skip
-        if problems:
-            raise UserError.of(problems)
 
     def _views(self, rows: Any) -> list[list[View]]:
         """The views of each row, by what its Arrow files hold in place of content."""
@@ -317,16 +292,16 @@ class HuggingFaceDataset:
         """Adds a row to its exam. Raises UserError if the row cannot be used."""
         if not views:
             raise UserError("missing-key", "no image", place=place, expected="an image")
+        ids: dict[str, str | None] = {}
         for key in ("exam", "patient"):
-            if key in row:
-                try:
-                    value = id_of(row[key])
-                except ValueError as error:
-                    raise UserError("wrong-format", f"{self.columns[key]}: {error}", place=place) from None
-                if value is None and key == "exam":
-                    raise UserError("missing-key", f"no {self.columns[key]}", place=place, expected="the id of an exam")
-                exam_id = str(value) if key == "exam" else exam_id
-        patient = (id_of(row["patient"]) if "patient" in row else None) or exam_id
+            try:
+                ids[key] = id_of(row.get(key))
+            except ValueError as error:
+                raise UserError("wrong-format", f"{self.columns[key]}: {error}", place=place) from None
+        if "exam" in row and ids["exam"] is None:
+            raise UserError("missing-key", f"no {self.columns['exam']}", place=place, expected="the id of an exam")
+        exam_id = ids["exam"] or exam_id
+        patient = ids["patient"] or exam_id
         report = text_of(row["report"])
         if report is None:
             raise UserError("empty-report", f"no {self.columns['report']}", place=place)

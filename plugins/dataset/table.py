@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Literal
 
 from framework.data.cells import id_of, text_of
 from framework.data.check import SPLITS, DatasetError, nearest_split
+from framework.data.columns import named_columns, require_columns, shares_problems, split_leaks
 from framework.data.image_file import FileView, files_key, is_absolute
 from framework.data.image_folder import ImageFolder, searched
 from framework.data.patient_split import split_of
@@ -24,7 +24,6 @@ from framework.runtime.errors import Problem, UserError
 from framework.runtime.files import read_bounded
 
 KEY = "data.dataset"
-REQUIRED = ("image", "report")
 
 
 @dataclass
@@ -94,30 +93,13 @@ class ExamTable:
         self.shares: Mapping[str, float] | None = dict(shares.items()) if shares is not None else None
         self.split_seed = split_seed
         self.get_from = "" if get_from is None else f"Get it from {get_from}."
-        named: Mapping[str, str | list[str]] = dict(columns.items())
-        names = {key: [name] if isinstance(name, str) else name for key, name in named.items()}
-        self.image_columns: list[str] = names.pop("image", [])
-        self.columns = {key: name[0] for key, name in names.items() if len(name) == 1}
-        problems = [
-            Problem("missing-key", "is missing", f"{KEY}.columns.{key}", "the name of a column")
-            for key in REQUIRED
-            if not named.get(key)
-        ]
-        problems += [
-            Problem("wrong-type", f"found {len(name)} columns", f"{KEY}.columns.{key}", "one column")
-            for key, name in names.items()
-            if len(name) != 1 and named.get(key)
-        ]
+        self.image_columns, self.columns, problems = named_columns(dict(columns.items()), KEY)
         if ("split" in columns) == (shares is not None):
             code, found = ("conflicting-settings", "both") if shares is not None else ("missing-key", "neither")
             found = f"{found} {KEY}.columns.split and {KEY}.shares are set"
             hint = "Example: shares: {train: 0.7, val: 0.1, test: 0.2}"
             problems.append(Problem(code, found, f"{KEY}.shares", "one of the two", hint))
-        if shares is not None and (
-            not math.isclose(sum(shares.values()), 1, abs_tol=1e-6) or min(shares.values()) <= 0
-        ):
-            found = f"the shares are {', '.join(f'{name} {share:g}' for name, share in shares.items())}"
-            problems.append(Problem("out-of-range", found, f"{KEY}.shares", "train, val and test above 0, of sum 1"))
+        problems += shares_problems(self.shares, KEY)
         if splits and "split" not in columns:
             problems.append(Problem("ignored-setting", "there is no column of splits", f"{KEY}.splits"))
         if problems:
@@ -168,17 +150,13 @@ class ExamTable:
                 problems.append(error)
         problems += [self._unknown_split(value, places) for value, places in unknown.items()]
         exams: dict[str, list[Exam]] = {name: [] for name in SPLITS}
-        home: dict[str, _Draft] = {}
         for exam_id, draft in drafts.items():
             views = self._views(draft, problems) if images else []
             if draft.report is None:
                 found = f"exam {exam_id} has no {self.columns['report']}"
                 problems.append(UserError("empty-report", found, place=draft.place))
-            first = home.setdefault(draft.patient, draft)
-            if first.split != draft.split:
-                found = f"patient {draft.patient} is in {draft.split}, and in {first.split} in {first.place}"
-                problems.append(UserError("split-leak", found, place=draft.place))
             exams[draft.split].append(Exam(exam_id, draft.patient, tuple(views), draft.report or ""))
+        problems += split_leaks((draft.patient, draft.split, draft.place) for draft in drafts.values())
         counts = ", ".join(f"{name} {len(found)}" for name, found in exams.items())
         if problems:
             raise DatasetError.of_exams(sorted(problems, key=_row_number), self.file, exams)
@@ -206,16 +184,7 @@ class ExamTable:
             hint = f"{self.get_from}{did_you_mean(str(self.file), beside)}".strip()
             found = f"no such table ({KEY}.file){searched(self.file)}"
             raise UserError("no-such-file", found, place=self.file, hint=hint) from None
-        named = [("image", name) for name in self.image_columns] + list(self.columns.items())
-        if missing := [(key, name) for key, name in named if name not in table.columns]:
-            columns = ", ".join(filter(None, table.columns))
-            raise UserError.of(
-                Problem(
-                    "unknown-name", f"{self.file.name} has no column '{name}'", f"{KEY}.columns.{key}",
-                    hint=f"{did_you_mean(name, table.columns)} Columns: {columns}".strip(),
-                )
-                for key, name in missing
-            )  # fmt: skip
+        require_columns(self.image_columns, self.columns, table.columns, self.file.name, KEY)
         return table
 
     def _add(self, row: Row, drafts: dict[str, _Draft], unknown: dict[str, list[str]], left_out: Counter[str]) -> None:

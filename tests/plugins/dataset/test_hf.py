@@ -170,3 +170,13 @@ def test_a_missing_package_is_named(build: Build, monkeypatch: pytest.MonkeyPatc
     with problem("missing-package", "data.dataset") as found:
         build("x").splits()
     assert "sonoscribe[hf]" in found[0].hint
+
+
+def test_settings_that_would_do_nothing_are_refused(build: Build, tmp_path: Path) -> None:
+    with problem("ignored-setting", "data.dataset.splits"):
+        build("x", splits={"external": None}, shares={"train": 0.6, "val": 0.2, "test": 0.2})
+    folder = saved(tmp_path)
+    with problem("ignored-setting", "data.dataset.revision"):
+        build(tmp_path / "exams", revision="main").splits()
+    with problem("ignored-setting", "data.dataset.configuration"):
+        build(folder, configuration="default").splits()
